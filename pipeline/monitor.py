@@ -1,0 +1,169 @@
+"""How a run is going: counted from its commits, told in lines, kept as events.
+
+`Progress` is pure; `Monitor` shows it. On a terminal `screen.LiveScreen` draws it, elsewhere a
+plain line is printed every ten seconds.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from pipeline.commit import Commit
+from pipeline.scheduler import Load
+
+_LINE_INTERVAL_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class PoolState:
+    """What the replicas last said of themselves, by name, and how many engines have died."""
+
+    loads: Mapping[str, Load] = field(default_factory=dict)
+    deaths: int = 0
+    last_death: str = ""
+
+
+@dataclass(slots=True)
+class Progress:
+    """Counts of one run. `units_before` and `rows_before` were committed by earlier runs.
+
+    Rows are input rows: those that `input.where` leaves out count as done with their unit.
+    """
+
+    units_total: int
+    rows_total: int
+    units_before: int
+    rows_before: int
+    started_at: float
+    units: int = 0
+    rows: int = 0
+    rejected: int = 0
+    filtered: int = 0
+    input_tokens: int = 0
+    generated_tokens: int = 0
+    lost_races: int = 0
+    first_load_at: float | None = None
+    pool: PoolState = field(default_factory=PoolState)
+
+    def add(self, commit: Commit) -> None:
+        """Count a commit; a unit that another driver made first is done, but not our work."""
+        record = commit.record
+        self.units += 1
+        self.rows += record.num_rows + record.num_filtered
+        self.rejected += record.num_rejected
+        self.filtered += record.num_filtered
+        if commit.is_ours:
+            self.input_tokens += record.input_tokens
+            self.generated_tokens += record.generated_tokens
+        else:
+            self.lost_races += 1
+
+    def observe(self, pool: PoolState, now: float) -> None:
+        """Take over what the replicas report."""
+        self.pool = pool
+        if pool.loads and self.first_load_at is None:
+            self.first_load_at = now
+
+    @property
+    def engine_deaths(self) -> int:
+        return self.pool.deaths
+
+    @property
+    def units_done(self) -> int:
+        return self.units_before + self.units
+
+    @property
+    def rows_done(self) -> int:
+        return self.rows_before + self.rows
+
+    def engine_seconds(self, now: float) -> float:
+        """Since the first replica was ready."""
+        return 0.0 if self.first_load_at is None else max(now - self.first_load_at, 1e-9)
+
+    def rates(self, now: float) -> tuple[float, float]:
+        """Input and output tokens a second, over the time that engines were there."""
+        seconds = self.engine_seconds(now)
+        if not seconds:
+            return 0.0, 0.0
+        # A restarted replica counts from zero again, its former commits do not.
+        loads = self.pool.loads.values()
+        read = max(sum(load.input_tokens for load in loads), self.input_tokens)
+        written = max(sum(load.generated_tokens for load in loads), self.generated_tokens)
+        return read / seconds, written / seconds
+
+    def remaining_s(self, now: float) -> float | None:
+        """Seconds until the end at the present pace, None before the first commit."""
+        seconds = self.engine_seconds(now)
+        if not self.rows or not seconds:
+            return None
+        return (self.rows_total - self.rows_done) * seconds / self.rows
+
+
+class Screen(Protocol):
+    """What shows a run to a person."""
+
+    def update(self, progress: Progress, now: float) -> None:
+        """Show the state of things; called about once a second."""
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+
+
+class PlainScreen:
+    """One line every ten seconds, for logs and pipes."""
+
+    def __init__(self, write_line: Callable[[str], None]) -> None:
+        self._write_line = write_line
+        self._next_line_at = 0.0
+
+    def update(self, progress: Progress, now: float) -> None:
+        if now >= self._next_line_at:
+            self._next_line_at = now + _LINE_INTERVAL_S
+            self._write_line(progress_line(progress, now))
+
+    def close(self) -> None:
+        """Nothing to undo."""
+
+
+def progress_line(progress: Progress, now: float) -> str:
+    """One line with what the live screen shows."""
+    read, written = progress.rates(now)
+    return (
+        f"units {progress.units_done:,}/{progress.units_total:,}  "
+        f"rows {progress.rows_done:,}/{progress.rows_total:,}  "
+        f"rejects {progress.rejected:,}  "
+        f"tokens/s in {read:,.0f} out {written:,.0f}  "
+        f"replicas {len(progress.pool.loads)}  "
+        f"ETA {duration(progress.remaining_s(now))}"
+    )
+
+
+def duration(seconds: float | None) -> str:
+    """`1 h 02 min`, `3 min 20 s`, `4 s`; a dash where it is not known."""
+    if seconds is None:
+        return "-"
+    minutes, whole_s = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    if minutes:
+        return f"{minutes} min {whole_s:02d} s"
+    return f"{whole_s} s"
+
+
+class EventLog:
+    """A run's events as JSON lines; each has a time (Unix seconds) and a name."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def add(self, name: str, **facts: Any) -> None:
+        self._lines.append(json.dumps({"time": round(time.time(), 3), "event": name, **facts}))
+
+    def add_commit(self, commit: Commit) -> None:
+        self.add("commit", is_ours=commit.is_ours, **asdict(commit.record))
+
+    def to_bytes(self) -> bytes:
+        return "".join(f"{line}\n" for line in self._lines).encode()

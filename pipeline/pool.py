@@ -1,0 +1,286 @@
+"""The run's stages on Ray Data: read and render, answer, commit; one unit is one block.
+
+    range(units) → render (CPU tasks) → answer (pool of replicas) → commit (CPU tasks) → driver
+
+A unit travels as a parcel. Ray Data streams, places and retries; which rows are in an engine
+together is decided in `scheduler`, and what is done in `commit`. The driver iterates over the
+commits, so that it sees each as it happens.
+"""
+
+import json
+import logging
+import math
+import os
+import socket
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+
+from pipeline import __version__
+from pipeline.commit import Commit, UnitRecord, commit
+from pipeline.engine import EngineInfo
+from pipeline.errors import RunFailed
+from pipeline.fake import FakeTokenizer
+from pipeline.job import Job, Model, ReplicaRange
+from pipeline.models import fetch
+from pipeline.monitor import PoolState
+from pipeline.parcel import pack, unpack
+from pipeline.plan import Unit
+from pipeline.render import Renderer
+from pipeline.replica import Replica, load_engine
+from pipeline.scheduler import Load
+from pipeline.source import Source
+from pipeline.store import Store
+from pipeline.tasks import output_rows, output_schema
+from pipeline.template import compile_prompt
+from pipeline.tokenizer import ModelTokenizer, Tokenizer
+
+# Parcels wait here between stages; Ray Data holds back reading when half of it is full.
+_OBJECT_STORE_BYTES = 2 * 2**30
+# Rows of later units that stand ready when the first unit's rows run out.
+_UNITS_IN_FLIGHT = (3, 32)
+_FACTS_KEY = b"tokenmill"
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """All that the stages need, as plain data: it is sent to every worker process once."""
+
+    run: str
+    job: Job
+    source: Source
+    output: Store
+    kept_schema: pa.Schema
+    units: tuple[Unit, ...]
+
+
+class _Board:
+    """Where replicas tell what they do; an actor of its own, so that nobody waits for the driver."""
+
+    def __init__(self) -> None:
+        self._loads: dict[str, Load] = {}
+        self._deaths = 0
+        self._last_death = ""
+
+    def report(self, replica: str, load: Load) -> None:
+        self._loads[replica] = load
+
+    def died(self, replica: str, reason: str) -> None:
+        self._loads.pop(replica, None)
+        self._deaths += 1
+        self._last_death = reason
+
+    def state(self) -> PoolState:
+        return PoolState(dict(self._loads), self._deaths, self._last_death)
+
+
+class Pool:
+    """A Ray cluster, ours or the user's, and one run's way through it."""
+
+    def __init__(self, address: str | None) -> None:
+        self._start_ray(address)
+        board = ray.remote(num_cpus=0)(_Board)
+        self._board: Any = board.remote()
+
+    def state(self) -> PoolState:
+        """The replicas' last reports."""
+        state: PoolState = ray.get(self._board.state.remote())
+        return state
+
+    def commits(self, spec: RunSpec) -> Iterator[Commit]:
+        """Run the units; each one's commit as it happens, in no order."""
+        num_gpus = spec.job.model.gpus_per_replica if _cluster_has_gpus() else 0
+        dataset = ray.data.range(len(spec.units), override_num_blocks=len(spec.units))
+        dataset = dataset.map_batches(
+            _render, batch_size=None, batch_format="pyarrow", fn_kwargs={"spec": spec}
+        )
+        dataset = dataset.map_batches(
+            _ReplicaStage,
+            batch_size=None,
+            batch_format="pyarrow",
+            fn_constructor_args=(spec.job, num_gpus, _threads_per_replica(spec.job), self._board),
+            compute=_strategy(spec, num_gpus),
+            num_cpus=1,
+            num_gpus=num_gpus,
+            max_restarts=-1,
+            max_task_retries=-1,
+        )
+        dataset = dataset.map_batches(
+            _commit, batch_size=None, batch_format="pyarrow", fn_kwargs={"spec": spec}, num_cpus=0.5
+        )
+        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for text in batch.column("commit").to_pylist():
+                data = json.loads(text)
+                yield Commit(UnitRecord(**data["record"]), data["is_ours"])
+
+    def close(self) -> None:
+        """Leave the cluster; a local one ends, and its processes with it."""
+        ray.shutdown()
+
+    def _start_ray(self, address: str | None) -> None:
+        # A worker that is started from a checkout finds the package where the driver found it.
+        options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
+        try:
+            if address is None and not os.environ.get("RAY_ADDRESS"):
+                ray.init(
+                    address="local",
+                    # The replicas' own logical CPUs come on top: reading must not wait for them.
+                    num_cpus=2 * (os.cpu_count() or 1) + 1,
+                    include_dashboard=False,
+                    _node_ip_address="127.0.0.1",
+                    object_store_memory=_object_store_bytes(),
+                    **options,
+                )
+            else:
+                ray.init(address=address, **options)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            where = address or os.environ.get("RAY_ADDRESS") or "a local cluster"
+            raise RunFailed(
+                f"Ray at {where} did not answer: {' '.join(str(error).split())}"
+            ) from error
+        context = DataContext.get_current()
+        context.enable_progress_bars = False
+        context.execution_options.preserve_order = False
+        # An engine that cannot start will not start the next time.
+        context.max_consecutive_actor_init_deaths = 0
+        context.print_on_execution_start = False
+
+
+def _object_store_bytes() -> int:
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(_OBJECT_STORE_BYTES, available // 8)
+
+
+def _cluster_has_gpus() -> bool:
+    return ray.cluster_resources().get("GPU", 0) > 0
+
+
+def _threads_per_replica(job: Job) -> int:
+    """The cores of one machine, shared by its replicas."""
+    replicas = job.model.replicas
+    count = replicas.max if isinstance(replicas, ReplicaRange) else replicas
+    return max(1, len(os.sched_getaffinity(0)) // count)
+
+
+def _strategy(spec: RunSpec, num_gpus: int) -> ActorPoolStrategy:
+    """A pool that starts whole, with enough units in each replica to keep its engine full."""
+    default = 1024 if num_gpus else 64
+    num_seqs = int(spec.job.model.engine.get("max_num_seqs", default))
+    rows_per_unit = max(1, sum(unit.num_rows for unit in spec.units) // len(spec.units))
+    # What the engine holds is twice its batch; as much again stands ready behind it.
+    least, most = _UNITS_IN_FLIGHT
+    in_flight = min(most, max(least, math.ceil(4 * num_seqs / rows_per_unit)))
+    replicas = spec.job.model.replicas
+    pool = (
+        {"min_size": replicas.min, "max_size": replicas.max}
+        if isinstance(replicas, ReplicaRange)
+        else {"size": min(replicas, len(spec.units))}
+    )
+    return ActorPoolStrategy(
+        **pool,
+        max_tasks_in_flight_per_actor=in_flight,
+        max_concurrent_calls_per_actor=in_flight,
+        enable_true_multi_threading=True,
+    )
+
+
+def _render(batch: pa.Table, spec: RunSpec) -> pa.Table:
+    """Read units and render their rows: the stage of the CPU tasks."""
+    renderer = Renderer(
+        compile_prompt(spec.job.prompt),
+        _tokenizer(spec.job.model.model_dump_json()),
+        spec.job.input.keep,
+    )
+    parcels = []
+    for position in batch.column("id").to_pylist():
+        unit = spec.units[position]
+        rendered = renderer.render(spec.source.read(unit))
+        parcels.append(pack(position, rendered))
+    return pa.concat_tables(parcels)
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(model_json: str) -> Tokenizer:
+    """Loaded once in a worker process: loading takes seconds."""
+    model = Model.model_validate_json(model_json)
+    return FakeTokenizer() if model.is_fake else ModelTokenizer(fetch(model))
+
+
+class _ReplicaStage:
+    """One actor of the pool: several units at a time are inside of `__call__`."""
+
+    def __init__(self, job: Job, num_gpus: int, num_threads: int, board: Any) -> None:
+        name = f"{socket.gethostname()}-{os.getpid()}"
+
+        def on_load(load: Load) -> None:
+            board.report.remote(name, load)
+
+        def on_death(error: BaseException) -> None:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            ray.get(board.died.remote(name, reason))
+            # Only a new process is a sound engine; Ray starts one and sends the units again.
+            os._exit(1)
+
+        self._replica = Replica(
+            load=lambda: load_engine(job, num_gpus, num_threads),
+            max_tokens=job.sampling["max_tokens"],
+            on_load=on_load,
+            on_death=on_death,
+        )
+        on_load(Load(0, 0, 0, 0))
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        parcels = []
+        for position, rendered in unpack(batch):
+            answered = self._replica.answer(rendered)
+            facts = {"engine": asdict(self._replica.info), "seconds": answered.seconds}
+            rows = answered.rows.replace_schema_metadata({_FACTS_KEY: json.dumps(facts)})
+            parcels.append(pack(position, rows))
+        return pa.concat_tables(parcels)
+
+
+def _commit(batch: pa.Table, spec: RunSpec) -> pa.Table:
+    """Write units: the last stage, whose rows are what the driver sees."""
+    schema = output_schema(spec.kept_schema)
+    commits = []
+    for position, answered in unpack(batch):
+        unit = spec.units[position]
+        facts = json.loads((answered.schema.metadata or {})[_FACTS_KEY])
+        record = _record(spec, unit, answered, EngineInfo(**facts["engine"]), facts["seconds"])
+        rows = output_rows(answered, unit.shard, schema)
+        done = commit(spec.output, unit, rows, record)
+        commits.append(json.dumps({"record": asdict(done.record), "is_ours": done.is_ours}))
+    return pa.table({"commit": pa.array(commits, pa.string())})
+
+
+def _record(
+    spec: RunSpec, unit: Unit, answered: pa.Table, engine: EngineInfo, seconds: float
+) -> UnitRecord:
+    return UnitRecord(
+        version=__version__,
+        run=spec.run,
+        attempt=uuid.uuid4().hex,
+        fingerprint=spec.job.fingerprint,
+        model=spec.job.model.source,
+        revision=spec.job.model.revision,
+        engine=engine.name,
+        engine_version=engine.version,
+        unit=unit.key,
+        num_rows=answered.num_rows,
+        num_filtered=unit.num_rows - answered.num_rows,
+        num_rejected=answered.num_rows - answered.column("error").null_count,
+        input_tokens=_sum(answered, "num_input_tokens"),
+        generated_tokens=_sum(answered, "num_generated_tokens"),
+        seconds=round(seconds, 3),
+    )
+
+
+def _sum(table: pa.Table, column: str) -> int:
+    return pc.sum(table.column(column), min_count=0).as_py() or 0

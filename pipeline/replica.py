@@ -1,0 +1,107 @@
+"""One engine in one process, and the thread that drives it.
+
+Callers hand in rendered units from any thread and wait; all their rows share the engine's batch.
+Knows nothing of Ray.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipeline.engine import Engine, EngineInfo, load_vllm
+from pipeline.fake import FakeEngine, fake_settings
+from pipeline.job import Job
+from pipeline.models import fetch
+from pipeline.scheduler import Load, Scheduler, UnitInFlight
+from pipeline.tasks import answer_rows
+
+_REPORT_INTERVAL_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredUnit:
+    """A unit's rows with their answers, and the seconds from its submission to its last answer."""
+
+    rows: pa.Table
+    seconds: float
+
+
+def load_engine(job: Job, num_gpus: int, num_threads: int) -> Engine:
+    """The engine that the job asks for, started. Raises `UserError`."""
+    if job.model.is_fake:
+        return FakeEngine(fake_settings(job.model.engine), int(job.sampling["max_tokens"]))
+    return load_vllm(fetch(job.model), job.model.engine, job.sampling, num_gpus, num_threads)
+
+
+class Replica:
+    """Owns an engine and the one thread that may touch it.
+
+    The engine is loaded in that thread too: OpenMP gives each thread a team of its own, and only
+    the loading thread's is bound to the cores. `on_load` is called about once a second while there
+    is work; `on_death` when the engine has died, after which nothing is answered any more.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Engine],
+        max_tokens: int | None,
+        on_load: Callable[[Load], None],
+        on_death: Callable[[BaseException], None],
+    ) -> None:
+        self._on_load = on_load
+        self._on_death = on_death
+        self._inbox: queue.SimpleQueue[tuple[pa.Table, Future[UnitInFlight]]] = queue.SimpleQueue()
+        self._waiting: dict[int, Future[UnitInFlight]] = {}
+        ready: Future[EngineInfo] = Future()
+        threading.Thread(
+            target=self._serve, args=(load, max_tokens, ready), name="engine", daemon=True
+        ).start()
+        self.info = ready.result()
+
+    def answer(self, rendered: pa.Table) -> AnsweredUnit:
+        """Run a rendered unit through the engine, beside those of other callers."""
+        future: Future[UnitInFlight] = Future()
+        self._inbox.put((rendered, future))
+        unit = future.result()
+        answers = [answer for answer in unit.answers if answer is not None]
+        return AnsweredUnit(answer_rows(rendered, answers), unit.seconds)
+
+    def _serve(
+        self, load: Callable[[], Engine], max_tokens: int | None, ready: Future[EngineInfo]
+    ) -> None:
+        try:
+            engine = load()
+        except BaseException as error:  # noqa: BLE001 - handed to the constructor's thread
+            ready.set_exception(error)
+            return
+        ready.set_result(engine.info)
+        scheduler = Scheduler(engine, max_tokens)
+        try:
+            self._loop(scheduler)
+        except BaseException as error:  # noqa: BLE001 - whatever it was, the engine is dead
+            self._on_death(error)
+            for future in self._waiting.values():
+                future.set_exception(error)
+
+    def _loop(self, scheduler: Scheduler) -> None:
+        reported_at = 0.0
+        while True:
+            self._take_new_units(scheduler)
+            for unit in scheduler.step():
+                self._waiting.pop(id(unit)).set_result(unit)
+            now = time.monotonic()
+            if now - reported_at >= _REPORT_INTERVAL_S or not scheduler.has_work:
+                self._on_load(scheduler.load)
+                reported_at = now
+
+    def _take_new_units(self, scheduler: Scheduler) -> None:
+        """Submit what has come in; with nothing else to do, wait for it."""
+        while not (scheduler.has_work and self._inbox.empty()):
+            rendered, future = self._inbox.get()
+            unit = scheduler.submit(rendered)
+            self._waiting[id(unit)] = future

@@ -1,0 +1,185 @@
+"""Find the input's shards and read their footers; no row is read here.
+
+A shard that cannot be read, or lacks a column, is a `BadShard`: the caller stops or skips.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.utils import glob_translate
+
+from pipeline.errors import UserError
+from pipeline.plan import BadShard, RowGroup, Shard
+from pipeline.store import ObjectInfo, Store, open_store
+
+_SUFFIXES = (".parquet", ".pq", ".parq")
+_WILDCARD = re.compile(r"[*?\[]")
+# Footers are small reads that wait for the store; the figure is for S3, and harmless on a disk.
+_FOOTER_THREADS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The input's objects below one root; `pattern` is set where a glob chose them."""
+
+    store: Store
+    objects: tuple[ObjectInfo, ...]
+    recursive: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Footers:
+    """What all footers tell: the readable shards, the others, and the columns' common types."""
+
+    shards: tuple[Shard, ...]
+    bad: tuple[BadShard, ...]
+    schema: pa.Schema
+
+
+def list_input(path: str, endpoint_url: str | None) -> Listing:
+    """The shards that a file, folder, glob or s3:// URL names, by key.
+
+    In a folder these are the Parquet files at any depth; names that begin with `_` or `.` are
+    skipped, as every Parquet reader does. Raises `UserError` where there are none.
+    """
+    wildcard = _WILDCARD.search(path)
+    if wildcard is not None:
+        return _list_glob(path, path[: wildcard.start()], endpoint_url)
+    found = _find_single(path, endpoint_url)
+    if found is not None:
+        return found
+    store = open_store(path, endpoint_url)
+    objects = tuple(
+        item for item in store.list() if item.key.lower().endswith(_SUFFIXES) and _visible(item.key)
+    )
+    if not objects:
+        raise UserError(
+            f"input.path: {path}: no such file, or a folder without Parquet files; mend the path"
+        )
+    return Listing(store, objects, recursive=True)
+
+
+def _list_glob(path: str, fixed: str, endpoint_url: str | None) -> Listing:
+    root = fixed.rpartition("/")[0] or ("/" if fixed.startswith("/") else ".")
+    pattern = path.removeprefix(root).lstrip("/") if path.startswith(root) else path
+    store = open_store(root, endpoint_url)
+    matches = re.compile(glob_translate(pattern)).fullmatch
+    objects = tuple(item for item in store.list() if matches(item.key) and _visible(item.key))
+    if not objects:
+        raise UserError(f"input.path: {path}: no file matches; mend the pattern or the folder")
+    return Listing(store, objects, recursive="**" in pattern)
+
+
+def _find_single(path: str, endpoint_url: str | None) -> Listing | None:
+    head, _, name = path.rstrip("/").rpartition("/")
+    if not name or path.endswith("/") or head in ("s3:", "s3:/"):
+        return None
+    store = open_store(head or ("/" if path.startswith("/") else "."), endpoint_url)
+    if not name.lower().endswith(_SUFFIXES) and _is_folder(store, name):
+        return None
+    try:
+        return Listing(store, (store.info(name),), recursive=False)
+    except FileNotFoundError:
+        return None
+
+
+def _is_folder(store: Store, name: str) -> bool:
+    return next(iter(store.list(name)), None) is not None
+
+
+def _visible(key: str) -> bool:
+    return not any(part.startswith(("_", ".")) for part in key.split("/"))
+
+
+def refuse_output_inside(listing: Listing, output_url: str) -> None:
+    """Raise `UserError` if a later listing of the input would find the output's own files."""
+    root = listing.store.url.rstrip("/")
+    inside = output_url == root or output_url.startswith(root + "/")
+    if listing.recursive and inside:
+        raise UserError(
+            f"output.path: {output_url} lies inside the input {root}, and a later run would read "
+            "its own results; choose a path outside"
+        )
+
+
+def read_footers(listing: Listing, columns: Mapping[str, str], measured: frozenset[str]) -> Footers:
+    """The footers of all shards, read at once.
+
+    `columns` maps each column that the job needs to the place that names it; `measured` are those
+    whose text counts into the estimate. Raises `UserError` if no shard can be used or a column's
+    type is not the same in all.
+    """
+    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+        outcomes = list(
+            pool.map(lambda item: _read_footer(listing.store, item, measured), listing.objects)
+        )
+    read = [(shard, schema) for shard, schema in outcomes if isinstance(shard, Shard)]
+    bad = [shard for shard, _ in outcomes if isinstance(shard, BadShard)]
+    usable = []
+    for shard, schema in read:
+        missing = [name for name in columns if name not in schema.names]
+        if missing:
+            bad.append(BadShard(shard.path, _missing_column(missing[0], columns, schema)))
+        else:
+            usable.append((shard, schema))
+    if not usable:
+        raise UserError(f"{listing.store.url}/{bad[0].path}: {bad[0].reason}")
+    schema = _common_schema(usable, tuple(columns))
+    return Footers(
+        tuple(shard for shard, _ in usable), tuple(sorted(bad, key=lambda item: item.path)), schema
+    )
+
+
+def _read_footer(
+    store: Store, item: ObjectInfo, measured: frozenset[str]
+) -> tuple[Shard | BadShard, pa.Schema]:
+    try:
+        with store.open(item.key) as file:
+            metadata = pq.read_metadata(file)
+        schema = metadata.schema.to_arrow_schema()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = " ".join(str(error).split()) if item.size else "it is empty (0 bytes)"
+        return BadShard(item.key, f"not a readable Parquet file: {reason}"), pa.schema([])
+    chunks = [
+        index
+        for index in range(metadata.num_columns)
+        if metadata.schema.column(index).path.split(".")[0] in measured
+    ]
+    groups = []
+    for position in range(metadata.num_row_groups):
+        group = metadata.row_group(position)
+        num_bytes = sum(group.column(index).total_uncompressed_size for index in chunks)
+        groups.append(RowGroup(group.num_rows, num_bytes))
+    return Shard(item.key, item.size, item.version, tuple(groups)), schema
+
+
+def _missing_column(name: str, columns: Mapping[str, str], schema: pa.Schema) -> str:
+    return (
+        f"{columns[name]} names the column {name}, which is not there; "
+        f"there are: {', '.join(schema.names)}"
+    )
+
+
+def _common_schema(usable: Sequence[tuple[Shard, pa.Schema]], columns: Sequence[str]) -> pa.Schema:
+    """One type per column. Widths may differ (int32 and int64); kinds may not."""
+    fields = []
+    for name in columns:
+        field = usable[0][1].field(name)
+        for shard, schema in usable[1:]:
+            other = schema.field(name)
+            try:
+                field = pa.unify_schemas(
+                    [pa.schema([field]), pa.schema([other])], promote_options="permissive"
+                ).field(0)
+            except pa.ArrowException as error:
+                raise UserError(
+                    f"the column {name} is {usable[0][1].field(name).type} in "
+                    f"{usable[0][0].path} and {other.type} in {shard.path}; "
+                    "make the types equal, or give one of the shards a job of its own"
+                ) from error
+        fields.append(field.with_nullable(True).remove_metadata())
+    return pa.schema(fields)

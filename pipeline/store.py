@@ -1,0 +1,293 @@
+"""Objects under one root: list, read, create once, replace. Local folders and S3.
+
+Knows nothing of jobs, plans or Parquet. The one operation that everything rests on is
+`create`: it makes an object exist whole or not at all, and says whether it was the first.
+On S3 that is one PUT with `If-None-Match: *`; on a local disk a hidden temporary file in the same
+folder, fsync, and `os.link`, which fails if the name exists.
+"""
+
+import errno
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, cast
+
+from pipeline.errors import RunFailed, UserError
+
+#: Temporary files of the local store; readers of Parquet folders skip names that begin with a dot.
+TEMPORARY_PREFIX = ".tokenmill-"
+
+# S3's limit for one PUT: below it an object is one request, and so one atomic step.
+_SINGLE_PUT_BYTES = 5 * 2**30
+# S3 listings come in pages of 1,000 keys, 503s and resets happen in all long runs.
+_S3_RETRIES = {"max_attempts": 10, "mode": "standard"}
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """One object: its key below the root, size in bytes, and a version that changes with it.
+
+    The version is the ETag on S3 and the modification time in nanoseconds on a local disk.
+    """
+
+    key: str
+    size: int
+    version: str
+
+
+class Store(Protocol):
+    """Objects under `url`; keys are relative to it, with `/` between their parts.
+
+    Raises `UserError` for what the user can mend (rights, bucket, credentials) and `RunFailed` for
+    what a later run may survive (full disk, network). A missing object is `FileNotFoundError`.
+    """
+
+    url: str
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Every object whose key starts with the folder `prefix`, in the order of the keys."""
+
+    def info(self, key: str) -> ObjectInfo:
+        """One object's size and version."""
+
+    def read(self, key: str) -> bytes:
+        """A whole object."""
+
+    def open(self, key: str) -> BinaryIO:
+        """An object for random access, closed by the caller."""
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Make the object exist, whole, if it does not: True if this call made it."""
+
+    def replace(self, key: str, data: bytes) -> None:
+        """Write the object whole, whether it exists or not."""
+
+
+def open_store(url: str, endpoint_url: str | None = None) -> Store:
+    """The store for `s3://bucket/prefix`, `file:///folder` or a folder's path."""
+    if url.startswith("s3://"):
+        return S3Store(url, endpoint_url)
+    if url.startswith("file://"):
+        url = url.removeprefix("file://")
+    if "://" in url:
+        scheme = url.split("://", 1)[0]
+        raise UserError(f"{url}: cannot read or write {scheme}://; use a local path or s3://")
+    return LocalStore(url)
+
+
+class LocalStore:
+    """A folder on this machine, or on a file system that it shares with the workers."""
+
+    def __init__(self, url: str) -> None:
+        self.url = os.path.abspath(os.path.expanduser(url))
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        with _local_errors(self.url):
+            yield from self._walk(Path(self.url, prefix))
+
+    def _walk(self, folder: Path) -> Iterator[ObjectInfo]:
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except FileNotFoundError:
+            return
+        for entry in entries:
+            if entry.is_dir():
+                yield from self._walk(Path(entry.path))
+            elif not entry.name.startswith(TEMPORARY_PREFIX):
+                yield self.info(os.path.relpath(entry.path, self.url))
+
+    def info(self, key: str) -> ObjectInfo:
+        with _local_errors(self._path(key)):
+            stat = os.stat(self._path(key))
+        return ObjectInfo(key, stat.st_size, str(stat.st_mtime_ns))
+
+    def read(self, key: str) -> bytes:
+        with self.open(key) as file:
+            return file.read()
+
+    def open(self, key: str) -> BinaryIO:
+        with _local_errors(self._path(key)):
+            return open(self._path(key), "rb")
+
+    def create(self, key: str, data: bytes) -> bool:
+        target = self._path(key)
+        with _local_errors(target), _temporary_beside(target, data) as temporary:
+            try:
+                os.link(temporary, target)
+            except FileExistsError:
+                return False
+            _sync_folder(os.path.dirname(target))
+            return True
+
+    def replace(self, key: str, data: bytes) -> None:
+        target = self._path(key)
+        with _local_errors(target), _temporary_beside(target, data) as temporary:
+            os.replace(temporary, target)
+            _sync_folder(os.path.dirname(target))
+
+    def _path(self, key: str) -> str:
+        return os.path.join(self.url, key)
+
+
+@contextmanager
+def _temporary_beside(target: str, data: bytes) -> Iterator[str]:
+    """A synced file with `data` in `target`'s folder; gone afterwards unless it was renamed."""
+    folder = os.path.dirname(target)
+    os.makedirs(folder, exist_ok=True)
+    path = os.path.join(folder, f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+    try:
+        with open(path, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield path
+    finally:
+        if os.path.exists(path):
+            os.unlink(path)
+
+
+def _sync_folder(folder: str) -> None:
+    """Make a new name in `folder` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _local_errors(where: str) -> Iterator[None]:
+    try:
+        yield
+    except PermissionError as error:
+        raise UserError(f"{where}: no permission; check the folder's owner and mode") from error
+    except (NotADirectoryError, IsADirectoryError) as error:
+        raise UserError(f"{where}: {(error.strerror or '').lower()}; use another path") from error
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if error.errno == errno.EROFS:
+            raise UserError(f"{where}: the file system is read-only; use another path") from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise RunFailed(
+                f"{where}: no space left ({error.strerror}); free some and run the command again"
+            ) from error
+        raise RunFailed(f"{where}: {error.strerror}; run the command again") from error
+
+
+class S3Store:
+    """A prefix in a bucket. Credentials, profile, region and endpoint come from the AWS chain.
+
+    `endpoint_url`, where given, wins over AWS_ENDPOINT_URL.
+    """
+
+    def __init__(self, url: str, endpoint_url: str | None = None) -> None:
+        self.url = url.rstrip("/")
+        self._root = self.url.removeprefix("s3://")
+        if not self._root.split("/")[0]:
+            raise UserError(f"{url}: names no bucket; write s3://bucket/prefix")
+        self._endpoint_url = endpoint_url
+        self._connected: Any = None
+
+    def __reduce__(self) -> tuple[type["S3Store"], tuple[str, str | None]]:
+        # A connection does not cross processes; each makes its own.
+        return S3Store, (self.url, self._endpoint_url)
+
+    @property
+    def _fs(self) -> Any:
+        if self._connected is None:
+            # Imported late: local jobs need not pay for it.
+            import s3fs  # noqa: PLC0415
+
+            self._connected = s3fs.S3FileSystem(
+                endpoint_url=self._endpoint_url,
+                use_listings_cache=False,
+                skip_instance_cache=True,
+                config_kwargs={"retries": _S3_RETRIES},
+            )
+        return self._connected
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        with _s3_errors(self.url):
+            found = self._fs.find(self._path(prefix), detail=True)
+        for path in sorted(found):
+            yield self._info(path, found[path])
+
+    def info(self, key: str) -> ObjectInfo:
+        with _s3_errors(self._url(key)):
+            return self._info(self._path(key), self._fs.info(self._path(key)))
+
+    def _info(self, path: str, entry: dict[str, Any]) -> ObjectInfo:
+        key = path.removeprefix(self._root + "/")
+        return ObjectInfo(key, int(entry["size"]), str(entry["ETag"]).strip('"'))
+
+    def read(self, key: str) -> bytes:
+        with _s3_errors(self._url(key)):
+            return cast(bytes, self._fs.cat_file(self._path(key)))
+
+    def open(self, key: str) -> BinaryIO:
+        with _s3_errors(self._url(key)):
+            # pyarrow asks for the exact ranges that it needs; a read-ahead would fetch more.
+            return cast(BinaryIO, self._fs.open(self._path(key), "rb", cache_type="none"))
+
+    def create(self, key: str, data: bytes) -> bool:
+        with _s3_errors(self._url(key)):
+            try:
+                self._put(key, data, mode="create")
+            except OSError as error:
+                if _is_precondition_failed(error):
+                    return False
+                raise
+            return True
+
+    def replace(self, key: str, data: bytes) -> None:
+        with _s3_errors(self._url(key)):
+            self._put(key, data, mode="overwrite")
+
+    def _put(self, key: str, data: bytes, mode: str) -> None:
+        self._fs.pipe_file(self._path(key), data, mode=mode, chunksize=_SINGLE_PUT_BYTES)
+
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{key}" if key else self._root
+
+    def _url(self, key: str) -> str:
+        return f"{self.url}/{key}"
+
+
+def _is_precondition_failed(error: OSError) -> bool:
+    """Whether S3 answered 412: the object is there. s3fs gives two types for it."""
+    response = getattr(error.__cause__, "response", None) or {}
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return isinstance(error, FileExistsError) or status == HTTPStatus.PRECONDITION_FAILED
+
+
+@contextmanager
+def _s3_errors(where: str) -> Iterator[None]:
+    # botocore comes with s3fs and takes half a second to import.
+    from botocore.exceptions import (  # noqa: PLC0415
+        BotoCoreError,
+        NoCredentialsError,
+        PartialCredentialsError,
+        ProfileNotFound,
+    )
+
+    try:
+        yield
+    except (NoCredentialsError, PartialCredentialsError, ProfileNotFound) as error:
+        raise UserError(
+            f"{where}: {error}; set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        ) from error
+    except PermissionError as error:
+        raise UserError(
+            f"{where}: refused by the store ({error}); check the credentials and their rights"
+        ) from error
+    except FileNotFoundError as error:
+        if "bucket" in str(error).lower():
+            raise UserError(f"{where}: {error}; create the bucket or mend the URL") from error
+        raise
+    except (BotoCoreError, OSError) as error:
+        raise RunFailed(f"{where}: {error}; check the store and run the command again") from error
