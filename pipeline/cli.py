@@ -45,7 +45,7 @@ def main() -> None:
 
 
 @app.command()
-def run(
+def run(  # noqa: PLR0913, PLR0917 - options of a command
     job_file: JobArgument,
     input_path: Annotated[
         str | None, typer.Option("--input", metavar="PATH", help="Instead of input.path.")
@@ -190,11 +190,8 @@ def _summary_lines(summary: Summary, seconds: float) -> Iterator[tuple[str, str]
     yield "output", summary.output
     yield "log", summary.log
     if summary.exit_code == ExitCode.OVER_REJECT_BUDGET and totals is not None:
-        yield (
-            "over budget",
-            f"{totals.rejected:,} rejects ({totals.reject_rate:.1%}) are more than the job allows; "
-            "raise max_reject_rate or mend the rows (column error says why)",
-        )
+        excess = f"{totals.rejected:,} rejects ({totals.reject_rate:.1%}) are more than allowed"
+        yield "over budget", f"{excess}; raise max_reject_rate or mend the rows (see error)"
 
 
 @contextmanager

@@ -83,7 +83,8 @@ def read_record(store: Store, key: str) -> UnitRecord:
         record = UnitRecord(**json.loads((metadata.metadata or {})[_METADATA_KEY]))
     except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{store.url}/{key}: not written by tokenmill ({error}); remove it or use another output"
+            f"{store.url}/{key}: not written by tokenmill ({error}); "
+            "remove it or use another output"
         ) from error
     if record.num_rows != metadata.num_rows:
         raise UserError(

@@ -133,8 +133,8 @@ def _verified_record(store: Store, plan: Plan, unit: Unit) -> UnitRecord:
     expected = (unit.key, plan.fingerprint, unit.num_rows)
     if (record.unit, record.fingerprint, accounted) != expected:
         raise UserError(
-            f"{store.url}/{unit.key}: does not fit the plan (unit {record.unit}, {accounted:,} rows "
-            f"accounted for of {unit.num_rows:,}); remove it and run again"
+            f"{store.url}/{unit.key}: does not fit the plan (unit {record.unit}, "
+            f"{accounted:,} rows accounted for of {unit.num_rows:,}); remove it and run again"
         )
     return record
 

@@ -236,12 +236,12 @@ def plan_to_bytes(plan: Plan) -> bytes:
         {b"tokenmill": json.dumps(metadata, sort_keys=True).encode(), b"tokenmill.schema": types}
     )
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", store_schema=False)
+    pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
 
 
 def plan_from_bytes(data: bytes, where: str) -> Plan:
-    """The inverse of `plan_to_bytes`. Raises `UserError` naming `where` if it is no plan of ours."""
+    """The inverse of `plan_to_bytes`. Raises `UserError` naming `where` if it is no plan."""
     try:
         table = pq.read_table(io.BytesIO(data))
         metadata = json.loads((table.schema.metadata or {})[b"tokenmill"])

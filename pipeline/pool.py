@@ -62,7 +62,7 @@ class RunSpec:
 
 
 class _Board:
-    """Where replicas tell what they do; an actor of its own, so that nobody waits for the driver."""
+    """Where replicas tell what they do: an actor, so that nobody waits for the driver."""
 
     def __init__(self) -> None:
         self._loads: dict[str, Load] = {}
@@ -159,7 +159,7 @@ def _object_store_bytes() -> int:
 
 
 def _cluster_has_gpus() -> bool:
-    return ray.cluster_resources().get("GPU", 0) > 0
+    return bool(ray.cluster_resources().get("GPU", 0))
 
 
 def _threads_per_replica(job: Job) -> int:

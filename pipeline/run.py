@@ -60,9 +60,7 @@ _TICK_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a run came to. `totals` counts the whole output, None if it is not finished; the other
-    counts are this run's own.
-    """
+    """What a run came to: its own counts, and the whole output's `totals` once it is finished."""
 
     job: str
     run: str

@@ -35,7 +35,7 @@ class ModelTokenizer:
     def encode_chats(self, chats: Sequence[Chat]) -> list[Sequence[int] | Reject]:
         if self._tokenizer.chat_template is None:
             raise UserError(
-                f"{self._folder}: the model has no chat template; give prompt.text instead of a chat"
+                f"{self._folder}: the model has no chat template; give prompt.text instead"
             )
         rendered = [self._apply_template(chat) for chat in chats]
         texts = [text for text in rendered if isinstance(text, str)]

@@ -55,7 +55,7 @@ class _Translation:
         self._where = where
         self._schema = schema
 
-    def of(self, node: exp.Expression) -> pc.Expression:
+    def of(self, node: exp.Expression) -> pc.Expression:  # noqa: C901 - one case a kind of node
         """One condition, its parts translated first."""
         match node:
             case exp.Paren():
@@ -107,13 +107,14 @@ class _Translation:
             return pc.scalar(value.cast(as_type))
         except pa.ArrowException as error:
             raise UserError(
-                f"input.where: {node.sql()} in {self._where!r} is not of the column's type {as_type}"
+                f"input.where: {node.sql()} in {self._where!r} is not of the column's type "
+                f"{as_type}"
             ) from error
 
     def _column(self, node: exp.Expression) -> str:
         if not isinstance(node, exp.Column):
             raise self._unsupported(node)
-        return node.name
+        return str(node.name)
 
     def _literal(self, node: exp.Expression) -> Any:
         if isinstance(node, exp.Neg):

@@ -295,8 +295,8 @@ def _identity(path: Path) -> tuple[str, str]:
 
 def _remove_grpc_sockets(ports: Ports) -> None:
     """Remove the socket files that weed makes at fixed places and a kill leaves behind."""
-    for role in ROLES:
-        Path(f"/tmp/seaweedfs-{role}-grpc-{ports.grpc[role]}.sock").unlink(missing_ok=True)
+    for role, port in ports.grpc.items():
+        Path(f"/tmp/seaweedfs-{role}-grpc-{port}.sock").unlink(missing_ok=True)  # noqa: S108
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
@@ -338,7 +338,7 @@ def main() -> int:
         return 0
     except (LocalS3Error, *S3_ERRORS) as error:
         print(error, file=sys.stderr)
-        return 1
+    return 1
 
 
 if __name__ == "__main__":
