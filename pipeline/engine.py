@@ -24,10 +24,15 @@ if TYPE_CHECKING:
 
 # Measured on 2 cores with AVX2 (135M parameters): 64 sequences fill the cores, and compiling costs
 # 110 s to gain 12 %.
-_CPU_ARGUMENTS = {"max_num_seqs": 64, "max_num_batched_tokens": 2048, "enforce_eager": True}
+_CPU_ARGUMENTS = {
+    "max_num_seqs": 64,
+    "max_num_batched_tokens": 2048,
+    "enforce_eager": True,
+    # Without it the engine wants 92 % of the machine's memory, and refuses to start where a part
+    # of that is taken.
+    "kv_cache_memory_bytes": 2 * 2**30,
+}
 _GPU_ARGUMENTS = {"gpu_memory_utilization": 0.95}
-# GiB of keys and values; without it the engine takes nearly all of the machine's memory.
-_CPU_KV_CACHE_GIB = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +128,15 @@ def load_vllm(
     from vllm.usage.usage_lib import UsageContext  # noqa: PLC0415
     from vllm.v1.engine.llm_engine import LLMEngine  # noqa: PLC0415
 
+    # First, since it is quick: a mistake here must not cost the loading of a model.
+    params = sampling_params(sampling)
     try:
         engine_args = EngineArgs(model=str(model), **{**defaults, **arguments})
         # The batch limits that vLLM chooses hang on this: as a server it takes far smaller ones.
         engine = LLMEngine.from_engine_args(engine_args, usage_context=UsageContext.LLM_CLASS)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise UserError(f"model.engine: vLLM refuses it: {_one_line(error)}") from error
-    return VllmEngine(engine, sampling_params(sampling))
+    return VllmEngine(engine, params)
 
 
 def sampling_params(sampling: Mapping[str, Any]) -> "SamplingParams":
@@ -213,7 +220,6 @@ def _prepare_cpu(num_threads: int) -> None:
         # In the actor's own process: loads in 5 to 12 s instead of 45, and no pipe in between.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_OMP_THREADS_BIND": bind,
-        "VLLM_CPU_KVCACHE_SPACE": str(_CPU_KV_CACHE_GIB),
     }.items():
         os.environ.setdefault(name, value)
     # Not a default: Ray sets it to the actor's share of logical CPUs, which is 1.

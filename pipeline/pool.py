@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
 from pipeline import __version__
 from pipeline.commit import Commit, UnitRecord, commit
@@ -46,6 +46,9 @@ from pipeline.tokenizer import ModelTokenizer, Tokenizer
 _OBJECT_STORE_BYTES = 2 * 2**30
 # Rows of later units that stand ready when the first unit's rows run out.
 _UNITS_IN_FLIGHT = (3, 32)
+# The engine and the thread that feeds it. Unlike the render tasks' one, or Ray Data would run
+# rendering inside of the replicas.
+_CPUS_PER_REPLICA = 2
 _FACTS_KEY = b"tokenmill"
 
 
@@ -84,8 +87,8 @@ class _Board:
 class Pool:
     """A Ray cluster, ours or the user's, and one run's way through it."""
 
-    def __init__(self, address: str | None) -> None:
-        self._start_ray(address)
+    def __init__(self, address: str | None, job: Job) -> None:
+        _start_ray(address, _most_replicas(job))
         board = ray.remote(num_cpus=0)(_Board)
         self._board: Any = board.remote()
 
@@ -99,18 +102,20 @@ class Pool:
         num_gpus = spec.job.model.gpus_per_replica if _cluster_has_gpus() else 0
         dataset = ray.data.range(len(spec.units), override_num_blocks=len(spec.units))
         dataset = dataset.map_batches(
-            _render, batch_size=None, batch_format="pyarrow", fn_kwargs={"spec": spec}
+            _render,
+            batch_size=None,
+            batch_format="pyarrow",
+            fn_kwargs={"spec": spec},
+            compute=TaskPoolStrategy(_render_tasks(spec.job)),
         )
         dataset = dataset.map_batches(
             _ReplicaStage,
             batch_size=None,
             batch_format="pyarrow",
-            fn_constructor_args=(spec.job, num_gpus, _threads_per_replica(spec.job), self._board),
+            fn_constructor_args=(spec.job, num_gpus, self._board),
             compute=_strategy(spec, num_gpus),
-            num_cpus=1,
+            num_cpus=_CPUS_PER_REPLICA,
             num_gpus=num_gpus,
-            max_restarts=-1,
-            max_task_retries=-1,
         )
         dataset = dataset.map_batches(
             _commit, batch_size=None, batch_format="pyarrow", fn_kwargs={"spec": spec}, num_cpus=0.5
@@ -124,33 +129,31 @@ class Pool:
         """Leave the cluster; a local one ends, and its processes with it."""
         ray.shutdown()
 
-    def _start_ray(self, address: str | None) -> None:
-        # A worker that is started from a checkout finds the package where the driver found it.
-        options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
-        try:
-            if address is None and not os.environ.get("RAY_ADDRESS"):
-                ray.init(
-                    address="local",
-                    # The replicas' own logical CPUs come on top: reading must not wait for them.
-                    num_cpus=2 * (os.cpu_count() or 1) + 1,
-                    include_dashboard=False,
-                    _node_ip_address="127.0.0.1",
-                    object_store_memory=_object_store_bytes(),
-                    **options,
-                )
-            else:
-                ray.init(address=address, **options)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            where = address or os.environ.get("RAY_ADDRESS") or "a local cluster"
-            raise RunFailed(
-                f"Ray at {where} did not answer: {' '.join(str(error).split())}"
-            ) from error
-        context = DataContext.get_current()
-        context.enable_progress_bars = False
-        context.execution_options.preserve_order = False
-        # An engine that cannot start will not start the next time.
-        context.max_consecutive_actor_init_deaths = 0
-        context.print_on_execution_start = False
+
+def _start_ray(address: str | None, replicas: int) -> None:
+    """Join the cluster at `address` or RAY_ADDRESS, or start one on this machine."""
+    options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
+    try:
+        if address is None and not os.environ.get("RAY_ADDRESS"):
+            ray.init(
+                address="local",
+                # The replicas' share comes on top of the cores: reading must not wait for them.
+                num_cpus=(os.cpu_count() or 1) + _CPUS_PER_REPLICA * replicas,
+                include_dashboard=False,
+                _node_ip_address="127.0.0.1",
+                object_store_memory=_object_store_bytes(),
+                **options,
+            )
+        else:
+            ray.init(address=address, **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        where = address or os.environ.get("RAY_ADDRESS") or "a local cluster"
+        reason = " ".join(str(error).split())
+        raise RunFailed(f"Ray at {where} did not answer: {reason}") from error
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    # An engine that cannot start will not start the next time.
+    context.max_consecutive_actor_init_deaths = 0
 
 
 def _object_store_bytes() -> int:
@@ -162,11 +165,22 @@ def _cluster_has_gpus() -> bool:
     return bool(ray.cluster_resources().get("GPU", 0))
 
 
-def _threads_per_replica(job: Job) -> int:
-    """The cores of one machine, shared by its replicas."""
+def _most_replicas(job: Job) -> int:
     replicas = job.model.replicas
-    count = replicas.max if isinstance(replicas, ReplicaRange) else replicas
-    return max(1, len(os.sched_getaffinity(0)) // count)
+    return replicas.max if isinstance(replicas, ReplicaRange) else replicas
+
+
+def _render_tasks(job: Job) -> int:
+    """Half of the cores that the replicas leave: a tokenizer takes seconds of each to load."""
+    left = int(ray.cluster_resources().get("CPU", 1)) - _CPUS_PER_REPLICA * _most_replicas(job)
+    return max(1, left // 2)
+
+
+def _threads_per_replica(job: Job) -> int:
+    """This machine's cores, shared by the replicas that stand on it."""
+    cores = len(os.sched_getaffinity(0))
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    return max(1, int(cores * nodes // max(nodes, _most_replicas(job))))
 
 
 def _strategy(spec: RunSpec, num_gpus: int) -> ActorPoolStrategy:
@@ -216,7 +230,7 @@ def _tokenizer(model_json: str) -> Tokenizer:
 class _ReplicaStage:
     """One actor of the pool: several units at a time are inside of `__call__`."""
 
-    def __init__(self, job: Job, num_gpus: int, num_threads: int, board: Any) -> None:
+    def __init__(self, job: Job, num_gpus: int, board: Any) -> None:
         name = f"{socket.gethostname()}-{os.getpid()}"
 
         def on_load(load: Load) -> None:
@@ -229,7 +243,7 @@ class _ReplicaStage:
             os._exit(1)
 
         self._replica = Replica(
-            load=lambda: load_engine(job, num_gpus, num_threads),
+            load=lambda: load_engine(job, num_gpus, _threads_per_replica(job)),
             max_tokens=job.sampling["max_tokens"],
             on_load=on_load,
             on_death=on_death,
