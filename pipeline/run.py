@@ -27,12 +27,14 @@ from pipeline.monitor import EventLog, Progress, Screen
 from pipeline.output import (
     Totals,
     committed_keys,
+    has_results,
     missing_units,
     publish_plan,
     read_plan,
     read_success,
     refuse_foreign_files,
     refuse_other_job,
+    replace_plan,
     verify,
     write_success,
 )
@@ -137,10 +139,10 @@ def check_job(job: Job) -> None:
 def finished_before(job: Job, store: Store) -> Totals | None:
     """The totals of an output that this very job has finished; None if there is work to do."""
     plan = read_plan(store)
-    if plan is None:
-        return None
-    refuse_other_job(store, plan, job)
-    return read_success(store)
+    totals = None if plan is None else read_success(store)
+    if plan is not None and totals is not None:
+        refuse_other_job(store, plan, job)
+    return totals
 
 
 def prepare(job: Job, store: Store, has_gpus: bool) -> Prepared:
@@ -152,7 +154,8 @@ def prepare(job: Job, store: Store, has_gpus: bool) -> Prepared:
     if plan is None:
         refuse_foreign_files(store)
         plan = publish_plan(store, _make_plan(job, listing, templates, has_gpus), job)
-    refuse_other_job(store, plan, job)
+    elif plan.fingerprint != job.fingerprint:
+        plan = _replan(job, store, plan, _make_plan(job, listing, templates, has_gpus))
     return Prepared(
         job=job,
         store=store,
@@ -161,6 +164,13 @@ def prepare(job: Job, store: Store, has_gpus: bool) -> Prepared:
         committed=committed_keys(store, plan),
         new_shards=_compare_shards(listing, plan, job),
     )
+
+
+def _replan(job: Job, store: Store, standing: Plan, plan: Plan) -> Plan:
+    """The plan for a job that was changed after a first try; refused once there are results."""
+    if has_results(store):
+        refuse_other_job(store, standing, job)
+    return replace_plan(store, plan, job)
 
 
 def _make_plan(job: Job, listing: Listing, templates: PromptTemplates, has_gpus: bool) -> Plan:
@@ -323,14 +333,16 @@ class _Run:
 
     def stopped(self, error: BaseException) -> None:
         """Leave a summary of a run that did not end well, and say what stays of it."""
-        done, total = self._progress.units_done, self._progress.units_total
-        self._interface.say(
-            f"stopped: {done:,} of {total:,} units are committed and stay; "
-            "the same command runs the rest"
-        )
         self._events.add("stop", reason=f"{type(error).__name__}: {root_cause(error)}")
         # The store may be what failed; the reason for the stop matters more.
         with suppress(TokenmillError):
+            plan = self._prepared.plan
+            # Counted anew: commits of the last moments have not reached the driver.
+            done = len(committed_keys(self._prepared.store, plan))
+            self._interface.say(
+                f"stopped: {done:,} of {len(plan.units):,} units are committed and stay; "
+                "the same command runs the rest"
+            )
             self._write(self._summary(None, ExitCode.FAILED))
 
     def _summary(self, totals: Totals | None, exit_code: ExitCode) -> Summary:

@@ -23,8 +23,9 @@ TEMPORARY_PREFIX = ".tokenmill-"
 
 # S3's limit for one PUT: below it an object is one request, and so one atomic step.
 _SINGLE_PUT_BYTES = 5 * 2**30
-# S3 listings come in pages of 1,000 keys, 503s and resets happen in all long runs.
-_S3_RETRIES = {"max_attempts": 10, "mode": "standard"}
+# Per request, with exponential backoff; s3fs tries as often again where it was throttled. More
+# would make a mistyped endpoint hang for minutes.
+_S3_RETRIES = {"max_attempts": 5, "mode": "standard"}
 
 
 @dataclass(frozen=True, slots=True)

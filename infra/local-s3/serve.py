@@ -11,6 +11,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -147,22 +148,22 @@ def _running(folder: Path, port: int | None) -> Iterator[LocalS3]:
     ports = _free_ports(port)
     access_key, secret_key = _identity(folder / "s3.json")
     log_path = folder / "weed.log"
-    with tempfile.TemporaryDirectory(prefix="local-s3-") as sockets:
-        process = _start(_command(folder, ports, Path(sockets)), folder, log_path)
-        try:
-            server = LocalS3(
-                endpoint_url=f"http://{HOST}:{ports.http['s3']}",
-                access_key=access_key,
-                secret_key=secret_key,
-                region=REGION,
-                log_path=log_path,
-                process=process,
-            )
-            _wait_until_ready(server)
-            yield server
-        finally:
-            _stop(process)
-            _remove_grpc_sockets(ports)
+    _remove_sockets(log_path)  # of an earlier run that was killed
+    process = _start(_command(folder, ports), folder, log_path)
+    try:
+        server = LocalS3(
+            endpoint_url=f"http://{HOST}:{ports.http['s3']}",
+            access_key=access_key,
+            secret_key=secret_key,
+            region=REGION,
+            log_path=log_path,
+            process=process,
+        )
+        _wait_until_ready(server)
+        yield server
+    finally:
+        _stop(process)
+        _remove_sockets(log_path)
 
 
 def _weed() -> str:
@@ -173,7 +174,7 @@ def _weed() -> str:
     return binary
 
 
-def _command(folder: Path, ports: Ports, sockets: Path) -> list[str]:
+def _command(folder: Path, ports: Ports) -> list[str]:
     data = folder / "data"
     data.mkdir(exist_ok=True, mode=0o700)
     flags = [
@@ -188,8 +189,9 @@ def _command(folder: Path, ports: Ports, sockets: Path) -> list[str]:
         "-s3.autoCreateBucket=false",
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
-        f"-s3.localSocket={sockets / 's3.sock'}",
-        f"-filer.localSocket={sockets / 'filer.sock'}",
+        # Relative to the working folder: a socket's path may have about 100 characters at most.
+        "-s3.localSocket=s3.sock",
+        "-filer.localSocket=filer.sock",
         "-master.peers=none",  # one master alone: no election to wait for
         "-master.telemetry=false",
         # Each bucket takes at least one volume; a volume's file grows with what is written to it.
@@ -293,10 +295,11 @@ def _identity(path: Path) -> tuple[str, str]:
     return key["accessKey"], key["secretKey"]
 
 
-def _remove_grpc_sockets(ports: Ports) -> None:
-    """Remove the socket files that weed makes at fixed places and a kill leaves behind."""
-    for role, port in ports.grpc.items():
-        Path(f"/tmp/seaweedfs-{role}-grpc-{port}.sock").unlink(missing_ok=True)  # noqa: S108
+def _remove_sockets(log_path: Path) -> None:
+    """Remove the socket files that weed makes in /tmp, as its log says, and a kill leaves there."""
+    with contextlib.suppress(FileNotFoundError):
+        for made in re.findall(r"Unix socket (/tmp/seaweedfs-\S+\.sock)", log_path.read_text()):
+            Path(made).unlink(missing_ok=True)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
