@@ -1,0 +1,48 @@
+# Needs Python 3.11 or 3.12 and make; everything else goes into .venv.
+
+MODEL := bundled:smollm2-135m
+UV_VERSION := 0.13.9
+LOCK_VENV := .cache/lock
+# More options for `make lock`, say --upgrade or --upgrade-package ray.
+LOCK_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test unit check lock clean
+
+help:  ## Say what there is
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 14
+
+setup:  ## Make .venv, or bring it up to date
+	@bash infra/setup.sh
+
+demo: setup  ## Summarize the demo corpus with a small model, and show some rows
+	.venv/bin/tokenmill models fetch $(MODEL)
+	.venv/bin/python jobs/demo/build.py out/corpus
+	.venv/bin/tokenmill run jobs/summarize.yaml
+	.venv/bin/python jobs/demo/show.py out/summaries
+
+test: setup  ## Run all tests (minutes)
+	.venv/bin/tokenmill models fetch $(MODEL)
+	.venv/bin/pytest
+
+unit: setup  ## Run the quick tests
+	.venv/bin/pytest -m "not integration"
+
+check: setup  ## Check format, lint and types
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+lock: setup  ## Write requirements/cpu.txt anew from pyproject.toml
+	test -x $(LOCK_VENV)/bin/uv || .venv/bin/python -m venv $(LOCK_VENV)
+	$(LOCK_VENV)/bin/python -m pip install --quiet uv==$(UV_VERSION)
+	$(LOCK_VENV)/bin/uv pip compile pyproject.toml --extra cpu --extra dev \
+	  --universal --python-version 3.11 --generate-hashes --no-header --quiet \
+	  --overrides requirements/overrides.txt --no-emit-package torch \
+	  --output-file requirements/cpu.txt $(LOCK_ARGS)
+	@! grep -E '^(cuda|nvidia|torch|triton)' requirements/cpu.txt || \
+	  { echo "lock: these come with CUDA; name them in requirements/overrides.txt" >&2; exit 1; }
+
+clean:  ## Remove .venv, caches and the demo's output
+	rm -rf .venv .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache dist out
+	find infra jobs pipeline tests -name __pycache__ -prune -exec rm -rf {} +

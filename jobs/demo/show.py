@@ -1,0 +1,18 @@
+"""Print a few rows of an output: `python jobs/demo/show.py out/summaries`."""
+
+import sys
+from pathlib import Path
+
+import pyarrow.dataset as ds
+
+
+def main(output: Path, num_rows: int = 5) -> None:
+    """The first rows' answers, or why there is none."""
+    rows = ds.dataset(output / "data", format="parquet").head(num_rows).to_pylist()
+    for row in rows:
+        answer = row["generated_text"] or f"rejected: {row['error']['message']}"
+        print(f"{row['doc_id']:<14} {' '.join(answer.split())[:100]}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

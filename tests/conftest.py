@@ -1,0 +1,3 @@
+"""The fixtures that every test file may ask for."""
+
+pytest_plugins = ["s3_server", "stores"]

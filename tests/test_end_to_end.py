@@ -1,0 +1,302 @@
+"""Real Ray, real vLLM, a real S3 server: the demo's jobs, resumed, killed, on object storage."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.dataset as ds
+import pytest
+from command import (
+    ROOT,
+    input_positions,
+    output_rows,
+    positions,
+    start_tokenmill,
+    tokenmill,
+)
+
+from pipeline.errors import ExitCode
+from pipeline.schema import RejectClass
+
+pytestmark = pytest.mark.integration
+
+SUMMARIZE = ROOT / "jobs" / "summarize.yaml"
+# Few sequences at a time and short answers: units end one after another, and soon.
+SMALL = ("--set", "model.engine.max_num_seqs=8", "--set", "sampling.max_tokens=12")
+
+REFERENCE = """
+import json, sys
+import os
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+from vllm import LLM, SamplingParams
+model, chats = json.load(sys.stdin)
+llm = LLM(model, max_model_len=2048, dtype="float32", enforce_eager=True, max_num_seqs=64,
+          kv_cache_memory_bytes=2**31)
+answers = llm.chat(chats, SamplingParams(temperature=0, max_tokens=12), use_tqdm=False)
+json.dump([answer.outputs[0].text for answer in answers], open(sys.argv[1], "w"))
+"""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo corpus as Parquet shards."""
+    folder = tmp_path_factory.mktemp("corpus")
+    build = ROOT / "jobs" / "demo" / "build.py"
+    subprocess.run([sys.executable, build, folder], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def summaries(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of an undisturbed run of the demo job with real vLLM."""
+    output = tmp_path_factory.mktemp("summaries") / "out"
+    done = tokenmill("run", SUMMARIZE, "--input", corpus, "--output", output, *SMALL)
+    assert done.returncode == ExitCode.FINISHED, done.stderr
+    return output
+
+
+def fake_run(corpus: Path, output: Path, *arguments: str) -> tuple[int, str]:
+    """Exit code and messages of the demo job with the fake engine."""
+    done = tokenmill(
+        "run",
+        SUMMARIZE,
+        "--set",
+        "model.source=fake",
+        "--input",
+        corpus,
+        "--output",
+        output,
+        *arguments,
+    )
+    return done.returncode, done.stderr
+
+
+def first_unit(output: Path, running: subprocess.Popen[str]) -> None:
+    """Return when a unit is committed and the run goes on."""
+    while not any((output / "data").glob("**/rows-*.parquet")):
+        try:
+            running.wait(timeout=0.2)
+        except subprocess.TimeoutExpired:
+            continue
+        pytest.fail("the run ended before it committed a unit")
+
+
+@pytest.fixture
+def slow_run(corpus: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """A run with a slow fake engine, one unit committed, the most still to come."""
+    output = tmp_path / "out"
+    slow = "model.engine={step_s: 0.3, max_num_seqs: 4, output_tokens: 6}"
+    running = start_tokenmill(
+        "run",
+        SUMMARIZE,
+        "--input",
+        corpus,
+        "--output",
+        output,
+        *fake(slow),
+        "--set",
+        "units.rows=2",
+    )
+    first_unit(output, running)
+    yield running, output
+    running.kill()
+    running.wait()
+
+
+def fake(engine: str) -> list[str]:
+    return ["--set", "model.source=fake", "--set", engine]
+
+
+def test_every_row_is_accounted_for(corpus: Path, summaries: Path) -> None:
+    """Each input row stands once in the output, in order, answered or with its error."""
+    rows = output_rows(summaries)
+    assert positions(rows) == input_positions(corpus)
+    assert all((row["generated_text"] is None) == (row["error"] is not None) for row in rows)
+
+
+def test_nasty_rows_get_their_own_error(summaries: Path) -> None:
+    """Empty, null and too long texts are rejects of their class; their neighbours are answered."""
+    classes = {
+        row["doc_id"]: row["error"]["class"]
+        for row in output_rows(summaries)
+        if row["error"] is not None
+    }
+    assert classes == {
+        "nasty-empty": RejectClass.EMPTY_INPUT,
+        "nasty-null-text": RejectClass.EMPTY_INPUT,
+        "nasty-blank": RejectClass.EMPTY_INPUT,
+        "nasty-null-title": RejectClass.EMPTY_INPUT,
+        "nasty-long": RejectClass.PROMPT_TOO_LONG,
+    }
+
+
+def test_greedy_answers_are_those_of_vllm(corpus: Path, summaries: Path, tmp_path: Path) -> None:
+    """At temperature 0 the texts are those of `vllm.LLM.chat` on the same prompts."""
+    documents = [
+        row
+        for shard in sorted(corpus.glob("*.parquet"))
+        for row in ds.dataset(shard).to_table().to_pylist()
+    ]
+    rows = output_rows(summaries)
+    answered = [i for i, row in enumerate(rows) if row["error"] is None]
+    chats = [
+        [
+            {"role": "system", "content": "You write one-sentence summaries."},
+            {"role": "user", "content": f"{documents[i]['title']}\n\n{documents[i]['text']}"},
+        ]
+        for i in answered
+    ]
+    model = tokenmill("models", "path", "bundled:smollm2-135m").stdout.strip()
+    subprocess.run(
+        [sys.executable, "-c", REFERENCE, tmp_path / "answers.json"],
+        input=json.dumps([model, chats]),
+        text=True,
+        check=True,
+        capture_output=True,
+    )
+    expected = json.loads((tmp_path / "answers.json").read_text())
+    assert [rows[i]["generated_text"] for i in answered] == expected
+
+
+def test_a_finished_output_is_left_alone(corpus: Path, summaries: Path) -> None:
+    """A second run of a finished job says so, ends with 0 and writes nothing."""
+    before = {path: path.stat().st_mtime_ns for path in summaries.rglob("*")}
+    done = tokenmill("run", SUMMARIZE, "--input", corpus, "--output", summaries, *SMALL)
+    assert done.returncode == ExitCode.FINISHED
+    assert "is finished" in done.stderr
+    assert {path: path.stat().st_mtime_ns for path in summaries.rglob("*")} == before
+
+
+def test_a_killed_driver_is_resumed(corpus: Path, summaries: Path, tmp_path: Path) -> None:
+    """After kill -9 in mid-run the same command runs the rest, to the same rows."""
+    output = tmp_path / "out"
+    arguments = ("run", SUMMARIZE, "--input", corpus, "--output", output, *SMALL)
+    running = start_tokenmill(*arguments)
+    first_unit(output, running)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    committed = set(output.glob("data/**/rows-*.parquet"))
+    assert not (output / "_SUCCESS").exists()
+    stamps = {path: path.stat().st_mtime_ns for path in committed}
+    done = tokenmill(*arguments)
+    assert done.returncode == ExitCode.FINISHED, done.stderr
+    assert f"resuming: {len(committed)} units are committed" in done.stderr
+    assert {path: path.stat().st_mtime_ns for path in committed} == stamps
+    answers = ("generated_text", "finish_reason", "error", "source_file", "source_row")
+    assert [[row[name] for name in answers] for row in output_rows(output)] == [
+        [row[name] for name in answers] for row in output_rows(summaries)
+    ]
+
+
+def test_the_main_job_on_s3(corpus: Path, s3_bucket: str, tmp_path: Path) -> None:
+    """The tagging job reads from and commits to S3; every answer is one of the choices."""
+    import s3fs  # noqa: PLC0415 - only this test needs it
+
+    storage = s3fs.S3FileSystem()
+    storage.put(f"{corpus}/", f"{s3_bucket}/corpus/", recursive=True)
+    done = tokenmill(
+        "run",
+        ROOT / "jobs" / "tag.yaml",
+        "--input",
+        f"s3://{s3_bucket}/corpus/*.parquet",
+        "--output",
+        f"s3://{s3_bucket}/topics",
+    )
+    assert done.returncode == ExitCode.FINISHED, done.stderr
+    storage.get(f"{s3_bucket}/topics/", f"{tmp_path}/topics/", recursive=True)
+    rows = output_rows(tmp_path / "topics")
+    assert positions(rows) == input_positions(corpus)
+    topics = {row["generated_text"] for row in rows if row["error"] is None}
+    assert topics <= {"billing", "shipping", "account", "product", "news", "sports"}
+    assert (tmp_path / "topics" / "_SUCCESS").exists()
+
+
+def test_a_filter_leaves_rows_out_and_counts_them(corpus: Path, tmp_path: Path) -> None:
+    """The translation backfill answers only the rows without a translation."""
+    output = tmp_path / "out"
+    done = tokenmill(
+        "run",
+        ROOT / "jobs" / "translate.yaml",
+        "--input",
+        corpus,
+        "--output",
+        output,
+        "--set",
+        "model.source=fake",
+        "--set",
+        "units.rows=3",
+    )
+    assert done.returncode == ExitCode.FINISHED, done.stderr
+    wanted = [
+        (shard.name, position)
+        for shard in sorted(corpus.glob("*.parquet"))
+        for position, row in enumerate(ds.dataset(shard).to_table().to_pylist())
+        if row["language"] == "en" and row["text_fr"] is None
+    ]
+    assert positions(output_rows(output)) == wanted
+    totals = json.loads((output / "_SUCCESS").read_text())
+    assert totals["rows"] + totals["filtered"] == len(input_positions(corpus))
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_keeps_what_is_committed(
+    slow_run: tuple[subprocess.Popen[str], Path], stop: signal.Signals
+) -> None:
+    """Ctrl-C and SIGTERM end a run with 1; the units that are there stay."""
+    running, output = slow_run
+    committed = set(output.glob("data/**/rows-*.parquet"))
+    running.send_signal(stop)
+    said, _ = running.communicate(timeout=30)
+    assert running.returncode == ExitCode.FAILED
+    assert "units are committed and stay" in said
+    assert committed <= set(output.glob("data/**/rows-*.parquet"))
+    assert not (output / "_SUCCESS").exists()
+
+
+def test_a_reject_budget_that_is_exceeded_withholds_success(corpus: Path, tmp_path: Path) -> None:
+    """Too many rejects end with 3 and no _SUCCESS; with a larger budget the output is finished."""
+    exit_code, _ = fake_run(corpus, tmp_path / "out", "--set", "max_rejects=2")
+    assert exit_code == ExitCode.OVER_REJECT_BUDGET
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
+    exit_code, _ = fake_run(corpus, tmp_path / "out")
+    assert exit_code == ExitCode.FINISHED
+    assert (tmp_path / "out" / "_SUCCESS").exists()
+
+
+def test_an_engine_that_keeps_dying_stops_the_run(corpus: Path, tmp_path: Path) -> None:
+    """A row that kills each engine ends the run with 1 and the reason, resumable."""
+    exit_code, said = fake_run(
+        corpus, tmp_path / "out", "--set", "model.engine={crash_on: Weavers}"
+    )
+    assert exit_code == ExitCode.FAILED
+    assert "the engine died 3 times" in said
+    assert "Weavers" in said
+
+
+def test_another_job_on_the_same_output_is_refused(corpus: Path, tmp_path: Path) -> None:
+    """A changed job names the fields that differ and leaves the output alone."""
+    fake_run(corpus, tmp_path / "out")
+    exit_code, said = fake_run(corpus, tmp_path / "out", "--set", "sampling.max_tokens=3")
+    assert exit_code == ExitCode.USER_ERROR
+    assert "sampling.max_tokens" in said
+
+
+def test_a_changed_shard_is_refused_by_name(
+    corpus: Path, slow_run: tuple[subprocess.Popen[str], Path]
+) -> None:
+    """A resumed run does not mix the rows of two versions of a shard."""
+    running, output = slow_run
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    shard = corpus / "part-001.parquet"
+    times = shard.stat()
+    os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns + 1))
+    slow = "model.engine={step_s: 0.3, max_num_seqs: 4, output_tokens: 6}"
+    exit_code, said = fake_run(corpus, output, "--set", slow)
+    os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert exit_code == ExitCode.USER_ERROR
+    assert "part-001.parquet" in said
