@@ -203,6 +203,9 @@ class Job(_Section):
         if "max_tokens" not in self.sampling:
             # vLLM's own default of 16 tokens would cut nearly every answer without a word.
             raise ValueError("sampling.max_tokens is missing: say how long an answer may be")
+        limit = self.sampling["max_tokens"]
+        if limit is not None and (not isinstance(limit, int) or limit < 1):
+            raise ValueError("sampling.max_tokens must be a positive number, or null for no limit")
         for key in ("output_kind", "detokenize"):
             if key in self.sampling:
                 raise ValueError(f"sampling.{key} is set by tokenmill; leave it out")
@@ -230,7 +233,7 @@ class Job(_Section):
     @property
     def fingerprint(self) -> str:
         """SHA-256 of `answer_fields`, hexadecimal."""
-        canonical = json.dumps(self.answer_fields, sort_keys=True, ensure_ascii=True)
+        canonical = json.dumps(self.answer_fields, sort_keys=True, default=str)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def to_yaml(self) -> str:
@@ -272,6 +275,15 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
 
 class _StrictLoader(yaml.SafeLoader):
     """Safe, and a key that stands twice is an error instead of the last one winning."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:
+            # PyYAML lets it through for `2024-13-01` and the like, without the line.
+            raise yaml.constructor.ConstructorError(
+                None, None, str(error), node.start_mark
+            ) from error
 
 
 def _construct_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -345,8 +357,10 @@ def _resolve_environment(value: Any, where: str) -> Any:
     if not isinstance(value, str) or "${" not in value:
         return value
     resolved = _ENVIRONMENT.sub(lambda match: _environment_value(match, where), value)
-    # A value that is one variable takes the type that YAML would give it: ${N} may be a number.
-    return yaml.safe_load(resolved) if _ENVIRONMENT.fullmatch(value) else resolved
+    # vLLM's own arguments have no types here: ${N} is the number that YAML would read. All other
+    # keys know their type, and a path may be any text.
+    is_typed = where.startswith(("model.engine", "sampling"))
+    return yaml.safe_load(resolved) if is_typed and _ENVIRONMENT.fullmatch(value) else resolved
 
 
 def _environment_value(match: re.Match[str], where: str) -> str:

@@ -246,11 +246,12 @@ def plan_from_bytes(data: bytes, where: str) -> Plan:
         table = pq.read_table(io.BytesIO(data))
         metadata = json.loads((table.schema.metadata or {})[b"tokenmill"])
         types = (table.schema.metadata or {})[b"tokenmill.schema"]
+        plan_format = metadata["format"]
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise UserError(f"{where}: not a tokenmill plan ({error}); use another output") from error
-    if metadata["format"] != PLAN_FORMAT:
+    if plan_format != PLAN_FORMAT:
         raise UserError(
-            f"{where}: written in plan format {metadata['format']}, this version reads "
+            f"{where}: written in plan format {plan_format}, this version reads "
             f"{PLAN_FORMAT}; use the tokenmill that began this output, or another output"
         )
     return Plan(

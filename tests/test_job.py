@@ -192,7 +192,6 @@ def test_a_missing_value_is_named(load: Load, key: str) -> None:
     assert f"{key}: Field required" in refusal(load, data)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: only vLLM checks it, and the fake engine never ends")
 @pytest.mark.parametrize("max_tokens", [0, -1, "many", [8]], ids=str)
 def test_an_answer_has_at_least_one_token(load: Load, max_tokens: Any) -> None:
     """A `max_tokens` that is no positive number is refused with the job."""
@@ -249,12 +248,6 @@ def test_what_is_no_job_file_is_told_with_its_line(load: Load, text: str, parts:
     assert "\n" not in message
 
 
-YAML_WITHOUT_VALUE = pytest.mark.xfail(
-    strict=True, raises=ValueError, reason="bug: PyYAML's ValueError is not caught"
-)
-
-
-@YAML_WITHOUT_VALUE
 @pytest.mark.parametrize("value", ["2024-13-01", "!!int five", "0b_", "!!float x"])
 def test_a_value_that_yaml_cannot_make_is_told_with_its_line(load: Load, value: str) -> None:
     """A date that no calendar has, or a number that is none, is a mistake in the file."""
@@ -370,9 +363,6 @@ TEXT_OF_VARIABLES = [
 ]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: the value is read as YAML even where the key holds text"
-)
 @pytest.mark.parametrize("value", TEXT_OF_VARIABLES)
 def test_a_variable_may_be_any_text(
     load: Load, monkeypatch: pytest.MonkeyPatch, value: str
@@ -503,7 +493,6 @@ def test_a_bad_override_is_told(load: Load, override: str, parts: list[str]) -> 
     assert "\n" not in message
 
 
-@YAML_WITHOUT_VALUE
 def test_an_override_that_yaml_cannot_make_is_told(load: Load) -> None:
     """A date that no calendar has is refused in an override too."""
     assert "2024-13-01" in refusal(load, job_data(), "name=2024-13-01")
@@ -617,7 +606,6 @@ def test_differing_fields_are_named() -> None:
     assert differing_fields(job().answer_fields, job({"name": "other"}).answer_fields) == []
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="bug: engine arguments are not made JSON")
 def test_any_yaml_value_has_a_fingerprint(load: Load) -> None:
     """An engine argument that YAML reads as a date can be fingerprinted."""
     read = load(JOB.replace("source: fake", "source: fake\n  engine: {served_name: 2024-01-01}"))

@@ -371,12 +371,7 @@ def parquet_with(metadata: dict[bytes, bytes] | None) -> bytes:
         b"not Parquet at all, but long enough",
         parquet_with(None),
         parquet_with({b"tokenmill": b"no json", b"tokenmill.schema": b""}),
-        pytest.param(
-            parquet_with({b"tokenmill": b"{}", b"tokenmill.schema": b""}),
-            marks=pytest.mark.xfail(
-                strict=True, raises=KeyError, reason="bug: metadata without format is a traceback"
-            ),
-        ),
+        parquet_with({b"tokenmill": b"{}", b"tokenmill.schema": b""}),
     ],
     ids=["empty", "magic only", "text", "other Parquet", "broken metadata", "no format"],
 )
