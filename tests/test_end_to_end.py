@@ -1,11 +1,8 @@
 """Real Ray, real vLLM, a real S3 server: the demo's jobs, resumed, killed, on object storage."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.dataset as ds
@@ -15,7 +12,6 @@ from command import (
     input_positions,
     output_rows,
     positions,
-    start_tokenmill,
     tokenmill,
 )
 
@@ -73,42 +69,6 @@ def fake_run(corpus: Path, output: Path, *arguments: str) -> tuple[int, str]:
         *arguments,
     )
     return done.returncode, done.stderr
-
-
-def first_unit(output: Path, running: subprocess.Popen[str]) -> None:
-    """Return when a unit is committed and the run goes on."""
-    while not any((output / "data").glob("**/rows-*.parquet")):
-        try:
-            running.wait(timeout=0.2)
-        except subprocess.TimeoutExpired:
-            continue
-        pytest.fail("the run ended before it committed a unit")
-
-
-@pytest.fixture
-def slow_run(corpus: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """A run with a slow fake engine, one unit committed, the most still to come."""
-    output = tmp_path / "out"
-    slow = "model.engine={step_s: 0.3, max_num_seqs: 4, output_tokens: 6}"
-    running = start_tokenmill(
-        "run",
-        SUMMARIZE,
-        "--input",
-        corpus,
-        "--output",
-        output,
-        *fake(slow),
-        "--set",
-        "units.rows=2",
-    )
-    first_unit(output, running)
-    yield running, output
-    running.kill()
-    running.wait()
-
-
-def fake(engine: str) -> list[str]:
-    return ["--set", "model.source=fake", "--set", engine]
 
 
 def test_every_row_is_accounted_for(corpus: Path, summaries: Path) -> None:
@@ -171,27 +131,6 @@ def test_a_finished_output_is_left_alone(corpus: Path, summaries: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in summaries.rglob("*")} == before
 
 
-def test_a_killed_driver_is_resumed(corpus: Path, summaries: Path, tmp_path: Path) -> None:
-    """After kill -9 in mid-run the same command runs the rest, to the same rows."""
-    output = tmp_path / "out"
-    arguments = ("run", SUMMARIZE, "--input", corpus, "--output", output, *SMALL)
-    running = start_tokenmill(*arguments)
-    first_unit(output, running)
-    running.send_signal(signal.SIGKILL)
-    running.wait()
-    committed = set(output.glob("data/**/rows-*.parquet"))
-    assert not (output / "_SUCCESS").exists()
-    stamps = {path: path.stat().st_mtime_ns for path in committed}
-    done = tokenmill(*arguments)
-    assert done.returncode == ExitCode.FINISHED, done.stderr
-    assert f"resuming: {len(committed)} units are committed" in done.stderr
-    assert {path: path.stat().st_mtime_ns for path in committed} == stamps
-    answers = ("generated_text", "finish_reason", "error", "source_file", "source_row")
-    assert [[row[name] for name in answers] for row in output_rows(output)] == [
-        [row[name] for name in answers] for row in output_rows(summaries)
-    ]
-
-
 def test_the_main_job_on_s3(corpus: Path, s3_bucket: str, tmp_path: Path) -> None:
     """The tagging job reads from and commits to S3; every answer is one of the choices."""
     import s3fs  # noqa: PLC0415 - only this test needs it
@@ -242,21 +181,6 @@ def test_a_filter_leaves_rows_out_and_counts_them(corpus: Path, tmp_path: Path) 
     assert totals["rows"] + totals["filtered"] == len(input_positions(corpus))
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_keeps_what_is_committed(
-    slow_run: tuple[subprocess.Popen[str], Path], stop: signal.Signals
-) -> None:
-    """Ctrl-C and SIGTERM end a run with 1; the units that are there stay."""
-    running, output = slow_run
-    committed = set(output.glob("data/**/rows-*.parquet"))
-    running.send_signal(stop)
-    said, _ = running.communicate(timeout=30)
-    assert running.returncode == ExitCode.FAILED
-    assert "units are committed and stay" in said
-    assert committed <= set(output.glob("data/**/rows-*.parquet"))
-    assert not (output / "_SUCCESS").exists()
-
-
 def test_a_reject_budget_that_is_exceeded_withholds_success(corpus: Path, tmp_path: Path) -> None:
     """Too many rejects end with 3 and no _SUCCESS; with a larger budget the output is finished."""
     exit_code, _ = fake_run(corpus, tmp_path / "out", "--set", "max_rejects=2")
@@ -283,20 +207,3 @@ def test_another_job_on_the_same_output_is_refused(corpus: Path, tmp_path: Path)
     exit_code, said = fake_run(corpus, tmp_path / "out", "--set", "sampling.max_tokens=3")
     assert exit_code == ExitCode.USER_ERROR
     assert "sampling.max_tokens" in said
-
-
-def test_a_changed_shard_is_refused_by_name(
-    corpus: Path, slow_run: tuple[subprocess.Popen[str], Path]
-) -> None:
-    """A resumed run does not mix the rows of two versions of a shard."""
-    running, output = slow_run
-    running.send_signal(signal.SIGKILL)
-    running.wait()
-    shard = corpus / "part-001.parquet"
-    times = shard.stat()
-    os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns + 1))
-    slow = "model.engine={step_s: 0.3, max_num_seqs: 4, output_tokens: 6}"
-    exit_code, said = fake_run(corpus, output, "--set", slow)
-    os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert exit_code == ExitCode.USER_ERROR
-    assert "part-001.parquet" in said
