@@ -239,7 +239,19 @@ class Job(_Section):
     def to_yaml(self) -> str:
         """The resolved job, as it is written to the output."""
         data = self.model_dump(mode="json", exclude_none=True)
-        return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+        return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Safe, and U+0085 is escaped: PyYAML writes it as the line break that it reads as another."""
+
+
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    style = '"' if "\x85" in text else None
+    return dumper.represent_scalar(yaml.resolver.BaseResolver.DEFAULT_SCALAR_TAG, text, style)
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 def differing_fields(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
@@ -416,7 +428,9 @@ def unknown(name: str, known: typing.Iterable[str]) -> str:
 def _in_one_line(error: ValidationError) -> str:
     parts = []
     for item in error.errors(include_url=False):
-        name = ".".join(str(part) for part in item["loc"])
+        # Of a value with two forms, pydantic names the form's validator too: `constrained-int`.
+        keys = [str(part) for part in item["loc"] if re.fullmatch(r"\w+", str(part))]
+        name = ".".join(keys)
         message = item["msg"].removeprefix("Value error, ")
         parts.append(f"{name}: {message}" if name else message)
     return "; ".join(parts)

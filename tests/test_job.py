@@ -198,7 +198,6 @@ def test_an_answer_has_at_least_one_token(load: Load, max_tokens: Any) -> None:
     assert "sampling.max_tokens" in refusal(load, job_data({"sampling.max_tokens": max_tokens}))
 
 
-@pytest.mark.xfail(strict=True, reason="bug: names of pydantic's validators stand in the message")
 @pytest.mark.parametrize("replicas", ["many", {"min": 3, "max": 1}], ids=str)
 def test_messages_are_in_the_words_of_the_job(load: Load, replicas: Any) -> None:
     """A refusal names keys of the job, not functions of ours."""
@@ -623,7 +622,6 @@ YAML_VALUES = st.recursive(
 )
 
 
-@pytest.mark.xfail(reason="bug: PyYAML writes U+0085 so that it reads back as another character")
 @settings(max_examples=100, deadline=None)
 @given(
     prompt=st.text(st.characters(exclude_categories=["Cs"])),
