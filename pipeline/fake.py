@@ -21,6 +21,8 @@ from pipeline.tokenizer import Chat
 
 # A token is three bytes of UTF-8: near to real vocabularies, and its id fits into an int32.
 _BYTES_PER_TOKEN = 3
+# Fills the last token: a byte that UTF-8 never has, unlike zero.
+_FILLER = b"\xff"
 _WORDS = ("ash", "birch", "cedar", "elm", "fir", "hazel", "larch", "maple", "oak", "pine", "rowan")
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -29,7 +31,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class FakeSettings(BaseModel):
     """How the fake engine behaves; rates are shares of the requests, chosen by their prompts."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     max_model_len: Annotated[int, Field(ge=1)] = 8192
     max_num_seqs: Annotated[int, Field(ge=1)] = 64
@@ -37,7 +39,9 @@ class FakeSettings(BaseModel):
     step_s: Annotated[float, Field(ge=0)] = Field(0.0, description="Seconds that a step takes.")
     refuse_rate: Share = Field(0.0, description="Requests that the engine refuses.")
     error_rate: Share = Field(0.0, description="Requests that end with an error.")
-    crash_on: str | None = Field(None, description="A prompt with this text kills the engine.")
+    crash_on: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="A prompt with this text kills the engine."
+    )
 
 
 class FakeTokenizer:
@@ -55,7 +59,7 @@ class FakeTokenizer:
 def _encode(text: str) -> list[int]:
     data = text.encode()
     return [
-        int.from_bytes(data[start : start + _BYTES_PER_TOKEN])
+        int.from_bytes(data[start : start + _BYTES_PER_TOKEN].ljust(_BYTES_PER_TOKEN, _FILLER))
         for start in range(0, len(data), _BYTES_PER_TOKEN)
     ]
 
@@ -63,7 +67,7 @@ def _encode(text: str) -> list[int]:
 class FakeEngine:
     """Every request in the batch gets a token a step; at most `max_num_seqs` are in the batch."""
 
-    def __init__(self, settings: FakeSettings, max_tokens: int) -> None:
+    def __init__(self, settings: FakeSettings, max_tokens: int | None) -> None:
         self.info = EngineInfo(
             name="fake",
             version="1",
@@ -81,20 +85,22 @@ class FakeEngine:
     def add(self, request: Request) -> None:
         prompt = b"".join(
             token.to_bytes(_BYTES_PER_TOKEN) for token in request.prompt_token_ids
-        ).replace(b"\0", b"")
-        if self._settings.crash_on and self._settings.crash_on.encode() in prompt:
+        ).rstrip(_FILLER)
+        if self._settings.crash_on is not None and self._settings.crash_on.encode() in prompt:
             raise RuntimeError(f"the fake engine dies of {self._settings.crash_on!r}")
         draw = random.Random(hashlib.sha256(prompt).digest())  # noqa: S311 - no secret
         if draw.random() < self._settings.refuse_rate:
             raise RequestRefused("the fake engine refuses this prompt")
         fails = draw.random() < self._settings.error_rate
         wanted = draw.randint(1, 2 * self._settings.output_tokens - 1)
-        length = min(wanted, self._max_tokens)
+        num_input_tokens = len(request.prompt_token_ids)
+        room = self.info.max_model_len - num_input_tokens
+        length = min(wanted, room if self._max_tokens is None else self._max_tokens)
         completion = Completion(
             key=request.key,
             text="" if fails else " ".join(draw.choices(_WORDS, k=length)),
             finish_reason="error" if fails else "stop" if wanted == length else "length",
-            num_input_tokens=len(request.prompt_token_ids),
+            num_input_tokens=num_input_tokens,
             num_generated_tokens=length,
             cumulative_logprob=-length * draw.random(),
         )

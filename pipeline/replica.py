@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import NoReturn
 
 import pyarrow as pa
 
@@ -34,7 +35,7 @@ class AnsweredUnit:
 def load_engine(job: Job, num_gpus: int, num_threads: int) -> Engine:
     """The engine that the job asks for, started. Raises `UserError`."""
     if job.model.is_fake:
-        return FakeEngine(fake_settings(job.model.engine), int(job.sampling["max_tokens"]))
+        return FakeEngine(fake_settings(job.model.engine), job.sampling["max_tokens"])
     return load_vllm(fetch(job.model), job.model.engine, job.sampling, num_gpus, num_threads)
 
 
@@ -43,7 +44,7 @@ class Replica:
 
     The engine is loaded in that thread too: OpenMP gives each thread a team of its own, and only
     the loading thread's is bound to the cores. `on_load` is called about once a second while there
-    is work; `on_death` when the engine has died, after which nothing is answered any more.
+    is work; `on_death` when the engine has died, and then every call raises what it died of.
     """
 
     def __init__(
@@ -84,9 +85,10 @@ class Replica:
         try:
             self._loop(scheduler)
         except BaseException as error:  # noqa: BLE001 - whatever it was, the engine is dead
-            self._on_death(error)
-            for future in self._waiting.values():
-                future.set_exception(error)
+            try:
+                self._on_death(error)
+            finally:
+                self._fail_all(error)
 
     def _loop(self, scheduler: Scheduler) -> None:
         reported_at = 0.0
@@ -105,3 +107,11 @@ class Replica:
             rendered, future = self._inbox.get()
             unit = scheduler.submit(rendered)
             self._waiting[id(unit)] = future
+
+    def _fail_all(self, error: BaseException) -> NoReturn:
+        """Nobody waits for a dead engine: not those in it, not those that come later."""
+        for future in self._waiting.values():
+            future.set_exception(error)
+        while True:
+            _, future = self._inbox.get()
+            future.set_exception(error)

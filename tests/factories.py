@@ -78,4 +78,4 @@ def strings_of_bytes(cells: Sequence[bytes]) -> pa.Array:
 
 def text_of(tokens: Sequence[int]) -> str:
     """The text behind token ids of the fake tokenizer."""
-    return b"".join(token.to_bytes(3) for token in tokens).replace(b"\0", b"").decode()
+    return b"".join(token.to_bytes(3) for token in tokens).rstrip(b"\xff").decode()
