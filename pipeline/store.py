@@ -8,6 +8,7 @@ folder, fsync, and `os.link`, which fails if the name exists.
 
 import errno
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ from pipeline.errors import RunFailed, UserError
 
 #: Temporary files of the local store; readers of Parquet folders skip names that begin with a dot.
 TEMPORARY_PREFIX = ".tokenmill-"
+
+# What FAT, some network and some user-space file systems answer to `os.link`.
+_NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 
 # S3's limit for one PUT: below it an object is one request, and so one atomic step.
 _SINGLE_PUT_BYTES = 5 * 2**30
@@ -92,7 +96,7 @@ class LocalStore:
 
     def _walk(self, folder: Path) -> Iterator[ObjectInfo]:
         try:
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            entries = sorted(os.scandir(folder), key=_place_in_listing)
         except FileNotFoundError:
             return
         for entry in entries:
@@ -102,12 +106,15 @@ class LocalStore:
                 yield self.info(os.path.relpath(entry.path, self.url))
 
     def info(self, key: str) -> ObjectInfo:
-        with _local_errors(self._path(key)):
-            stat = os.stat(self._path(key))
-        return ObjectInfo(key, stat.st_size, str(stat.st_mtime_ns))
+        path = self._path(key)
+        with _local_errors(path):
+            found = os.stat(path)
+        if stat.S_ISDIR(found.st_mode):
+            raise FileNotFoundError(errno.ENOENT, "a folder is no object", path)
+        return ObjectInfo(key, found.st_size, str(found.st_mtime_ns))
 
     def read(self, key: str) -> bytes:
-        with self.open(key) as file:
+        with _local_errors(self._path(key)), open(self._path(key), "rb") as file:
             return file.read()
 
     def open(self, key: str) -> BinaryIO:
@@ -121,6 +128,12 @@ class LocalStore:
                 os.link(temporary, target)
             except FileExistsError:
                 return False
+            except OSError as error:
+                if error.errno in _NO_HARD_LINKS:
+                    raise UserError(
+                        f"{target}: this file system has no hard links; use another path"
+                    ) from error
+                raise
             _sync_folder(os.path.dirname(target))
             return True
 
@@ -132,6 +145,11 @@ class LocalStore:
 
     def _path(self, key: str) -> str:
         return os.path.join(self.url, key)
+
+
+def _place_in_listing(entry: os.DirEntry[str]) -> str:
+    """What sorts a folder's entries as the keys below them: `a-b` stands before `a/z`."""
+    return f"{entry.name}/" if entry.is_dir() else entry.name
 
 
 @contextmanager
@@ -166,7 +184,7 @@ def _local_errors(where: str) -> Iterator[None]:
         yield
     except PermissionError as error:
         raise UserError(f"{where}: no permission; check the folder's owner and mode") from error
-    except (NotADirectoryError, IsADirectoryError) as error:
+    except (NotADirectoryError, IsADirectoryError, FileExistsError) as error:
         raise UserError(f"{where}: {(error.strerror or '').lower()}; use another path") from error
     except FileNotFoundError:
         raise
@@ -187,8 +205,8 @@ class S3Store:
     """
 
     def __init__(self, url: str, endpoint_url: str | None = None) -> None:
-        self.url = url.rstrip("/")
-        self._root = self.url.removeprefix("s3://")
+        self._root = url.removeprefix("s3://").rstrip("/")
+        self.url = f"s3://{self._root}"
         if not self._root.split("/")[0]:
             raise UserError(f"{url}: names no bucket; write s3://bucket/prefix")
         self._endpoint_url = endpoint_url
@@ -204,6 +222,7 @@ class S3Store:
             # Imported late: local jobs need not pay for it.
             import s3fs  # noqa: PLC0415
 
+            s3fs.core.set_custom_error_handler(_is_conflict)
             self._connected = s3fs.S3FileSystem(
                 endpoint_url=self._endpoint_url,
                 use_listings_cache=False,
@@ -216,11 +235,17 @@ class S3Store:
         with _s3_errors(self.url):
             found = self._fs.find(self._path(prefix), detail=True)
         for path in sorted(found):
-            yield self._info(path, found[path])
+            # Consoles make folders out of empty objects whose keys end so.
+            if not path.endswith("/"):
+                yield self._info(path, found[path])
 
     def info(self, key: str) -> ObjectInfo:
+        path = self._path(key)
         with _s3_errors(self._url(key)):
-            return self._info(self._path(key), self._fs.info(self._path(key)))
+            entry = self._fs.info(path)
+            if entry["type"] == "directory":
+                raise FileNotFoundError(errno.ENOENT, "a folder is no object", path)
+            return self._info(path, entry)
 
     def _info(self, path: str, entry: dict[str, Any]) -> ObjectInfo:
         key = path.removeprefix(self._root + "/")
@@ -259,11 +284,22 @@ class S3Store:
         return f"{self.url}/{key}"
 
 
+def _answer_to(error: BaseException | None) -> tuple[str | None, int | None]:
+    """The code and the HTTP status that S3 answered with, if it did."""
+    response = getattr(error, "response", None) or {}
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return response.get("Error", {}).get("Code"), status
+
+
 def _is_precondition_failed(error: OSError) -> bool:
     """Whether S3 answered 412: the object is there. s3fs gives two types for it."""
-    response = getattr(error.__cause__, "response", None) or {}
-    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    _, status = _answer_to(error.__cause__)
     return isinstance(error, FileExistsError) or status == HTTPStatus.PRECONDITION_FAILED
+
+
+def _is_conflict(error: Exception) -> bool:
+    """Whether to try again: another conditional write of the same key was under way."""
+    return _answer_to(error) == ("ConditionalRequestConflict", HTTPStatus.CONFLICT)
 
 
 @contextmanager
@@ -272,6 +308,7 @@ def _s3_errors(where: str) -> Iterator[None]:
     from botocore.exceptions import (  # noqa: PLC0415
         BotoCoreError,
         NoCredentialsError,
+        ParamValidationError,
         PartialCredentialsError,
         ProfileNotFound,
     )
@@ -287,8 +324,11 @@ def _s3_errors(where: str) -> Iterator[None]:
             f"{where}: refused by the store ({error}); check the credentials and their rights"
         ) from error
     except FileNotFoundError as error:
-        if "bucket" in str(error).lower():
+        if _answer_to(error.__cause__)[0] == "NoSuchBucket":
             raise UserError(f"{where}: {error}; create the bucket or mend the URL") from error
         raise
+    except (ValueError, ParamValidationError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{where}: {reason}; mend the URL or the endpoint") from error
     except (BotoCoreError, OSError) as error:
         raise RunFailed(f"{where}: {error}; check the store and run the command again") from error
