@@ -42,7 +42,10 @@ def root_cause(error: BaseException) -> BaseException:
     layer: BaseException | None = error
     while layer is not None and layer not in seen:
         seen.append(layer)
-        layer = getattr(layer, "cause", None) or layer.__cause__ or layer.__context__
+        # Ray's name for it; others keep text or numbers under the same name.
+        cause = getattr(layer, "cause", None)
+        named = cause if isinstance(cause, BaseException) else None
+        layer = named or layer.__cause__ or layer.__context__
     for candidate in seen:
         if isinstance(candidate, TokenmillError):
             return candidate

@@ -14,6 +14,8 @@ from pipeline.commit import Commit
 from pipeline.scheduler import Load
 
 _LINE_INTERVAL_S = 10.0
+# Of a shorter time no pace follows: the first report that is seen may hold many tokens.
+_LEAST_PACE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +82,12 @@ class Progress:
 
     def engine_seconds(self, now: float) -> float:
         """Since the first replica was ready."""
-        return 0.0 if self.first_load_at is None else max(now - self.first_load_at, 1e-9)
+        return 0.0 if self.first_load_at is None else now - self.first_load_at
 
     def rates(self, now: float) -> tuple[float, float]:
         """Input and output tokens a second, over the time that engines were there."""
         seconds = self.engine_seconds(now)
-        if not seconds:
+        if seconds < _LEAST_PACE_S:
             return 0.0, 0.0
         # A restarted replica counts from zero again, its former commits do not.
         loads = self.pool.loads.values()
@@ -94,9 +96,9 @@ class Progress:
         return read / seconds, written / seconds
 
     def remaining_s(self, now: float) -> float | None:
-        """Seconds until the end at the present pace, None before the first commit."""
+        """Seconds until the end at the present pace, None before there is one."""
         seconds = self.engine_seconds(now)
-        if not self.rows or not seconds:
+        if not self.rows or seconds < _LEAST_PACE_S:
             return None
         return (self.rows_total - self.rows_done) * seconds / self.rows
 

@@ -1,0 +1,226 @@
+"""Progress: what is counted, how fast it goes, and what a person sees of it."""
+
+import io
+import json
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pipeline.commit import Commit, UnitRecord
+from pipeline.monitor import EventLog, PlainScreen, PoolState, Progress, duration, progress_line
+from pipeline.scheduler import Load
+from pipeline.screen import LiveScreen, make_screen
+
+
+def commit(is_ours: bool = True, **changes: Any) -> Commit:
+    """The commit of a unit of 100 rows, of which 90 are written and 5 rejected."""
+    record: dict[str, Any] = {
+        "version": "1.0",
+        "run": "run-1",
+        "attempt": "a",
+        "fingerprint": "f",
+        "model": "fake",
+        "revision": None,
+        "engine": "fake",
+        "engine_version": "1",
+        "unit": "data/a/rows-000000000000-000000000100.parquet",
+        "num_rows": 90,
+        "num_filtered": 10,
+        "num_rejected": 5,
+        "input_tokens": 1000,
+        "generated_tokens": 200,
+        "seconds": 1.5,
+    }
+    return Commit(UnitRecord(**{**record, **changes}), is_ours)
+
+
+def progress(**changes: Any) -> Progress:
+    """A run over 10 units and 1,000 rows, of which nothing is done."""
+    whole: dict[str, Any] = {
+        "units_total": 10,
+        "rows_total": 1000,
+        "units_before": 0,
+        "rows_before": 0,
+        "started_at": 0.0,
+    }
+    return Progress(**{**whole, **changes})
+
+
+def pool(*loads: Load, deaths: int = 0) -> PoolState:
+    return PoolState({f"host-{number}": load for number, load in enumerate(loads)}, deaths)
+
+
+def test_our_commits_count_with_rows_rejects_and_tokens() -> None:
+    """Rows are input rows: what `input.where` leaves out is done too, and counted by itself."""
+    one = progress()
+    one.add(commit())
+    one.add(commit(num_rows=100, num_filtered=0, num_rejected=0))
+    assert (one.units, one.rows, one.filtered, one.rejected) == (2, 200, 10, 5)
+    assert (one.input_tokens, one.generated_tokens, one.lost_races) == (2000, 400, 0)
+
+
+def test_a_lost_race_is_done_but_not_our_work() -> None:
+    """A unit that another driver committed first moves the bars; its tokens are not ours."""
+    one = progress()
+    one.add(commit(is_ours=False))
+    assert (one.units_done, one.rows_done, one.rejected, one.lost_races) == (1, 100, 5, 1)
+    assert (one.input_tokens, one.generated_tokens) == (0, 0)
+
+
+def test_a_resumed_run_begins_where_the_last_one_ended() -> None:
+    """What earlier runs committed counts as done, and not as this run's."""
+    one = progress(units_before=7, rows_before=700)
+    assert (one.units_done, one.rows_done, one.units, one.rows) == (7, 700, 0, 0)
+    one.add(commit())
+    assert (one.units_done, one.rows_done, one.units, one.rows) == (8, 800, 1, 100)
+
+
+def test_rates_count_from_the_first_replica_that_is_ready() -> None:
+    """Loading is no part of the pace: seconds run from the first report of a load."""
+    one = progress()
+    one.observe(pool(), 10.0)
+    assert one.engine_seconds(15.0) == 0
+    assert one.rates(15.0) == (0, 0)
+    one.observe(pool(Load(0, 0, 0, 0)), 20.0)
+    one.observe(pool(Load(4, 1, 600, 100), Load(4, 1, 400, 50)), 30.0)
+    assert one.engine_seconds(30.0) == 10
+    assert one.rates(30.0) == (100, 15)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e-6, 0.5])
+def test_moments_after_the_first_report_there_is_no_pace_yet(seconds: float) -> None:
+    """A report with tokens in it, seen for the first time, is not divided by next to nothing."""
+    one = progress()
+    one.add(commit())
+    one.observe(pool(Load(4, 1, 600, 100)), 20.0)
+    assert one.rates(20.0 + seconds) == (0, 0)
+    assert one.remaining_s(20.0 + seconds) is None
+
+
+def test_rates_do_not_fall_when_a_replica_starts_anew() -> None:
+    """A new engine counts from zero; what was committed before is still counted."""
+    one = progress()
+    one.observe(pool(Load(0, 0, 0, 0)), 0.0)
+    one.add(commit())
+    one.observe(pool(Load(1, 1, 50, 10), deaths=1), 10.0)
+    assert one.rates(10.0) == (100, 20)
+    assert one.engine_deaths == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "commits", "now", "left"),
+    [
+        (0, 0, 30.0, None),
+        (0, 1, 30.0, 180.0),
+        (0, 4, 30.0, 30.0),
+        (0, 10, 30.0, 0.0),
+        # 500 rows of earlier runs say nothing about this run's pace.
+        (500, 1, 30.0, 80.0),
+    ],
+)
+def test_the_time_left_follows_from_this_runs_pace(
+    before: int, commits: int, now: float, left: float | None
+) -> None:
+    """The rows that are left take as long each as this run's rows did; unknown before the first."""
+    one = progress(rows_before=before)
+    one.observe(pool(Load(0, 0, 0, 0)), 10.0)
+    for _ in range(commits):
+        one.add(commit())
+    assert one.remaining_s(now) == left
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "-"),
+        (0, "0 s"),
+        (0.4, "0 s"),
+        (4, "4 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (200, "3 min 20 s"),
+        (3599.7, "1 h 00 min"),
+        (3720, "1 h 02 min"),
+        (360_000, "100 h 00 min"),
+    ],
+)
+def test_durations_are_told_in_two_units_at_most(seconds: float | None, text: str) -> None:
+    """Seconds, minutes and seconds, or hours and minutes; a dash where it is not known."""
+    assert duration(seconds) == text
+
+
+def test_a_line_tells_what_the_live_screen_shows() -> None:
+    """Units, rows, rejects, tokens a second, replicas and the time left."""
+    one = progress(units_total=1234, rows_total=123_400)
+    one.observe(pool(Load(0, 0, 0, 0)), 0.0)
+    one.add(commit())
+    one.observe(pool(Load(4, 2, 25_000, 5_000), Load(0, 0, 0, 0)), 10.0)
+    assert progress_line(one, 10.0) == (
+        "units 1/1,234  rows 100/123,400  rejects 5  tokens/s in 2,500 out 500  "
+        "replicas 2  ETA 3 h 25 min"
+    )
+
+
+def test_a_plain_screen_writes_a_line_every_ten_seconds() -> None:
+    """The first at once, the next after ten seconds, however often it is updated."""
+    lines: list[str] = []
+    written_at = []
+    screen = PlainScreen(lines.append)
+    for tenths in range(5000, 5350):
+        before = len(lines)
+        screen.update(progress(), tenths / 10)
+        if len(lines) > before:
+            written_at.append(tenths / 10)
+    screen.close()
+    assert written_at == [500, 510, 520, 530]
+
+
+def console(is_terminal: bool) -> Console:
+    return Console(file=io.StringIO(), force_terminal=is_terminal, width=100)
+
+
+def written(screen: Console) -> str:
+    assert isinstance(screen.file, io.StringIO)
+    return screen.file.getvalue()
+
+
+def test_a_pipe_gets_whole_lines_without_markup() -> None:
+    """What is no terminal gets the line as it is, in one piece."""
+    pipe = console(is_terminal=False)
+    screen = make_screen(pipe)
+    screen.update(progress(), 100.0)
+    assert isinstance(screen, PlainScreen)
+    assert " ".join(written(pipe).split()) == " ".join(progress_line(progress(), 100.0).split())
+
+
+def test_a_terminal_gets_bars_and_facts() -> None:
+    """The live screen shows units and rows of their totals, rejects and replicas."""
+    terminal = console(is_terminal=True)
+    screen = make_screen(terminal)
+    assert isinstance(screen, LiveScreen)
+    one = progress(units_before=3, rows_before=300)
+    screen.update(one, 100.0)
+    one.observe(pool(Load(4, 1, 10, 10), Load(5, 1, 10, 10)), 101.0)
+    one.add(commit())
+    screen.update(one, 102.0)
+    screen.close()
+    shown = written(terminal)
+    for part in ("units", "4/10", "rows", "400/1000", "5 rejects", "2 replicas, 9 running"):
+        assert part in shown
+
+
+def test_events_are_json_lines_with_time_and_name() -> None:
+    """Each event is one line that a program can read, whatever its text holds."""
+    events = EventLog()
+    assert events.to_bytes() == b""
+    events.add("stop", reason="first line\nsecond line\u2028third, é \udce9")
+    events.add_commit(commit(is_ours=False))
+    text = events.to_bytes().decode()
+    assert text.endswith("\n")
+    stop, committed = [json.loads(line) for line in text.splitlines()]
+    assert (stop["event"], committed["event"]) == ("stop", "commit")
+    assert stop["reason"] == "first line\nsecond line\u2028third, é \udce9"
+    assert 0 < stop["time"] <= committed["time"]
+    assert committed["is_ours"] is False
+    assert (committed["unit"], committed["num_rejected"]) == (commit().record.unit, 5)
