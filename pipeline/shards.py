@@ -4,7 +4,7 @@ A shard that cannot be read, or lacks a column, is a `BadShard`: the caller stop
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -18,6 +18,12 @@ from pipeline.store import ObjectInfo, Store, open_store
 
 _SUFFIXES = (".parquet", ".pq", ".parq")
 _WILDCARD = re.compile(r"[*?\[]")
+# What a prompt says of a value: 5 is not 5.0, and a text is not its bytes.
+_KINDS: tuple[Callable[[pa.DataType], bool], ...] = (
+    pa.types.is_integer,
+    pa.types.is_decimal,
+    lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind),
+)
 # Footers are small reads that wait for the store; the figure is for S3, and harmless on a disk.
 _FOOTER_THREADS = 32
 
@@ -48,10 +54,15 @@ def list_input(path: str, endpoint_url: str | None) -> Listing:
     """
     wildcard = _WILDCARD.search(path)
     if wildcard is not None:
-        return _list_glob(path, path[: wildcard.start()], endpoint_url)
-    found = _find_single(path, endpoint_url)
-    if found is not None:
-        return found
+        listing = _list_glob(path, path[: wildcard.start()], endpoint_url)
+    else:
+        listing = _find_single(path, endpoint_url) or _list_folder(path, endpoint_url)
+    for item in listing.objects:
+        _refuse_unreadable_name(listing.store, item.key)
+    return listing
+
+
+def _list_folder(path: str, endpoint_url: str | None) -> Listing:
     store = open_store(path, endpoint_url)
     objects = tuple(
         item for item in store.list() if item.key.lower().endswith(_SUFFIXES) and _visible(item.key)
@@ -79,7 +90,7 @@ def _find_single(path: str, endpoint_url: str | None) -> Listing | None:
     if not name or path.endswith("/") or head in ("s3:", "s3:/"):
         return None
     store = open_store(head or ("/" if path.startswith("/") else "."), endpoint_url)
-    if not name.lower().endswith(_SUFFIXES) and _is_folder(store, name):
+    if _is_folder(store, name):
         return None
     try:
         return Listing(store, (store.info(name),), recursive=False)
@@ -88,7 +99,26 @@ def _find_single(path: str, endpoint_url: str | None) -> Listing | None:
 
 
 def _is_folder(store: Store, name: str) -> bool:
-    return next(iter(store.list(name)), None) is not None
+    """Whatever its name: Spark writes folders that are called `corpus.parquet`."""
+    try:
+        first = next(iter(store.list(name)), None)
+    except UserError as error:
+        if isinstance(error.__cause__, NotADirectoryError):
+            return False
+        raise
+    # Below a file's own key S3 lists the file.
+    return first is not None and first.key != name
+
+
+def _refuse_unreadable_name(store: Store, key: str) -> None:
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        readable = key.encode(errors="backslashreplace").decode()
+        raise UserError(
+            f"{store.url}/{readable}: the file's name is not UTF-8, and its output could not be "
+            "named after it; rename it"
+        ) from None
 
 
 def _visible(key: str) -> bool:
@@ -121,9 +151,9 @@ def read_footers(listing: Listing, columns: Mapping[str, str], measured: frozens
     bad = [shard for shard, _ in outcomes if isinstance(shard, BadShard)]
     usable = []
     for shard, schema in read:
-        missing = [name for name in columns if name not in schema.names]
-        if missing:
-            bad.append(BadShard(shard.path, _missing_column(missing[0], columns, schema)))
+        wrong = [name for name in columns if schema.names.count(name) != 1]
+        if wrong:
+            bad.append(BadShard(shard.path, _wrong_column(wrong[0], columns, schema)))
         else:
             usable.append((shard, schema))
     if not usable:
@@ -147,7 +177,7 @@ def _read_footer(
     chunks = [
         index
         for index in range(metadata.num_columns)
-        if metadata.schema.column(index).path.split(".")[0] in measured
+        if _top_level(metadata.schema.column(index).path, schema) in measured
     ]
     groups = []
     for position in range(metadata.num_row_groups):
@@ -157,7 +187,14 @@ def _read_footer(
     return Shard(item.key, item.size, item.version, tuple(groups)), schema
 
 
-def _missing_column(name: str, columns: Mapping[str, str], schema: pa.Schema) -> str:
+def _top_level(path: str, schema: pa.Schema) -> str:
+    """The column that a leaf belongs to; a dot may be part of a column's own name."""
+    return path if path in schema.names else path.split(".", maxsplit=1)[0]
+
+
+def _wrong_column(name: str, columns: Mapping[str, str], schema: pa.Schema) -> str:
+    if name in schema.names:
+        return f"{columns[name]} names the column {name}, which is there more than once"
     return (
         f"{columns[name]} names the column {name}, which is not there; "
         f"there are: {', '.join(schema.names)}"
@@ -168,18 +205,32 @@ def _common_schema(usable: Sequence[tuple[Shard, pa.Schema]], columns: Sequence[
     """One type per column. Widths may differ (int32 and int64); kinds may not."""
     fields = []
     for name in columns:
-        field = usable[0][1].field(name)
+        first, field = usable[0][0], usable[0][1].field(name)
         for shard, schema in usable[1:]:
             other = schema.field(name)
-            try:
-                field = pa.unify_schemas(
-                    [pa.schema([field]), pa.schema([other])], promote_options="permissive"
-                ).field(0)
-            except pa.ArrowException as error:
+            if other.type == field.type:
+                continue
+            common = _common_field(field, other)
+            if common is None:
                 raise UserError(
-                    f"the column {name} is {usable[0][1].field(name).type} in "
-                    f"{usable[0][0].path} and {other.type} in {shard.path}; "
-                    "make the types equal, or give one of the shards a job of its own"
-                ) from error
+                    f"the column {name} is {field.type} in {first.path} and {other.type} in "
+                    f"{shard.path}; make the types equal, or give one of the shards a job of its "
+                    "own"
+                )
+            if common.type != field.type:
+                first, field = shard, common
         fields.append(field.with_nullable(True).remove_metadata())
     return pa.schema(fields)
+
+
+def _common_field(one: pa.Field, other: pa.Field) -> pa.Field | None:
+    try:
+        common = pa.unify_schemas(
+            [pa.schema([one]), pa.schema([other])], promote_options="permissive"
+        ).field(0)
+    except pa.ArrowException:
+        return None
+    for kind in (one.type, other.type):
+        if kind != pa.null() and any(is_of(kind) != is_of(common.type) for is_of in _KINDS):
+            return None
+    return common
