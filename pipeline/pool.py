@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import signal
 import socket
 import uuid
 from collections.abc import Iterator
@@ -159,6 +160,7 @@ class Pool:
 def _start_ray(address: str | None, replicas: int) -> None:
     """Join the cluster at `address` or RAY_ADDRESS, or start one on this machine."""
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if address is None and not os.environ.get("RAY_ADDRESS"):
             ray.init(
@@ -176,6 +178,8 @@ def _start_ray(address: str | None, replicas: int) -> None:
         where = address or os.environ.get("RAY_ADDRESS") or "a local cluster"
         reason = " ".join(str(error).split())
         raise RunFailed(f"Ray at {where} did not answer: {reason}") from error
+    # Ray puts its own in its place, which ends the process on the spot.
+    signal.signal(signal.SIGTERM, on_sigterm)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     # An engine that cannot start will not start the next time.

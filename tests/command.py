@@ -1,12 +1,15 @@
 """The command line as a user runs it: in a process of its own, its output captured."""
 
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
@@ -33,12 +36,42 @@ def tokenmill(
 def start_tokenmill(*arguments: str | Path) -> subprocess.Popen[str]:
     """Start `tokenmill` in the background; the caller ends it."""
     return subprocess.Popen(
-        command(*arguments),
+        # Whoever runs the tests in a shell's background has them ignore Ctrl-C, and us with them.
+        ["/usr/bin/env", "--default-signal=INT", *command(*arguments)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def wait_for_commit(process: subprocess.Popen[str], output: Path) -> None:
+    """Return as soon as a unit is committed; fail if the run ends without."""
+    while not list(output.glob("data/*/*.parquet")):
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=0.1)
+            raise AssertionError(f"no unit was committed: {process.communicate()[0]}")
+
+
+def workers(process: subprocess.Popen[str]) -> list[int]:
+    """Handles (pidfd) of the processes that the run has started.
+
+    Without Ray's agents, which look for their node for a minute before they end.
+    """
+    handles = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with suppress(ProcessLookupError, psutil.NoSuchProcess):
+            if not "".join(child.cmdline()).strip().endswith("Agent"):
+                handles.append(os.pidfd_open(child.pid))
+    return handles
+
+
+def all_end(handles: list[int]) -> bool:
+    """Whether the processes behind the handles end within a minute each."""
+    ended = [bool(select.select([handle], [], [], 60)[0]) for handle in handles]
+    for handle in handles:
+        os.close(handle)
+    return all(ended)
 
 
 def command(*arguments: str | Path) -> list[str]:
