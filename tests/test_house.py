@@ -1,0 +1,119 @@
+"""The house: one door per outside world, imports one way, tests that say what is true."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+from command import ROOT
+
+PACKAGE = ROOT / "pipeline"
+MODULES = sorted(PACKAGE.glob("*.py"))
+TESTS = sorted((ROOT / "tests").glob("test_*.py"))
+#: Who may import what from outside: the modules of ours that are its doors.
+DOORS = {
+    "ray": {"pool"},
+    "vllm": {"engine"},
+    "s3fs": {"store"},
+    "fsspec": {"store"},
+    "botocore": {"store"},
+    "typer": {"cli"},
+    "rich": {"cli", "screen"},
+    "torch": {"tokenizer", "models"},
+    "transformers": {"tokenizer", "models"},
+    "huggingface_hub": {"tokenizer", "models"},
+}
+#: A pure function of strings, and no way out.
+EXCEPTIONS = {("shards", "fsspec.utils.glob_translate")}
+#: Seconds of import each, which `tokenmill --help` must not cost.
+SLOW = ["ray", "vllm", "torch", "transformers", "s3fs"]
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+def imported_names(path: Path) -> Iterator[str]:
+    """Full names of all that a file imports, inside functions and for type checkers too."""
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path.name}:{node.lineno}: imports name their whole path"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imported_modules(path: Path) -> set[str]:
+    """The modules of ours that a file imports; `__init__` for a name of the package itself."""
+    stems = {module.stem for module in MODULES}
+    parts = [name.split(".") for name in imported_names(path)]
+    inner = [names[1] if names[1:] else "" for names in parts if names[0] == PACKAGE.name]
+    return {name if name in stems else "__init__" for name in inner}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_the_outside_is_entered_by_its_doors_only(path: Path) -> None:
+    """Each library that stands for an outside world is imported by its door and nowhere else."""
+    for name in imported_names(path):
+        doors = DOORS.get(name.split(".")[0], {path.stem})
+        assert path.stem in doors or (path.stem, name) in EXCEPTIONS, (
+            f"{path.stem} imports {name}; only {', '.join(sorted(doors))} may"
+        )
+
+
+def test_every_door_is_in_use() -> None:
+    """A door or an exception that nobody uses any more is taken from the list."""
+    used = {(path.stem, name) for path in MODULES for name in imported_names(path)}
+    assert used >= EXCEPTIONS
+    libraries = {name.split(".")[0] for _, name in used}
+    # fsspec is entered through s3fs today.
+    assert libraries >= DOORS.keys() - {"fsspec"}
+
+
+def test_imports_point_one_way() -> None:
+    """The modules import each other without a circle, those for type checkers included."""
+    graph = {path.stem: imported_modules(path) for path in MODULES}
+    order = list(TopologicalSorter(graph).static_order())
+    assert set(order) == {path.stem for path in MODULES}
+
+
+@pytest.mark.parametrize("name", ["errors", "schema"])
+def test_the_ground_floor_imports_nothing_of_ours(name: str) -> None:
+    """What every module may use depends on none."""
+    assert imported_modules(PACKAGE / f"{name}.py") == set()
+
+
+@pytest.mark.parametrize("path", [*MODULES, *TESTS], ids=lambda path: path.stem)
+def test_a_file_opens_with_what_it_is(path: Path) -> None:
+    """Every module and every test file has a docstring."""
+    assert ast.get_docstring(parse(path))
+
+
+def test_the_command_line_starts_without_what_is_slow_to_import() -> None:
+    """`tokenmill --help` and a mistake in a job file cost no import of Ray, vLLM or torch."""
+    script = f"import sys, pipeline.cli; print(*sorted(sys.modules.keys() & set({SLOW})))"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.split() == []
+
+
+def each_test(path: Path) -> Iterator[ast.FunctionDef]:
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            yield node
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
+def test_a_test_says_what_is_true(path: Path) -> None:
+    """Every test has a docstring: read one after another, they are the specification."""
+    silent = [test.name for test in each_test(path) if not ast.get_docstring(test)]
+    assert silent == []
