@@ -63,7 +63,8 @@ class Source:
         where = None if self.where is None else where_expression(self.where, self.schema)
         schema = self.schema.append(pa.field(ROW_COLUMN, pa.int64(), nullable=False))
         pieces = [schema.empty_table()]
-        wanted = None if where is None else _possible_groups(file, parquet, where)
+        # In the common types: to a condition on texts, a shard of nulls would be of a wrong type.
+        wanted = None if where is None else _possible_groups(file, where, self.schema)
         for group, group_start in _overlapping_groups(parquet, unit):
             if wanted is not None and group not in wanted:
                 continue
@@ -92,12 +93,10 @@ def _overlapping_groups(parquet: pq.ParquetFile, unit: Unit) -> Iterator[tuple[i
         start = end
 
 
-def _possible_groups(
-    file: BinaryIO, parquet: pq.ParquetFile, where: ds.Expression
-) -> frozenset[int]:
+def _possible_groups(file: BinaryIO, where: ds.Expression, schema: pa.Schema) -> frozenset[int]:
     """The row groups whose statistics do not rule the filter out."""
     fragment = ds.ParquetFileFormat().make_fragment(file)
-    kept = fragment.subset(where, schema=parquet.schema_arrow)
+    kept = fragment.subset(where, schema=schema)
     return frozenset(group.id for group in kept.row_groups)
 
 
