@@ -19,6 +19,7 @@ from pipeline.schema import Reject, RejectClass
 _ROW = "row"
 # With one of these an absent value is the template's own business.
 _FILTERS_FOR_ABSENT_VALUES = frozenset({"default", "d"})
+_OTHER_TEMPLATES = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,8 @@ def compile_prompt(prompt: Prompt) -> PromptTemplates:
     contents = []
     for place, source in sources.items():
         tree = _parse(environment, place, source)
-        names = _columns(tree, place) - environment.globals.keys()
+        names = _columns(tree, place)
+        _refuse_uncalled(frozenset(environment.globals), tree, place)
         columns |= dict.fromkeys(sorted(names - columns.keys()), place)
         required |= names & set(_printed_as_they_are(tree))
         contents.append(environment.from_string(source))
@@ -91,9 +93,17 @@ def _parse(environment: ImmutableSandboxedEnvironment, place: str, source: str) 
     try:
         # Parsing accepts unknown filters; compiling does not.
         environment.compile(source)
-        return environment.parse(source)
+        tree = environment.parse(source)
     except jinja2.TemplateSyntaxError as error:
         raise UserError(f"{place}, line {error.lineno}: {error.message}") from error
+    except RecursionError:
+        raise UserError(f"{place}: the template is nested too deeply; flatten it") from None
+    except (jinja2.TemplateError, ValueError) as error:
+        # What has no column in it is computed already: `''.__class__`, a number of 5,000 digits.
+        raise UserError(f"{place}: {error}") from error
+    for node in tree.find_all(_OTHER_TEMPLATES):
+        raise UserError(f"{place}, line {node.lineno}: a prompt cannot load other templates")
+    return tree
 
 
 def _columns(tree: nodes.Template, place: str) -> set[str]:
@@ -109,13 +119,27 @@ def _columns(tree: nodes.Template, place: str) -> set[str]:
     return names
 
 
+def _refuse_uncalled(functions: frozenset[str], tree: nodes.Template, place: str) -> None:
+    """Refuse `{{ range }}`, which would print the function where the column was meant."""
+    names = list(tree.find_all(nodes.Name))
+    called = {id(call.node) for call in tree.find_all(nodes.Call)}
+    own = {name.name for name in names if name.ctx != "load"}
+    for name in names:
+        if name.name in functions - own and id(name) not in called:
+            raise UserError(
+                f"{place}, line {name.lineno}: {name.name} is a function of templates; "
+                f'write row["{name.name}"] for a column of that name'
+            )
+
+
 def _row_column(node: nodes.Node) -> str | None:
     """The column of `row["column"]` or `row.column`; None for every other node."""
     if isinstance(node, nodes.Getitem | nodes.Getattr):
         if not (isinstance(node.node, nodes.Name) and node.node.name == _ROW):
             return None
         if isinstance(node, nodes.Getattr):
-            return node.attr
+            # `row.items` is the method of that name, whatever the columns are called.
+            return None if hasattr(dict, node.attr) else node.attr
         if isinstance(node.arg, nodes.Const) and isinstance(node.arg.value, str):
             return node.arg.value
     return None
