@@ -18,8 +18,6 @@ from pipeline.tokenizer import Tokenizer
 TOKENS_COLUMN = "__tokenmill_tokens"
 ERROR_COLUMN = "__tokenmill_error"
 
-_UNREADABLE = object()
-
 
 @dataclass(frozen=True, slots=True)
 class Renderer:
@@ -40,18 +38,16 @@ class Renderer:
 
     def _render_rows(self, rows: pa.Table) -> list[list[str] | Reject]:
         names = list(self.templates.columns)
-        columns = [_cells(rows.column(name)) for name in names]
+        columns = [_cells(name, rows.column(name)) for name in names]
         return [
             self._render_row(dict(zip(names, values, strict=True)))
             for values in zip(*columns, strict=True)
         ]
 
     def _render_row(self, row: dict[str, Any]) -> list[str] | Reject:
-        for name, value in row.items():
-            if value is _UNREADABLE:
-                return Reject(
-                    RejectClass.BAD_TEXT, f"the column {name} holds text that is not UTF-8"
-                )
+        for value in row.values():
+            if isinstance(value, Reject):
+                return value
         contents = self.templates.render(row)
         if isinstance(contents, list):
             for content in contents:
@@ -72,19 +68,25 @@ class Renderer:
         return [item if isinstance(item, Reject) else next(answers) for item in rendered]
 
 
-def _cells(column: pa.ChunkedArray) -> list[Any]:
-    """The column's values; `_UNREADABLE` where a string's bytes are not UTF-8."""
+def _cells(name: str, column: pa.ChunkedArray) -> list[Any]:
+    """The column's values; a `Reject` for one that Python cannot hold."""
     try:
         return list(column.to_pylist())
-    except UnicodeDecodeError:
-        return [_cell(cell) for cell in column]
+    except (ValueError, OverflowError):
+        return [_cell(name, cell) for cell in column]
 
 
-def _cell(cell: pa.Scalar) -> Any:
+def _cell(name: str, cell: pa.Scalar) -> Any:
     try:
         return cell.as_py()
     except UnicodeDecodeError:
-        return _UNREADABLE
+        return Reject(RejectClass.BAD_TEXT, f"the column {name} holds text that is not UTF-8")
+    except (ValueError, OverflowError) as error:
+        # A date beyond the year 9999, say.
+        reason = " ".join(str(error).split())
+        return Reject(
+            RejectClass.TEMPLATE_ERROR, f"the column {name} holds an unreadable value: {reason}"
+        )
 
 
 def _is_unicode(text: str) -> bool:

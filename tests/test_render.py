@@ -1,0 +1,206 @@
+"""Rendering a unit: every row keeps its place, whatever becomes of it."""
+
+import datetime as dt
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pytest
+from factories import job, strings_of_bytes, text_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.fake import FakeTokenizer
+from pipeline.render import ERROR_COLUMN, TOKENS_COLUMN, Renderer
+from pipeline.schema import ERROR_TYPE, Reject, RejectClass
+from pipeline.source import ROW_COLUMN
+from pipeline.template import compile_prompt
+from pipeline.tokenizer import Chat, Tokenizer
+
+
+class PickyTokenizer(FakeTokenizer):
+    """A model whose chat template refuses chats that say no."""
+
+    def encode_chats(self, chats: Sequence[Chat]) -> list[Sequence[int] | Reject]:
+        encoded = super().encode_chats(chats)
+        refused = Reject(RejectClass.CHAT_TEMPLATE_ERROR, "roles must alternate")
+        return [
+            refused if any("no" in content for _, content in chat) else tokens
+            for chat, tokens in zip(chats, encoded, strict=True)
+        ]
+
+
+def rendered(
+    rows: pa.Table,
+    prompt: dict[str, object] | None = None,
+    keep: tuple[str, ...] = (),
+    tokenizer: Tokenizer | None = None,
+) -> pa.Table:
+    """The rows, whose positions begin at 10, rendered; `{{ text }}` alone unless told."""
+    positions = pa.array(range(10, 10 + rows.num_rows), pa.int64())
+    rows = rows.append_column(pa.field(ROW_COLUMN, pa.int64(), nullable=False), positions)
+    templates = compile_prompt(job({"prompt": prompt or {"text": "{{ text }}"}}).prompt)
+    table = Renderer(templates, tokenizer or FakeTokenizer(), keep).render(rows)
+    assert table[ROW_COLUMN].equals(rows[ROW_COLUMN])
+    assert [tokens is None for tokens in table[TOKENS_COLUMN].to_pylist()] == [
+        error is not None for error in table[ERROR_COLUMN].to_pylist()
+    ]
+    return table
+
+
+def outcomes(table: pa.Table) -> list[str]:
+    """Each row's prompt, or the class of its reject."""
+    return [
+        text_of(tokens) if error is None else str(error["class"])
+        for tokens, error in zip(
+            table[TOKENS_COLUMN].to_pylist(), table[ERROR_COLUMN].to_pylist(), strict=True
+        )
+    ]
+
+
+TEXTS = st.lists(st.none() | st.sampled_from(["", " ", "yes", "no", "é\U0001f600"]), max_size=12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(texts=TEXTS, chat=st.booleans(), pieces=st.integers(1, 4))
+def test_every_row_has_its_prompt_or_reject_in_its_place(
+    texts: list[str | None], *, chat: bool, pieces: int
+) -> None:
+    """Good rows, and rejects of the template and of the tokenizer, stand where the rows stood."""
+    rows = pa.table({"text": pa.array(texts, pa.string()), "id": range(len(texts))})
+    chunks = [rows.slice(start, pieces) for start in range(0, len(texts), pieces)]
+    table = rendered(
+        pa.concat_tables([rows.slice(0, 0), *chunks]),
+        {"user" if chat else "text": "{{ text }}"},
+        keep=("id",),
+        tokenizer=PickyTokenizer(),
+    )
+    expected = []
+    for text in texts:
+        if text is None or not text.strip():
+            expected.append("empty_input")
+        elif chat:
+            expected.append("chat_template_error" if text == "no" else f"<|user|>\n{text}\n")
+        else:
+            expected.append(text)
+    assert outcomes(table) == expected
+    assert table["id"].to_pylist() == list(range(len(texts)))
+
+
+def test_a_chat_has_its_messages_in_order() -> None:
+    """The roles and contents of the job reach the model's chat template in their order."""
+    prompt = {
+        "messages": [
+            {"role": "system", "content": "Be {{ how }}."},
+            {"role": "user", "content": "{{ text }}"},
+            {"role": "assistant", "content": "Sure"},
+        ]
+    }
+    table = rendered(pa.table({"text": ["Hi"], "how": ["brief"]}), prompt)
+    assert outcomes(table) == ["<|system|>\nBe brief.\n<|user|>\nHi\n<|assistant|>\nSure\n"]
+
+
+def test_a_refusing_chat_template_is_told_in_its_row() -> None:
+    """What the model's chat template says of a chat is the row's message."""
+    table = rendered(
+        pa.table({"text": ["no", "yes"]}), {"user": "{{ text }}"}, tokenizer=PickyTokenizer()
+    )
+    assert table[ERROR_COLUMN].to_pylist() == [
+        {"class": "chat_template_error", "message": "roles must alternate", "attempts": 0},
+        None,
+    ]
+
+
+@pytest.mark.parametrize(
+    "broken", [b"\xff", b"caf\xe9", b"\xed\xa0\x80", b"\xc0\x80", b"\xf0\x9f\x98"], ids=repr
+)
+def test_text_that_is_not_utf8_is_rejected_alone(broken: bytes) -> None:
+    """A row whose text's bytes are not UTF-8 is a reject that names the column; others go on."""
+    table = rendered(pa.table({"text": strings_of_bytes([b"good", broken, "é".encode()])}))
+    assert outcomes(table) == ["good", "bad_text", "é"]
+    message = table[ERROR_COLUMN][1].as_py()["message"]
+    assert "the column text holds text that is not UTF-8" in message
+
+
+def test_text_deep_in_a_value_that_is_not_utf8_is_rejected() -> None:
+    """A list with one broken text is a row with broken text."""
+    cells = strings_of_bytes([b"a", b"\xff", b"b"])
+    lists = pa.ListArray.from_arrays(pa.array([0, 2, 3], pa.int32()), cells)
+    assert outcomes(rendered(pa.table({"text": lists}))) == ["bad_text", "['b']"]
+
+
+def test_a_lone_surrogate_is_rejected() -> None:
+    """A prompt that is no Unicode text, which a tokenizer would choke on, is a reject."""
+    prompt = {"text": "{{ '%c' | format(code) }}"}
+    table = rendered(pa.table({"code": [0x41, 0xD800, 0x1F600]}), prompt)
+    assert outcomes(table) == ["A", "bad_text", "\U0001f600"]
+    assert "lone surrogate" in table[ERROR_COLUMN][1].as_py()["message"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (pa.timestamp("us"), 2**62),
+        (pa.timestamp("s", "UTC"), 2**62),
+        (pa.timestamp("us", "Nowhere/City"), 1),
+        (pa.duration("s"), 2**62),
+        (pa.date64(), 2**62),
+    ],
+    ids=str,
+)
+def test_a_value_that_python_cannot_hold_is_rejected(kind: pa.DataType, value: int) -> None:
+    """A date beyond all calendars, or in no time zone, is one row's fault."""
+    rows = pa.table({"text": pa.array([None, value], pa.int64()).cast(kind)})
+    table = rendered(rows, {"text": "{% if text %}{{ text }}{% endif %}."})
+    assert outcomes(table) == [".", "template_error"]
+    assert "the column text" in table[ERROR_COLUMN][1].as_py()["message"]
+
+
+VALUES = [
+    (pa.array([5, None]), "5"),
+    (pa.array([0.1, None]), "0.1"),
+    (pa.array([True, None]), "True"),
+    (pa.array(["x", None], pa.large_string()), "x"),
+    (pa.array(["x", None], pa.string_view()), "x"),
+    (pa.array(["x", None]).dictionary_encode(), "x"),
+    (pa.array([b"\xff", None]), "b'\\xff'"),
+    (pa.array([dt.date(2024, 1, 2), None]), "2024-01-02"),
+    (pa.array(["1.50", None]).cast(pa.decimal128(9, 2)), "1.50"),
+    (pa.array([["a", None], None]), "['a', None]"),
+    (pa.array([{"k": 1}, None]), "{'k': 1}"),
+    (pa.array(["\u202e\u200d", None]), "\u202e\u200d"),
+    (pa.nulls(2), "empty_input"),
+]
+
+
+@pytest.mark.parametrize(("values", "expected"), VALUES, ids=[str(v.type) for v, _ in VALUES])
+def test_columns_of_any_type_can_be_printed(values: pa.Array, expected: str) -> None:
+    """A value is printed as Python does; null is empty input."""
+    assert outcomes(rendered(pa.table({"text": values}))) == [expected, "empty_input"]
+
+
+def test_kept_columns_are_unchanged() -> None:
+    """Kept columns keep their type, nulls and bytes, in the asked order; no others are kept."""
+    rows = pa.table(
+        {
+            "text": ["a", None, "c"],
+            "bytes": strings_of_bytes([b"\xff", b"", b"x"]),
+            "dictionary": pa.array(["x", None, "x"]).dictionary_encode(),
+            "nested": [[{"k": 1}], None, []],
+            "time": pa.array([2**62, None, 0], pa.timestamp("us")),
+            "dropped": [1, 2, 3],
+        }
+    )
+    keep = ("time", "nested", "dictionary", "bytes", "text")
+    table = rendered(rows, keep=keep)
+    assert table.schema.names == [*keep, ROW_COLUMN, TOKENS_COLUMN, ERROR_COLUMN]
+    assert table.select(keep).equals(rows.select(keep))
+
+
+@pytest.mark.parametrize("texts", [[], [None], [None] * 3], ids=["no rows", "one", "three"])
+@pytest.mark.parametrize("form", ["text", "user"])
+def test_a_unit_without_a_single_prompt_is_rendered(texts: list[None], form: str) -> None:
+    """No rows, or rejects only, give columns of the same types as ever."""
+    table = rendered(pa.table({"text": pa.array(texts, pa.string())}), {form: "{{ text }}"})
+    assert outcomes(table) == ["empty_input"] * len(texts)
+    assert table.schema.field(TOKENS_COLUMN).type == pa.list_(pa.int32())
+    assert table.schema.field(ERROR_COLUMN).type == ERROR_TYPE
