@@ -164,13 +164,12 @@ def _errors_console() -> Console:
 
 def _print_summary(summary: Summary) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
-    seconds = summary.engine_seconds
-    for name, value in _summary_lines(summary, seconds):
+    for name, value in _summary_lines(summary):
         table.add_row(name, value)
     Console(highlight=False, soft_wrap=True).print(table)
 
 
-def _summary_lines(summary: Summary, seconds: float) -> Iterator[tuple[str, str]]:
+def _summary_lines(summary: Summary) -> Iterator[tuple[str, str]]:
     totals = summary.totals
     if totals is not None:
         answered = totals.rows - totals.rejected
@@ -183,10 +182,13 @@ def _summary_lines(summary: Summary, seconds: float) -> Iterator[tuple[str, str]
         "this run",
         f"{summary.units:,} units, {summary.rows:,} rows in {duration(summary.seconds)}",
     )
-    if seconds:
-        yield "input tokens", f"{summary.input_tokens:,} ({summary.input_tokens / seconds:,.0f}/s)"
-        rate = f"{summary.generated_tokens / seconds:,.0f}/s"
-        yield "output tokens", f"{summary.generated_tokens:,} ({rate})"
+    seconds = summary.engine_seconds
+    for name, tokens in (
+        ("input tokens", summary.input_tokens),
+        ("output tokens", summary.generated_tokens),
+    ):
+        # A run that is over in a moment has no rate worth the name.
+        yield name, f"{tokens:,} ({tokens / seconds:,.0f}/s)" if seconds >= 1 else f"{tokens:,}"
     yield "output", summary.output
     yield "log", summary.log
     if summary.exit_code == ExitCode.OVER_REJECT_BUDGET and totals is not None:

@@ -45,7 +45,7 @@ def root_cause(error: BaseException) -> BaseException:
         # Ray's name for it; others keep text or numbers under the same name.
         cause = getattr(layer, "cause", None)
         named = cause if isinstance(cause, BaseException) else None
-        layer = named or layer.__cause__ or layer.__context__
+        layer = named or layer.__cause__ or _context(layer)
     for candidate in seen:
         if isinstance(candidate, TokenmillError):
             return candidate
@@ -53,3 +53,8 @@ def root_cause(error: BaseException) -> BaseException:
         if isinstance(candidate, OSError):
             return candidate
     return seen[-1]
+
+
+def _context(error: BaseException) -> BaseException | None:
+    """What was being handled when the error was raised, unless it was raised `from None`."""
+    return None if error.__suppress_context__ else error.__context__

@@ -121,13 +121,17 @@ class Pool:
 
     def _stream(self, spec: RunSpec) -> Iterator[Commit]:
         num_gpus = spec.job.model.gpus_per_replica if _cluster_has_gpus() else 0
-        dataset = ray.data.range(len(spec.units), override_num_blocks=len(spec.units))
+        render_tasks = _render_tasks(spec.job)
+        num_units = len(spec.units)
+        # With the same concurrency it is fused with rendering; as a stage of its own it would take
+        # the cores from the commits until its last unit.
+        dataset = ray.data.range(num_units, concurrency=render_tasks, override_num_blocks=num_units)
         dataset = dataset.map_batches(
             _render,
             batch_size=None,
             batch_format="pyarrow",
             fn_kwargs={"spec": spec, "board": self._board},
-            compute=TaskPoolStrategy(_render_tasks(spec.job)),
+            compute=TaskPoolStrategy(render_tasks),
         )
         dataset = dataset.map_batches(
             _ReplicaStage,

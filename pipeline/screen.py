@@ -74,7 +74,8 @@ class LiveScreen:
 def _facts(progress: Progress, now: float) -> str:
     read, written = progress.rates(now)
     running = sum(load.num_running for load in progress.pool.loads.values())
-    replicas = f"{len(progress.pool.loads)} replicas" if progress.pool.loads else "engine loading"
+    loaded = len(progress.pool.loads)
+    replicas = f"{loaded} replica{'s'[: loaded > 1]}" if loaded else "engine loading"
     return (
         f"{progress.rejected:,} rejects   {read:,.0f} input and {written:,.0f} output tokens/s   "
         f"{replicas}, {running:,} running   ETA {duration(progress.remaining_s(now))}"
