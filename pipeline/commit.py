@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import UserError
+from pipeline.errors import RunFailed, UserError
 from pipeline.plan import Unit
 from pipeline.store import Store
 
@@ -69,7 +69,12 @@ def commit(store: Store, unit: Unit, table: pa.Table, record: UnitRecord) -> Com
     """
     if store.create(unit.key, encode(table, record)):
         return Commit(record, is_ours=True)
-    standing = read_record(store, unit.key)
+    try:
+        standing = read_record(store, unit.key)
+    except FileNotFoundError as error:
+        raise RunFailed(
+            f"{store.url}/{unit.key} was there and is gone; run the command again"
+        ) from error
     if (standing.unit, standing.fingerprint) != (unit.key, record.fingerprint):
         raise UserError(f"{store.url}/{unit.key}: belongs to another job; use another output")
     return Commit(standing, is_ours=standing.attempt == record.attempt)
@@ -81,9 +86,12 @@ def read_record(store: Store, key: str) -> UnitRecord:
         with store.open(key) as file:
             metadata = pq.read_metadata(file)
         record = UnitRecord(**json.loads((metadata.metadata or {})[_METADATA_KEY]))
-    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, OSError) and not _is_about_the_footer(error):
+            raise
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"{store.url}/{key}: not written by tokenmill ({error}); "
+            f"{store.url}/{key}: not written by tokenmill ({reason}); "
             "remove it or use another output"
         ) from error
     if record.num_rows != metadata.num_rows:
@@ -92,3 +100,8 @@ def read_record(store: Store, key: str) -> UnitRecord:
             f"{record.num_rows}; remove it and run again"
         )
     return record
+
+
+def _is_about_the_footer(error: OSError) -> bool:
+    """Arrow's word for a footer that it cannot decode is an OSError; only a system's has more."""
+    return type(error) is OSError and error.errno is None

@@ -300,6 +300,7 @@ class _Run:
             # before it loads anything, and ten seconds of import are saved here.
             sampling_params(job.sampling)
         with self._interface.watch(self._log) as screen:
+            screen.update(self._progress, time.monotonic())
             # Ray is imported only by runs that have something to do.
             from pipeline.pool import Pool, RunSpec  # noqa: PLC0415
 

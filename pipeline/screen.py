@@ -56,7 +56,14 @@ class LiveScreen:
         )
         self._units = self._bars.add_task("units", total=None)
         self._rows = self._bars.add_task("rows", total=None)
-        self._live = Live(self._bars, console=console, refresh_per_second=4)
+        # Redirecting would bring the chatter back from the log onto the screen.
+        self._live = Live(
+            self._bars,
+            console=console,
+            refresh_per_second=4,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
         self._live.start()
 
     def update(self, progress: Progress, now: float) -> None:
