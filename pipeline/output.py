@@ -145,9 +145,10 @@ def verify(store: Store, plan: Plan) -> Totals:
 
 def _verified_record(store: Store, plan: Plan, unit: Unit) -> UnitRecord:
     record = read_record(store, unit.key)
+    if record.fingerprint != plan.fingerprint:
+        raise UserError(f"{store.url}/{unit.key}: belongs to another job; remove it and run again")
     accounted = record.num_rows + record.num_filtered
-    expected = (unit.key, plan.fingerprint, unit.num_rows)
-    if (record.unit, record.fingerprint, accounted) != expected:
+    if (record.unit, accounted) != (unit.key, unit.num_rows):
         raise UserError(
             f"{store.url}/{unit.key}: does not fit the plan (unit {record.unit}, "
             f"{accounted:,} rows accounted for of {unit.num_rows:,}); remove it and run again"
@@ -158,13 +159,12 @@ def _verified_record(store: Store, plan: Plan, unit: Unit) -> UnitRecord:
 def read_success(store: Store) -> Totals | None:
     """The totals of a finished output; None if it is not finished."""
     try:
-        data = json.loads(store.read(SUCCESS_KEY))
+        return Totals(**json.loads(store.read(SUCCESS_KEY)))
     except FileNotFoundError:
         return None
-    except ValueError:
+    except (ValueError, TypeError):
         # Some other tool's marker: the run verifies and writes ours.
         return None
-    return Totals(**data)
 
 
 def write_success(store: Store, totals: Totals) -> None:

@@ -21,7 +21,7 @@ from s3_server import use_only
 from pipeline.commit import UnitRecord
 from pipeline.errors import TokenmillError
 from pipeline.plan import Unit
-from pipeline.store import Store, open_store
+from pipeline.store import LocalStore, Store, open_store
 
 ON_S3 = pytest.param("s3", marks=pytest.mark.integration)
 
@@ -132,6 +132,13 @@ class CrashingStore:
             return result
 
         return call
+
+
+class Vanishing(LocalStore):
+    """A folder from which objects are removed right after they were found."""
+
+    def create(self, key: str, data: bytes) -> bool:  # noqa: ARG002
+        return False
 
 
 # An S3 server that fails on demand.

@@ -16,6 +16,7 @@ from stores import (
     CrashingStore,
     Fault,
     StubS3,
+    Vanishing,
     answers,
     contents,
     keys,
@@ -202,13 +203,6 @@ def test_an_object_of_another_job_stops_the_run(store: Store, facts: dict[str, s
     before = contents(store)
     assert f"{store.url}/{UNIT.key}" in refusal(UserError, lambda: write(store, "ours"))
     assert contents(store) == before
-
-
-class Vanishing(LocalStore):
-    """A folder from which objects are removed right after they were found."""
-
-    def create(self, key: str, data: bytes) -> bool:  # noqa: ARG002
-        return False
 
 
 def test_an_object_that_was_removed_meanwhile_may_be_tried_again(tmp_path: Path) -> None:
