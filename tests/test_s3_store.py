@@ -108,6 +108,13 @@ def test_an_endpoint_of_the_job_wins(stub_s3: StubS3, monkeypatch: pytest.Monkey
 # Bad networks.
 
 
+def test_a_large_object_is_one_request(stub_s3: StubS3) -> None:
+    """An object for which s3fs would upload parts goes up in one PUT, which is one step."""
+    data = bytes(101 * MIB)
+    assert stub_s3.store.create("data/large", data) is True
+    assert stub_s3.objects == {"/bucket/out/data/large": data}
+
+
 @pytest.mark.parametrize("fault", Fault)
 def test_a_create_is_tried_again(stub_s3: StubS3, fault: Fault) -> None:
     """A create that meets a fault once is tried again; the object is there whole.
