@@ -12,16 +12,17 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+from weakref import WeakKeyDictionary
 
 from pydantic import ValidationError
 
 from pipeline.errors import UserError
 from pipeline.job import unknown
-from pipeline.schema import Completion, Request
+from pipeline.schema import Completion, Params, Pooling, Request, Sampling
 
 if TYPE_CHECKING:
-    from vllm import SamplingParams
+    from vllm import PoolingParams, SamplingParams
     from vllm.v1.engine.llm_engine import LLMEngine
 
 # Measured on 2 cores with AVX2 (135M parameters): 64 sequences fill the cores, and compiling costs
@@ -35,6 +36,14 @@ _CPU_ARGUMENTS = {
     "kv_cache_memory_bytes": 2 * 2**30,
 }
 _GPU_ARGUMENTS = {"gpu_memory_utilization": 0.95}
+
+
+@dataclass(frozen=True, slots=True)
+class MachineShare:
+    """What of its machine an engine has: GPUs, or none and so many threads of the CPU."""
+
+    num_gpus: int
+    num_threads: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +65,17 @@ class Engine(Protocol):
 
     info: EngineInfo
 
-    def add(self, request: Request) -> None:
-        """Put a request into the batch. Raises `RequestRefused`."""
+    def add(self, key: int, request: Request) -> None:
+        """Put a request into the batch; `key` is new to it. Raises `RequestRefused`."""
 
     def step(self) -> Sequence[Completion]:
         """Advance the batch by one iteration; the requests that ended by it."""
 
 
 class VllmEngine:
-    """One vLLM engine, its sampling parameters the same for all requests."""
+    """One vLLM engine."""
 
-    def __init__(self, engine: "LLMEngine", sampling: "SamplingParams") -> None:
+    def __init__(self, engine: "LLMEngine") -> None:
         config = engine.vllm_config
         self.info = EngineInfo(
             name="vllm",
@@ -75,20 +84,36 @@ class VllmEngine:
             max_num_seqs=config.scheduler_config.max_num_seqs,
         )
         self._engine = engine
-        self._sampling = sampling
+        self._params: dict[int, Params] = {}
+        # What vLLM makes of a task's parameters, made once.
+        self._translated: WeakKeyDictionary[Params, Any] = WeakKeyDictionary()
 
-    def add(self, request: Request) -> None:
+    def add(self, key: int, request: Request) -> None:
         prompt = {"prompt_token_ids": list(request.prompt_token_ids)}
         try:
-            self._engine.add_request(str(request.key), prompt, self._sampling)
+            self._engine.add_request(str(key), prompt, self._vllm_params(request.params))
+        except UserError as error:
+            raise RequestRefused(str(error)) from error
         except _refusals() as error:
             raise RequestRefused(_one_line(error)) from error
+        self._params[key] = request.params
 
     def step(self) -> Sequence[Completion]:
-        return [_completion(output) for output in self._engine.step() if output.finished]
+        return [
+            _completion(output, self._params.pop(int(output.request_id)))
+            for output in self._engine.step()
+            if output.finished
+        ]
+
+    def _vllm_params(self, params: Params) -> Any:
+        if params not in self._translated:
+            self._translated[params] = vllm_params(params)
+        return self._translated[params]
 
 
-def _completion(output: Any) -> Completion:
+def _completion(output: Any, params: Params) -> Completion:
+    if isinstance(params, Pooling):
+        return _pooled(output)
     answer = output.outputs[0]
     return Completion(
         key=int(output.request_id),
@@ -97,29 +122,60 @@ def _completion(output: Any) -> Completion:
         num_input_tokens=len(output.prompt_token_ids),
         num_generated_tokens=len(answer.token_ids),
         cumulative_logprob=answer.cumulative_logprob,
+        choice_logprobs=_choice_logprobs(answer.logprobs, params),
+        prompt_logprobs=_prompt_logprobs(output.prompt_logprobs),
     )
+
+
+def _pooled(output: Any) -> Completion:
+    return Completion(
+        key=int(output.request_id),
+        text="",
+        finish_reason="stop",
+        num_input_tokens=len(output.prompt_token_ids),
+        num_generated_tokens=0,
+        cumulative_logprob=None,
+        vector=output.outputs.data.float().numpy(),
+    )
+
+
+def _choice_logprobs(logprobs: Any, params: Sampling) -> dict[int, float] | None:
+    """Those of the first generated token; vLLM gives the sampled token besides."""
+    if not params.values.get("logprob_token_ids") or not logprobs:
+        return None
+    end = logprobs.end_indices[0]
+    wanted = set(params.values["logprob_token_ids"])
+    pairs = zip(logprobs.token_ids[:end], logprobs.logprobs[:end], strict=True)
+    return {token: logprob for token, logprob in pairs if token in wanted}
+
+
+def _prompt_logprobs(logprobs: Any) -> list[float] | None:
+    """One a token but the first; of several alternatives the prompt's own token stands first."""
+    if logprobs is None:
+        return None
+    return [logprobs.logprobs[start] for start in logprobs.start_indices[1:]]
 
 
 def load_vllm(
     model: Path,
     arguments: Mapping[str, Any],
-    sampling: Mapping[str, Any],
-    num_gpus: int,
-    num_threads: int,
+    runner: Literal["generate", "pooling"],
+    params: Sequence[Params],
+    share: MachineShare,
 ) -> VllmEngine:
-    """Start an engine for the model in a folder; `num_gpus` 0 means the CPU, on `num_threads`.
+    """Start an engine for the model in a folder, on its share of the machine.
 
-    What the job does not set is chosen for the machine. Raises `UserError` for arguments that vLLM
-    refuses.
+    What the job does not set is chosen for the machine. `params` are those of requests to come.
+    Raises `UserError` for arguments and parameters that vLLM refuses.
     """
-    defaults: dict[str, Any] = {"disable_log_stats": True}
-    if num_gpus:
-        defaults |= _GPU_ARGUMENTS | {"tensor_parallel_size": num_gpus}
+    defaults: dict[str, Any] = {"disable_log_stats": True, "runner": runner}
+    if share.num_gpus:
+        defaults |= _GPU_ARGUMENTS | {"tensor_parallel_size": share.num_gpus}
     else:
         defaults |= _CPU_ARGUMENTS
         if not _cpu_has_bf16():
             defaults["dtype"] = "float32"
-        _prepare_cpu(num_threads)
+        _prepare_cpu(share.num_threads)
     _require_vllm()
     # Imported here, behind the environment that they read on import.
     from vllm.engine.arg_utils import EngineArgs  # noqa: PLC0415
@@ -127,19 +183,33 @@ def load_vllm(
     from vllm.v1.engine.llm_engine import LLMEngine  # noqa: PLC0415
 
     # First, since it is quick: a mistake here must not cost the loading of a model.
-    params = sampling_params(sampling)
+    for known in params:
+        vllm_params(known)
     try:
         engine_args = EngineArgs(model=str(model), **{**defaults, **arguments})
         # The batch limits that vLLM chooses hang on this: as a server it takes far smaller ones.
         engine = LLMEngine.from_engine_args(engine_args, usage_context=UsageContext.LLM_CLASS)
     except _refusals() as error:
         raise UserError(f"model.engine: vLLM refuses it: {_one_line(error)}") from error
-    return VllmEngine(engine, params)
+    return VllmEngine(engine)
 
 
-def sampling_params(sampling: Mapping[str, Any]) -> "SamplingParams":
-    """VLLM's sampling parameters for a job's. Raises `UserError` for what vLLM refuses."""
+def vllm_params(params: Params) -> "SamplingParams | PoolingParams":
+    """VLLM's own parameters for a task's. Raises `UserError` for what vLLM refuses."""
     _require_vllm()
+    return _pooling_params(params) if isinstance(params, Pooling) else _sampling_params(params)
+
+
+def _pooling_params(pooling: Pooling) -> "PoolingParams":
+    from vllm import PoolingParams  # noqa: PLC0415
+
+    try:
+        return PoolingParams(task=pooling.task, **pooling.values)
+    except _refusals() as error:
+        raise UserError(f"task: vLLM refuses it: {_one_line(error)}") from error
+
+
+def _sampling_params(sampling: Sampling) -> "SamplingParams":
     from vllm.sampling_params import (  # noqa: PLC0415
         RequestOutputKind,
         SamplingParams,
@@ -147,7 +217,9 @@ def sampling_params(sampling: Mapping[str, Any]) -> "SamplingParams":
     )
 
     # The sampled token's own log-probability, for cumulative_logprob; a job may turn it off (null).
-    values: dict[str, Any] = {"logprobs": 0, **sampling}
+    values = dict(sampling.values)
+    if not values.get("logprob_token_ids"):
+        values.setdefault("logprobs", 0)
     try:
         if isinstance(values.get("structured_outputs"), Mapping):
             structured = StructuredOutputsParams(**values["structured_outputs"])
@@ -159,20 +231,24 @@ def sampling_params(sampling: Mapping[str, Any]) -> "SamplingParams":
         raise UserError(f"sampling: vLLM refuses it: {_one_line(error)}") from error
 
 
-def check_argument_names(engine: Mapping[str, Any], sampling: Mapping[str, Any]) -> None:
+def check_argument_names(
+    engine: Mapping[str, Mapping[str, Any]], sampling: Mapping[str, Mapping[str, Any]]
+) -> None:
     """Raise `UserError` for a name that vLLM does not have, with the nearest one that it has.
 
+    Both map the place in the job to the arguments that it holds.
     Reads vLLM's source instead of importing it, which takes ten seconds.
     """
     _require_vllm()
-    for section, values, module, class_name in (
-        ("model.engine", engine, "engine/arg_utils.py", "EngineArgs"),
-        ("sampling", sampling, "sampling_params.py", "SamplingParams"),
+    for places, module, class_name in (
+        (engine, "engine/arg_utils.py", "EngineArgs"),
+        (sampling, "sampling_params.py", "SamplingParams"),
     ):
         known = _fields(module, class_name)
-        for name in values:
-            if name not in known:
-                raise UserError(f"{section}.{name}: {unknown(name, known)}")
+        for place, values in places.items():
+            for name in values:
+                if name not in known:
+                    raise UserError(f"{place}.{name}: {unknown(name, known)}")
 
 
 def _fields(module: str, class_name: str) -> list[str]:

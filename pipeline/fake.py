@@ -5,18 +5,21 @@ written into the output's metadata. `model.engine` then holds `FakeSettings`.
 """
 
 import hashlib
+import math
 import random
 import time
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.engine import EngineInfo, RequestRefused
 from pipeline.errors import UserError
 from pipeline.job import unknown
-from pipeline.schema import Completion, Reject, Request
+from pipeline.schema import Completion, Pooling, Reject, Request, Sampling
 from pipeline.tokenizer import Chat
 
 # A token is three bytes of UTF-8: near to real vocabularies, and its id fits into an int32.
@@ -24,6 +27,9 @@ _BYTES_PER_TOKEN = 3
 # Fills the last token: a byte that UTF-8 never has, unlike zero.
 _FILLER = b"\xff"
 _WORDS = ("ash", "birch", "cedar", "elm", "fir", "hazel", "larch", "maple", "oak", "pine", "rowan")
+
+#: Of the fake engine's vectors.
+FAKE_DIMENSIONS = 8
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -67,7 +73,7 @@ def _encode(text: str) -> list[int]:
 class FakeEngine:
     """Every request in the batch gets a token a step; at most `max_num_seqs` are in the batch."""
 
-    def __init__(self, settings: FakeSettings, max_tokens: int | None) -> None:
+    def __init__(self, settings: FakeSettings) -> None:
         self.info = EngineInfo(
             name="fake",
             version="1",
@@ -75,14 +81,13 @@ class FakeEngine:
             max_num_seqs=settings.max_num_seqs,
         )
         self._settings = settings
-        self._max_tokens = max_tokens
         self._waiting: deque[tuple[int, Completion]] = deque()
         # By the step at which they end, so that a step costs nothing for those that go on.
         self._ending: dict[int, list[Completion]] = defaultdict(list)
         self._num_running = 0
         self._step = 0
 
-    def add(self, request: Request) -> None:
+    def add(self, key: int, request: Request) -> None:
         prompt = b"".join(
             token.to_bytes(_BYTES_PER_TOKEN) for token in request.prompt_token_ids
         ).rstrip(_FILLER)
@@ -92,19 +97,44 @@ class FakeEngine:
         if draw.random() < self._settings.refuse_rate:
             raise RequestRefused("the fake engine refuses this prompt")
         fails = draw.random() < self._settings.error_rate
+        if isinstance(request.params, Pooling):
+            completion = self._pooled(key, request, draw)
+        else:
+            completion = self._generated(key, request, request.params, draw)
+        if fails:
+            completion = replace(completion, text="", finish_reason="error")
+        self._waiting.append((max(1, completion.num_generated_tokens), completion))
+
+    def _generated(
+        self, key: int, request: Request, sampling: Sampling, draw: random.Random
+    ) -> Completion:
         wanted = draw.randint(1, 2 * self._settings.output_tokens - 1)
         num_input_tokens = len(request.prompt_token_ids)
         room = self.info.max_model_len - num_input_tokens
-        length = min(wanted, room if self._max_tokens is None else self._max_tokens)
-        completion = Completion(
-            key=request.key,
-            text="" if fails else " ".join(draw.choices(_WORDS, k=length)),
-            finish_reason="error" if fails else "stop" if wanted == length else "length",
+        length = min(wanted, room if sampling.max_tokens is None else sampling.max_tokens)
+        choices = sampling.values.get("logprob_token_ids")
+        wants_prompt = sampling.values.get("prompt_logprobs") is not None
+        return Completion(
+            key=key,
+            text=" ".join(draw.choices(_WORDS, k=length)),
+            finish_reason="stop" if wanted == length else "length",
             num_input_tokens=num_input_tokens,
             num_generated_tokens=length,
             cumulative_logprob=-length * draw.random(),
+            choice_logprobs=_choice_logprobs(choices, draw) if choices else None,
+            prompt_logprobs=(
+                [-draw.expovariate(1) for _ in range(num_input_tokens - 1)]
+                if wants_prompt
+                else None
+            ),
         )
-        self._waiting.append((length, completion))
+
+    @staticmethod
+    def _pooled(key: int, request: Request, draw: random.Random) -> Completion:
+        vector = np.array([draw.gauss(0, 1) for _ in range(FAKE_DIMENSIONS)], np.float32)
+        if request.params.values.get("use_activation") is not False:
+            vector /= np.linalg.norm(vector)
+        return Completion(key, "", "stop", len(request.prompt_token_ids), 0, None, vector=vector)
 
     def step(self) -> Sequence[Completion]:
         while self._waiting and self._num_running < self._settings.max_num_seqs:
@@ -117,6 +147,15 @@ class FakeEngine:
         ended = self._ending.pop(self._step, [])
         self._num_running -= len(ended)
         return ended
+
+
+def _choice_logprobs(choices: Sequence[int], draw: random.Random) -> dict[int, float]:
+    """Of a distribution over these tokens and one more, so that their probabilities sum below 1."""
+    weights = [draw.random() + 1e-6 for _ in range(len(choices) + 1)]
+    total = sum(weights)
+    return {
+        token: math.log(weight / total) for token, weight in zip(choices, weights, strict=False)
+    }
 
 
 def fake_settings(arguments: Mapping[str, Any]) -> FakeSettings:

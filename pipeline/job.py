@@ -12,19 +12,28 @@ import os
 import re
 import types
 import typing
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from pipeline.errors import UserError
+from pipeline.schema import Params
+from pipeline.section import Prompt, Section, check_sampling
+from pipeline.tasks.base import TaskSection
+from pipeline.tasks.generate import Generate
+
+#: Every kind of task; `kind` says which.
+AnyTask = Generate
 
 #: `model.source` of the engine without a model, for tests and dry runs.
 FAKE_SOURCE = "fake"
 
-# Change how fast answers come, not what they are; so they may differ between a run and its resume.
+# Change no answer; so they may differ between a run and its resume.
+_SAME_ANSWERS = ("name", "output", "units", "max_reject_rate", "max_rejects")
+# Change how fast answers come, not what they are.
 _SPEED_ONLY_ENGINE_ARGUMENTS = frozenset(
     {
         "disable_log_stats",
@@ -36,16 +45,14 @@ _SPEED_ONLY_ENGINE_ARGUMENTS = frozenset(
         "max_num_seqs",
     }
 )
+# What `Job.steps` makes one of.
+_ASKED = ("prompt", "sampling", "task", "tasks")
 # An environment variable of such a name holds a secret, and jobs are written to the output.
 _SECRET_NAME = re.compile(r"SECRET|PASSW|CREDENTIAL|ACCESS_?KEY|API_?KEY|PRIVATE|_TOKEN$|^TOKEN$")
 _ENVIRONMENT = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-
-class Input(_Section):
+class Input(Section):
     """What is read."""
 
     path: str = Field(description="A Parquet file, a folder, a glob, or the same on s3://.")
@@ -66,7 +73,7 @@ class Input(_Section):
     )
 
 
-class ReplicaRange(_Section):
+class ReplicaRange(Section):
     """A pool that grows with its queue."""
 
     min: Annotated[int, Field(ge=1)] = 1
@@ -79,7 +86,7 @@ class ReplicaRange(_Section):
         return self
 
 
-class Model(_Section):
+class Model(Section):
     """What answers, and how much of it."""
 
     source: str = Field(
@@ -118,44 +125,7 @@ class Model(_Section):
         )
 
 
-class Message(_Section):
-    """One turn of a chat; its content is a template."""
-
-    role: str = Field(min_length=1)
-    content: str
-
-
-class Prompt(_Section):
-    """Jinja2 templates over the row's columns: `system` and `user`, or `messages`, or `text`."""
-
-    system: str | None = None
-    user: str | None = None
-    messages: tuple[Message, ...] | None = Field(default=None, min_length=1)
-    text: str | None = Field(
-        default=None, description="A prompt as it is, without the model's chat template."
-    )
-
-    @model_validator(mode="after")
-    def _one_form(self) -> "Prompt":
-        forms = (self.user is not None, self.messages is not None, self.text is not None)
-        if sum(forms) != 1:
-            raise ValueError("give one of user (with or without system), messages, text")
-        if self.system is not None and self.user is None:
-            raise ValueError("system goes with user; with messages write a message of that role")
-        return self
-
-    @property
-    def turns(self) -> tuple[Message, ...]:
-        """The chat's messages; empty for a plain `text`."""
-        if self.messages is not None:
-            return self.messages
-        if self.user is None:
-            return ()
-        system = () if self.system is None else (Message(role="system", content=self.system),)
-        return (*system, Message(role="user", content=self.user))
-
-
-class Output(_Section):
+class Output(Section):
     """Where the result stands."""
 
     path: str = Field(
@@ -166,7 +136,7 @@ class Output(_Section):
     )
 
 
-class Units(_Section):
+class Units(Section):
     """How large a unit is: `rows`, or estimated `tokens`."""
 
     rows: Annotated[int, Field(ge=1)] | None = None
@@ -179,14 +149,20 @@ class Units(_Section):
         return self
 
 
-class Job(_Section):
-    """One prompt over the rows of a corpus."""
+class Job(Section):
+    """One task, or several, over the rows of a corpus."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     input: Input
     model: Model
-    prompt: Prompt
-    sampling: dict[str, Any] = Field(description="vLLM's SamplingParams; max_tokens is required.")
+    prompt: Prompt | None = Field(default=None, description="Of each task without its own.")
+    sampling: dict[str, Any] | None = Field(
+        default=None, description="vLLM's SamplingParams; max_tokens is required."
+    )
+    task: AnyTask | None = Field(default=None, description="By default {kind: generate}.")
+    tasks: tuple[AnyTask, ...] | None = Field(
+        default=None, min_length=1, description="Several tasks on each row; each has a name."
+    )
     output: Output
     units: Units | None = Field(
         default=None, description="By default sized by estimated tokens for the machine."
@@ -199,26 +175,57 @@ class Job(_Section):
     )
 
     @model_validator(mode="after")
-    def _sampling_is_ours_to_run(self) -> "Job":
-        if "max_tokens" not in self.sampling:
-            # vLLM's own default of 16 tokens would cut nearly every answer without a word.
-            raise ValueError("sampling.max_tokens is missing: say how long an answer may be")
-        limit = self.sampling["max_tokens"]
-        if limit is not None and (not isinstance(limit, int) or limit < 1):
-            raise ValueError("sampling.max_tokens must be a positive number, or null for no limit")
-        for key in ("output_kind", "detokenize"):
-            if key in self.sampling:
-                raise ValueError(f"sampling.{key} is set by tokenmill; leave it out")
-        if self.sampling.get("n", 1) != 1:
-            raise ValueError("sampling.n must be 1: a row has one answer")
+    def _whole_tasks(self) -> "Job":
+        if self.task is not None and self.tasks is not None:
+            raise ValueError("give one of task and tasks")
+        names = [task.name for task in self.tasks or ()]
+        if None in names:
+            raise ValueError("each of tasks needs a name, which stands before its columns")
+        if len(set(names)) != len(names):
+            raise ValueError("two of tasks have the same name")
+        if len({step.runner for step in self.steps}) > 1:
+            raise ValueError(
+                "tasks that write text and tasks of pooling models need two models; make two jobs"
+            )
+        for step in self.steps:
+            if step.prompt is None:
+                raise ValueError(f"{step.place}prompt is missing: say what to ask about a row")
+            if step.samples and step.sampling is None:
+                raise ValueError(f"{step.place}sampling is missing: say at least max_tokens")
+            if step.samples and step.sampling is not None:
+                check_sampling(step.sampling, step.place)
+        if self.sampling is not None and not any(step.samples for step in self.steps):
+            raise ValueError("sampling: the task writes no text; leave it out")
         return self
+
+    @property
+    def steps(self) -> tuple[TaskSection, ...]:
+        """The tasks, those without a prompt or sampling of their own with the job's."""
+        sections = self.tasks or (self.task or Generate(),)
+        return tuple(
+            section.model_copy(
+                update={
+                    "prompt": section.prompt or self.prompt,
+                    "sampling": self._sampling_of(section),
+                }
+            )
+            for section in sections
+        )
+
+    def _sampling_of(self, section: TaskSection) -> dict[str, Any] | None:
+        if not section.samples:
+            return None
+        return self.sampling if section.sampling is None else section.sampling
+
+    @property
+    def params(self) -> tuple[Params, ...]:
+        """Those of the tasks' requests that are known without a model."""
+        return tuple(params for step in self.steps for params in step.params)
 
     @property
     def answer_fields(self) -> dict[str, Any]:
         """What the answers depend on, as dotted name to value: all that the fingerprint covers."""
-        data = self.model_dump(mode="json", exclude={"name", "output", "units"})
-        for key in ("max_reject_rate", "max_rejects"):
-            data.pop(key)
+        data = self.model_dump(mode="json", exclude={*_SAME_ANSWERS, *_ASKED})
         for key in ("replicas", "gpus_per_replica"):
             data["model"].pop(key)
         data["model"]["engine"] = {
@@ -228,7 +235,17 @@ class Job(_Section):
         }
         for key in ("endpoint_url", "on_bad_shard"):
             data["input"].pop(key)
-        return dict(_flatten(data))
+        return dict(_flatten(data | self._asked()))
+
+    def _asked(self) -> dict[str, Any]:
+        """What the tasks are, the same whether a task or the job says it."""
+        steps = [step.model_dump(mode="json") for step in self.steps]
+        if self.tasks is not None:
+            return {
+                "tasks": {step["name"]: {"position": at, **step} for at, step in enumerate(steps)}
+            }
+        (step,) = steps
+        return {"prompt": step.pop("prompt"), "sampling": step.pop("sampling"), "task": step}
 
     @property
     def fingerprint(self) -> str:
@@ -273,11 +290,7 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
     data = _read_yaml(path)
     for override in overrides:
         _apply_override(data, override)
-    data = {
-        # Templates keep their own syntax: a shell's ${NAME} in a prompt is text.
-        key: value if key == "prompt" else _resolve_environment(value, key)
-        for key, value in data.items()
-    }
+    data = _resolve_environment(data)
     _refuse_unknown_keys(data, Job, where=str(path))
     try:
         return Job.model_validate(data)
@@ -361,9 +374,15 @@ def _override_value(text: str) -> Any:
         raise UserError(f"--set: {text!r} is not valid YAML; put quotes around it") from error
 
 
-def _resolve_environment(value: Any, where: str) -> Any:
+def _resolve_environment(value: Any, where: str = "") -> Any:
     if isinstance(value, dict):
-        return {key: _resolve_environment(item, f"{where}.{key}") for key, item in value.items()}
+        return {
+            # Templates keep their own syntax: a shell's ${NAME} in a prompt is text.
+            key: item
+            if key == "prompt"
+            else _resolve_environment(item, f"{where}.{key}" if where else key)
+            for key, item in value.items()
+        }
     if isinstance(value, list):
         return [_resolve_environment(item, where) for item in value]
     if not isinstance(value, str) or "${" not in value:
@@ -371,7 +390,7 @@ def _resolve_environment(value: Any, where: str) -> Any:
     resolved = _ENVIRONMENT.sub(lambda match: _environment_value(match, where), value)
     # vLLM's own arguments have no types here: ${N} is the number that YAML would read. All other
     # keys know their type, and a path may be any text.
-    is_typed = where.startswith(("model.engine", "sampling"))
+    is_typed = where.startswith(("model.engine", "sampling", "task.sampling", "tasks.sampling"))
     return yaml.safe_load(resolved) if is_typed and _ENVIRONMENT.fullmatch(value) else resolved
 
 
@@ -391,30 +410,39 @@ def _environment_value(match: re.Match[str], where: str) -> str:
     return value
 
 
-def _refuse_unknown_keys(data: Any, section: type[BaseModel], where: str, path: str = "") -> None:
+def _refuse_unknown_keys(data: Any, annotation: Any, where: str, path: str = "") -> None:
     if isinstance(data, list):
         for position, item in enumerate(data):
-            _refuse_unknown_keys(item, section, where, f"{path}{position}.")
+            _refuse_unknown_keys(item, annotation, where, f"{path}{position}.")
     if not isinstance(data, dict):
+        return
+    section = _section_for(data, annotation)
+    if section is None:
         return
     for key, value in data.items():
         field = section.model_fields.get(key)
         if field is None:
             raise UserError(f"{where}: {path}{key}: {unknown(str(key), section.model_fields)}")
-        inner = _section_of(field.annotation)
-        if inner is not None:
-            _refuse_unknown_keys(value, inner, where, f"{path}{key}.")
+        _refuse_unknown_keys(value, field.annotation, where, f"{path}{key}.")
 
 
-def _section_of(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field's type holds, if any: through unions, optionals and tuples."""
+def _section_for(value: Mapping[str, Any], annotation: Any) -> type[BaseModel] | None:
+    """The section that a value is of; among several its `kind` chooses one, if any is of it."""
+    sections = _sections_of(annotation)
+    if len(sections) < 2:  # noqa: PLR2004 - nothing to choose
+        return next(iter(sections), None)
+    kinds = {section.model_fields["kind"].default: section for section in sections}
+    return kinds.get(value.get("kind"))
+
+
+def _sections_of(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a field's type may hold: through unions, optionals and tuples."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
+        return [annotation]
     origin = typing.get_origin(annotation)
-    if origin in (types.UnionType, typing.Union, tuple):
-        found = [_section_of(member) for member in typing.get_args(annotation)]
-        return next((section for section in found if section is not None), None)
-    return None
+    if origin in (types.UnionType, typing.Union, tuple, Annotated):
+        return [part for member in typing.get_args(annotation) for part in _sections_of(member)]
+    return []
 
 
 def unknown(name: str, known: typing.Iterable[str]) -> str:
@@ -428,9 +456,22 @@ def unknown(name: str, known: typing.Iterable[str]) -> str:
 def _in_one_line(error: ValidationError) -> str:
     parts = []
     for item in error.errors(include_url=False):
-        # Of a value with two forms, pydantic names the form's validator too: `constrained-int`.
-        keys = [str(part) for part in item["loc"] if re.fullmatch(r"\w+", str(part))]
-        name = ".".join(keys)
+        name = ".".join(_keys(item["loc"]))
         message = item["msg"].removeprefix("Value error, ")
         parts.append(f"{name}: {message}" if name else message)
     return "; ".join(parts)
+
+
+def _keys(location: Sequence[str | int]) -> list[str]:
+    """The job file's keys that lead to a mistake; pydantic's location names its own parts too."""
+    # Of a value with two forms the form's validator: `constrained-int`.
+    keys = [str(part) for part in location if re.fullmatch(r"\w+", str(part))]
+    # Of a task its kind: `tasks.0.generate.prompt`.
+    place = {"task": 1, "tasks": 2}.get(keys[0], len(keys)) if keys else 0
+    if keys[place : place + 1] and keys[place] in _kinds():
+        del keys[place]
+    return keys
+
+
+def _kinds() -> set[str]:
+    return {section.model_fields["kind"].default for section in _sections_of(AnyTask)}

@@ -27,12 +27,11 @@ from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from ray.exceptions import RayError
 
 from pipeline import __version__
+from pipeline.columns import output_rows, output_schema
 from pipeline.commit import Commit, UnitRecord, commit
-from pipeline.engine import EngineInfo
+from pipeline.engine import EngineInfo, MachineShare
 from pipeline.errors import RunFailed, TokenmillError, root_cause
-from pipeline.fake import FakeTokenizer
-from pipeline.job import Job, Model, ReplicaRange
-from pipeline.models import fetch
+from pipeline.job import Job, ReplicaRange
 from pipeline.monitor import PoolState
 from pipeline.parcel import pack, unpack
 from pipeline.plan import Unit
@@ -41,9 +40,8 @@ from pipeline.replica import Replica, load_engine
 from pipeline.scheduler import Load
 from pipeline.source import Source
 from pipeline.store import Store
-from pipeline.tasks import output_rows, output_schema
-from pipeline.template import compile_prompt
-from pipeline.tokenizer import ModelTokenizer, Tokenizer
+from pipeline.tasks.row import RowTasks, answer_fields
+from pipeline.tools import load_tasks
 
 # Parcels wait here between stages; Ray Data holds back reading when half of it is full.
 _OBJECT_STORE_BYTES = 2 * 2**30
@@ -261,19 +259,14 @@ def _render(batch: pa.Table, spec: RunSpec, board: Any) -> pa.Table:
 
 
 def _render_unit(spec: RunSpec, position: int) -> pa.Table:
-    renderer = Renderer(
-        compile_prompt(spec.job.prompt),
-        _tokenizer(spec.job.model.model_dump_json()),
-        spec.job.input.keep,
-    )
+    renderer = Renderer(_tasks(spec.job.model_dump_json()), spec.job.input.keep)
     return pack(position, renderer.render(spec.source.read(spec.units[position])))
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(model_json: str) -> Tokenizer:
-    """Loaded once in a worker process: loading takes seconds."""
-    model = Model.model_validate_json(model_json)
-    return FakeTokenizer() if model.is_fake else ModelTokenizer(fetch(model))
+def _tasks(job_json: str) -> RowTasks:
+    """Loaded once in a worker process: a tokenizer takes seconds."""
+    return load_tasks(Job.model_validate_json(job_json))
 
 
 class _ReplicaStage:
@@ -292,9 +285,10 @@ class _ReplicaStage:
             os._exit(1)
 
         with _failures_told(board):
+            tasks = load_tasks(job)
             self._replica = Replica(
-                load=lambda: load_engine(job, num_gpus, _threads_per_replica(job)),
-                max_tokens=job.sampling["max_tokens"],
+                load=lambda: load_engine(job, MachineShare(num_gpus, _threads_per_replica(job))),
+                tasks=tasks,
                 on_load=on_load,
                 on_death=on_death,
             )
@@ -322,7 +316,8 @@ def _commit_unit(spec: RunSpec, position: int, answered: pa.Table) -> Commit:
     unit = spec.units[position]
     facts = json.loads((answered.schema.metadata or {})[_FACTS_KEY])
     record = _record(spec, unit, answered, EngineInfo(**facts["engine"]), facts["seconds"])
-    rows = output_rows(answered, unit.shard, output_schema(spec.kept_schema))
+    schema = output_schema(spec.kept_schema, answer_fields(spec.job.steps))
+    rows = output_rows(answered, unit.shard, schema)
     return commit(spec.output, unit, rows, record)
 
 

@@ -1,6 +1,6 @@
-"""A unit's rows into requests' token ids: templates, chat template, tokenizer.
+"""The first stage: a unit's rows made ready for the engine by the job's tasks.
 
-A row that cannot be rendered becomes a `Reject` in its place; the others go on.
+A row with a value that Python cannot hold is a reject; the others go to the tasks.
 """
 
 from collections.abc import Sequence
@@ -9,63 +9,41 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.schema import Reject, RejectClass, error_array
+from pipeline.rendered import rendered_table
+from pipeline.schema import Reject, RejectClass
 from pipeline.source import ROW_COLUMN
-from pipeline.template import PromptTemplates
-from pipeline.tokenizer import Tokenizer
-
-#: Beside the kept columns of a rendered unit; null where `ERROR_COLUMN` is not.
-TOKENS_COLUMN = "__tokenmill_tokens"
-ERROR_COLUMN = "__tokenmill_error"
+from pipeline.tasks.base import Prepared
+from pipeline.tasks.row import RowTasks
 
 
 @dataclass(frozen=True, slots=True)
 class Renderer:
-    """Renders rows for one job: its templates, the model's tokenizer, the columns to keep."""
+    """Renders rows for one job: its tasks, and the columns to keep."""
 
-    templates: PromptTemplates
-    tokenizer: Tokenizer
-    keep: tuple[str, ...]
+    tasks: RowTasks
+    keep: Sequence[str]
 
     def render(self, rows: pa.Table) -> pa.Table:
-        """The kept columns, `ROW_COLUMN`, `TOKENS_COLUMN` (list of int32) and `ERROR_COLUMN`."""
-        prompts = self._encode(self._render_rows(rows))
-        tokens = [None if isinstance(prompt, Reject) else prompt for prompt in prompts]
-        rejects = [prompt if isinstance(prompt, Reject) else None for prompt in prompts]
+        """The unit as `rendered` describes it."""
         kept = rows.select([*self.keep, ROW_COLUMN])
-        kept = kept.append_column(TOKENS_COLUMN, pa.array(tokens, pa.list_(pa.int32())))
-        return kept.append_column(ERROR_COLUMN, error_array(rejects))
+        late = rows.select(list(self.tasks.late_columns))
+        return rendered_table(kept, self._entries(rows), late)
 
-    def _render_rows(self, rows: pa.Table) -> list[list[str] | Reject]:
-        names = list(self.templates.columns)
+    def _entries(self, rows: pa.Table) -> list[list[Prepared | Reject | None]]:
+        names = list(self.tasks.columns)
         columns = [_cells(name, rows.column(name)) for name in names]
+        values = [dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True)]
+        unreadable = [_first_reject(row) for row in values]
+        readable = (row for row, reject in zip(values, unreadable, strict=True) if reject is None)
+        prepared = iter(self.tasks.prepare(list(readable)))
         return [
-            self._render_row(dict(zip(names, values, strict=True)))
-            for values in zip(*columns, strict=True)
+            next(prepared) if reject is None else [reject] * len(self.tasks)
+            for reject in unreadable
         ]
 
-    def _render_row(self, row: dict[str, Any]) -> list[str] | Reject:
-        for value in row.values():
-            if isinstance(value, Reject):
-                return value
-        contents = self.templates.render(row)
-        if isinstance(contents, list):
-            for content in contents:
-                if not _is_unicode(content):
-                    return Reject(RejectClass.BAD_TEXT, "the prompt holds a lone surrogate")
-        return contents
 
-    def _encode(self, rendered: Sequence[list[str] | Reject]) -> list[Sequence[int] | Reject]:
-        contents = [item for item in rendered if not isinstance(item, Reject)]
-        if self.templates.is_chat:
-            roles = self.templates.roles
-            encoded = self.tokenizer.encode_chats(
-                [list(zip(roles, item, strict=True)) for item in contents]
-            )
-        else:
-            encoded = self.tokenizer.encode_texts([text for (text,) in contents])
-        answers = iter(encoded)
-        return [item if isinstance(item, Reject) else next(answers) for item in rendered]
+def _first_reject(row: dict[str, Any]) -> Reject | None:
+    return next((value for value in row.values() if isinstance(value, Reject)), None)
 
 
 def _cells(name: str, column: pa.ChunkedArray) -> list[Any]:
@@ -87,11 +65,3 @@ def _cell(name: str, cell: pa.Scalar) -> Any:
         return Reject(
             RejectClass.TEMPLATE_ERROR, f"the column {name} holds an unreadable value: {reason}"
         )
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -14,12 +14,13 @@ from typing import NoReturn
 
 import pyarrow as pa
 
-from pipeline.engine import Engine, EngineInfo, load_vllm
+from pipeline.columns import answered_table
+from pipeline.engine import Engine, EngineInfo, MachineShare, load_vllm
 from pipeline.fake import FakeEngine, fake_settings
 from pipeline.job import Job
 from pipeline.models import fetch
 from pipeline.scheduler import Load, Scheduler, UnitInFlight
-from pipeline.tasks import answer_rows
+from pipeline.tasks.row import RowTasks
 
 _REPORT_INTERVAL_S = 1.0
 
@@ -32,11 +33,17 @@ class AnsweredUnit:
     seconds: float
 
 
-def load_engine(job: Job, num_gpus: int, num_threads: int) -> Engine:
+def load_engine(job: Job, share: MachineShare) -> Engine:
     """The engine that the job asks for, started. Raises `UserError`."""
     if job.model.is_fake:
-        return FakeEngine(fake_settings(job.model.engine), job.sampling["max_tokens"])
-    return load_vllm(fetch(job.model), job.model.engine, job.sampling, num_gpus, num_threads)
+        return FakeEngine(fake_settings(job.model.engine))
+    return load_vllm(
+        fetch(job.model),
+        job.model.engine,
+        job.steps[0].runner,
+        job.params,
+        share,
+    )
 
 
 class Replica:
@@ -50,18 +57,17 @@ class Replica:
     def __init__(
         self,
         load: Callable[[], Engine],
-        max_tokens: int | None,
+        tasks: RowTasks,
         on_load: Callable[[Load], None],
         on_death: Callable[[BaseException], None],
     ) -> None:
+        self._tasks = tasks
         self._on_load = on_load
         self._on_death = on_death
         self._inbox: queue.SimpleQueue[tuple[pa.Table, Future[UnitInFlight]]] = queue.SimpleQueue()
         self._waiting: dict[int, Future[UnitInFlight]] = {}
         ready: Future[EngineInfo] = Future()
-        threading.Thread(
-            target=self._serve, args=(load, max_tokens, ready), name="engine", daemon=True
-        ).start()
+        threading.Thread(target=self._serve, args=(load, ready), name="engine", daemon=True).start()
         self.info = ready.result()
 
     def answer(self, rendered: pa.Table) -> AnsweredUnit:
@@ -70,18 +76,17 @@ class Replica:
         self._inbox.put((rendered, future))
         unit = future.result()
         answers = [answer for answer in unit.answers if answer is not None]
-        return AnsweredUnit(answer_rows(rendered, answers), unit.seconds)
+        table = answered_table(rendered, answers, self._tasks.fields)
+        return AnsweredUnit(table, unit.seconds)
 
-    def _serve(
-        self, load: Callable[[], Engine], max_tokens: int | None, ready: Future[EngineInfo]
-    ) -> None:
+    def _serve(self, load: Callable[[], Engine], ready: Future[EngineInfo]) -> None:
         try:
             engine = load()
         except BaseException as error:  # noqa: BLE001 - handed to the constructor's thread
             ready.set_exception(error)
             return
         ready.set_result(engine.info)
-        scheduler = Scheduler(engine, max_tokens)
+        scheduler = Scheduler(engine, self._tasks)
         try:
             self._loop(scheduler)
         except BaseException as error:  # noqa: BLE001 - whatever it was, the engine is dead

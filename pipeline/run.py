@@ -8,7 +8,7 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Protocol
 import pyarrow as pa
 
 from pipeline import __version__
+from pipeline.columns import output_schema
 from pipeline.commit import Commit
-from pipeline.engine import check_argument_names, sampling_params
+from pipeline.engine import check_argument_names, vllm_params
 from pipeline.errors import ExitCode, RunFailed, TokenmillError, UserError, root_cause
 from pipeline.fake import fake_settings
 from pipeline.job import Job, Units
@@ -42,8 +43,7 @@ from pipeline.plan import Plan, Unit, UnitSize, first_rows, plan_units
 from pipeline.shards import Listing, list_input, read_footers, refuse_output_inside
 from pipeline.source import Source, changed_shard
 from pipeline.store import Store, open_store
-from pipeline.tasks import OUTPUT_NAMES
-from pipeline.template import PromptTemplates, compile_prompt
+from pipeline.tasks.row import answer_fields, input_columns
 from pipeline.where import where_columns, where_expression
 
 if TYPE_CHECKING:
@@ -121,19 +121,23 @@ def new_run_id() -> str:
 
 def check_job(job: Job) -> None:
     """What can be refused without the input, the output, Ray or an engine. Raises `UserError`."""
-    taken = sorted(OUTPUT_NAMES.intersection(job.input.keep))
+    names = output_schema(pa.schema([]), answer_fields(job.steps)).names
+    taken = sorted(set(names).intersection(job.input.keep))
     if taken:
         raise UserError(
             f"input.keep: {taken[0]} is the name of an output column; rename the input's column"
         )
     if len(set(job.input.keep)) != len(job.input.keep):
         raise UserError("input.keep: a column stands twice")
-    compile_prompt(job.prompt)
+    input_columns(job.steps)
     check_source(job.model)
     if job.model.is_fake:
         fake_settings(job.model.engine)
     else:
-        check_argument_names(job.model.engine, job.sampling)
+        check_argument_names(
+            {"model.engine": job.model.engine},
+            {f"{step.place}sampling": step.sampling for step in job.steps if step.sampling},
+        )
 
 
 def finished_before(job: Job, store: Store) -> Totals | None:
@@ -147,15 +151,14 @@ def finished_before(job: Job, store: Store) -> Totals | None:
 
 def prepare(job: Job, store: Store, has_gpus: bool) -> Prepared:
     """Find the output's plan, or make it; hold it against input and output. Raises `UserError`."""
-    templates = compile_prompt(job.prompt)
     listing = list_input(job.input.path, job.input.endpoint_url)
     refuse_output_inside(listing, store.url)
     plan = read_plan(store)
     if plan is None:
         refuse_foreign_files(store)
-        plan = publish_plan(store, _make_plan(job, listing, templates, has_gpus), job)
+        plan = publish_plan(store, _make_plan(job, listing, has_gpus), job)
     elif plan.fingerprint != job.fingerprint:
-        plan = _replan(job, store, plan, _make_plan(job, listing, templates, has_gpus))
+        plan = _replan(job, store, plan, _make_plan(job, listing, has_gpus))
     return Prepared(
         job=job,
         store=store,
@@ -173,8 +176,9 @@ def _replan(job: Job, store: Store, standing: Plan, plan: Plan) -> Plan:
     return replace_plan(store, plan, job)
 
 
-def _make_plan(job: Job, listing: Listing, templates: PromptTemplates, has_gpus: bool) -> Plan:
-    footers = read_footers(listing, _needed_columns(job, templates), frozenset(templates.columns))
+def _make_plan(job: Job, listing: Listing, has_gpus: bool) -> Plan:
+    read = input_columns(job.steps)
+    footers = read_footers(listing, _needed_columns(job, read), frozenset(read))
     if footers.bad and job.input.on_bad_shard == "stop":
         bad = footers.bad[0]
         raise UserError(
@@ -196,9 +200,9 @@ def _make_plan(job: Job, listing: Listing, templates: PromptTemplates, has_gpus:
     )
 
 
-def _needed_columns(job: Job, templates: PromptTemplates) -> dict[str, str]:
-    """Each column that the job reads, and the place that names it."""
-    columns = dict(templates.columns)
+def _needed_columns(job: Job, read: Mapping[str, str]) -> dict[str, str]:
+    """Each column that the job needs, and the place that names it; `read` are its tasks'."""
+    columns = dict(read)
     if job.input.where is not None:
         columns |= dict.fromkeys(sorted(where_columns(job.input.where)), "input.where")
     return columns | dict.fromkeys(job.input.keep, "input.keep")
@@ -212,9 +216,9 @@ def _unit_size(units: Units | None, has_gpus: bool) -> UnitSize:
 
 def _overhead_tokens(job: Job) -> int:
     """What each row costs beyond its text: the template's own words and the longest answer."""
-    templates = [turn.content for turn in job.prompt.turns] or [job.prompt.text or ""]
+    templates = [text for step in job.steps for text in step.own_prompt.templates.values()]
     words = sum(len(template) for template in templates) // _CHARACTERS_PER_TOKEN
-    return words + int(job.sampling["max_tokens"] or 0)
+    return words + sum(params.max_tokens or 0 for params in job.params)
 
 
 def _compare_shards(listing: Listing, plan: Plan, job: Job) -> int:
@@ -298,7 +302,8 @@ class _Run:
         if address is not None and not job.model.is_fake:
             # Before a cluster starts machines for it. On this machine the replica finds the same
             # before it loads anything, and ten seconds of import are saved here.
-            sampling_params(job.sampling)
+            for params in job.params:
+                vllm_params(params)
         with self._interface.watch(self._log) as screen:
             screen.update(self._progress, time.monotonic())
             # Ray is imported only by runs that have something to do.

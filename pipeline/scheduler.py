@@ -1,40 +1,81 @@
 """Feeds the rows of several units into one engine, oldest unit first, so that it never waits.
 
-There is no batch: as a row ends, the next one takes its place, also from another unit. At most
-`window` requests are in the engine, the rest stay as Arrow tokens; a unit is handed back when its
-last row is answered. Knows nothing of Ray, threads or vLLM.
+There is no batch: as a request ends, the next one takes its place, also from another row or unit.
+Each row is a dialogue of its tasks. At most `window` requests are in the engine; what rows under
+way ask goes before rows that have not begun, which stay as Arrow tokens. A unit is handed back when
+its last row has its result. Knows nothing of Ray, threads or vLLM.
 """
 
+import heapq
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 
 from pipeline.engine import Engine, RequestRefused
-from pipeline.render import ERROR_COLUMN, TOKENS_COLUMN
-from pipeline.schema import Answer, Completion, Reject, RejectClass, Request, reject_from_cell
+from pipeline.rendered import RenderedRows
+from pipeline.schema import Answer, Completion, Reject, RejectClass, Request
+from pipeline.tasks.base import Dialogue
+from pipeline.tasks.row import RowResult, RowTasks
 
 # The engine's own queue must not run dry between two steps.
 _WINDOW_PER_SEQUENCE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredRow:
+    """A row's result, and the tokens of all its requests; None where none came back."""
+
+    result: RowResult
+    num_input_tokens: int | None
+    num_generated_tokens: int | None
 
 
 @dataclass(slots=True, eq=False)
 class UnitInFlight:
     """A rendered unit on its way through the engine; `answers` has one place per row."""
 
-    tokens: pa.Array
-    answers: list[Answer | None]
-    unsent: Iterator[int]
+    rows: RenderedRows
+    answers: list[AnsweredRow | None]
     num_open: int
     submitted_at: float
-    finished_at: float = field(default=0.0)
+    num_begun: int = 0
+    finished_at: float = 0.0
 
     @property
     def seconds(self) -> float:
         """From submission to the last answer."""
         return self.finished_at - self.submitted_at
+
+
+@dataclass(slots=True, eq=False)
+class _RowInFlight:
+    """A row in its dialogue; `answers` has one place for each request of the present round.
+
+    `number` counts the rows as they begin.
+    """
+
+    number: int
+    unit: UnitInFlight
+    position: int
+    dialogue: Dialogue[RowResult]
+    answers: list[Answer | None] = field(default_factory=list)
+    num_open: int = 0
+    num_completions: int = 0
+    num_input_tokens: int = 0
+    num_generated_tokens: int = 0
+
+    def count(self, completion: Completion) -> None:
+        self.num_completions += 1
+        self.num_input_tokens += completion.num_input_tokens
+        self.num_generated_tokens += completion.num_generated_tokens
+
+    def answered(self, result: RowResult) -> AnsweredRow:
+        if not self.num_completions:
+            return AnsweredRow(result, None, None)
+        return AnsweredRow(result, self.num_input_tokens, self.num_generated_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +91,18 @@ class Load:
 class Scheduler:
     """One engine's feeder. Not thread-safe: the thread that steps is the one that submits."""
 
-    def __init__(self, engine: Engine, max_tokens: int | None) -> None:
+    def __init__(self, engine: Engine, tasks: RowTasks) -> None:
         self._engine = engine
-        self._max_tokens = max_tokens
+        self._tasks = tasks
         self._window = _WINDOW_PER_SEQUENCE * engine.info.max_num_seqs
+        # Units with rows that have not begun.
         self._sending: deque[UnitInFlight] = deque()
-        self._sent: dict[int, tuple[UnitInFlight, int]] = {}
+        # What rows under way ask, as a heap: by the row's number, then by the place in its round.
+        self._pending: list[tuple[int, int, _RowInFlight, Request]] = []
+        self._sent: dict[int, tuple[_RowInFlight, int]] = {}
+        self._finished: list[UnitInFlight] = []
         self._num_units = 0
+        self._num_rows = 0
         self._next_key = 0
         self._input_tokens = 0
         self._generated_tokens = 0
@@ -72,19 +118,18 @@ class Scheduler:
 
     def submit(self, rendered: pa.Table) -> UnitInFlight:
         """Take a rendered unit's table; its rows follow those of the units before it."""
-        answers: list[Answer | None] = [
-            reject_from_cell(cell) for cell in rendered.column(ERROR_COLUMN).to_pylist()
-        ]
-        unsent = [row for row, answer in enumerate(answers) if answer is None]
+        rows = RenderedRows(rendered)
         unit = UnitInFlight(
-            tokens=rendered.column(TOKENS_COLUMN).combine_chunks(),
-            answers=answers,
-            unsent=iter(unsent),
-            num_open=len(unsent),
+            rows=rows,
+            answers=[None] * len(rows),
+            num_open=len(rows),
             submitted_at=time.monotonic(),
         )
-        self._sending.append(unit)
         self._num_units += 1
+        if len(rows):
+            self._sending.append(unit)
+        else:
+            self._finish(unit)
         return unit
 
     def step(self) -> list[UnitInFlight]:
@@ -92,55 +137,95 @@ class Scheduler:
 
         An exception means that the engine is dead.
         """
-        finished = self._fill()
+        self._fill()
         if self._sent:
             for completion in self._engine.step():
-                unit, row = self._sent.pop(completion.key)
+                row, place = self._sent.pop(completion.key)
                 self._input_tokens += completion.num_input_tokens
                 self._generated_tokens += completion.num_generated_tokens
-                if self._answer(unit, row, _checked(completion)):
-                    finished.append(unit)
-        for unit in finished:
-            unit.finished_at = time.monotonic()
+                row.count(completion)
+                self._place(row, place, _checked(completion))
+        finished, self._finished = self._finished, []
         self._num_units -= len(finished)
         return finished
 
-    def _fill(self) -> list[UnitInFlight]:
-        """Send rows until the window is full; the units that end by that, all rows refused."""
-        finished = []
-        while self._sending and len(self._sent) < self._window:
-            unit = self._sending[0]
-            row = next(unit.unsent, None)
-            if row is None:
-                self._sending.popleft()
-                # A unit without a row to send has nobody to wait for.
-                if unit.num_open == 0 and unit.finished_at == 0.0:
-                    finished.append(unit)
-                continue
-            reject = self._send(unit, row)
-            if reject is not None:
-                unit.answers[row] = reject
-                unit.num_open -= 1
-        return finished
+    def _fill(self) -> None:
+        """Send requests until the window is full."""
+        while len(self._sent) < self._window:
+            if self._pending:
+                _, place, row, request = heapq.heappop(self._pending)
+                self._send(row, place, request)
+            elif self._sending:
+                self._begin_row(self._sending[0])
+            else:
+                return
 
-    def _send(self, unit: UnitInFlight, row: int) -> Reject | None:
-        token_ids: Sequence[int] = unit.tokens[row].values.to_numpy().tolist()
-        reject = self._too_long(len(token_ids))
+    def _begin_row(self, unit: UnitInFlight) -> None:
+        """Begin the dialogue of the unit's next row."""
+        position = unit.num_begun
+        unit.num_begun += 1
+        if unit.num_begun == len(unit.answers):
+            self._sending.popleft()
+        self._num_rows += 1
+        entries = unit.rows.entries(position)
+        # A rejected row may hold values that Python cannot.
+        late = unit.rows.late(position) if None in entries else {}
+        dialogue = self._tasks.answer(entries, late)
+        self._advance(_RowInFlight(self._num_rows, unit, position, dialogue), None)
+
+    def _advance(self, row: _RowInFlight, answers: Sequence[Answer] | None) -> None:
+        """Hold the row's next round until there is room for it, or take the row's result."""
+        try:
+            # `send(None)` begins a generator.
+            requests = row.dialogue.send(answers)  # type: ignore[arg-type]
+            while not requests:
+                requests = row.dialogue.send([])
+        except StopIteration as end:
+            self._end(row, end.value)
+            return
+        row.answers = [None] * len(requests)
+        row.num_open = len(requests)
+        for place, request in enumerate(requests):
+            heapq.heappush(self._pending, (row.number, place, row, request))
+
+    def _place(self, row: _RowInFlight, place: int, answer: Answer) -> None:
+        """Put an answer into its round; the last one goes back to the row's dialogue with all."""
+        row.answers[place] = answer
+        row.num_open -= 1
+        if not row.num_open:
+            self._advance(row, [answer for answer in row.answers if answer is not None])
+
+    def _end(self, row: _RowInFlight, result: RowResult) -> None:
+        """Put the result into the row's place in its unit."""
+        row.unit.answers[row.position] = row.answered(result)
+        row.unit.num_open -= 1
+        if not row.unit.num_open:
+            self._finish(row.unit)
+
+    def _finish(self, unit: UnitInFlight) -> None:
+        unit.finished_at = time.monotonic()
+        self._finished.append(unit)
+
+    def _send(self, row: _RowInFlight, place: int, request: Request) -> None:
+        """Put a request into the engine; one that cannot be answered is so at once."""
+        reject = self._too_long(request)
         if reject is not None:
-            return reject
+            self._place(row, place, reject)
+            return
         key = self._next_key
         self._next_key += 1
         try:
-            self._engine.add(Request(key, token_ids))
+            self._engine.add(key, request)
         except RequestRefused as error:
-            return Reject(RejectClass.ENGINE_ERROR, str(error), attempts=1)
-        self._sent[key] = (unit, row)
-        return None
+            self._place(row, place, Reject(RejectClass.ENGINE_ERROR, str(error), attempts=1))
+            return
+        self._sent[key] = (row, place)
 
-    def _too_long(self, num_tokens: int) -> Reject | None:
+    def _too_long(self, request: Request) -> Reject | None:
         """VLLM would cut the answer to what fits, without a word."""
-        limit = self._engine.info.max_model_len
-        answer = 1 if self._max_tokens is None else self._max_tokens
+        num_tokens, limit = len(request.prompt_token_ids), self._engine.info.max_model_len
+        max_tokens = request.params.max_tokens
+        answer = 1 if max_tokens is None else max_tokens
         if num_tokens + answer <= limit:
             return None
         return Reject(
@@ -148,12 +233,6 @@ class Scheduler:
             f"the prompt's {num_tokens} tokens and {answer} for the answer exceed the context of "
             f"{limit}; raise model.engine.max_model_len or shorten the text",
         )
-
-    def _answer(self, unit: UnitInFlight, row: int, answer: Answer) -> bool:
-        """Whether this was the unit's last open row."""
-        unit.answers[row] = answer
-        unit.num_open -= 1
-        return unit.num_open == 0 and unit not in self._sending
 
 
 def _checked(completion: Completion) -> Answer:

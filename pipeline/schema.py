@@ -3,10 +3,13 @@
 Ground floor: imports nothing of ours.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 
@@ -19,6 +22,7 @@ class RejectClass(StrEnum):
     CHAT_TEMPLATE_ERROR = "chat_template_error"
     PROMPT_TOO_LONG = "prompt_too_long"
     ENGINE_ERROR = "engine_error"
+    TASK_ERROR = "task_error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,20 +34,55 @@ class Reject:
     attempts: int = 0
 
 
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Sampling:
+    """How text is generated: vLLM's `SamplingParams` by name, `max_tokens` among them.
+
+    Compared by identity: a task makes few of them, an engine translates each once.
+    """
+
+    values: Mapping[str, Any]
+
+    @property
+    def max_tokens(self) -> int | None:
+        """The longest answer in tokens; None for what the context leaves."""
+        limit: int | None = self.values["max_tokens"]
+        return limit
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Pooling:
+    """What a pooling model computes: vLLM's pooling task, and its `PoolingParams` by name."""
+
+    task: Literal["embed", "classify"]
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def max_tokens(self) -> int:
+        """A pooling model writes nothing."""
+        return 0
+
+
+Params = Sampling | Pooling
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One engine call. `key` is unique within the engine's life."""
+    """One engine call: a prompt's token ids, and how it is to be answered."""
 
-    key: int
     prompt_token_ids: Sequence[int]
+    params: Params
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The engine's answer to one request.
+    """The engine's answer to the request that was added under `key`.
 
-    `cumulative_logprob` is the sum of the natural logarithms of the sampled tokens'
-    probabilities; None when the job's sampling turns log-probabilities off.
+    Log-probabilities are natural. `cumulative_logprob` is the sum over the generated tokens; None
+    when the sampling turns log-probabilities off. The others are there where the request's
+    sampling asked for them: `choice_logprobs` holds those of `logprob_token_ids` at the first
+    generated token; `prompt_logprobs` those of the prompt's tokens, the first of which has none.
+    `vector` is a pooling model's answer, float32.
     """
 
     key: int
@@ -52,6 +91,9 @@ class Completion:
     num_input_tokens: int
     num_generated_tokens: int
     cumulative_logprob: float | None
+    choice_logprobs: Mapping[int, float] | None = None
+    prompt_logprobs: Sequence[float] | None = None
+    vector: npt.NDArray[np.float32] | None = None
 
 
 Answer = Completion | Reject
@@ -64,8 +106,11 @@ ERROR_TYPE = pa.struct(
     ]
 )
 
-#: Stand behind the task's columns in every output file.
+#: Stand behind the task's columns in every output file: what the row cost in all its requests,
+#: why it has no answer, where it is from.
 PROVENANCE_FIELDS = (
+    pa.field("num_input_tokens", pa.int32()),
+    pa.field("num_generated_tokens", pa.int32()),
     pa.field("error", ERROR_TYPE),
     pa.field("source_file", pa.string(), nullable=False),
     pa.field("source_row", pa.int64(), nullable=False),
@@ -79,7 +124,8 @@ def error_array(rejects: Sequence[Reject | None]) -> pa.StructArray:
         if reject is None
         else {
             "class": str(reject.reject_class),
-            "message": reject.message,
+            # A message may quote text that is no Unicode, and Arrow would refuse the whole unit.
+            "message": reject.message.encode(errors="backslashreplace").decode(),
             "attempts": reject.attempts,
         }
         for reject in rejects
@@ -87,7 +133,7 @@ def error_array(rejects: Sequence[Reject | None]) -> pa.StructArray:
     return pa.array(cells, type=ERROR_TYPE)
 
 
-def reject_from_cell(cell: dict[str, object] | None) -> Reject | None:
+def reject_from_cell(cell: Mapping[str, object] | None) -> Reject | None:
     """The inverse of one cell of `error_array`."""
     if cell is None:
         return None

@@ -13,8 +13,8 @@ from jinja2 import meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pipeline.errors import UserError
-from pipeline.job import Prompt
 from pipeline.schema import Reject, RejectClass
+from pipeline.section import Prompt
 
 _ROW = "row"
 # With one of these an absent value is the template's own business.
@@ -58,34 +58,31 @@ class PromptTemplates:
             return Reject(RejectClass.TEMPLATE_ERROR, reason)
 
 
-def compile_prompt(prompt: Prompt) -> PromptTemplates:
-    """Check and compile all templates. Raises `UserError` with the template and its line."""
+def compile_prompt(prompt: Prompt, place: str = "") -> PromptTemplates:
+    """Check and compile all templates. Raises `UserError` with the template and its line.
+
+    `place` stands before `prompt` in messages: `tasks.topic.` in a list of tasks.
+    """
     environment = ImmutableSandboxedEnvironment(
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
-    turns = prompt.turns
-    if prompt.text is not None:
-        sources = {"prompt.text": prompt.text}
-    elif prompt.messages is not None:
-        sources = {
-            f"prompt.messages.{position}": turn.content for position, turn in enumerate(turns)
-        }
-    else:
-        sources = {f"prompt.{turn.role}": turn.content for turn in turns}
+    sources = {f"{place}prompt.{name}": source for name, source in prompt.templates.items()}
     columns: dict[str, str] = {}
     required: set[str] = set()
     contents = []
-    for place, source in sources.items():
-        tree = _parse(environment, place, source)
-        names = _columns(tree, place)
-        _refuse_uncalled(frozenset(environment.globals), tree, place)
-        columns |= dict.fromkeys(sorted(names - columns.keys()), place)
-        required |= names & set(_printed_as_they_are(tree))
+    for name, source in sources.items():
+        tree = _parse(environment, name, source)
+        used = _columns(tree, name)
+        _refuse_uncalled(frozenset(environment.globals), tree, name)
+        columns |= dict.fromkeys(sorted(used - columns.keys()), name)
+        required |= used & set(_printed_as_they_are(tree))
         contents.append(environment.from_string(source))
     if not columns:
-        raise UserError("prompt: no template uses a column, so every row would ask the same")
+        raise UserError(
+            f"{place}prompt: no template uses a column, so every row would ask the same"
+        )
     return PromptTemplates(
-        tuple(turn.role for turn in turns), tuple(contents), columns, frozenset(required)
+        tuple(turn.role for turn in prompt.turns), tuple(contents), columns, frozenset(required)
     )
 
 

@@ -2,15 +2,20 @@
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
+from pydantic import Field
 
+from pipeline.fake import FakeTokenizer
 from pipeline.job import Job
 from pipeline.plan import RowGroup, Shard
-from pipeline.render import ERROR_COLUMN, TOKENS_COLUMN
-from pipeline.schema import Completion, Reject, error_array
+from pipeline.rendered import Entries, rendered_table
+from pipeline.schema import Completion, Reject, Request, Sampling
+from pipeline.section import Prompt
 from pipeline.source import ROW_COLUMN
+from pipeline.tasks.base import Cells, Dialogue, Prepared, Row, TaskSection, Tools
+from pipeline.tasks.row import RowTasks
 
 _JOB: dict[str, Any] = {
     "name": "summaries",
@@ -44,18 +49,72 @@ def shard(path: str, *rows: int, num_bytes: int = 0) -> Shard:
     return Shard(path, 1000, "v1", tuple(RowGroup(count, num_bytes) for count in rows))
 
 
+def tools(max_model_len: int = 8192) -> Tools:
+    """What tasks are built with, of the fake model."""
+    return Tools(FakeTokenizer(), max_model_len)
+
+
+def row_tasks(sections: Sequence[TaskSection] | None = None) -> RowTasks:
+    """These tasks as one; by default those of `job()`: one that generates."""
+    return RowTasks(job().steps if sections is None else sections, tools())
+
+
 def rendered(prompts: Iterable[Sequence[int] | Reject]) -> pa.Table:
-    """A rendered unit without kept columns: each row a prompt's token ids, or a reject."""
-    rows = list(prompts)
-    tokens = [None if isinstance(row, Reject) else list(row) for row in rows]
-    rejects = [row if isinstance(row, Reject) else None for row in rows]
-    return pa.table(
-        {
-            ROW_COLUMN: pa.array(range(len(rows)), pa.int64()),
-            TOKENS_COLUMN: pa.array(tokens, pa.list_(pa.int32())),
-            ERROR_COLUMN: error_array(rejects),
-        }
+    """A unit rendered for one task: each row a prompt's token ids, or a reject."""
+    return rendered_rows(
+        [prompt if isinstance(prompt, Reject) else Prepared([prompt])] for prompt in prompts
     )
+
+
+def rendered_rows(entries: Iterable[Entries], late: pa.Table | None = None) -> pa.Table:
+    """A rendered unit without kept columns; each row has an entry a task."""
+    rows = list(entries)
+    kept = pa.table({ROW_COLUMN: pa.array(range(len(rows)), pa.int64())})
+    return rendered_table(kept, rows, kept.select([]) if late is None else late)
+
+
+class Scripted(TaskSection):
+    """A task whose rows are scripts: see `script`."""
+
+    kind: Literal["scripted"] = "scripted"
+    prompt: Prompt | None = Prompt(text="{{ text }}")
+    sampling: dict[str, Any] | None = Field(default_factory=lambda: {"max_tokens": 1})
+
+    @property
+    def fields(self) -> tuple[pa.Field, ...]:
+        return (pa.field("texts", pa.list_(pa.string())),)
+
+    def build(self, tools: Tools) -> "ScriptedTask":  # noqa: ARG002 - nothing to tokenize
+        return ScriptedTask(self.own_sampling)
+
+
+class ScriptedTask:
+    """Asks the prompts of its rounds; its cell is what came back, for a reject the class."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self._sampling = sampling
+
+    def prepare(self, rows: Sequence[Row]) -> list[Prepared | Reject]:
+        raise NotImplementedError
+
+    def answer(self, prepared: Prepared) -> Dialogue[Cells | Reject]:
+        prompts = iter(prepared.prompts)
+        texts: list[str] = []
+        for length in prepared.notes["rounds"]:
+            answers = yield [Request(next(prompts), self._sampling) for _ in range(length)]
+            texts += [
+                answer.reject_class if isinstance(answer, Reject) else answer.text
+                for answer in answers
+            ]
+        if prepared.notes["raises"]:
+            raise ValueError("a mistake\nin the task")
+        return {"texts": texts}
+
+
+def script(*rounds: Sequence[Sequence[int]], raises: bool = False) -> Prepared:
+    """A row of `Scripted`: the prompts of its rounds, and whether it raises after them."""
+    prompts = [prompt for prompts in rounds for prompt in prompts]
+    return Prepared(prompts, {"rounds": [len(prompts) for prompts in rounds], "raises": raises})
 
 
 def completion(

@@ -1,10 +1,12 @@
 """The fake engine and its tokenizer: the same answers every time, and faults on demand."""
 
+import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from factories import text_of
 from hypothesis import example, given, settings
@@ -12,8 +14,14 @@ from hypothesis import strategies as st
 
 from pipeline.engine import RequestRefused
 from pipeline.errors import UserError
-from pipeline.fake import FakeEngine, FakeSettings, FakeTokenizer, fake_settings
-from pipeline.schema import Completion, Request
+from pipeline.fake import (
+    FAKE_DIMENSIONS,
+    FakeEngine,
+    FakeSettings,
+    FakeTokenizer,
+    fake_settings,
+)
+from pipeline.schema import Completion, Params, Pooling, Request, Sampling
 
 NUM_PROMPTS = 400
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
@@ -29,14 +37,18 @@ def encode(texts: Iterable[str]) -> list[Sequence[int]]:
     return [prompt for prompt in encoded if isinstance(prompt, Sequence)]
 
 
-def ask(engine: FakeEngine, requests: Iterable[Request]) -> dict[int, Completion | None]:
+def request(prompt: Sequence[int], max_tokens: int | None = 100, **sampling: Any) -> Request:
+    return Request(prompt, Sampling({"max_tokens": max_tokens, **sampling}))
+
+
+def ask(engine: FakeEngine, requests: Mapping[int, Request]) -> dict[int, Completion | None]:
     """The engine's answer for each key; None where it refused."""
     answers: dict[int, Completion | None] = {}
     num_open = 0
-    for request in requests:
-        answers[request.key] = None
+    for key, asked in requests.items():
+        answers[key] = None
         try:
-            engine.add(request)
+            engine.add(key, asked)
         except RequestRefused:
             continue
         num_open += 1
@@ -49,8 +61,16 @@ def ask(engine: FakeEngine, requests: Iterable[Request]) -> dict[int, Completion
 
 def ask_all(fake: FakeSettings, max_tokens: int | None = 100) -> list[Completion | None]:
     """A new engine's answers to `prompts()`."""
-    requests = [Request(key, prompt) for key, prompt in enumerate(prompts())]
-    return list(ask(FakeEngine(fake, max_tokens), requests).values())
+    requests = {key: request(prompt, max_tokens) for key, prompt in enumerate(prompts())}
+    return list(ask(FakeEngine(fake), requests).values())
+
+
+def ask_one(text: str, params: Params, fake: FakeSettings | None = None) -> Completion:
+    """The answer to one request."""
+    (prompt,) = encode([text])
+    answer = ask(FakeEngine(fake or FakeSettings()), {0: Request(prompt, params)})[0]
+    assert answer is not None
+    return answer
 
 
 @pytest.mark.parametrize("max_num_seqs", [1, 3, 64])
@@ -60,8 +80,8 @@ def test_answers_depend_on_the_prompt_alone(max_num_seqs: int) -> None:
     expected = ask_all(fake)
     shuffled = list(enumerate(prompts()))
     random.Random(7).shuffle(shuffled)
-    engine = FakeEngine(fake.model_copy(update={"max_num_seqs": max_num_seqs}), 100)
-    found = ask(engine, (Request(key + 1000, prompt) for key, prompt in shuffled))
+    engine = FakeEngine(fake.model_copy(update={"max_num_seqs": max_num_seqs}))
+    found = ask(engine, {key + 1000: request(prompt) for key, prompt in shuffled})
     for key, answer in enumerate(expected):
         again = found[key + 1000]
         assert again == (None if answer is None else replace(answer, key=key + 1000))
@@ -70,7 +90,7 @@ def test_answers_depend_on_the_prompt_alone(max_num_seqs: int) -> None:
 def test_a_repeated_prompt_has_the_same_answer() -> None:
     """One engine answers a prompt twice in the same way, under two keys."""
     (prompt,) = encode(["hello"])
-    answers = ask(FakeEngine(FakeSettings(), 8), [Request(1, prompt), Request(2, prompt)])
+    answers = ask(FakeEngine(FakeSettings()), {1: request(prompt, 8), 2: request(prompt, 8)})
     first, second = answers[1], answers[2]
     assert first is not None and second is not None
     assert replace(first, key=2) == second
@@ -78,9 +98,7 @@ def test_a_repeated_prompt_has_the_same_answer() -> None:
 
 def test_an_answer_is_the_same_in_every_release() -> None:
     """An output that one release began is resumed by the next: answers never change."""
-    (prompt,) = encode(["hello"])
-    answer = ask(FakeEngine(FakeSettings(), 8), [Request(1, prompt)])[1]
-    assert answer is not None
+    answer = ask_one("hello", Sampling({"max_tokens": 8}))
     assert answer.text == "cedar oak hazel cedar hazel maple maple cedar"
     assert (answer.finish_reason, answer.num_input_tokens) == ("length", 2)
 
@@ -134,9 +152,9 @@ def test_rates_are_shares_of_the_requests(rate: float) -> None:
 
 def test_at_most_max_num_seqs_requests_get_a_token_a_step() -> None:
     """A step gives one token to each of the first `max_num_seqs` requests."""
-    engine = FakeEngine(FakeSettings(max_num_seqs=4), 1)
+    engine = FakeEngine(FakeSettings(max_num_seqs=4))
     for key, prompt in enumerate(prompts(10)):
-        engine.add(Request(key, prompt))
+        engine.add(key, request(prompt, 1))
     ended = [[completion.key for completion in engine.step()] for _ in range(4)]
     assert ended == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9], []]
 
@@ -146,11 +164,11 @@ def test_at_most_max_num_seqs_requests_get_a_token_a_step() -> None:
 )
 def test_crash_on_kills_the_engine_wherever_the_text_stands(text: str) -> None:
     """A prompt that holds the text is the engine's death, not a refusal."""
-    engine = FakeEngine(FakeSettings(crash_on="poison"), 8)
+    engine = FakeEngine(FakeSettings(crash_on="poison"))
     harmless, deadly = encode(["poi son", text])
-    engine.add(Request(1, harmless))
+    engine.add(1, request(harmless))
     with pytest.raises(RuntimeError, match="poison"):
-        engine.add(Request(2, deadly))
+        engine.add(2, request(deadly))
 
 
 @pytest.mark.parametrize(
@@ -186,7 +204,7 @@ def test_settings_are_taken_over() -> None:
     fake = fake_settings({"max_num_seqs": 3, "refuse_rate": 0.5, "crash_on": "poison"})
     assert fake == FakeSettings(max_num_seqs=3, refuse_rate=0.5, crash_on="poison")
     assert fake_settings({}) == FakeSettings()
-    info = FakeEngine(fake, 8).info
+    info = FakeEngine(fake).info
     assert (info.name, info.max_num_seqs, info.max_model_len) == ("fake", 3, 8192)
 
 
@@ -210,3 +228,75 @@ def test_a_chat_keeps_its_roles_and_contents() -> None:
         if isinstance(prompt, Sequence)
     ]
     assert found == ["<|system|>\nbe brief\n<|user|>\nhi\n", "<|user|>\n\n"]
+
+
+def test_each_request_has_its_own_parameters() -> None:
+    """Requests of one engine differ in their longest answers."""
+    (prompt,) = encode(["hello"])
+    answers = ask(FakeEngine(FakeSettings()), {0: request(prompt, 3), 1: request(prompt, 5)})
+    assert [answer.num_generated_tokens for answer in answers.values() if answer] == [3, 5]
+
+
+@pytest.mark.parametrize("tokens", [[7], [1, 2, 3], list(range(100, 400))], ids=len)
+def test_choices_have_log_probabilities_that_leave_room_for_other_tokens(tokens: list[int]) -> None:
+    """`logprob_token_ids` gives each of them one; as probabilities they sum below 1."""
+    sampling = Sampling({"max_tokens": 1, "logprob_token_ids": tokens})
+    found = ask_one("hello", sampling).choice_logprobs
+    assert found is not None
+    assert list(found) == tokens
+    assert all(logprob < 0 for logprob in found.values())
+    assert sum(map(math.exp, found.values())) < 1
+    assert found == ask_one("hello", sampling).choice_logprobs
+    if len(tokens) > 1:
+        assert len(set(found.values())) > 1
+        assert found != ask_one("other", sampling).choice_logprobs
+
+
+@pytest.mark.parametrize("text", ["", "one", "several tokens in it"])
+def test_every_token_of_a_prompt_but_the_first_has_a_log_probability(text: str) -> None:
+    """`prompt_logprobs` scores a prompt: none for its first token, natural and below zero."""
+    answer = ask_one(text, Sampling({"max_tokens": 1, "prompt_logprobs": 0}))
+    assert answer.prompt_logprobs is not None
+    assert len(answer.prompt_logprobs) == max(0, answer.num_input_tokens - 1)
+    assert all(logprob < 0 for logprob in answer.prompt_logprobs)
+
+
+def test_an_answer_has_only_what_was_asked_for() -> None:
+    """Without the parameters for them there are no other log-probabilities, and no vector."""
+    answer = ask_one("hello", Sampling({"max_tokens": 1, "prompt_logprobs": None}))
+    assert (answer.choice_logprobs, answer.prompt_logprobs, answer.vector) == (None, None, None)
+    scored = Sampling({"max_tokens": 1, "prompt_logprobs": 0, "logprob_token_ids": [1]})
+    plain = replace(ask_one("hello", scored), choice_logprobs=None, prompt_logprobs=None)
+    assert plain == answer
+
+
+def test_a_pooling_model_gives_a_unit_vector_and_writes_nothing() -> None:
+    """A vector of its dimensions, float32 and of length 1, in one step."""
+    answer = ask_one("hello", Pooling("embed"))
+    assert answer.vector is not None
+    assert (answer.vector.shape, answer.vector.dtype) == ((FAKE_DIMENSIONS,), np.float32)
+    assert np.linalg.norm(answer.vector) == pytest.approx(1, abs=1e-6)
+    assert (answer.text, answer.finish_reason, answer.num_generated_tokens) == ("", "stop", 0)
+    assert (answer.num_input_tokens, answer.cumulative_logprob) == (2, None)
+
+
+def test_a_vector_depends_on_its_prompt_and_activation() -> None:
+    """The same prompt has the same direction; without activation it keeps its own length."""
+    unit, again, other = (
+        ask_one(text, Pooling("embed")).vector for text in ("hello", "hello", "other")
+    )
+    raw = ask_one("hello", Pooling("embed", {"use_activation": False})).vector
+    assert unit is not None and raw is not None
+    np.testing.assert_array_equal(unit, again)
+    assert not np.array_equal(unit, other)
+    np.testing.assert_allclose(unit, raw / np.linalg.norm(raw), rtol=1e-6)
+    assert np.linalg.norm(raw) != pytest.approx(1, abs=1e-3)
+
+
+def test_pooling_requests_end_in_one_step_and_can_fail() -> None:
+    """A request without tokens to write takes one step; faults happen to it as to others."""
+    engine = FakeEngine(FakeSettings(max_num_seqs=2))
+    for key, prompt in enumerate(prompts(3)):
+        engine.add(key, Request(prompt, Pooling("classify")))
+    assert [[done.key for done in engine.step()] for _ in range(2)] == [[0, 1], [2]]
+    assert ask_one("x", Pooling("embed"), FakeSettings(error_rate=1)).finish_reason == "error"

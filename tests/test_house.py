@@ -11,7 +11,7 @@ import pytest
 from command import ROOT
 
 PACKAGE = ROOT / "pipeline"
-MODULES = sorted(PACKAGE.glob("*.py"))
+MODULES = sorted(PACKAGE.rglob("*.py"))
 TESTS = sorted((ROOT / "tests").glob("test_*.py"))
 #: Who may import what from outside: the modules of ours that are its doors.
 DOORS = {
@@ -32,6 +32,14 @@ EXCEPTIONS = {("shards", "fsspec.utils.glob_translate")}
 SLOW = ["ray", "vllm", "torch", "transformers", "s3fs"]
 
 
+def dotted(path: Path) -> str:
+    """A module's name below the package: `job`, `tasks.row`; a package's own ends in `__init__`."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+NAMES = {dotted(path): path for path in MODULES}
+
+
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(), str(path))
 
@@ -47,26 +55,32 @@ def imported_names(path: Path) -> Iterator[str]:
 
 
 def imported_modules(path: Path) -> set[str]:
-    """The modules of ours that a file imports; `__init__` for a name of the package itself."""
-    stems = {module.stem for module in MODULES}
-    parts = [name.split(".") for name in imported_names(path)]
-    inner = [names[1] if names[1:] else "" for names in parts if names[0] == PACKAGE.name]
-    return {name if name in stems else "__init__" for name in inner}
-
-
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
-def test_the_outside_is_entered_by_its_doors_only(path: Path) -> None:
-    """Each library that stands for an outside world is imported by its door and nowhere else."""
+    """The modules of ours that a file imports; `__init__` for a name of a package itself."""
+    found = set()
     for name in imported_names(path):
-        doors = DOORS.get(name.split(".")[0], {path.stem})
-        assert path.stem in doors or (path.stem, name) in EXCEPTIONS, (
-            f"{path.stem} imports {name}; only {', '.join(sorted(doors))} may"
+        root, *parts = name.split(".")
+        if root == PACKAGE.name:
+            # The longest beginning that is a module; behind it stands a name in it.
+            beginnings = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+            module = next((known for known in beginnings if known in NAMES), None)
+            package = ".".join([*parts[:-1], "__init__"])
+            found.add(module or (package if package in NAMES else "__init__"))
+    return found
+
+
+@pytest.mark.parametrize("module", NAMES)
+def test_the_outside_is_entered_by_its_doors_only(module: str) -> None:
+    """Each library that stands for an outside world is imported by its door and nowhere else."""
+    for name in imported_names(NAMES[module]):
+        doors = DOORS.get(name.split(".")[0], {module})
+        assert module in doors or (module, name) in EXCEPTIONS, (
+            f"{module} imports {name}; only {', '.join(sorted(doors))} may"
         )
 
 
 def test_every_door_is_in_use() -> None:
     """A door or an exception that nobody uses any more is taken from the list."""
-    used = {(path.stem, name) for path in MODULES for name in imported_names(path)}
+    used = {(module, name) for module, path in NAMES.items() for name in imported_names(path)}
     assert used >= EXCEPTIONS
     libraries = {name.split(".")[0] for _, name in used}
     # fsspec is entered through s3fs today.
@@ -75,18 +89,35 @@ def test_every_door_is_in_use() -> None:
 
 def test_imports_point_one_way() -> None:
     """The modules import each other without a circle, those for type checkers included."""
-    graph = {path.stem: imported_modules(path) for path in MODULES}
+    graph = {module: imported_modules(path) for module, path in NAMES.items()}
     order = list(TopologicalSorter(graph).static_order())
-    assert set(order) == {path.stem for path in MODULES}
+    assert set(order) == NAMES.keys()
+
+
+def all_imported(module: str) -> set[str]:
+    """The modules of ours that a module imports, and those that they import, and so on."""
+    found: set[str] = set()
+    new = {module}
+    while new:
+        new = {name for known in new for name in imported_modules(NAMES[known])} - found
+        found |= new
+    return found
+
+
+@pytest.mark.parametrize("module", [module for module in NAMES if module.startswith("tasks.")])
+def test_tasks_know_nothing_of_jobs_and_engines(module: str) -> None:
+    """A job is made of tasks and an engine answers them: not even indirectly do they look up."""
+    above = {"job", "engine", "fake", "scheduler", "replica", "pool", "run", "cli"}
+    assert all_imported(module) & above == set()
 
 
 @pytest.mark.parametrize("name", ["errors", "schema"])
 def test_the_ground_floor_imports_nothing_of_ours(name: str) -> None:
     """What every module may use depends on none."""
-    assert imported_modules(PACKAGE / f"{name}.py") == set()
+    assert imported_modules(NAMES[name]) == set()
 
 
-@pytest.mark.parametrize("path", [*MODULES, *TESTS], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*MODULES, *TESTS], ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_file_opens_with_what_it_is(path: Path) -> None:
     """Every module and every test file has a docstring."""
     assert ast.get_docstring(parse(path))

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.errors import UserError
-from pipeline.job import Job, Message, ReplicaRange, differing_fields, load_job
+from pipeline.job import Job, ReplicaRange, differing_fields, load_job
+from pipeline.section import Message, Prompt
 
 SHIPPED = sorted(Path(__file__).parents[1].glob("jobs/*.yaml"))
 Load = Callable[..., Job]
@@ -36,6 +37,15 @@ sampling:
 output:
   path: out/summaries
 """
+
+
+def task(name: str | None = None, **values: Any) -> dict[str, Any]:
+    """A task in a job file."""
+    return {"kind": "generate", **({} if name is None else {"name": name}), **values}
+
+
+OWN_PROMPT = {"text": "Own: {{ text }}"}
+OWN_SAMPLING = {"max_tokens": 3, "temperature": 0}
 
 
 @pytest.fixture
@@ -175,12 +185,24 @@ def test_a_mistake_is_told_with_its_key_and_remedy(
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("key", ["name", "input", "model", "prompt", "sampling", "output"])
+@pytest.mark.parametrize("key", ["name", "input", "model", "output"])
 def test_a_missing_section_is_named(load: Load, key: str) -> None:
     """A job without one of its required sections is refused by the section's name."""
     data = job_data()
     del data[key]
     assert f"{key}: Field required" in refusal(load, data)
+
+
+@pytest.mark.parametrize(
+    ("key", "remedy"), [("prompt", "what to ask about a row"), ("sampling", "max_tokens")]
+)
+def test_a_task_without_a_prompt_or_sampling_is_refused(load: Load, key: str, remedy: str) -> None:
+    """What neither the job nor its task gives is named with what to say."""
+    data = job_data()
+    del data[key]
+    message = refusal(load, data)
+    assert f"{key} is missing: say" in message
+    assert remedy in message
 
 
 @pytest.mark.parametrize("key", ["input.path", "model.source", "output.path"])
@@ -334,6 +356,7 @@ def test_an_unset_variable_is_named_with_its_key(
         ("sampling.max_tokens", "32", 32),
         ("sampling.temperature", "0.5", 0.5),
         ("sampling.ignore_eos", "true", True),
+        ("task.sampling.temperature", "0.5", 0.5),
     ],
 )
 def test_a_variable_may_be_a_number(
@@ -341,7 +364,8 @@ def test_a_variable_may_be_a_number(
 ) -> None:
     """A value that is one variable has the type that it would have in the file."""
     monkeypatch.setenv("VALUE", value)
-    section: Any = load(job_data({key: "${VALUE}"})).model_dump()
+    changes: dict[str, Any] = {"task.sampling": {"max_tokens": 5}} if "task" in key else {}
+    section: Any = load(job_data({**changes, key: "${VALUE}"})).model_dump()
     for part in key.split("."):
         section = section[part]
     assert section == expected
@@ -417,7 +441,12 @@ def test_a_prompt_is_never_filled_in(load: Load, monkeypatch: pytest.MonkeyPatch
     """`${NAME}` in a prompt is the prompt's own text, a secret's name included."""
     monkeypatch.setenv("HOME", "/root")
     text = "Explain ${HOME}, ${NOPE} and ${AWS_SECRET_ACCESS_KEY}: {{ text }}"
-    assert load(job_data({"prompt.user": text})).prompt.user == text
+    assert load(job_data({"prompt.user": text})).prompt == Prompt(user=text)
+    for own in (
+        {"task": {"prompt": {"text": text}}},
+        {"tasks": [task("a", prompt={"text": text})]},
+    ):
+        assert load(job_data(own)).steps[0].prompt == Prompt(text=text)
 
 
 @pytest.mark.parametrize("text", ["$HOME", "${}", "${a b}", "${HOME", "100$", "$$", "{HOME}"])
@@ -500,13 +529,119 @@ def test_an_override_that_yaml_cannot_make_is_told(load: Load) -> None:
 def test_prompts_come_in_three_forms() -> None:
     """A prompt is system and user, or messages, or plain text; the first two are a chat's turns."""
     user = Message(role="user", content="{{ text }}")
-    assert job().prompt.turns == (user,)
-    both = job({"prompt.system": "Be brief."}).prompt
+    assert Prompt(user="{{ text }}").turns == (user,)
+    both = Prompt(system="Be brief.", user="{{ text }}")
     assert both.turns == (Message(role="system", content="Be brief."), user)
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "{{ text }}"}]
-    turns = job({"prompt": {"messages": messages}}).prompt.turns
+    turns = Prompt.model_validate({"messages": messages}).turns
     assert [turn.model_dump() for turn in turns] == messages
-    assert job({"prompt": {"text": "{{ text }}"}}).prompt.turns == ()
+    assert Prompt(text="{{ text }}").turns == ()
+
+
+def test_a_job_that_names_no_task_generates() -> None:
+    """A prompt and sampling are a whole job: one task without a name, whose columns have none."""
+    for step in (*job().steps, *job({"task": task()}).steps):
+        assert (step.kind, step.name, step.place) == ("generate", None, "")
+        assert step.own_prompt == Prompt(user="{{ text }}")
+        assert step.own_sampling.values == {"max_tokens": 16}
+
+
+def test_the_jobs_prompt_and_sampling_are_those_of_tasks_without_their_own() -> None:
+    """Each task of a list has what it says, and the job's for the rest."""
+    several = job(
+        {
+            "tasks": [
+                task("both"),
+                task("prompt", prompt=OWN_PROMPT),
+                task("sampling", sampling=OWN_SAMPLING),
+                task("neither", prompt=OWN_PROMPT, sampling=OWN_SAMPLING),
+            ]
+        }
+    )
+    user, own = Prompt(user="{{ text }}"), Prompt.model_validate(OWN_PROMPT)
+    assert [step.own_prompt for step in several.steps] == [user, own, user, own]
+    assert [params.max_tokens for params in several.params] == [16, 16, 3, 3]
+    assert [step.place for step in several.steps] == [
+        "tasks.both.",
+        "tasks.prompt.",
+        "tasks.sampling.",
+        "tasks.neither.",
+    ]
+
+
+def test_tasks_with_prompts_and_sampling_of_their_own_need_none_from_the_job(load: Load) -> None:
+    """A job without `prompt` and `sampling` is whole if each of its tasks has them."""
+    data = job_data({"tasks": [task("a", prompt=OWN_PROMPT, sampling=OWN_SAMPLING)]})
+    del data["prompt"], data["sampling"]
+    (step,) = load(data).steps
+    assert step.own_sampling.values == OWN_SAMPLING
+
+
+# What is wrong with tasks, and what the message has to hold.
+TASK_MISTAKES: list[tuple[str, dict[str, Any], list[str]]] = [
+    ("both", {"task": task(), "tasks": [task("a")]}, ["give one of task and tasks"]),
+    ("no tasks", {"tasks": []}, ["tasks", "at least 1"]),
+    ("no name", {"tasks": [task("a"), task()]}, ["each of tasks needs a name"]),
+    ("name twice", {"tasks": [task("a"), task("b"), task("a")]}, ["tasks", "the same name"]),
+    ("bad name", {"tasks": [task("My-Task")]}, ["tasks.0.name"]),
+    ("bad name of one", {"task": task("2nd")}, ["task.name"]),
+    ("unknown kind", {"task": {"kind": "genrate"}}, ["task", "'generate'"]),
+    ("unknown key", {"task": task(promt={})}, ["task.promt", "did you mean prompt?"]),
+    (
+        "unknown key in a list",
+        {"tasks": [task("a"), task("b", smapling={})]},
+        ["tasks.1.smapling", "did you mean sampling?"],
+    ),
+    (
+        "unknown key below",
+        {"tasks": [task("a", prompt={"usr": "{{ text }}"})]},
+        ["tasks.0.prompt.usr", "did you mean user?"],
+    ),
+    (
+        "two prompts",
+        {"tasks": [task("a", prompt={"text": "x", "user": "y"})]},
+        ["tasks.0.prompt", "give one of"],
+    ),
+    (
+        "no max_tokens",
+        {"tasks": [task("a"), task("b", sampling={})]},
+        ["tasks.b.sampling.max_tokens is missing"],
+    ),
+    (
+        "no max_tokens in one",
+        {"task": task(sampling={"temperature": 0})},
+        ["sampling.max_tokens is missing"],
+    ),
+    (
+        "bad max_tokens",
+        {"tasks": [task("b", sampling={"max_tokens": 0})]},
+        ["tasks.b.sampling.max_tokens must be a positive number"],
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [case[1:] for case in TASK_MISTAKES],
+    ids=[case[0] for case in TASK_MISTAKES],
+)
+def test_a_mistake_in_a_task_is_told_with_its_place(
+    load: Load, changes: dict[str, Any], parts: list[str]
+) -> None:
+    """Whatever is wrong with a task, one line names the task and what would be right."""
+    message = refusal(load, job_data(changes))
+    assert all(part in message for part in parts), message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("key", ["prompt", "sampling"])
+def test_of_several_tasks_the_one_without_is_named(load: Load, key: str) -> None:
+    """A task that has no prompt or sampling, nor the job, is named."""
+    whole = {"prompt": OWN_PROMPT, "sampling": OWN_SAMPLING}
+    lacking = {name: value for name, value in whole.items() if name != key}
+    data = job_data({"tasks": [task("a", **whole), task("b", **lacking)]})
+    del data["prompt"], data["sampling"]
+    assert f"tasks.b.{key} is missing" in refusal(load, data)
 
 
 def test_replicas_are_a_number_or_a_range() -> None:
@@ -550,6 +685,11 @@ OTHER_ANSWERS: dict[str, dict[str, Any]] = {
     "filter": {"input.where": "lang = 'en'"},
     "limit": {"input.limit": 5},
     "input path": {"input.path": "other/*.parquet"},
+    "named task": {"task": task("topic")},
+    "list of one task": {"tasks": [task("topic")]},
+    "two tasks": {"tasks": [task("topic"), task("mood", prompt=OWN_PROMPT)]},
+    "order of tasks": {"tasks": [task("mood", prompt=OWN_PROMPT), task("topic")]},
+    "a task's own sampling": {"tasks": [task("topic", sampling=OWN_SAMPLING)]},
 }
 SAME_ANSWERS: dict[str, dict[str, Any]] = {
     "name": {"name": "other"},
@@ -569,6 +709,12 @@ SAME_ANSWERS: dict[str, dict[str, Any]] = {
     "share of rejects": {"max_reject_rate": 0.5},
     "number of rejects": {"max_rejects": 5},
     "a default written out": {"input.keep": []},
+    "the task written out": {"task": task()},
+    "the task's own prompt": {"task": task(prompt={"user": "{{ text }}"})},
+    "the task's own sampling": {
+        "prompt.user": "{{ text }}",
+        "task": task(sampling={"max_tokens": 16}),
+    },
 }
 
 
@@ -603,6 +749,19 @@ def test_differing_fields_are_named() -> None:
     names = differing_fields(job().answer_fields, other.answer_fields)
     assert names == ["input.keep", "prompt.user", "sampling.top_p"]
     assert differing_fields(job().answer_fields, job({"name": "other"}).answer_fields) == []
+
+
+def test_a_task_that_differs_is_named() -> None:
+    """In a list of tasks a difference is told with the task's name."""
+    one = job({"tasks": [task("a"), task("b", prompt=OWN_PROMPT)]})
+    other = job({"tasks": [task("a"), task("b", prompt={"text": "{{ text }}"})]})
+    swapped = job({"tasks": [task("b", prompt=OWN_PROMPT), task("a")]})
+    fields = one.answer_fields
+    assert differing_fields(fields, other.answer_fields) == ["tasks.b.prompt.text"]
+    assert differing_fields(fields, swapped.answer_fields) == [
+        "tasks.a.position",
+        "tasks.b.position",
+    ]
 
 
 def test_any_yaml_value_has_a_fingerprint(load: Load) -> None:
@@ -641,6 +800,23 @@ def test_the_written_job_is_the_job(
     assert again.fingerprint == written.fingerprint
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"task": task("topic", prompt=OWN_PROMPT)},
+        {"tasks": [task("a"), task("b", prompt=OWN_PROMPT, sampling=OWN_SAMPLING)]},
+        {"tasks": [task("a", sampling={"max_tokens": None, "logprobs": None})]},
+    ],
+    ids=["one", "several", "nulls"],
+)
+def test_a_written_job_has_its_tasks(load: Load, changes: dict[str, Any]) -> None:
+    """Tasks, and what is their own, are written out and read again."""
+    written = job(changes)
+    again = load(written.to_yaml())
+    assert again == written
+    assert again.fingerprint == written.fingerprint
+
+
 def test_nulls_of_the_sampling_survive(load: Load) -> None:
     """A sampling argument that is null, which differs from none, is written out."""
     written = job({"sampling.logprobs": None})
@@ -672,6 +848,8 @@ def test_the_schema_accepts_the_jobs_that_we_ship(
         {"input.wher": "a = 1"},
         {"input.limit": 0},
         {"prompt.sytem": "x"},
+        {"task": {"kind": "genrate"}},
+        {"tasks": [{"kind": "generate", "name": "a", "promt": {}}]},
         {"units": {"rows": "many"}},
         {"max_reject_rate": 1.5},
         {"name": "a/b"},

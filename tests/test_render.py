@@ -10,10 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.fake import FakeTokenizer
-from pipeline.render import ERROR_COLUMN, TOKENS_COLUMN, Renderer
-from pipeline.schema import ERROR_TYPE, Reject, RejectClass
+from pipeline.render import Renderer
+from pipeline.rendered import NOTES_COLUMN, PROMPTS_COLUMN, RenderedRows, without_own_columns
+from pipeline.schema import Reject, RejectClass
 from pipeline.source import ROW_COLUMN
-from pipeline.template import compile_prompt
+from pipeline.tasks.base import Prepared, Tools
+from pipeline.tasks.generate import Generate
+from pipeline.tasks.row import RowTasks
 from pipeline.tokenizer import Chat, Tokenizer
 
 
@@ -38,22 +41,32 @@ def rendered(
     """The rows, whose positions begin at 10, rendered; `{{ text }}` alone unless told."""
     positions = pa.array(range(10, 10 + rows.num_rows), pa.int64())
     rows = rows.append_column(pa.field(ROW_COLUMN, pa.int64(), nullable=False), positions)
-    templates = compile_prompt(job({"prompt": prompt or {"text": "{{ text }}"}}).prompt)
-    table = Renderer(templates, tokenizer or FakeTokenizer(), keep).render(rows)
+    tools = Tools(tokenizer or FakeTokenizer(), max_model_len=100)
+    steps = job({"prompt": prompt or {"text": "{{ text }}"}}).steps
+    table = Renderer(RowTasks(steps, tools), keep).render(rows)
     assert table[ROW_COLUMN].equals(rows[ROW_COLUMN])
-    assert [tokens is None for tokens in table[TOKENS_COLUMN].to_pylist()] == [
-        error is not None for error in table[ERROR_COLUMN].to_pylist()
-    ]
     return table
+
+
+def entries(table: pa.Table) -> list[Prepared | Reject]:
+    """Each row's one entry."""
+    rows = RenderedRows(table)
+    found = [rows.entries(row) for row in range(len(rows))]
+    assert all(len(row) == 1 for row in found)
+    return [entry for (entry,) in found if entry is not None]
+
+
+def reject(table: pa.Table, row: int) -> Reject:
+    found = entries(table)[row]
+    assert isinstance(found, Reject)
+    return found
 
 
 def outcomes(table: pa.Table) -> list[str]:
     """Each row's prompt, or the class of its reject."""
     return [
-        text_of(tokens) if error is None else str(error["class"])
-        for tokens, error in zip(
-            table[TOKENS_COLUMN].to_pylist(), table[ERROR_COLUMN].to_pylist(), strict=True
-        )
+        str(entry.reject_class) if isinstance(entry, Reject) else text_of(*entry.prompts)
+        for entry in entries(table)
     ]
 
 
@@ -104,10 +117,9 @@ def test_a_refusing_chat_template_is_told_in_its_row() -> None:
     table = rendered(
         pa.table({"text": ["no", "yes"]}), {"user": "{{ text }}"}, tokenizer=PickyTokenizer()
     )
-    assert table[ERROR_COLUMN].to_pylist() == [
-        {"class": "chat_template_error", "message": "roles must alternate", "attempts": 0},
-        None,
-    ]
+    refused, answered = entries(table)
+    assert refused == Reject(RejectClass.CHAT_TEMPLATE_ERROR, "roles must alternate", attempts=0)
+    assert isinstance(answered, Prepared)
 
 
 @pytest.mark.parametrize(
@@ -117,8 +129,7 @@ def test_text_that_is_not_utf8_is_rejected_alone(broken: bytes) -> None:
     """A row whose text's bytes are not UTF-8 is a reject that names the column; others go on."""
     table = rendered(pa.table({"text": strings_of_bytes([b"good", broken, "é".encode()])}))
     assert outcomes(table) == ["good", "bad_text", "é"]
-    message = table[ERROR_COLUMN][1].as_py()["message"]
-    assert "the column text holds text that is not UTF-8" in message
+    assert "the column text holds text that is not UTF-8" in reject(table, 1).message
 
 
 def test_text_deep_in_a_value_that_is_not_utf8_is_rejected() -> None:
@@ -133,7 +144,7 @@ def test_a_lone_surrogate_is_rejected() -> None:
     prompt = {"text": "{{ '%c' | format(code) }}"}
     table = rendered(pa.table({"code": [0x41, 0xD800, 0x1F600]}), prompt)
     assert outcomes(table) == ["A", "bad_text", "\U0001f600"]
-    assert "lone surrogate" in table[ERROR_COLUMN][1].as_py()["message"]
+    assert "lone surrogate" in reject(table, 1).message
 
 
 @pytest.mark.parametrize(
@@ -152,7 +163,7 @@ def test_a_value_that_python_cannot_hold_is_rejected(kind: pa.DataType, value: i
     rows = pa.table({"text": pa.array([None, value], pa.int64()).cast(kind)})
     table = rendered(rows, {"text": "{% if text %}{{ text }}{% endif %}."})
     assert outcomes(table) == [".", "template_error"]
-    assert "the column text" in table[ERROR_COLUMN][1].as_py()["message"]
+    assert "the column text" in reject(table, 1).message
 
 
 VALUES = [
@@ -192,7 +203,7 @@ def test_kept_columns_are_unchanged() -> None:
     )
     keep = ("time", "nested", "dictionary", "bytes", "text")
     table = rendered(rows, keep=keep)
-    assert table.schema.names == [*keep, ROW_COLUMN, TOKENS_COLUMN, ERROR_COLUMN]
+    assert without_own_columns(table).schema.names == [*keep, ROW_COLUMN]
     assert table.select(keep).equals(rows.select(keep))
 
 
@@ -202,5 +213,48 @@ def test_a_unit_without_a_single_prompt_is_rendered(texts: list[None], form: str
     """No rows, or rejects only, give columns of the same types as ever."""
     table = rendered(pa.table({"text": pa.array(texts, pa.string())}), {form: "{{ text }}"})
     assert outcomes(table) == ["empty_input"] * len(texts)
-    assert table.schema.field(TOKENS_COLUMN).type == pa.list_(pa.int32())
-    assert table.schema.field(ERROR_COLUMN).type == ERROR_TYPE
+    assert table.schema.field(PROMPTS_COLUMN).type == pa.list_(pa.list_(pa.int32()))
+    assert table.schema.field(NOTES_COLUMN).type == pa.string()
+
+
+def several(*prompts: str) -> RowTasks:
+    """Tasks named a, b, …, each with a plain prompt."""
+    sections = [
+        Generate(name=name, prompt={"text": prompt}, sampling={"max_tokens": 5})
+        for name, prompt in zip("abc", prompts, strict=False)
+    ]
+    return RowTasks(sections, Tools(FakeTokenizer(), max_model_len=100))
+
+
+def positioned(rows: pa.Table) -> pa.Table:
+    """The rows with their positions, as they come from the source."""
+    return rows.append_column(ROW_COLUMN, pa.array(range(rows.num_rows), pa.int64()))
+
+
+def test_a_row_is_prepared_for_each_of_its_tasks() -> None:
+    """Each task has its own entry: a prompt, its own reject, or none while it waits."""
+    tasks = several("A{{ x }}", "B{{ y }}", "C{{ a_generated_text }}{{ z }}")
+    rows = positioned(pa.table({"x": ["1", "2"], "y": ["3", None], "z": ["4", "5"]}))
+    found = RenderedRows(Renderer(tasks, ()).render(rows))
+    first, second = found.entries(0), found.entries(1)
+    assert [text_of(*entry.prompts) for entry in first if isinstance(entry, Prepared)] == [
+        "A1",
+        "B3",
+    ]
+    assert first[2] is None and second[2] is None
+    assert isinstance(second[0], Prepared)
+    assert isinstance(second[1], Reject) and second[1].reject_class is RejectClass.EMPTY_INPUT
+    assert [found.late(row) for row in (0, 1)] == [{"z": "4"}, {"z": "5"}]
+
+
+def test_an_unreadable_value_rejects_the_row_for_all_its_tasks() -> None:
+    """Text that is not UTF-8 is found before any task sees the row; its neighbours are prepared."""
+    tasks = several("A{{ x }}", "B{{ y }}", "C{{ b_generated_text }}")
+    broken = strings_of_bytes([b"good", b"\xff"])
+    rows = positioned(pa.table({"x": ["1", "2"], "y": broken}))
+    found = RenderedRows(Renderer(tasks, ()).render(rows))
+    assert [isinstance(entry, Prepared) for entry in found.entries(0)] == [True, True, False]
+    assert {entry.reject_class for entry in found.entries(1) if isinstance(entry, Reject)} == {
+        RejectClass.BAD_TEXT
+    }
+    assert None not in found.entries(1)

@@ -8,14 +8,16 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from factories import job, rendered
+from factories import job, rendered, row_tasks
 
+from pipeline.engine import MachineShare
 from pipeline.errors import UserError
 from pipeline.fake import FakeEngine, FakeSettings, FakeTokenizer
 from pipeline.replica import AnsweredUnit, Replica, load_engine
 from pipeline.scheduler import Load
 from pipeline.schema import Completion, Reject, RejectClass
 
+SHARE = MachineShare(num_gpus=0, num_threads=1)
 # Far more than anything here takes: what hangs must fail, not stop the tests.
 TIMEOUT_S = 20
 
@@ -29,8 +31,8 @@ def fake_replica(
     on_load: Callable[[Load], None] = ignore,
     on_death: Callable[[BaseException], None] = ignore,
 ) -> Replica:
-    engine = fake or FakeEngine(FakeSettings(max_num_seqs=4), 8)
-    return Replica(lambda: engine, 8, on_load, on_death)
+    engine = fake or FakeEngine(FakeSettings(max_num_seqs=4))
+    return Replica(lambda: engine, row_tasks(), on_load, on_death)
 
 
 def unit_of(*texts: str) -> pa.Table:
@@ -78,7 +80,7 @@ def test_rejected_rows_stay_in_their_place() -> None:
 
 def test_a_replica_tells_what_its_engine_is() -> None:
     """The engine's facts are there as soon as the replica is."""
-    engine = FakeEngine(FakeSettings(max_model_len=99, max_num_seqs=3), 8)
+    engine = FakeEngine(FakeSettings(max_model_len=99, max_num_seqs=3))
     assert fake_replica(engine).info == engine.info
 
 
@@ -90,7 +92,7 @@ def test_an_engine_that_cannot_load_raises_in_the_constructor() -> None:
         raise UserError("model.engine: no such thing")
 
     with pytest.raises(UserError, match="no such thing"):
-        Replica(load, 8, ignore, deaths.append)
+        Replica(load, row_tasks(), ignore, deaths.append)
     assert deaths == []
 
 
@@ -98,7 +100,7 @@ class Stuck(FakeEngine):
     """An engine whose first step waits until it is let go, and then dies."""
 
     def __init__(self) -> None:
-        super().__init__(FakeSettings(max_num_seqs=4), 8)
+        super().__init__(FakeSettings(max_num_seqs=4))
         self.stepping = threading.Event()
         self.may_die = threading.Event()
 
@@ -132,11 +134,11 @@ def test_a_dying_engine_is_told_and_nobody_waits_for_it() -> None:
 def test_a_death_is_told_before_the_callers_hear_of_it() -> None:
     """`on_death` comes first, so that it can end the process before a caller gives up its unit."""
     engine = Stuck()
-    engine.may_die.set()
     callers: list[Future[AnsweredUnit]] = []
     were_done: queue.SimpleQueue[bool] = queue.SimpleQueue()
     replica = fake_replica(engine, on_death=lambda _: were_done.put(callers[0].done()))
     callers.append(ask_in_background(replica, unit_of("one")))
+    engine.may_die.set()
     assert were_done.get(timeout=TIMEOUT_S) is False
     assert_all_fail(callers)
 
@@ -155,7 +157,7 @@ def test_callers_get_the_engines_error_even_if_its_death_cannot_be_told() -> Non
 def test_a_prompt_that_kills_the_engine_is_a_death() -> None:
     """An engine may also die when it is given a request."""
     deaths: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
-    replica = fake_replica(FakeEngine(FakeSettings(crash_on="poison"), 8), on_death=deaths.put)
+    replica = fake_replica(FakeEngine(FakeSettings(crash_on="poison")), on_death=deaths.put)
     future = ask_in_background(replica, unit_of("fine", "some poison"))
     with pytest.raises(RuntimeError, match="poison"):
         future.result(TIMEOUT_S)
@@ -181,10 +183,9 @@ def test_the_load_is_reported_when_the_work_is_done() -> None:
 def test_the_engine_follows_the_job(max_tokens: int | None) -> None:
     """A job's fake engine has the job's settings and its longest answer, or none."""
     changes = {"model.engine": {"max_num_seqs": 5}, "sampling.max_tokens": max_tokens}
-    engine = load_engine(job(changes), num_gpus=0, num_threads=1)
-    answered = Replica(lambda: engine, max_tokens, ignore, ignore).answer(
-        unit_of(*map(str, range(50)))
-    )
+    engine = load_engine(job(changes), SHARE)
+    tasks = row_tasks(job(changes).steps)
+    answered = Replica(lambda: engine, tasks, ignore, ignore).answer(unit_of(*map(str, range(50))))
     longest = max(answered.rows.column("num_generated_tokens").to_pylist())
     assert engine.info.max_num_seqs == 5
     assert longest == 3 if max_tokens else longest > 8
@@ -193,4 +194,4 @@ def test_the_engine_follows_the_job(max_tokens: int | None) -> None:
 def test_a_wrong_setting_is_found_before_an_engine_is_there() -> None:
     """Loading checks the job's engine arguments."""
     with pytest.raises(UserError, match=r"model\.engine\.max_seqs"):
-        load_engine(job({"model.engine": {"max_seqs": 5}}), num_gpus=0, num_threads=1)
+        load_engine(job({"model.engine": {"max_seqs": 5}}), SHARE)

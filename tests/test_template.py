@@ -5,22 +5,22 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from factories import job
 
 from pipeline.errors import UserError
 from pipeline.schema import Reject, RejectClass
+from pipeline.section import Prompt
 from pipeline.template import PromptTemplates, compile_prompt
 
 
 def compiled(text: str) -> PromptTemplates:
     """A plain prompt of this template."""
-    return compile_prompt(job({"prompt": {"text": text}}).prompt)
+    return compile_prompt(Prompt(text=text))
 
 
 def refusal(prompt: Mapping[str, Any]) -> str:
     """The message with which a prompt is refused."""
     with pytest.raises(UserError) as refused:
-        compile_prompt(job({"prompt": prompt}).prompt)
+        compile_prompt(Prompt.model_validate(prompt))
     assert "\n" not in str(refused.value)
     return str(refused.value)
 
@@ -88,7 +88,7 @@ def test_a_prompt_has_roles_and_places(
     prompt: dict[str, Any], roles: tuple[str, ...], places: dict[str, str]
 ) -> None:
     """A chat has its roles, a text none; each column has the place that names it first."""
-    templates = compile_prompt(job({"prompt": prompt}).prompt)
+    templates = compile_prompt(Prompt.model_validate(prompt))
     assert templates.roles == roles
     assert templates.is_chat == bool(roles)
     assert templates.columns == places
@@ -245,3 +245,20 @@ def test_the_template_at_fault_is_named() -> None:
 def test_a_prompt_without_columns_is_refused(text: str) -> None:
     """A prompt that would be the same for all rows is a mistake that is told."""
     assert "no template uses a column" in refusal({"user": text})
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ({"text": "{{ a"}, "tasks.topic.prompt.text, line 1: "),
+        ({"system": "x", "user": "{{ row }}"}, "tasks.topic.prompt.user: "),
+        ({"text": "x"}, "tasks.topic.prompt: no template uses a column"),
+    ],
+)
+def test_a_tasks_own_prompt_is_named_with_the_task(prompt: dict[str, str], message: str) -> None:
+    """In a list of tasks the place of a template begins with its task."""
+    with pytest.raises(UserError) as refused:
+        compile_prompt(Prompt.model_validate(prompt), "tasks.topic.")
+    assert str(refused.value).startswith(message)
+    columns = compile_prompt(Prompt(text="{{ a }}"), "tasks.topic.").columns
+    assert columns == {"a": "tasks.topic.prompt.text"}

@@ -5,24 +5,27 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from factories import completion, rendered
+from factories import completion, rendered, row_tasks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.columns import answered_table, output_rows, output_schema
+from pipeline.scheduler import AnsweredRow
 from pipeline.schema import Answer, Completion, Reject, RejectClass
-from pipeline.tasks import GENERATE_FIELDS, OUTPUT_NAMES, answer_rows, output_rows, output_schema
+from pipeline.tasks.base import Dialogue, Prepared
+from pipeline.tasks.row import RowResult
 
 SHARD = "day=1/a.parquet"
 REJECT = Reject(RejectClass.ENGINE_ERROR, "the engine ended the request with error", attempts=1)
 NO_KEPT = pa.schema([])
-ANSWER_TYPES = {
+TASKS = row_tasks()
+TASK_TYPES = {
     "generated_text": pa.string(),
     "finish_reason": pa.string(),
-    "num_input_tokens": pa.int32(),
-    "num_generated_tokens": pa.int32(),
     "cumulative_logprob": pa.float64(),
     "mean_logprob": pa.float64(),
 }
+COST_TYPES = {"num_input_tokens": pa.int32(), "num_generated_tokens": pa.int32()}
 ANSWERS = st.one_of(
     st.builds(Reject, st.sampled_from(RejectClass), st.text(max_size=9), st.integers(0, 3)),
     st.builds(
@@ -37,6 +40,24 @@ ANSWERS = st.one_of(
 )
 
 
+def result_of(answer: Answer) -> RowResult:
+    """What the job's task makes of its request's answer."""
+    dialogue: Dialogue[RowResult] = TASKS.answer([Prepared([[1]])], {})
+    next(dialogue)
+    with pytest.raises(StopIteration) as end:
+        dialogue.send([answer])
+    assert isinstance(end.value.value, RowResult)
+    return end.value.value
+
+
+def answered_row(answer: Answer) -> AnsweredRow:
+    """A row whose one request got this answer."""
+    if isinstance(answer, Reject):
+        return AnsweredRow(result_of(answer), None, None)
+    costs = (answer.num_input_tokens, answer.num_generated_tokens)
+    return AnsweredRow(result_of(answer), *costs)
+
+
 def with_columns(unit: pa.Table, kept: pa.Table) -> pa.Table:
     """A rendered unit with kept columns before its own."""
     for position, field in enumerate(kept.schema):
@@ -49,8 +70,12 @@ def output(answers: Sequence[Answer], kept: pa.Table | None = None) -> pa.Table:
     unit = rendered([[1]] * len(answers))
     if kept is not None:
         unit = with_columns(unit, kept)
-    schema = output_schema(NO_KEPT if kept is None else kept.schema)
-    return output_rows(answer_rows(unit, answers), SHARD, schema)
+    schema = output_schema(NO_KEPT if kept is None else kept.schema, TASKS.fields)
+    return output_rows(answered_unit(unit, answers), SHARD, schema)
+
+
+def answered_unit(unit: pa.Table, answers: Sequence[Answer]) -> pa.Table:
+    return answered_table(unit, [answered_row(answer) for answer in answers], TASKS.fields)
 
 
 def only_row(answer: Answer) -> dict[str, Any]:
@@ -76,7 +101,7 @@ def test_the_schema_does_not_follow_from_the_answers(answers: list[Answer]) -> N
     found = output(answers, kept).schema
     expected = [
         pa.field("id", pa.large_string()),
-        *(pa.field(name, kind) for name, kind in ANSWER_TYPES.items()),
+        *(pa.field(name, kind) for name, kind in (TASK_TYPES | COST_TYPES).items()),
         pa.field(
             "error",
             pa.struct(
@@ -93,10 +118,10 @@ def test_the_schema_does_not_follow_from_the_answers(answers: list[Answer]) -> N
     assert found.equals(pa.schema(expected), check_metadata=True)
 
 
-def test_the_names_of_the_outputs_own_columns_are_reserved() -> None:
-    """A kept column may have none of the names that the output gives to its own."""
-    assert set(output_schema(NO_KEPT).names) == OUTPUT_NAMES
-    assert {*ANSWER_TYPES, "error", "source_file", "source_row"} == OUTPUT_NAMES
+def test_the_columns_stand_in_one_order() -> None:
+    """Kept columns, those of the tasks, the row's cost, its error, and where it is from."""
+    names = output_schema(pa.schema([pa.field("id", pa.int8())]), TASKS.fields).names
+    assert names == ["id", *TASK_TYPES, *COST_TYPES, "error", "source_file", "source_row"]
 
 
 @settings(max_examples=100, deadline=None)
@@ -107,7 +132,7 @@ def test_a_row_has_an_answer_or_an_error_in_its_own_place(answers: list[Answer])
     assert [row["source_row"] for row in rows] == list(range(len(answers)))
     assert {row["source_file"] for row in rows} <= {SHARD}
     for row, answer in zip(rows, answers, strict=True):
-        cells = [row[field.name] for field in GENERATE_FIELDS]
+        cells = [row[name] for name in (*TASK_TYPES, *COST_TYPES)]
         if isinstance(answer, Reject):
             assert set(cells) == {None}
             assert row["error"] == {
@@ -117,12 +142,13 @@ def test_a_row_has_an_answer_or_an_error_in_its_own_place(answers: list[Answer])
             }
         else:
             assert row["error"] is None
-            assert cells[:5] == [
+            del cells[3]
+            assert cells == [
                 answer.text,
                 answer.finish_reason,
+                answer.cumulative_logprob,
                 answer.num_input_tokens,
                 answer.num_generated_tokens,
-                answer.cumulative_logprob,
             ]
 
 
@@ -200,13 +226,63 @@ def test_kept_columns_stand_first_in_the_jobs_order() -> None:
 def test_source_rows_are_the_input_positions_of_what_the_filter_left() -> None:
     """Where `input.where` leaves rows out, the others keep their positions in the shard."""
     unit = rendered([[1]] * 10).filter(pa.array([row in (3, 7) for row in range(10)]))
-    answered = answer_rows(unit, [REJECT, completion()])
-    rows = output_rows(answered, SHARD, output_schema(NO_KEPT)).to_pylist()
+    answered = answered_unit(unit, [REJECT, completion()])
+    rows = output_rows(answered, SHARD, output_schema(NO_KEPT, TASKS.fields)).to_pylist()
     assert [(row["source_row"], row["error"] is None) for row in rows] == [(3, False), (7, True)]
 
 
 def test_what_travels_in_the_metadata_is_not_stored() -> None:
     """Facts that a stage hangs onto an answered unit do not become a part of the schema."""
-    answered = answer_rows(rendered([[1]]), [completion()]).replace_schema_metadata({b"a": b"b"})
-    stored = output_rows(answered, SHARD, output_schema(NO_KEPT))
+    answered = answered_unit(rendered([[1]]), [completion()])
+    answered = answered.replace_schema_metadata({b"a": b"b"})
+    stored = output_rows(answered, SHARD, output_schema(NO_KEPT, TASKS.fields))
     assert stored.schema.metadata is None
+
+
+def test_a_row_with_cells_and_a_reject_has_both() -> None:
+    """Where one of several tasks failed, the others' cells stand beside the error and the cost."""
+    fields = [pa.field("a_label", pa.string()), pa.field("b_label", pa.string())]
+    row = AnsweredRow(RowResult({"a_label": "x"}, REJECT), 12, 3)
+    (found,) = answered_table(rendered([[1]]), [row], fields).to_pylist()
+    assert (found["a_label"], found["b_label"]) == ("x", None)
+    assert (found["num_input_tokens"], found["num_generated_tokens"]) == (12, 3)
+    assert found["error"]["class"] == "engine_error"
+
+
+UNSTORABLE = [
+    ("\ud800", pa.string()),
+    (["x", "\udfff"], pa.list_(pa.string())),
+    (2**63, pa.int64()),
+    (300, pa.int8()),
+    ("five", pa.int64()),
+    (5, pa.string()),
+    ("x", pa.struct([pa.field("k", pa.string())])),
+    ([1.0], pa.list_(pa.float32(), 2)),
+]
+
+
+@pytest.mark.parametrize(("cell", "kind"), UNSTORABLE, ids=ascii)
+def test_an_answer_that_its_column_cannot_hold_is_rejected_alone(
+    cell: object, kind: pa.DataType
+) -> None:
+    """Half a surrogate pair or too large a number costs its row's answer, not the unit."""
+    fields = [pa.field("first", pa.int8()), pa.field("second", kind)]
+    costs = (5, 2)
+    rows = [
+        AnsweredRow(RowResult({"first": number, "second": second}, None), *costs)
+        for number, second in enumerate([None, cell, None])
+    ]
+    found = answered_table(rendered([[1]] * 3), rows, fields).to_pylist()
+    assert [row["first"] for row in found] == [0, None, 2]
+    assert [row["second"] for row in found] == [None] * 3
+    assert [row["num_input_tokens"] for row in found] == [5] * 3
+    assert [row["error"] is None for row in found] == [True, False, True]
+    assert found[1]["error"]["class"] == "task_error"
+    assert "the column second cannot hold the answer: " in found[1]["error"]["message"]
+    assert "\n" not in found[1]["error"]["message"]
+
+
+def test_a_message_that_is_no_unicode_is_escaped() -> None:
+    """A message may quote what it complains about."""
+    reject = Reject(RejectClass.TASK_ERROR, "no label is called \ud800 é")
+    assert only_row(reject)["error"]["message"] == "no label is called \\ud800 é"

@@ -1,0 +1,50 @@
+"""From rows to token ids: templates, chat template, tokenizer, for whole units at a time.
+
+A row that cannot be rendered becomes a `Reject` in its place; the others go on.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.schema import Reject, RejectClass
+from pipeline.template import PromptTemplates
+from pipeline.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Prompter:
+    """One prompt's templates and the model's tokenizer."""
+
+    templates: PromptTemplates
+    tokenizer: Tokenizer
+
+    def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[Sequence[int] | Reject]:
+        """Each row's prompt as token ids; rows are mappings from column to value."""
+        rendered = [self._render(row) for row in rows]
+        contents = [item for item in rendered if not isinstance(item, Reject)]
+        if self.templates.is_chat:
+            roles = self.templates.roles
+            encoded = self.tokenizer.encode_chats(
+                [list(zip(roles, item, strict=True)) for item in contents]
+            )
+        else:
+            encoded = self.tokenizer.encode_texts([text for (text,) in contents])
+        answers = iter(encoded)
+        return [item if isinstance(item, Reject) else next(answers) for item in rendered]
+
+    def _render(self, row: Mapping[str, Any]) -> list[str] | Reject:
+        contents = self.templates.render(row)
+        if isinstance(contents, list):
+            for content in contents:
+                if not _is_unicode(content):
+                    return Reject(RejectClass.BAD_TEXT, "the prompt holds a lone surrogate")
+        return contents
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,111 @@
+"""A rendered unit's table: what crosses from the processes that render to those with an engine.
+
+The kept columns, `ROW_COLUMN`, the row's prompts as token ids, and what its tasks noted. Nearly all
+rows have one task, one prompt and no notes; those cost no JSON.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.schema import Reject, reject_from_cell
+from pipeline.tasks.base import Prepared
+
+PROMPTS_COLUMN = "__tokenmill_prompts"
+NOTES_COLUMN = "__tokenmill_notes"
+#: The input's values that a task needs once an earlier one has answered, as a struct.
+LATE_COLUMN = "__tokenmill_late"
+_OWN_COLUMNS = (PROMPTS_COLUMN, NOTES_COLUMN, LATE_COLUMN)
+_PROMPTS_TYPE = pa.list_(pa.list_(pa.int32()))
+
+#: A row's entries: one a task, None for a task that waits for another's answer.
+Entries = Sequence[Prepared | Reject | None]
+
+
+def rendered_table(kept: pa.Table, rows: Sequence[Entries], late: pa.Table) -> pa.Table:
+    """A unit's table; `kept` holds the kept columns and `ROW_COLUMN`, `late` the late values."""
+    prompts = [
+        [
+            list(prompt)
+            for entry in entries
+            if isinstance(entry, Prepared)
+            for prompt in entry.prompts
+        ]
+        for entries in rows
+    ]
+    notes = [_notes(entries) for entries in rows]
+    table = kept.append_column(PROMPTS_COLUMN, pa.array(prompts, _PROMPTS_TYPE))
+    table = table.append_column(NOTES_COLUMN, pa.array(notes, pa.string()))
+    if late.num_columns:
+        table = table.append_column(LATE_COLUMN, late.to_struct_array())
+    return table
+
+
+def without_own_columns(table: pa.Table) -> pa.Table:
+    """The kept columns and `ROW_COLUMN`."""
+    return table.drop_columns([name for name in _OWN_COLUMNS if name in table.schema.names])
+
+
+class RenderedRows:
+    """Random access to a rendered table's rows; nothing is unpacked before it is asked for."""
+
+    def __init__(self, table: pa.Table) -> None:
+        rows = table.column(PROMPTS_COLUMN).combine_chunks()
+        prompts = rows.values
+        # Plain integers and a view: slicing Arrow's own scalars costs ten times as much.
+        self._row_ends: list[int] = rows.offsets.to_pylist()
+        self._prompt_ends: list[int] = prompts.offsets.to_pylist()
+        self._tokens = prompts.values.to_numpy()
+        self._notes: list[str | None] = table.column(NOTES_COLUMN).to_pylist()
+        self._late = table.column(LATE_COLUMN) if LATE_COLUMN in table.schema.names else None
+
+    def __len__(self) -> int:
+        return len(self._notes)
+
+    def entries(self, row: int) -> list[Prepared | Reject | None]:
+        """The row's entries, as the tasks prepared them."""
+        prompts = self._prompts(row)
+        notes = self._notes[row]
+        if notes is None:
+            return [Prepared(list(prompts))]
+        return [_entry(cell, prompts) for cell in json.loads(notes)]
+
+    def late(self, row: int) -> Mapping[str, Any]:
+        """The input's values for tasks that follow others."""
+        return {} if self._late is None else dict(self._late[row].as_py())
+
+    def _prompts(self, row: int) -> Iterator[list[int]]:
+        for prompt in range(self._row_ends[row], self._row_ends[row + 1]):
+            start, end = self._prompt_ends[prompt], self._prompt_ends[prompt + 1]
+            yield self._tokens[start:end].tolist()
+
+
+def _notes(entries: Entries) -> str | None:
+    match entries:
+        case [Prepared(prompts=[_], notes=notes)] if not notes:
+            return None
+    return json.dumps([_cell(entry) for entry in entries])
+
+
+def _cell(entry: Prepared | Reject | None) -> dict[str, Any] | None:
+    match entry:
+        case Prepared(prompts=prompts, notes=notes):
+            return {"num_prompts": len(prompts), "notes": dict(notes)}
+        case Reject():
+            cell = asdict(entry)
+            return {"reject": {"class": cell.pop("reject_class"), **cell}}
+        case None:
+            return None
+
+
+def _entry(
+    cell: Mapping[str, Any] | None, prompts: Iterator[Sequence[int]]
+) -> Prepared | Reject | None:
+    if cell is None:
+        return None
+    if "reject" in cell:
+        return reject_from_cell(cell["reject"])
+    return Prepared([next(prompts) for _ in range(cell["num_prompts"])], cell["notes"])

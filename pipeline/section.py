@@ -1,0 +1,78 @@
+"""The parts that a job file's sections are made of: strict, frozen models, and the prompt."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A mapping in the job file: unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Message(Section):
+    """One turn of a chat; its content is a template."""
+
+    role: str = Field(min_length=1)
+    content: str
+
+
+class Prompt(Section):
+    """Jinja2 templates over the row's columns: `system` and `user`, or `messages`, or `text`."""
+
+    system: str | None = None
+    user: str | None = None
+    messages: tuple[Message, ...] | None = Field(default=None, min_length=1)
+    text: str | None = Field(
+        default=None, description="A prompt as it is, without the model's chat template."
+    )
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "Prompt":
+        forms = (self.user is not None, self.messages is not None, self.text is not None)
+        if sum(forms) != 1:
+            raise ValueError("give one of user (with or without system), messages, text")
+        if self.system is not None and self.user is None:
+            raise ValueError("system goes with user; with messages write a message of that role")
+        return self
+
+    @property
+    def turns(self) -> tuple[Message, ...]:
+        """The chat's messages; empty for a plain `text`."""
+        if self.messages is not None:
+            return self.messages
+        if self.user is None:
+            return ()
+        system = () if self.system is None else (Message(role="system", content=self.system),)
+        return (*system, Message(role="user", content=self.user))
+
+    @property
+    def templates(self) -> dict[str, str]:
+        """The templates by the place below `prompt` that names them, in order."""
+        if self.text is not None:
+            return {"text": self.text}
+        if self.messages is not None:
+            turns = enumerate(self.messages)
+            return {f"messages.{position}": turn.content for position, turn in turns}
+        return {turn.role: turn.content for turn in self.turns}
+
+
+def check_sampling(sampling: dict[str, Any], place: str = "") -> None:
+    """Raise `ValueError` for sampling parameters that a task cannot take.
+
+    `place` stands before `sampling` in messages: `tasks.topic.` in a list of tasks.
+    """
+    if "max_tokens" not in sampling:
+        # vLLM's own default of 16 tokens would cut nearly every answer without a word.
+        raise ValueError(f"{place}sampling.max_tokens is missing: say how long an answer may be")
+    limit = sampling["max_tokens"]
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise ValueError(
+            f"{place}sampling.max_tokens must be a positive number, or null for no limit"
+        )
+    for key in ("output_kind", "detokenize"):
+        if key in sampling:
+            raise ValueError(f"{place}sampling.{key} is set by tokenmill; leave it out")
+    if sampling.get("n", 1) != 1:
+        raise ValueError(f"{place}sampling.n must be 1: a row has one answer")

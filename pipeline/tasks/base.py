@@ -1,0 +1,141 @@
+"""What every task is: columns in, prompts out, and a dialogue with the engine for each row.
+
+A task prepares whole units, so that texts are tokenized in batches, on any CPU of the cluster;
+beside the engine it holds a dialogue for each row: a generator that asks rounds of requests and
+ends with the row's cells or a reject. Knows nothing of engines, units or Ray.
+"""
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
+
+import pyarrow as pa
+from pydantic import Field
+
+from pipeline.prompter import Prompter
+from pipeline.schema import Answer, Params, Reject, Request, Sampling
+from pipeline.section import Prompt, Section
+from pipeline.template import compile_prompt
+from pipeline.tokenizer import Tokenizer
+
+Row = Mapping[str, Any]
+Cells = Mapping[str, Any]
+Result = TypeVar("Result")
+#: Yields rounds of requests, is sent their answers in the same order, and returns its result.
+Dialogue = Generator[Sequence[Request], Sequence[Answer], Result]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A row made ready for its dialogue: prompts' token ids, and what the task notes of the row.
+
+    Notes are values that JSON holds: they cross from the process that renders to the engine's.
+    """
+
+    prompts: Sequence[Sequence[int]]
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What a task is built with: the model's tokenizer, and its context in tokens."""
+
+    tokenizer: Tokenizer
+    max_model_len: int
+
+
+class Task(Protocol):
+    """One kind of work over rows, for one job and model."""
+
+    def prepare(self, rows: Sequence[Row]) -> list[Prepared | Reject]:
+        """One entry a row, in order."""
+
+    def answer(self, prepared: Prepared) -> Dialogue[Cells | Reject]:
+        """The dialogue that ends with a cell for each of the section's `fields`."""
+
+
+class TaskSection(Section):
+    """What all kinds of tasks have in the job file."""
+
+    #: Which of vLLM's two runners the task's model needs.
+    runner: ClassVar[Literal["generate", "pooling"]] = "generate"
+    #: Whether the task writes text, and so needs `sampling` and its max_tokens.
+    samples: ClassVar[bool] = True
+
+    kind: str
+    name: str | None = Field(
+        default=None,
+        pattern=r"^[a-z][a-z0-9_]*$",
+        description="In a list of tasks: stands before the task's columns, as in topic_label.",
+    )
+    prompt: Prompt | None = Field(default=None, description="By default the job's.")
+    sampling: dict[str, Any] | None = Field(default=None, description="By default the job's.")
+
+    @property
+    def fields(self) -> tuple[pa.Field, ...]:
+        """The output columns and their types; they follow from the section alone."""
+        raise NotImplementedError
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """Each column that the task reads, and the place in the job that names it."""
+        return compile_prompt(self.own_prompt, self.place).columns
+
+    @property
+    def params(self) -> tuple[Params, ...]:
+        """Those of the requests that are known without a model, for the engine to check early."""
+        return (self.own_sampling,) if self.samples else ()
+
+    def build(self, tools: Tools) -> Task:
+        """The task itself. Raises `UserError` for what cannot work with this model."""
+        raise NotImplementedError
+
+    @property
+    def place(self) -> str:
+        """What names the task in messages: nothing where the job has one task."""
+        return "" if self.name is None else f"tasks.{self.name}."
+
+    def prompter(self, tools: Tools) -> Prompter:
+        """What renders the section's prompt."""
+        return Prompter(compile_prompt(self.own_prompt, self.place), tools.tokenizer)
+
+    @property
+    def own_prompt(self) -> Prompt:
+        """The prompt of a section that has been given one (`Job.steps`)."""
+        if self.prompt is None:
+            raise ValueError(f"{self.place}prompt is missing")
+        return self.prompt
+
+    @property
+    def own_sampling(self) -> Sampling:
+        """The sampling of a section that has been given one (`Job.steps`)."""
+        if self.sampling is None:
+            raise ValueError(f"{self.place}sampling is missing")
+        return Sampling(self.sampling)
+
+
+def gather(dialogues: Sequence[Dialogue[Result]]) -> Dialogue[list[Result]]:
+    """Hold dialogues side by side: each round asks what all of them ask; their results in order."""
+    if len(dialogues) == 1:
+        # Nearly every row of nearly every job: a third of the scheduler's own cost.
+        return [(yield from dialogues[0])]
+    results: dict[int, Result] = {}
+    asked: dict[int, Sequence[Request]] = {}
+
+    def advance(position: int, answers: Sequence[Answer] | None) -> None:
+        try:
+            # `send(None)` begins a generator.
+            asked[position] = dialogues[position].send(answers)  # type: ignore[arg-type]
+        except StopIteration as end:
+            results[position] = end.value
+
+    for position in range(len(dialogues)):
+        advance(position, None)
+    while asked:
+        round_asked, asked = asked, {}
+        answers = iter(
+            (yield [request for requests in round_asked.values() for request in requests])
+        )
+        for position, requests in round_asked.items():
+            advance(position, [next(answers) for _ in requests])
+    return [results[position] for position in range(len(dialogues))]

@@ -1,0 +1,60 @@
+"""Generate: the prompt's answer as text, why it ended, and how likely the model found it."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import pyarrow as pa
+
+from pipeline.prompter import Prompter
+from pipeline.schema import Completion, Reject, Request, Sampling
+from pipeline.tasks.base import Cells, Dialogue, Prepared, Row, TaskSection, Tools
+
+
+class Generate(TaskSection):
+    """`task: {kind: generate}`, the task of a job that names none."""
+
+    kind: Literal["generate"] = "generate"
+
+    @property
+    def fields(self) -> tuple[pa.Field, ...]:
+        """The text; log-probabilities are natural, `mean_logprob` is per generated token."""
+        return (
+            pa.field("generated_text", pa.string()),
+            pa.field("finish_reason", pa.string()),
+            pa.field("cumulative_logprob", pa.float64()),
+            pa.field("mean_logprob", pa.float64()),
+        )
+
+    def build(self, tools: Tools) -> "Generator":
+        return Generator(self.prompter(tools), self.own_sampling)
+
+
+class Generator:
+    """One request a row."""
+
+    def __init__(self, prompter: Prompter, sampling: Sampling) -> None:
+        self._prompter = prompter
+        self._sampling = sampling
+
+    def prepare(self, rows: Sequence[Row]) -> list[Prepared | Reject]:
+        return [
+            prompt if isinstance(prompt, Reject) else Prepared([prompt])
+            for prompt in self._prompter.encode(rows)
+        ]
+
+    def answer(self, prepared: Prepared) -> Dialogue[Cells | Reject]:
+        (answer,) = yield [Request(prepared.prompts[0], self._sampling)]
+        if isinstance(answer, Reject):
+            return answer
+        return {
+            "generated_text": answer.text,
+            "finish_reason": answer.finish_reason,
+            "cumulative_logprob": answer.cumulative_logprob,
+            "mean_logprob": mean_logprob(answer),
+        }
+
+
+def mean_logprob(completion: Completion) -> float | None:
+    """Natural log-probability per generated token; None where there is none."""
+    cumulative, num_tokens = completion.cumulative_logprob, completion.num_generated_tokens
+    return None if cumulative is None or num_tokens == 0 else cumulative / num_tokens
