@@ -32,7 +32,10 @@ app = typer.Typer(
 models_app = typer.Typer(help="Bundled models, and models from elsewhere.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 
-JobArgument = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.")]
+JobArgument = Annotated[
+    # Whether it can be read is said by us, in one line.
+    Path, typer.Argument(metavar="JOB.yaml", help="The job file.", readable=False)
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a key of the job; repeatable."),
@@ -175,10 +178,11 @@ def _errors_console() -> Console:
 
 
 def _print_summary(summary: Summary) -> None:
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for name, value in _summary_lines(summary):
-        table.add_row(name, value)
-    Console(highlight=False, soft_wrap=True).print(table)
+    lines = list(_summary_lines(summary))
+    width = max(len(name) for name, _ in lines)
+    # A path is copied from here: it must not be broken at the terminal's width.
+    for name, value in lines:
+        typer.echo(f"{name:<{width}}  {value}")
 
 
 def _summary_lines(summary: Summary) -> Iterator[tuple[str, str]]:
@@ -189,7 +193,11 @@ def _summary_lines(summary: Summary) -> Iterator[tuple[str, str]]:
         if totals.filtered:
             yield "filtered out", f"{totals.filtered:,} by input.where"
     if summary.skipped_shards:
-        yield "skipped shards", f"{len(summary.skipped_shards):,}: {summary.skipped_shards[0]}, …"
+        more = ", …" if len(summary.skipped_shards) > 1 else ""
+        yield (
+            "skipped shards",
+            f"{len(summary.skipped_shards):,}: {summary.skipped_shards[0]}{more}",
+        )
     yield (
         "this run",
         f"{summary.units:,} units, {summary.rows:,} rows in {duration(summary.seconds)}",

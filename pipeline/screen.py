@@ -8,11 +8,12 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-from rich.progress import Progress as RichProgress
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from pipeline.monitor import PlainScreen, Progress, Screen, duration
+
+_BAR_WIDTH = 40
 
 
 @contextmanager
@@ -51,39 +52,42 @@ class LiveScreen:
     """Units and rows as bars, rejects, tokens a second, replicas and the time left."""
 
     def __init__(self, console: Console) -> None:
-        self._bars = RichProgress(
-            TextColumn("{task.description:<6}"), BarColumn(bar_width=40), MofNCompleteColumn()
-        )
-        self._units = self._bars.add_task("units", total=None)
-        self._rows = self._bars.add_task("rows", total=None)
         # Redirecting would bring the chatter back from the log onto the screen.
         self._live = Live(
-            self._bars,
-            console=console,
-            refresh_per_second=4,
-            redirect_stdout=False,
-            redirect_stderr=False,
+            console=console, refresh_per_second=4, redirect_stdout=False, redirect_stderr=False
         )
         self._live.start()
 
     def update(self, progress: Progress, now: float) -> None:
-        self._bars.update(self._units, completed=progress.units_done, total=progress.units_total)
-        self._bars.update(self._rows, completed=progress.rows_done, total=progress.rows_total)
-        layout = Table.grid()
-        layout.add_row(self._bars)
-        layout.add_row(_facts(progress, now))
-        self._live.update(layout)
+        self._live.update(_facts(progress, now))
 
     def close(self) -> None:
         self._live.stop()
 
 
-def _facts(progress: Progress, now: float) -> str:
+def _facts(progress: Progress, now: float) -> Table:
+    """A name and a value a line, within the 80 columns of a usual terminal."""
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("units", _bar(progress.units_done, progress.units_total))
+    facts.add_row("rows", _bar(progress.rows_done, progress.rows_total))
+    facts.add_row("rejects", f"{progress.rejected:,}")
     read, written = progress.rates(now)
-    running = sum(load.num_running for load in progress.pool.loads.values())
-    loaded = len(progress.pool.loads)
-    replicas = f"{loaded} replica{'s'[: loaded > 1]}" if loaded else "engine loading"
-    return (
-        f"{progress.rejected:,} rejects   {read:,.0f} input and {written:,.0f} output tokens/s   "
-        f"{replicas}, {running:,} running   ETA {duration(progress.remaining_s(now))}"
-    )
+    facts.add_row("tokens/s", f"{read:,.0f} in, {written:,.0f} out")
+    facts.add_row("replicas", _replicas(progress))
+    elapsed = duration(now - progress.started_at)
+    facts.add_row("ETA", f"{duration(progress.remaining_s(now))}, after {elapsed}")
+    return facts
+
+
+def _bar(done: int, total: int) -> Table:
+    bar = Table.grid(padding=(0, 2))
+    bar.add_row(ProgressBar(total, done, width=_BAR_WIDTH), f"{done:,} of {total:,}")
+    return bar
+
+
+def _replicas(progress: Progress) -> str:
+    loads = progress.pool.loads.values()
+    if not loads:
+        return "starting"
+    rows, units = sum(load.num_running for load in loads), sum(load.num_units for load in loads)
+    return f"{len(loads):,}, with {rows:,} rows of {units:,} units"

@@ -91,12 +91,12 @@ class LocalStore:
         self.url = os.path.abspath(os.path.expanduser(url))
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        with _local_errors(self.url):
-            yield from self._walk(Path(self.url, prefix))
+        yield from self._walk(Path(self.url, prefix))
 
     def _walk(self, folder: Path) -> Iterator[ObjectInfo]:
         try:
-            entries = sorted(os.scandir(folder), key=_place_in_listing)
+            with _local_errors(str(folder)):
+                entries = sorted(os.scandir(folder), key=_place_in_listing)
         except FileNotFoundError:
             return
         for entry in entries:

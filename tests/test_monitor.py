@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from typing import Any
 
 import pytest
@@ -180,6 +181,12 @@ def console(is_terminal: bool) -> Console:
     return Console(file=io.StringIO(), force_terminal=is_terminal, width=100)
 
 
+def last_frame(screen: Console) -> list[str]:
+    """The last six lines on a terminal, without colours, moves of the cursor, and bars."""
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|[━╸╺]", "", written(screen))
+    return [" ".join(line.split()) for line in text.splitlines()[-6:]]
+
+
 def written(screen: Console) -> str:
     assert isinstance(screen.file, io.StringIO)
     return screen.file.getvalue()
@@ -195,7 +202,7 @@ def test_a_pipe_gets_whole_lines_without_markup() -> None:
 
 
 def test_a_terminal_gets_bars_and_facts() -> None:
-    """The live screen shows units and rows of their totals, rejects and replicas."""
+    """The live screen shows units and rows of their totals, rejects, pace, replicas and time."""
     terminal = console(is_terminal=True)
     screen = make_screen(terminal)
     assert isinstance(screen, LiveScreen)
@@ -203,11 +210,29 @@ def test_a_terminal_gets_bars_and_facts() -> None:
     screen.update(one, 100.0)
     one.observe(pool(Load(4, 1, 10, 10), Load(5, 1, 10, 10)), 101.0)
     one.add(commit())
-    screen.update(one, 102.0)
+    screen.update(one, 111.0)
     screen.close()
-    shown = written(terminal)
-    for part in ("units", "4/10", "rows", "400/1000", "5 rejects", "2 replicas, 9 running"):
-        assert part in shown
+    assert last_frame(terminal) == [
+        "units 4 of 10",
+        "rows 400 of 1,000",
+        "rejects 5",
+        "tokens/s 100 in, 20 out",
+        "replicas 2, with 9 rows of 2 units",
+        "ETA 1 min 00 s, after 1 min 51 s",
+    ]
+
+
+def test_a_narrow_terminal_shows_each_fact_on_a_line() -> None:
+    """In 80 columns nothing wraps, however large the figures of a run are."""
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=80)
+    screen = make_screen(terminal)
+    huge = progress(units_total=123_456, rows_total=1_234_567_890, units_before=99_999)
+    huge.add(commit())
+    huge.observe(pool(*[Load(1024, 99, 10**11, 10**11)] * 64), 101.0)
+    screen.update(huge, 900_000.0)
+    screen.close()
+    names = [line.split()[0] for line in last_frame(terminal)]
+    assert names == ["units", "rows", "rejects", "tokens/s", "replicas", "ETA"]
 
 
 def test_events_are_json_lines_with_time_and_name() -> None:
