@@ -62,7 +62,7 @@ make_venv() {
 
 pip_install() {
   $VENV/bin/python -m pip --disable-pip-version-check --no-input install \
-    --quiet --no-deps --no-warn-script-location "$@"
+    -qq --no-deps --no-warn-script-location "$@"
 }
 
 # An index or mirror that pip is set up for may hold the CPU build; PyPI does not, PyTorch does.

@@ -170,7 +170,12 @@ class _Terminal:
     @contextmanager
     def watch(self, log: Path) -> Iterator[Screen]:
         with chatter_into(log) as console:
-            yield make_screen(console)
+            screen = make_screen(console)
+            try:
+                yield screen
+            finally:
+                # Also after a Ctrl-C before the first commit: a live display hides the cursor.
+                screen.close()
 
 
 def _errors_console() -> Console:

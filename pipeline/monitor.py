@@ -47,6 +47,7 @@ class Progress:
     generated_tokens: int = 0
     lost_races: int = 0
     first_load_at: float | None = None
+    observed_at: float = 0.0
     pool: PoolState = field(default_factory=PoolState)
 
     def add(self, commit: Commit) -> None:
@@ -63,8 +64,9 @@ class Progress:
             self.lost_races += 1
 
     def observe(self, pool: PoolState, now: float) -> None:
-        """Take over what the replicas report."""
+        """Take over what the replicas report; the last time is where the run's pace ends."""
         self.pool = pool
+        self.observed_at = now
         if pool.loads and self.first_load_at is None:
             self.first_load_at = now
 

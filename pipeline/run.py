@@ -369,7 +369,7 @@ class _Run:
             lost_races=progress.lost_races,
             engine_deaths=progress.engine_deaths,
             seconds=round(now - progress.started_at, 3),
-            engine_seconds=round(progress.engine_seconds(now), 3),
+            engine_seconds=round(progress.engine_seconds(progress.observed_at), 3),
             skipped_shards=tuple(bad.path for bad in self._prepared.plan.skipped),
             totals=totals,
             exit_code=int(exit_code),
@@ -404,32 +404,28 @@ def _initial_progress(prepared: Prepared) -> Progress:
 
 def _follow(
     pool: "Pool", spec: "RunSpec", progress: Progress, screen: Screen, events: EventLog
-) -> Progress:
+) -> None:
     """Count the commits as they come, and look after the replicas about once a second."""
     most_deaths = _MOST_DEATHS_WITHOUT_COMMIT
     next_tick_at = 0.0
-    try:
-        for commit in _or_none_each_tick(lambda: pool.commits(spec)):
-            if commit is not None:
-                progress.add(commit)
-                events.add_commit(commit)
-                most_deaths = progress.engine_deaths + _MOST_DEATHS_WITHOUT_COMMIT
-            now = time.monotonic()
-            if now >= next_tick_at:
-                next_tick_at = now + _TICK_S
-                state = pool.state()
-                progress.observe(state, now)
-                screen.update(progress, now)
-                if state.deaths >= most_deaths:
-                    raise RunFailed(
-                        f"the engine died {_MOST_DEATHS_WITHOUT_COMMIT} times without a unit "
-                        f"getting through, the last time of {state.last_death}"
-                    )
-        progress.observe(pool.state(), time.monotonic())
-        screen.update(progress, time.monotonic())
-    finally:
-        screen.close()
-    return progress
+    for commit in _or_none_each_tick(lambda: pool.commits(spec)):
+        if commit is not None:
+            progress.add(commit)
+            events.add_commit(commit)
+            most_deaths = progress.engine_deaths + _MOST_DEATHS_WITHOUT_COMMIT
+        now = time.monotonic()
+        if now >= next_tick_at:
+            next_tick_at = now + _TICK_S
+            state = pool.state()
+            progress.observe(state, now)
+            screen.update(progress, now)
+            if state.deaths >= most_deaths:
+                raise RunFailed(
+                    f"the engine died {_MOST_DEATHS_WITHOUT_COMMIT} times without a unit "
+                    f"getting through, the last time of {state.last_death}"
+                )
+    progress.observe(pool.state(), time.monotonic())
+    screen.update(progress, time.monotonic())
 
 
 def _or_none_each_tick(commits: Callable[[], Iterator[Commit]]) -> Iterator[Commit | None]:

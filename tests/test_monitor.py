@@ -99,6 +99,14 @@ def test_moments_after_the_first_report_there_is_no_pace_yet(seconds: float) -> 
     assert one.remaining_s(20.0 + seconds) is None
 
 
+def test_the_pace_ends_with_the_last_report() -> None:
+    """Leaving the cluster and verifying the output take their time, but no engine's."""
+    one = progress()
+    one.observe(pool(Load(4, 1, 10, 10)), 100.0)
+    one.observe(pool(Load(0, 0, 50, 20)), 110.0)
+    assert one.engine_seconds(one.observed_at) == 10.0
+
+
 def test_rates_do_not_fall_when_a_replica_starts_anew() -> None:
     """A new engine counts from zero; what was committed before is still counted."""
     one = progress()
