@@ -24,9 +24,10 @@ from pipeline.schema import Params
 from pipeline.section import Prompt, Section, check_sampling
 from pipeline.tasks.base import TaskSection
 from pipeline.tasks.generate import Generate
+from pipeline.tasks.translate import Translate
 
 #: Every kind of task; `kind` says which.
-AnyTask = Generate
+AnyTask = Annotated[Generate | Translate, Field(discriminator="kind")]
 
 #: `model.source` of the engine without a model, for tests and dry runs.
 FAKE_SOURCE = "fake"
@@ -205,7 +206,7 @@ class Job(Section):
         return tuple(
             section.model_copy(
                 update={
-                    "prompt": section.prompt or self.prompt,
+                    "prompt": section.prompt or self.prompt or section.default_prompt,
                     "sampling": self._sampling_of(section),
                 }
             )
@@ -419,10 +420,12 @@ def _refuse_unknown_keys(data: Any, annotation: Any, where: str, path: str = "")
     section = _section_for(data, annotation)
     if section is None:
         return
+    # A key that Python has a word for is an alias: `from`.
+    fields = {field.alias or name: field for name, field in section.model_fields.items()}
     for key, value in data.items():
-        field = section.model_fields.get(key)
+        field = fields.get(key)
         if field is None:
-            raise UserError(f"{where}: {path}{key}: {unknown(str(key), section.model_fields)}")
+            raise UserError(f"{where}: {path}{key}: {unknown(str(key), fields)}")
         _refuse_unknown_keys(value, field.annotation, where, f"{path}{key}.")
 
 

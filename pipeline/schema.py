@@ -23,6 +23,7 @@ class RejectClass(StrEnum):
     PROMPT_TOO_LONG = "prompt_too_long"
     ENGINE_ERROR = "engine_error"
     TASK_ERROR = "task_error"
+    CHECK_FAILED = "check_failed"
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def job(corpus: Path) -> Path:
     """The README's job, in a file."""
-    (text,) = blocks("yaml")
+    text, *_ = blocks("yaml")
     path = corpus.parent / "job.yaml"
     path.write_text(text, encoding="utf-8")
     return path

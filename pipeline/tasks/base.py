@@ -77,6 +77,11 @@ class TaskSection(Section):
         raise NotImplementedError
 
     @property
+    def default_prompt(self) -> Prompt | None:
+        """The prompt where neither the task nor the job has one; None if one of them must."""
+        return None
+
+    @property
     def columns(self) -> Mapping[str, str]:
         """Each column that the task reads, and the place in the job that names it."""
         return compile_prompt(self.own_prompt, self.place).columns
