@@ -16,7 +16,7 @@ _LINE_END = re.compile(r"\r\n|[\n\r\x85\u2028]")
 # Behind a full stop and what closes with it, where whitespace follows; the scripts that write none
 # between sentences have full stops of their own. A line that begins a list's item is one, too.
 _SENTENCE_END = re.compile(
-    r"(?<=[.!?…])[\"'”’»)\]]*(\s+)|(?<=[。！？])[」』”）]*(\s*)|(\s*\n\s*)(?=(?:[-*•]|\d+[.)])\s)"
+    r"(?<=[.!?…])[\"'”’»)\]]*(\s+)|(?<=[。！？])[」』”）]*(\s*)|(?<!\s)(\s*\n\s*)(?=(?:[-*•]|\d+[.)])\s)"
 )
 _NEVER = re.compile(r"(?!)")
 

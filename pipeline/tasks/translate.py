@@ -68,7 +68,7 @@ class FromColumn(Section):
 class Translate(TaskSection):
     """`task: {kind: translate, from: en, to: fr, column: text}`."""
 
-    kind: Literal["translate"]
+    kind: Literal["translate"] = "translate"
     from_: str | FromColumn | None = Field(
         default=None,
         alias="from",
