@@ -73,6 +73,7 @@ def test_a_check_finds_its_fault(translation: str, is_cut: bool, failed: set[Che
         ("12 days", "douze jours", True),
         ("30 days", "trente jours", False),
         ("Windows 3 500 users", "500 utilisateurs de Windows 3", True),
+        ("version 13 and 500 users", "la 13 500 utilisateurs", True),
         ("3,500", "3 500", True),
         ("41 and 41", "41", True),
         ("41 and 42", "41", False),

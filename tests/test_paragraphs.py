@@ -37,7 +37,9 @@ def test_a_piece_fits_its_budget_and_has_no_outer_whitespace(text: str, budget: 
         assert not piece.before.strip()
 
 
-@given(st.text(st.sampled_from("ab .\n⟦12⟧")), st.integers(1, 4))
+@given(
+    st.lists(st.sampled_from(["ab", " ", ". ", "\n", "⟦12⟧", "⟦"])).map("".join), st.integers(1, 4)
+)
 def test_what_is_whole_is_never_cut(text: str, budget: int) -> None:
     """All marks of the text are in its pieces, whole, even where they exceed the budget."""
     pieces = split(text, budget, len, whole=MARK)
@@ -77,7 +79,7 @@ def test_a_long_paragraph_is_cut_where_it_hurts_least(
 
 @pytest.mark.parametrize(
     "text",
-    [" " * 200_000, "\n" * 200_000, "a" * 100_000, "a.\n" * 50_000, f"a{' ' * 200_000}b"],
+    [" " * 200_000, "\n" * 200_000, "a" * 100_000, "a.\n" * 50_000, f"a{' ' * 1_000_000}b"],
 )
 def test_a_hostile_text_is_split_in_time(text: str) -> None:
     """Long runs of one character cost no more than their length; otherwise this hangs."""

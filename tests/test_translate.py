@@ -224,8 +224,13 @@ def test_only_the_paragraph_that_fails_is_asked_again() -> None:
 
 def test_where_only_the_whole_fails_all_of_it_is_asked_again() -> None:
     """Titles too short to tell their language may tell it together."""
-    lines = ["Your new parcel", "What is this here", "Where are they now", "When will it be there"]
-    french = ["Votre nouveau colis", "Qu'est-ce que c'est", "Où sont-ils donc", "Quand sera-ce là"]
+    lines = ["Help with login", "Late delivery", "Lost password", "Opening hours"]
+    french = [
+        "Aide de connexion",
+        "Livraison en retard",
+        "Mot de passe perdu",
+        "Heures d'ouverture",
+    ]
     calls = []
 
     def reply(source: str, number: int) -> str:
@@ -335,7 +340,7 @@ def test_the_prompt_names_the_languages_the_terms_and_the_marks() -> None:
     (plain,) = asked(task, {"text": "Hello there", "lang": None})
     (full,) = asked(task, {"text": "Your parcel {x}", "lang": "de"})
     assert "Translate the text below into Portuguese (pt-BR)." in plain
-    assert "glossary" not in plain and "⟦" not in plain
+    assert "encomenda" not in plain and "⟦" not in plain
     assert "Translate the text below from German into Portuguese (pt-BR)." in full
     assert "\nParcel = encomenda\n\nYour parcel ⟦1⟧" in full
     assert "mark such as ⟦1⟧" in full
