@@ -187,6 +187,8 @@ def load_vllm(
         vllm_params(known)
     try:
         engine_args = EngineArgs(model=str(model), **{**defaults, **arguments})
+        for known in params:
+            _check_grammar(vllm_params(known), _grammar_backend(arguments))
         # The batch limits that vLLM chooses hang on this: as a server it takes far smaller ones.
         engine = LLMEngine.from_engine_args(engine_args, usage_context=UsageContext.LLM_CLASS)
     except _refusals() as error:
@@ -229,6 +231,41 @@ def _sampling_params(sampling: Sampling) -> "SamplingParams":
         )
     except _refusals() as error:
         raise UserError(f"sampling: vLLM refuses it: {_one_line(error)}") from error
+
+
+def _grammar_backend(arguments: Mapping[str, Any]) -> str:
+    config = arguments.get("structured_outputs_config")
+    return str(config.get("backend", "auto")) if isinstance(config, Mapping) else "auto"
+
+
+def _check_grammar(params: "SamplingParams | PoolingParams", backend: str) -> None:
+    """Raise `UserError` for a JSON schema of which vLLM makes no grammar.
+
+    What vLLM does for each request. Otherwise every row would be refused, one by one.
+    """
+    from vllm.exceptions import VLLMValidationError  # noqa: PLC0415
+    from vllm.v1.structured_output import backend_guidance, backend_xgrammar  # noqa: PLC0415
+
+    structured = getattr(params, "structured_outputs", None)
+    if structured is None or structured.json is None:
+        return
+    # Checking writes into the parameters.
+    params = params.clone()
+    try:
+        if backend in ("auto", "xgrammar"):
+            backend_xgrammar.validate_xgrammar_grammar(params)
+        elif backend == "guidance":
+            backend_guidance.validate_guidance_grammar(params)
+        return
+    except VLLMValidationError as error:
+        first = error
+    try:
+        if backend == "auto":
+            backend_guidance.validate_guidance_grammar(params)
+            return
+    except VLLMValidationError as error:
+        first = error
+    raise UserError(f"structured_outputs.json: vLLM refuses it: {_one_line(first)}") from first
 
 
 def check_argument_names(

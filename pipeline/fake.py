@@ -5,6 +5,7 @@ written into the output's metadata. `model.engine` then holds `FakeSettings`.
 """
 
 import hashlib
+import json
 import math
 import random
 import time
@@ -27,6 +28,7 @@ _BYTES_PER_TOKEN = 3
 # Fills the last token: a byte that UTF-8 never has, unlike zero.
 _FILLER = b"\xff"
 _WORDS = ("ash", "birch", "cedar", "elm", "fir", "hazel", "larch", "maple", "oak", "pine", "rowan")
+_TEXTS = {"date": "2000-01-01", "date-time": "2000-01-01T00:00:00Z"}
 
 #: Of the fake engine's vectors.
 FAKE_DIMENSIONS = 8
@@ -108,7 +110,10 @@ class FakeEngine:
     def _generated(
         self, key: int, request: Request, sampling: Sampling, draw: random.Random
     ) -> Completion:
+        document = _document(sampling)
         wanted = draw.randint(1, 2 * self._settings.output_tokens - 1)
+        if document is not None:
+            wanted = len(_encode(document))
         num_input_tokens = len(request.prompt_token_ids)
         room = self.info.max_model_len - num_input_tokens
         length = min(wanted, room if sampling.max_tokens is None else sampling.max_tokens)
@@ -116,7 +121,11 @@ class FakeEngine:
         wants_prompt = sampling.values.get("prompt_logprobs") is not None
         return Completion(
             key=key,
-            text=" ".join(draw.choices(_WORDS, k=length)),
+            text=(
+                " ".join(draw.choices(_WORDS, k=length))
+                if document is None
+                else document[: length * _BYTES_PER_TOKEN]
+            ),
             finish_reason="stop" if wanted == length else "length",
             num_input_tokens=num_input_tokens,
             num_generated_tokens=length,
@@ -147,6 +156,38 @@ class FakeEngine:
         ended = self._ending.pop(self._step, [])
         self._num_running -= len(ended)
         return ended
+
+
+def _document(sampling: Sampling) -> str | None:
+    """Small JSON in ASCII by the schema that the sampling asks for, if it does."""
+    structured = sampling.values.get("structured_outputs")
+    schema = structured.get("json") if isinstance(structured, Mapping) else None
+    if schema is None:
+        return None
+    return json.dumps(_smallest(json.loads(schema) if isinstance(schema, str) else schema))
+
+
+def _smallest(schema: Mapping[str, Any]) -> Any:
+    """A small value by a schema without references and patterns."""
+    for branch in (*schema.get("anyOf", ()), *schema.get("oneOf", ())):
+        return _smallest(branch)
+    for value in (*schema.get("enum", ()), schema.get("const")):
+        if value is not None:
+            return value
+    match schema.get("type"):
+        case "object":
+            properties = schema.get("properties", {})
+            return {name: _smallest(properties[name]) for name in schema.get("required", ())}
+        case "array":
+            return [_smallest(schema["items"])] * schema.get("minItems", 0)
+        case "string":
+            return _TEXTS.get(schema.get("format", ""), "x" * schema.get("minLength", 0))
+        case "integer" | "number":
+            least = max(schema.get("minimum", 0), schema.get("exclusiveMinimum", -1) + 1)
+            return min(least, schema.get("maximum", least))
+        case "boolean":
+            return False
+    return None
 
 
 def _choice_logprobs(choices: Sequence[int], draw: random.Random) -> dict[int, float]:

@@ -23,11 +23,12 @@ from pipeline.errors import UserError
 from pipeline.schema import Params
 from pipeline.section import Prompt, Section, check_sampling
 from pipeline.tasks.base import TaskSection
+from pipeline.tasks.extract import Extract
 from pipeline.tasks.generate import Generate
 from pipeline.tasks.translate import Translate
 
 #: Every kind of task; `kind` says which.
-AnyTask = Annotated[Generate | Translate, Field(discriminator="kind")]
+AnyTask = Annotated[Generate | Extract | Translate, Field(discriminator="kind")]
 
 #: `model.source` of the engine without a model, for tests and dry runs.
 FAKE_SOURCE = "fake"
@@ -195,6 +196,7 @@ class Job(Section):
                 raise ValueError(f"{step.place}sampling is missing: say at least max_tokens")
             if step.samples and step.sampling is not None:
                 check_sampling(step.sampling, step.place)
+            step.check()
         if self.sampling is not None and not any(step.samples for step in self.steps):
             raise ValueError("sampling: the task writes no text; leave it out")
         return self

@@ -136,7 +136,12 @@ def check_job(job: Job) -> None:
     else:
         check_argument_names(
             {"model.engine": job.model.engine},
-            {f"{step.place}sampling": step.sampling for step in job.steps if step.sampling},
+            {f"{step.place}sampling": step.sampling for step in job.steps if step.sampling}
+            | {
+                f"{step.place}retries.sampling": step.retries.sampling
+                for step in job.steps
+                if step.retries
+            },
         )
 
 

@@ -22,6 +22,8 @@ class RejectClass(StrEnum):
     CHAT_TEMPLATE_ERROR = "chat_template_error"
     PROMPT_TOO_LONG = "prompt_too_long"
     ENGINE_ERROR = "engine_error"
+    TRUNCATED_ANSWER = "truncated_answer"
+    INVALID_ANSWER = "invalid_answer"
     TASK_ERROR = "task_error"
     CHECK_FAILED = "check_failed"
 

@@ -1,6 +1,6 @@
 """The parts that a job file's sections are made of: strict, frozen models, and the prompt."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -58,6 +58,47 @@ class Prompt(Section):
             turns = enumerate(self.messages)
             return {f"messages.{position}": turn.content for position, turn in turns}
         return {turn.role: turn.content for turn in self.turns}
+
+
+class Retries(Section):
+    """How often a row is asked again whose answer does not do, and with what change."""
+
+    times: Annotated[int, Field(ge=1, le=10)] = 1
+    sampling: dict[str, Any] = Field(
+        default_factory=dict, description="In place of the task's values of the same names."
+    )
+
+    def samplings(self, first: dict[str, Any]) -> list[dict[str, Any]]:
+        """The sampling of each retry, behind the first attempt's; a seed grows by one each time."""
+        changed = {**first, **self.sampling}
+        seed = changed.get("seed")
+        if seed is None:
+            return [changed] * self.times
+        start = seed + (seed == first.get("seed"))
+        return [{**changed, "seed": start + time} for time in range(self.times)]
+
+
+def check_retries(retries: Retries, first: dict[str, Any]) -> None:
+    """Raise `ValueError` for retries that a task cannot take, or that repeat the same answer."""
+    changed = {**first, **retries.sampling}
+    check_sampling(changed)
+    if not isinstance(changed.get("seed", 0), int):
+        raise ValueError("retries: the sampling's seed must be a whole number")  # noqa: TRY004
+    if changed.get("temperature", 1) != 0:
+        return
+    same = [
+        {key: value for key, value in each.items() if key != "seed"} for each in (first, changed)
+    ]
+    if same[0] == same[1]:
+        raise ValueError(
+            "retries: at temperature 0 the same request has the same answer; "
+            "give retries.sampling another temperature or max_tokens"
+        )
+    if retries.times > 1:
+        raise ValueError(
+            "retries.times: at temperature 0 all retries have the same answer; "
+            "write times: 1, or give retries.sampling a temperature"
+        )
 
 
 def check_sampling(sampling: dict[str, Any], place: str = "") -> None:

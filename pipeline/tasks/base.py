@@ -14,7 +14,7 @@ from pydantic import Field
 
 from pipeline.prompter import Prompter
 from pipeline.schema import Answer, Params, Reject, Request, Sampling
-from pipeline.section import Prompt, Section
+from pipeline.section import Prompt, Retries, Section, check_retries
 from pipeline.template import compile_prompt
 from pipeline.tokenizer import Tokenizer
 
@@ -70,6 +70,9 @@ class TaskSection(Section):
     )
     prompt: Prompt | None = Field(default=None, description="By default the job's.")
     sampling: dict[str, Any] | None = Field(default=None, description="By default the job's.")
+    retries: Retries | None = Field(
+        default=None, description="For rows whose answer does not do; by default none."
+    )
 
     @property
     def fields(self) -> tuple[pa.Field, ...]:
@@ -89,7 +92,15 @@ class TaskSection(Section):
     @property
     def params(self) -> tuple[Params, ...]:
         """Those of the requests that are known without a model, for the engine to check early."""
-        return (self.own_sampling,) if self.samples else ()
+        return self.own_samplings if self.samples else ()
+
+    def check(self) -> None:
+        """Raise `ValueError` for what cannot work, now that prompt and sampling are known."""
+        if self.retries is None:
+            return
+        if not self.samples or self.sampling is None:
+            raise ValueError(f"{self.place}retries: the task writes no text; leave it out")
+        check_retries(self.retries, self.sampling)
 
     def build(self, tools: Tools) -> Task:
         """The task itself. Raises `UserError` for what cannot work with this model."""
@@ -117,6 +128,14 @@ class TaskSection(Section):
         if self.sampling is None:
             raise ValueError(f"{self.place}sampling is missing")
         return Sampling(self.sampling)
+
+    @property
+    def own_samplings(self) -> tuple[Sampling, ...]:
+        """The sampling of each attempt: the section's, then those of its retries."""
+        first = self.own_sampling
+        if self.retries is None:
+            return (first,)
+        return (first, *map(Sampling, self.retries.samplings(dict(first.values))))
 
 
 def gather(dialogues: Sequence[Dialogue[Result]]) -> Dialogue[list[Result]]:

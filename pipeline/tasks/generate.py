@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 import pyarrow as pa
+from pydantic import Field
 
 from pipeline.prompter import Prompter
-from pipeline.schema import Completion, Reject, Request, Sampling
+from pipeline.schema import Completion, Reject, Sampling
+from pipeline.tasks.attempts import ask_until_valid, cut_off
 from pipeline.tasks.base import Cells, Dialogue, Prepared, Row, TaskSection, Tools
 
 
@@ -14,6 +16,17 @@ class Generate(TaskSection):
     """`task: {kind: generate}`, the task of a job that names none."""
 
     kind: Literal["generate"] = "generate"
+    complete: bool = Field(
+        default=False, description="An answer that max_tokens cuts off does not do."
+    )
+
+    def check(self) -> None:
+        super().check()
+        if self.retries is not None and not self.complete:
+            raise ValueError(
+                f"{self.place}retries: every answer does; "
+                "write complete: true to ask again for those that are cut off"
+            )
 
     @property
     def fields(self) -> tuple[pa.Field, ...]:
@@ -26,15 +39,18 @@ class Generate(TaskSection):
         )
 
     def build(self, tools: Tools) -> "Generator":
-        return Generator(self.prompter(tools), self.own_sampling)
+        return Generator(self.prompter(tools), self.own_samplings, complete=self.complete)
 
 
 class Generator:
-    """One request a row."""
+    """One request a row, and one more for each retry."""
 
-    def __init__(self, prompter: Prompter, sampling: Sampling) -> None:
+    def __init__(
+        self, prompter: Prompter, samplings: Sequence[Sampling], *, complete: bool
+    ) -> None:
         self._prompter = prompter
-        self._sampling = sampling
+        self._samplings = samplings
+        self._complete = complete
 
     def prepare(self, rows: Sequence[Row]) -> list[Prepared | Reject]:
         return [
@@ -43,9 +59,12 @@ class Generator:
         ]
 
     def answer(self, prepared: Prepared) -> Dialogue[Cells | Reject]:
-        (answer,) = yield [Request(prepared.prompts[0], self._sampling)]
-        if isinstance(answer, Reject):
-            return answer
+        return (yield from ask_until_valid(prepared.prompts[0], self._samplings, self._cells))
+
+    def _cells(self, answer: Completion) -> Cells | Reject:
+        cut = cut_off(answer) if self._complete else None
+        if cut is not None:
+            return cut
         return {
             "generated_text": answer.text,
             "finish_reason": answer.finish_reason,
