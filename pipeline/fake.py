@@ -28,7 +28,11 @@ _BYTES_PER_TOKEN = 3
 # Fills the last token: a byte that UTF-8 never has, unlike zero.
 _FILLER = b"\xff"
 _WORDS = ("ash", "birch", "cedar", "elm", "fir", "hazel", "larch", "maple", "oak", "pine", "rowan")
-_TEXTS = {"date": "2000-01-01", "date-time": "2000-01-01T00:00:00Z"}
+_TEXTS = {
+    "date": "2000-01-01",
+    "date-time": "2000-01-01T00:00:00Z",
+    "uuid": "00000000-0000-0000-0000-000000000000",
+}
 
 #: Of the fake engine's vectors.
 FAKE_DIMENSIONS = 8

@@ -50,8 +50,8 @@ def test_shards_hold_every_document_once_in_order(
 
 
 def test_shards_share_one_schema_and_have_several_row_groups(shards: list[Path]) -> None:
-    """Every shard has the same six nullable string columns and more than one row group."""
-    columns = ["doc_id", "title", "text", "section", "language", "text_fr"]
+    """Every shard has the same eight nullable string columns and more than one row group."""
+    columns = ["doc_id", "title", "text", "section", "language", "text_fr", "knowledge", "outline"]
     schema = pa.schema([pa.field(name, pa.string(), nullable=True) for name in columns])
     for shard in shards:
         parquet = pq.ParquetFile(shard)
@@ -110,6 +110,17 @@ def test_french_column_leaves_a_backfill_to_do(rows: list[dict[str, Any]]) -> No
     translated = [row for row in english if row["text_fr"] is not None]
     assert 10 <= len(translated) < len(english) / 2
     assert all(row["text_fr"] != row["text"] for row in translated)
+
+
+def test_some_tickets_have_knowledge_and_some_articles_an_outline(
+    rows: list[dict[str, Any]],
+) -> None:
+    """There are tickets to reply to from what is known, and outlines of several points."""
+    informed = [row for row in rows if row["knowledge"] is not None]
+    outlined = [row for row in rows if row["outline"] is not None]
+    assert all(row["doc_id"].startswith("ticket-") for row in informed)
+    assert all(row["outline"].count("- ") >= 3 for row in outlined)
+    assert (len(informed), len(outlined)) == (9, 6)
 
 
 def test_every_nasty_kind_is_there(rows: list[dict[str, Any]]) -> None:

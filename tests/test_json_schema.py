@@ -14,7 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.fake import FakeEngine, FakeSettings
 from pipeline.json_schema import AnswerReader, read_object_schema
+from pipeline.schema import Completion, Request, Sampling
 
 Pairs = st.SearchStrategy[tuple[Any, Any]]
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
@@ -155,6 +157,31 @@ def test_what_is_read_once_is_read_the_same_again(case: Case) -> None:
     again = read_object_schema(typed.schema)
     assert json.dumps(again.schema) == json.dumps(typed.schema)
     assert again.type == typed.type
+
+
+@settings(max_examples=100, deadline=None)
+@given(objects(CASES))
+def test_the_fake_engine_writes_a_valid_answer(case: Case) -> None:
+    """Asked for JSON by a schema, the engine without a model writes a small valid instance."""
+    typed = read_object_schema(case.schema)
+    engine = FakeEngine(FakeSettings())
+    sampling = Sampling({"max_tokens": None, "structured_outputs": {"json": typed.schema}})
+    engine.add(0, Request([1], sampling))
+    completions: list[Completion] = []
+    while not completions:
+        completions += engine.step()
+    assert completions[0].finish_reason == "stop"
+    AnswerReader(typed).read(completions[0].text)
+
+
+def test_the_fake_engines_answer_is_cut_off_by_max_tokens() -> None:
+    """As with a model, JSON that does not fit into max_tokens ends with reason `length`."""
+    schema = {"type": "object", "properties": {"a": {"const": "long"}}, "required": ["a"]}
+    engine = FakeEngine(FakeSettings())
+    sampling = Sampling({"max_tokens": 1, "structured_outputs": {"json": schema}})
+    engine.add(0, Request([1], sampling))
+    (completion,) = engine.step()
+    assert (completion.finish_reason, completion.text) == ("length", '{"a')
 
 
 NESTED = {

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import yaml
 
 DOCUMENTS = Path(__file__).with_name("documents.yaml")
-COLUMNS = ("doc_id", "title", "text", "section", "language", "text_fr")
+COLUMNS = ("doc_id", "title", "text", "section", "language", "text_fr", "knowledge", "outline")
 SCHEMA = pa.schema([pa.field(name, pa.string()) for name in COLUMNS])
 SHARDS = 3
 # Small enough that every shard has several row groups.
