@@ -10,7 +10,7 @@ import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from weakref import WeakKeyDictionary
@@ -35,25 +35,32 @@ _CPU_ARGUMENTS = {
     # of that is taken.
     "kv_cache_memory_bytes": 2 * 2**30,
 }
-_GPU_ARGUMENTS = {"gpu_memory_utilization": 0.95}
 
 
 @dataclass(frozen=True, slots=True)
 class MachineShare:
-    """What of its machine an engine has: GPUs, or none and so many threads of the CPU."""
+    """What of its machine an engine has: GPUs, or none and so many threads of the CPU.
+
+    `gpu_memory` is the part of each GPU's memory that it may use.
+    """
 
     num_gpus: int
     num_threads: int
+    gpu_memory: float = 0.95
 
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What an engine is; written beside its answers."""
+    """What an engine is; written beside its answers.
+
+    `beside` holds the contexts of the models beside the job's own, by their places in the job.
+    """
 
     name: str
     version: str
     max_model_len: int
     max_num_seqs: int
+    beside: Mapping[str, int] = field(default_factory=dict)
 
 
 class RequestRefused(Exception):
@@ -170,7 +177,8 @@ def load_vllm(
     """
     defaults: dict[str, Any] = {"disable_log_stats": True, "runner": runner}
     if share.num_gpus:
-        defaults |= _GPU_ARGUMENTS | {"tensor_parallel_size": share.num_gpus}
+        defaults["gpu_memory_utilization"] = share.gpu_memory
+        defaults["tensor_parallel_size"] = share.num_gpus
     else:
         defaults |= _CPU_ARGUMENTS
         if not _cpu_has_bf16():

@@ -15,13 +15,14 @@ from dataclasses import replace
 from typing import Annotated, Any
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.engine import EngineInfo, RequestRefused
 from pipeline.errors import UserError
 from pipeline.job import unknown
 from pipeline.schema import Completion, Pooling, Reject, Request, Sampling
-from pipeline.tokenizer import Chat
+from pipeline.tokenizer import Chat, Pair, TextSpan
 
 # A token is three bytes of UTF-8: near to real vocabularies, and its id fits into an int32.
 _BYTES_PER_TOKEN = 3
@@ -51,6 +52,7 @@ class FakeSettings(BaseModel):
     step_s: Annotated[float, Field(ge=0)] = Field(0.0, description="Seconds that a step takes.")
     refuse_rate: Share = Field(0.0, description="Requests that the engine refuses.")
     error_rate: Share = Field(0.0, description="Requests that end with an error.")
+    num_labels: Annotated[int, Field(ge=1)] = Field(1, description="Of its classes' numbers.")
     crash_on: Annotated[str, Field(min_length=1)] | None = Field(
         None, description="A prompt with this text kills the engine."
     )
@@ -66,6 +68,23 @@ class FakeTokenizer:
 
     def encode_texts(self, texts: Sequence[str]) -> list[Sequence[int] | Reject]:
         return [_encode(text) for text in texts]
+
+    def encode_answered_chats(self, chats: Sequence[Chat]) -> list[Sequence[int] | Reject]:
+        return self.encode_chats(chats)
+
+    def encode_continuations(self, texts: Sequence[str]) -> list[Sequence[int]]:
+        return [_encode(text) for text in texts]
+
+    def encode_spans(self, texts: Sequence[str]) -> list[TextSpan]:
+        """As a tokenizer without a token for the beginning of a text."""
+        return [
+            TextSpan(_encode(text), 1, len(_encode(text)), len(text.encode()[_BYTES_PER_TOKEN:]))
+            for text in texts
+        ]
+
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
+        encoded = [(_encode(first), _encode(second)) for first, second in pairs]
+        return [Pair([*first, *second], len(first)) for first, second in encoded]
 
 
 def _encode(text: str) -> list[int]:
@@ -142,11 +161,14 @@ class FakeEngine:
             ),
         )
 
-    @staticmethod
-    def _pooled(key: int, request: Request, draw: random.Random) -> Completion:
-        vector = np.array([draw.gauss(0, 1) for _ in range(FAKE_DIMENSIONS)], np.float32)
-        if request.params.values.get("use_activation") is not False:
-            vector /= np.linalg.norm(vector)
+    def _pooled(self, key: int, request: Request, draw: random.Random) -> Completion:
+        params = request.params
+        is_vector = isinstance(params, Pooling) and params.task == "embed"
+        length = params.values.get("dimensions") or FAKE_DIMENSIONS
+        length = length if is_vector else self._settings.num_labels
+        vector = np.array([draw.gauss(0, 1) for _ in range(length)], np.float32)
+        if params.values.get("use_activation") is not False:
+            vector = vector / np.linalg.norm(vector) if is_vector else _probabilities(vector)
         return Completion(key, "", "stop", len(request.prompt_token_ids), 0, None, vector=vector)
 
     def step(self) -> Sequence[Completion]:
@@ -194,6 +216,14 @@ def _smallest(schema: Mapping[str, Any]) -> Any:
     return None
 
 
+def _probabilities(numbers: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """As a classifier's activation: a sigmoid of one number, a softmax of several."""
+    weights = np.exp(numbers)
+    if len(weights) == 1:
+        return np.asarray(weights / (1 + weights), np.float32)
+    return np.asarray(weights / weights.sum(), np.float32)
+
+
 def _choice_logprobs(choices: Sequence[int], draw: random.Random) -> dict[int, float]:
     """Of a distribution over these tokens and one more, so that their probabilities sum below 1."""
     weights = [draw.random() + 1e-6 for _ in range(len(choices) + 1)]
@@ -203,13 +233,22 @@ def _choice_logprobs(choices: Sequence[int], draw: random.Random) -> dict[int, f
     }
 
 
-def fake_settings(arguments: Mapping[str, Any]) -> FakeSettings:
-    """`model.engine` as settings. Raises `UserError`."""
+def fake_settings(arguments: Mapping[str, Any], place: str = "model") -> FakeSettings:
+    """The `engine` of the model at `place` as settings. Raises `UserError`."""
     for name in arguments:
         if name not in FakeSettings.model_fields:
-            raise UserError(f"model.engine.{name}: {unknown(name, FakeSettings.model_fields)}")
+            raise UserError(f"{place}.engine.{name}: {unknown(name, FakeSettings.model_fields)}")
     try:
         return FakeSettings.model_validate(dict(arguments))
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"model.engine.{first['loc'][0]}: {first['msg']}") from error
+        raise UserError(f"{place}.engine.{first['loc'][0]}: {first['msg']}") from error
+
+
+def fake_config(settings: FakeSettings) -> dict[str, Any]:
+    """What a model folder's config.json would say of it."""
+    return {
+        "embedding_size": FAKE_DIMENSIONS,
+        "is_matryoshka": True,
+        "num_labels": settings.num_labels,
+    }

@@ -21,17 +21,20 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from pipeline.errors import UserError
 from pipeline.schema import Params
-from pipeline.section import Prompt, Section, check_sampling
-from pipeline.tasks.base import TaskSection
+from pipeline.section import ModelSource, Prompt, Section, check_sampling
+from pipeline.tasks.base import Runner, SideModel, TaskSection
+from pipeline.tasks.embed import Embed
 from pipeline.tasks.extract import Extract
 from pipeline.tasks.generate import Generate
+from pipeline.tasks.rerank import Rerank
+from pipeline.tasks.reward import Reward
+from pipeline.tasks.score import Score
 from pipeline.tasks.translate import Translate
 
 #: Every kind of task; `kind` says which.
-AnyTask = Annotated[Generate | Extract | Translate, Field(discriminator="kind")]
-
-#: `model.source` of the engine without a model, for tests and dry runs.
-FAKE_SOURCE = "fake"
+AnyTask = Annotated[
+    Generate | Extract | Translate | Score | Embed | Reward | Rerank, Field(discriminator="kind")
+]
 
 # Change no answer; so they may differ between a run and its resume.
 _SAME_ANSWERS = ("name", "output", "units", "max_reject_rate", "max_rejects")
@@ -88,43 +91,15 @@ class ReplicaRange(Section):
         return self
 
 
-class Model(Section):
+class Model(ModelSource):
     """What answers, and how much of it."""
 
-    source: str = Field(
-        min_length=1,
-        description="bundled:NAME, a local folder, a hub id, an s3:// prefix, or fake.",
-    )
-    revision: str | None = Field(default=None, description="Branch, tag or commit of a hub id.")
-    engine: dict[str, Any] = Field(default_factory=dict, description="vLLM's engine arguments.")
     replicas: Annotated[int, Field(ge=1)] | ReplicaRange = Field(
         default=1, description="Engines in the pool: a number, or {min, max}."
     )
     gpus_per_replica: Annotated[int, Field(ge=1)] = Field(
         default=1, description="Ignored on a machine without GPUs."
     )
-
-    @model_validator(mode="after")
-    def _own_keys(self) -> "Model":
-        for key in ("model", "revision", "tokenizer_revision"):
-            if key in self.engine:
-                raise ValueError(f"engine.{key} is set by model.source and model.revision")
-        if self.revision is not None and not self.is_hub_id:
-            raise ValueError(f"revision applies to hub ids only, not to {self.source}")
-        return self
-
-    @property
-    def is_fake(self) -> bool:
-        return self.source == FAKE_SOURCE
-
-    @property
-    def is_hub_id(self) -> bool:
-        """`owner/name` that is no local folder."""
-        return not (
-            self.is_fake
-            or self.source.startswith(("bundled:", "s3://", "/", "./", "../", "~"))
-            or Path(self.source).is_dir()
-        )
 
 
 class Output(Section):
@@ -177,6 +152,20 @@ class Job(Section):
     )
 
     @model_validator(mode="after")
+    def _nothing_spare(self) -> "Job":
+        if self.prompt is not None and not any(step.asks_by_prompt for step in self.steps):
+            raise ValueError("prompt: the task does not ask by one; leave it out")
+        runners = {step.runner for step in self.steps if step.model is None}
+        if not runners:
+            raise ValueError("every task has a model of its own; give one of them as model")
+        if len(runners) > 1:
+            raise ValueError(
+                "tasks that write text and tasks of pooling models need two models; give the "
+                "tasks of one kind a model of their own"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _whole_tasks(self) -> "Job":
         if self.task is not None and self.tasks is not None:
             raise ValueError("give one of task and tasks")
@@ -185,13 +174,10 @@ class Job(Section):
             raise ValueError("each of tasks needs a name, which stands before its columns")
         if len(set(names)) != len(names):
             raise ValueError("two of tasks have the same name")
-        if len({step.runner for step in self.steps}) > 1:
-            raise ValueError(
-                "tasks that write text and tasks of pooling models need two models; make two jobs"
-            )
         for step in self.steps:
-            if step.prompt is None:
+            if step.prompt is None and step.asks_by_prompt:
                 raise ValueError(f"{step.place}prompt is missing: say what to ask about a row")
+            step.check()
             if step.samples and step.sampling is None:
                 raise ValueError(f"{step.place}sampling is missing: say at least max_tokens")
             if step.samples and step.sampling is not None:
@@ -208,17 +194,31 @@ class Job(Section):
         return tuple(
             section.model_copy(
                 update={
-                    "prompt": section.prompt or self.prompt or section.default_prompt,
+                    "prompt": self._prompt_of(section),
                     "sampling": self._sampling_of(section),
                 }
             )
             for section in sections
         )
 
+    def _prompt_of(self, section: TaskSection) -> Prompt | None:
+        inherited = self.prompt if section.asks_by_prompt else None
+        return section.prompt or inherited or section.default_prompt
+
     def _sampling_of(self, section: TaskSection) -> dict[str, Any] | None:
         if not section.samples:
             return None
         return self.sampling if section.sampling is None else section.sampling
+
+    @property
+    def runner(self) -> Runner:
+        """Which of vLLM's two runners the job's own model needs."""
+        return next(step.runner for step in self.steps if step.model is None)
+
+    @property
+    def side_models(self) -> dict[str, SideModel]:
+        """The models beside the job's own, by their places in the job."""
+        return {place: side for step in self.steps for place, side in step.side_models.items()}
 
     @property
     def params(self) -> tuple[Params, ...]:

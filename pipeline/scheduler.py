@@ -223,7 +223,8 @@ class Scheduler:
 
     def _too_long(self, request: Request) -> Reject | None:
         """VLLM would cut the answer to what fits, without a word."""
-        num_tokens, limit = len(request.prompt_token_ids), self._engine.info.max_model_len
+        num_tokens, info, model = len(request.prompt_token_ids), self._engine.info, request.model
+        limit = info.max_model_len if model is None else info.beside[model]
         max_tokens = request.params.max_tokens
         answer = 1 if max_tokens is None else max_tokens
         if num_tokens + answer <= limit:
@@ -231,7 +232,7 @@ class Scheduler:
         return Reject(
             RejectClass.PROMPT_TOO_LONG,
             f"the prompt's {num_tokens} tokens and {answer} for the answer exceed the context of "
-            f"{limit}; raise model.engine.max_model_len or shorten the text",
+            f"{limit}; raise {model or 'model'}.engine.max_model_len or shorten the text",
         )
 
 

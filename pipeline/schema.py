@@ -57,7 +57,7 @@ class Sampling:
 class Pooling:
     """What a pooling model computes: vLLM's pooling task, and its `PoolingParams` by name."""
 
-    task: Literal["embed", "classify"]
+    task: Literal["embed", "classify", "token_classify"]
     values: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -71,10 +71,14 @@ Params = Sampling | Pooling
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One engine call: a prompt's token ids, and how it is to be answered."""
+    """One engine call: a prompt's token ids, and how it is to be answered.
+
+    `model` is the place in the job of the model that answers; None for the job's own.
+    """
 
     prompt_token_ids: Sequence[int]
     params: Params
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

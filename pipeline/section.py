@@ -1,8 +1,12 @@
 """The parts that a job file's sections are made of: strict, frozen models, and the prompt."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+#: `source` of the engine without a model, for tests and dry runs.
+FAKE_SOURCE = "fake"
 
 
 class Section(BaseModel):
@@ -58,6 +62,39 @@ class Prompt(Section):
             turns = enumerate(self.messages)
             return {f"messages.{position}": turn.content for position, turn in turns}
         return {turn.role: turn.content for turn in self.turns}
+
+
+class ModelSource(Section):
+    """A model, and how its engine is started."""
+
+    source: str = Field(
+        min_length=1,
+        description="bundled:NAME, a local folder, a hub id, an s3:// prefix, or fake.",
+    )
+    revision: str | None = Field(default=None, description="Branch, tag or commit of a hub id.")
+    engine: dict[str, Any] = Field(default_factory=dict, description="vLLM's engine arguments.")
+
+    @model_validator(mode="after")
+    def _own_keys(self) -> "ModelSource":
+        for key in ("model", "revision", "tokenizer_revision"):
+            if key in self.engine:
+                raise ValueError(f"engine.{key} is set by model.source and model.revision")
+        if self.revision is not None and not self.is_hub_id:
+            raise ValueError(f"revision applies to hub ids only, not to {self.source}")
+        return self
+
+    @property
+    def is_fake(self) -> bool:
+        return self.source == FAKE_SOURCE
+
+    @property
+    def is_hub_id(self) -> bool:
+        """`owner/name` that is no local folder."""
+        return not (
+            self.is_fake
+            or self.source.startswith(("bundled:", "s3://", "/", "./", "../", "~"))
+            or Path(self.source).is_dir()
+        )
 
 
 class Retries(Section):

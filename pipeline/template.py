@@ -63,10 +63,20 @@ def compile_prompt(prompt: Prompt, place: str = "") -> PromptTemplates:
 
     `place` stands before `prompt` in messages: `tasks.topic.` in a list of tasks.
     """
+    sources = {f"{place}prompt.{name}": source for name, source in prompt.templates.items()}
+    templates = compile_templates(sources, tuple(turn.role for turn in prompt.turns))
+    if not templates.columns:
+        raise UserError(
+            f"{place}prompt: no template uses a column, so every row would ask the same"
+        )
+    return templates
+
+
+def compile_templates(sources: Mapping[str, str], roles: tuple[str, ...] = ()) -> PromptTemplates:
+    """Check and compile templates by the places that name them. Raises `UserError`."""
     environment = ImmutableSandboxedEnvironment(
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
-    sources = {f"{place}prompt.{name}": source for name, source in prompt.templates.items()}
     columns: dict[str, str] = {}
     required: set[str] = set()
     contents = []
@@ -77,13 +87,7 @@ def compile_prompt(prompt: Prompt, place: str = "") -> PromptTemplates:
         columns |= dict.fromkeys(sorted(used - columns.keys()), name)
         required |= used & set(_printed_as_they_are(tree))
         contents.append(environment.from_string(source))
-    if not columns:
-        raise UserError(
-            f"{place}prompt: no template uses a column, so every row would ask the same"
-        )
-    return PromptTemplates(
-        tuple(turn.role for turn in prompt.turns), tuple(contents), columns, frozenset(required)
-    )
+    return PromptTemplates(roles, tuple(contents), columns, frozenset(required))
 
 
 def _parse(environment: ImmutableSandboxedEnvironment, place: str, source: str) -> nodes.Template:

@@ -1,6 +1,7 @@
 """From texts and chats to token ids, with the model's own tokenizer and chat template."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +13,28 @@ from pipeline.schema import Reject, RejectClass
 Chat = Sequence[tuple[str, str]]
 
 
+@dataclass(frozen=True, slots=True)
+class TextSpan:
+    """A text's token ids, and which of them have a prediction and are the text's own.
+
+    Those are `token_ids[start:end]`; `num_bytes` is the UTF-8 length of the text that they stand
+    for. The first token of all has no prediction, so `start` is at least 1.
+    """
+
+    token_ids: Sequence[int]
+    start: int
+    end: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two texts as one prompt; the second's token types, if there are any, begin at `second`."""
+
+    token_ids: Sequence[int]
+    second: int | None
+
+
 class Tokenizer(Protocol):
     """What rendering needs of a model. One answer per input, in order."""
 
@@ -20,6 +43,18 @@ class Tokenizer(Protocol):
 
     def encode_texts(self, texts: Sequence[str]) -> list[Sequence[int] | Reject]:
         """Token ids of plain texts, with the special tokens that the model puts around a text."""
+
+    def encode_answered_chats(self, chats: Sequence[Chat]) -> list[Sequence[int] | Reject]:
+        """Token ids of chats that end with the assistant's turn."""
+
+    def encode_continuations(self, texts: Sequence[str]) -> list[Sequence[int]]:
+        """Token ids of texts that stand behind others: without special tokens around them."""
+
+    def encode_spans(self, texts: Sequence[str]) -> list[TextSpan]:
+        """As `encode_texts`, with what a language model predicts of each text."""
+
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
+        """Pairs of texts, as a cross-encoder reads them. Raises `UserError` if it cannot."""
 
 
 class ModelTokenizer:
@@ -33,11 +68,19 @@ class ModelTokenizer:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
 
     def encode_chats(self, chats: Sequence[Chat]) -> list[Sequence[int] | Reject]:
+        return self._encode_chats(chats, add_generation_prompt=True)
+
+    def encode_answered_chats(self, chats: Sequence[Chat]) -> list[Sequence[int] | Reject]:
+        return self._encode_chats(chats, add_generation_prompt=False)
+
+    def _encode_chats(
+        self, chats: Sequence[Chat], *, add_generation_prompt: bool
+    ) -> list[Sequence[int] | Reject]:
         if self._tokenizer.chat_template is None:
             raise UserError(
                 f"{self._folder}: the model has no chat template; give prompt.text instead"
             )
-        rendered = [self._apply_template(chat) for chat in chats]
+        rendered = [self._apply_template(chat, add_generation_prompt) for chat in chats]
         texts = [text for text in rendered if isinstance(text, str)]
         # The template has written the special tokens already.
         encoded = iter(self._encode(texts, add_special_tokens=False))
@@ -46,11 +89,41 @@ class ModelTokenizer:
     def encode_texts(self, texts: Sequence[str]) -> list[Sequence[int] | Reject]:
         return list(self._encode(texts, add_special_tokens=True))
 
-    def _apply_template(self, chat: Chat) -> str | Reject:
+    def encode_continuations(self, texts: Sequence[str]) -> list[Sequence[int]]:
+        return self._encode(texts, add_special_tokens=False)
+
+    def encode_spans(self, texts: Sequence[str]) -> list[TextSpan]:
+        if not texts:
+            return []
+        encoded = self._tokenizer(
+            list(texts), return_offsets_mapping=True, return_special_tokens_mask=True
+        )
+        columns = ("input_ids", "offset_mapping", "special_tokens_mask")
+        rows = zip(texts, *(encoded[name] for name in columns), strict=True)
+        return [_text_span(*row) for row in rows]
+
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
+        count = self._tokenizer.num_special_tokens_to_add
+        if count(pair=True) <= count(pair=False):
+            raise UserError(
+                f"{self._folder}: the model's tokenizer puts nothing between two texts, so it is "
+                "no cross-encoder's; use kind reward, with both texts in the prompt"
+            )
+        if not pairs:
+            return []
+        firsts, seconds = zip(*pairs, strict=True)
+        encoded = self._tokenizer(list(firsts), list(seconds))
+        types = encoded.get("token_type_ids") or [None] * len(pairs)
+        return [
+            Pair(ids, None if of_pair is None else _second(of_pair))
+            for ids, of_pair in zip(encoded["input_ids"], types, strict=True)
+        ]
+
+    def _apply_template(self, chat: Chat, add_generation_prompt: bool) -> str | Reject:
         messages = [{"role": role, "content": content} for role, content in chat]
         try:
             text = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt
             )
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             return Reject(RejectClass.CHAT_TEMPLATE_ERROR, " ".join(str(error).split()))
@@ -61,3 +134,21 @@ class ModelTokenizer:
             return []
         encoded = self._tokenizer(list(texts), add_special_tokens=add_special_tokens)
         return list(encoded["input_ids"])
+
+
+def _text_span(
+    text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]], special: Sequence[int]
+) -> TextSpan:
+    own = [position for position, flag in enumerate(special) if not flag]
+    end = own[-1] + 1 if own else 0
+    start = max(1, own[0]) if own else 0
+    if start >= end:
+        return TextSpan(ids, end, end, 0)
+    # Some tokenizers leave a space out of its token's place in the text.
+    first = min(offsets[start][0], offsets[start - 1][1])
+    return TextSpan(ids, start, end, len(text[first:].encode()))
+
+
+def _second(token_types: Sequence[int]) -> int:
+    """Where the second text's token types begin, which is all that vLLM wants to know of them."""
+    return token_types.index(1) if 1 in token_types else len(token_types)

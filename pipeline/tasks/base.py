@@ -5,22 +5,24 @@ beside the engine it holds a dialogue for each row: a generator that asks rounds
 ends with the row's cells or a reject. Knows nothing of engines, units or Ray.
 """
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 import pyarrow as pa
 from pydantic import Field
 
 from pipeline.prompter import Prompter
 from pipeline.schema import Answer, Params, Reject, Request, Sampling
-from pipeline.section import Prompt, Retries, Section, check_retries
+from pipeline.section import ModelSource, Prompt, Retries, Section, check_retries
 from pipeline.template import compile_prompt
 from pipeline.tokenizer import Tokenizer
 
 Row = Mapping[str, Any]
 Cells = Mapping[str, Any]
 Result = TypeVar("Result")
+#: VLLM's two ways to run a model: one writes text, the other gives vectors and numbers.
+Runner = Literal["generate", "pooling"]
 #: Yields rounds of requests, is sent their answers in the same order, and returns its result.
 Dialogue = Generator[Sequence[Request], Sequence[Answer], Result]
 
@@ -38,10 +40,23 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What a task is built with: the model's tokenizer, and its context in tokens."""
+    """What a task is built with: the model's tokenizer, its context in tokens, its config.json.
+
+    `beside` holds the tools of the models beside the job's own, by their places in the job.
+    """
 
     tokenizer: Tokenizer
     max_model_len: int
+    config: Mapping[str, Any] = field(default_factory=dict)
+    beside: Mapping[str, "Tools"] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SideModel:
+    """A model that answers beside the job's own, and which of vLLM's two runners it needs."""
+
+    source: ModelSource
+    runner: Runner
 
 
 class Task(Protocol):
@@ -58,9 +73,11 @@ class TaskSection(Section):
     """What all kinds of tasks have in the job file."""
 
     #: Which of vLLM's two runners the task's model needs.
-    runner: ClassVar[Literal["generate", "pooling"]] = "generate"
+    runner: ClassVar[Runner] = "generate"
     #: Whether the task writes text, and so needs `sampling` and its max_tokens.
     samples: ClassVar[bool] = True
+    #: Whether the task asks by a `prompt`.
+    asks_by_prompt: ClassVar[bool] = True
 
     kind: str
     name: str | None = Field(
@@ -72,6 +89,9 @@ class TaskSection(Section):
     sampling: dict[str, Any] | None = Field(default=None, description="By default the job's.")
     retries: Retries | None = Field(
         default=None, description="For rows whose answer does not do; by default none."
+    )
+    model: ModelSource | None = Field(
+        default=None, description="By default the job's; another one stands beside it."
     )
 
     @property
@@ -102,6 +122,29 @@ class TaskSection(Section):
             raise ValueError(f"{self.place}retries: the task writes no text; leave it out")
         check_retries(self.retries, self.sampling)
 
+    @property
+    def templates(self) -> Mapping[str, str]:
+        """All templates of a row's requests; they are part of what a row costs."""
+        return self.own_prompt.templates if self.asks_by_prompt else {}
+
+    @property
+    def side_models(self) -> dict[str, SideModel]:
+        """The models that the task needs beside the job's own, by their places in the job."""
+        place = self.model_place
+        if place is None or self.model is None:
+            return {}
+        return {place: SideModel(self.model, self.runner)}
+
+    @property
+    def model_place(self) -> str | None:
+        """Where the job names the task's model; None for the job's own."""
+        return None if self.model is None else self.place_of("model")
+
+    def resolved(self, config: Callable[[], Mapping[str, Any]]) -> Self:
+        """The section with what its output's types take from its model's config.json."""
+        del config
+        return self
+
     def build(self, tools: Tools) -> Task:
         """The task itself. Raises `UserError` for what cannot work with this model."""
         raise NotImplementedError
@@ -110,6 +153,10 @@ class TaskSection(Section):
     def place(self) -> str:
         """What names the task in messages: nothing where the job has one task."""
         return "" if self.name is None else f"tasks.{self.name}."
+
+    def place_of(self, key: str) -> str:
+        """Where the job holds a key of the section."""
+        return f"{self.place or 'task.'}{key}"
 
     def prompter(self, tools: Tools) -> Prompter:
         """What renders the section's prompt."""

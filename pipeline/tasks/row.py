@@ -5,14 +5,24 @@ same time; a task whose prompt uses another's column follows it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.errors import UserError
-from pipeline.schema import Reject, RejectClass
-from pipeline.tasks.base import Cells, Dialogue, Prepared, Row, Task, TaskSection, Tools, gather
+from pipeline.schema import Answer, Reject, RejectClass
+from pipeline.tasks.base import (
+    Cells,
+    Dialogue,
+    Prepared,
+    Result,
+    Row,
+    Task,
+    TaskSection,
+    Tools,
+    gather,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +38,12 @@ class _Step:
     """One task of a row.
 
     `columns` maps its cells to their output columns; `follows` are the positions of the tasks whose
-    columns it reads.
+    columns it reads; `model` is the place of the model that answers it, None for the job's own.
     """
 
     name: str | None
     task: Task
+    model: str | None
     columns: Mapping[str, str]
     follows: Sequence[int]
 
@@ -49,7 +60,7 @@ class RowTasks:
         self.fields = answer_fields(sections)
         self.columns = input_columns(sections)
         self._steps = [
-            _Step(section.name, section.build(tools), _column_names(section), follows)
+            _step(section, tools, follows)
             for section, follows in zip(sections, _follows(sections), strict=True)
         ]
         read_late = {
@@ -98,7 +109,7 @@ class RowTasks:
                 entry = _prepare_late(step, late, [outcomes[at] for at in step.follows])
             if isinstance(entry, Reject):
                 return entry
-            outcome = yield from step.task.answer(entry)
+            outcome = yield from _sent_to(step.model, step.task.answer(entry))
             if isinstance(outcome, Reject):
                 return outcome
             return {step.columns[name]: cell for name, cell in outcome.items()}
@@ -132,6 +143,30 @@ def _named(step: _Step, reject: Reject) -> Reject:
     if step.name is None:
         return reject
     return Reject(reject.reject_class, f"{step.name}: {reject.message}", reject.attempts)
+
+
+def _step(section: TaskSection, tools: Tools, follows: Sequence[int]) -> _Step:
+    place = section.model_place
+    own = tools if place is None else replace(tools.beside[place], beside=tools.beside)
+    return _Step(section.name, section.build(own), place, _column_names(section), follows)
+
+
+def _sent_to(model: str | None, dialogue: Dialogue[Result]) -> Dialogue[Result]:
+    """The dialogue, its requests to the job's own model sent to this one instead."""
+    if model is None:
+        return (yield from dialogue)
+    answers: Sequence[Answer] | None = None
+    while True:
+        try:
+            # `send(None)` begins a generator.
+            requests = dialogue.send(answers)  # type: ignore[arg-type]
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+        answers = yield [
+            request if request.model is not None else replace(request, model=model)
+            for request in requests
+        ]
 
 
 def input_columns(sections: Sequence[TaskSection]) -> dict[str, str]:

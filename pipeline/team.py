@@ -1,0 +1,62 @@
+"""Several engines as one: the job's own model, and those beside it on the same machine.
+
+Each request goes to the engine of its model; a step advances every engine that has work, one after
+the other, in the one thread that drives them all.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pipeline.engine import Engine
+from pipeline.errors import UserError
+from pipeline.schema import Completion, Request
+
+# Of a GPU's memory: what all engines take together, and each one beside the job's own.
+_ALL_MEMORY = 0.95
+_SIDE_MEMORY = 0.25
+
+
+class EngineTeam:
+    """An engine made of engines. `beside` are named by their models' places in the job."""
+
+    def __init__(self, engine: Engine, beside: Mapping[str, Engine]) -> None:
+        contexts = {place: other.info.max_model_len for place, other in beside.items()}
+        self.info = replace(engine.info, beside=contexts)
+        self._engines: dict[str | None, Engine] = {None: engine}
+        self._engines.update(beside)
+        self._num_open: dict[str | None, int] = dict.fromkeys(self._engines, 0)
+
+    def add(self, key: int, request: Request) -> None:
+        self._engines[request.model].add(key, request)
+        self._num_open[request.model] += 1
+
+    def step(self) -> Sequence[Completion]:
+        ended: list[Completion] = []
+        for model, engine in self._engines.items():
+            if self._num_open[model]:
+                completions = engine.step()
+                self._num_open[model] -= len(completions)
+                ended += completions
+        return ended
+
+
+def memory_shares(
+    engine: Mapping[str, Any], beside: Mapping[str, Mapping[str, Any]]
+) -> dict[str | None, float]:
+    """Each engine's part of a GPU's memory: what its arguments say, else a share of the rest.
+
+    Raises `UserError` where nothing is left for the job's own.
+    """
+    shares: dict[str | None, float] = {
+        place: arguments.get("gpu_memory_utilization", _SIDE_MEMORY)
+        for place, arguments in beside.items()
+    }
+    rest = round(_ALL_MEMORY - sum(shares.values()), 4)
+    own = engine.get("gpu_memory_utilization", rest)
+    if own <= 0:
+        raise UserError(
+            f"model.engine.gpu_memory_utilization: {', '.join(beside)} leave no memory to the "
+            "job's own model; give each model its share"
+        )
+    return {None: own, **shares}
