@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
@@ -82,6 +82,7 @@ def ask(task: Task, row: dict[str, Any], engine: Callable[[Request], Answer]) ->
     return hold(task, entry, engine)
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_windows_score_each_token_once_behind_enough_others(data: st.DataObject) -> None:
     """Windows fit the length, cover each scored token once, and leave the promised context."""
@@ -97,6 +98,7 @@ def test_windows_score_each_token_once_behind_enough_others(data: st.DataObject)
         assert cut.first - cut.begin >= min(length - stride, cut.first)
 
 
+@settings(deadline=None)
 @given(end=st.integers(2, 120), length=st.integers(2, 40))
 def test_a_text_that_fits_is_one_window(end: int, length: int) -> None:
     """The context is cut only where it must be."""
@@ -193,6 +195,7 @@ def test_impossible_text_has_infinite_perplexity() -> None:
     assert ask(task, {"text": "abcdef"}, impossible)["perplexity"] == math.inf
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.floats(-20, -0.01), st.integers(1, 50), st.integers(1, 200)),
@@ -360,6 +363,7 @@ def test_a_column_of_texts_is_no_list_of_completions() -> None:
         task.prepare([{"text": "abc", "answers": "abc"}])
 
 
+@settings(deadline=None)
 @given(st.lists(st.none() | st.floats(allow_nan=False)))
 def test_the_best_is_the_first_of_the_largest(rewards: list[float | None]) -> None:
     """None where nothing was judged."""
