@@ -63,7 +63,7 @@ class FakeTokenizer:
 
     def encode_chats(self, chats: Sequence[Chat]) -> list[Sequence[int] | Reject]:
         return [
-            _encode("".join(f"<|{role}|>\n{content}\n" for role, content in chat)) for chat in chats
+            text if isinstance(text, Reject) else _encode(text) for text in self.render_chats(chats)
         ]
 
     def encode_texts(self, texts: Sequence[str]) -> list[Sequence[int] | Reject]:
@@ -71,9 +71,6 @@ class FakeTokenizer:
 
     def encode_answered_chats(self, chats: Sequence[Chat]) -> list[Sequence[int] | Reject]:
         return self.encode_chats(chats)
-
-    def encode_continuations(self, texts: Sequence[str]) -> list[Sequence[int]]:
-        return [_encode(text) for text in texts]
 
     def encode_spans(self, texts: Sequence[str]) -> list[TextSpan]:
         """As a tokenizer without a token for the beginning of a text."""
@@ -85,6 +82,16 @@ class FakeTokenizer:
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
         encoded = [(_encode(first), _encode(second)) for first, second in pairs]
         return [Pair([*first, *second], len(first)) for first, second in encoded]
+
+    def render_chats(self, chats: Sequence[Chat]) -> list[str | Reject]:
+        return ["".join(f"<|{role}|>\n{content}\n" for role, content in chat) for chat in chats]
+
+    def encode_rendered(self, texts: Sequence[str]) -> list[Sequence[int]]:
+        return [_encode(text) for text in texts]
+
+    @property
+    def end_of_turn(self) -> int:
+        return int.from_bytes(_FILLER * _BYTES_PER_TOKEN)
 
 
 def _encode(text: str) -> list[int]:
@@ -251,4 +258,5 @@ def fake_config(settings: FakeSettings) -> dict[str, Any]:
         "embedding_size": FAKE_DIMENSIONS,
         "is_matryoshka": True,
         "num_labels": settings.num_labels,
+        "id2label": {str(at): f"LABEL_{at}" for at in range(settings.num_labels)},
     }

@@ -23,17 +23,20 @@ from pipeline.errors import UserError
 from pipeline.schema import Params
 from pipeline.section import ModelSource, Prompt, Section, check_sampling
 from pipeline.tasks.base import Runner, SideModel, TaskSection
+from pipeline.tasks.classify import Classify
 from pipeline.tasks.embed import Embed
 from pipeline.tasks.extract import Extract
 from pipeline.tasks.generate import Generate
 from pipeline.tasks.rerank import Rerank
 from pipeline.tasks.reward import Reward
 from pipeline.tasks.score import Score
+from pipeline.tasks.tag import Tag
 from pipeline.tasks.translate import Translate
 
 #: Every kind of task; `kind` says which.
 AnyTask = Annotated[
-    Generate | Extract | Translate | Score | Embed | Reward | Rerank, Field(discriminator="kind")
+    Generate | Classify | Tag | Extract | Translate | Score | Embed | Reward | Rerank,
+    Field(discriminator="kind"),
 ]
 
 # Change no answer; so they may differ between a run and its resume.

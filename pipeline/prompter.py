@@ -35,9 +35,10 @@ class Prompter:
 
     def render(self, rows: Sequence[Mapping[str, Any]]) -> list[list[str] | Reject]:
         """Each row's contents, as the templates write them."""
-        return [self._render(row) for row in rows]
+        return [self.render_row(row) for row in rows]
 
-    def _render(self, row: Mapping[str, Any]) -> list[str] | Reject:
+    def render_row(self, row: Mapping[str, Any]) -> list[str] | Reject:
+        """The contents of the row's messages, or of its one plain text."""
         contents = self.templates.render(row)
         if isinstance(contents, list):
             for content in contents:

@@ -5,7 +5,8 @@ parsed as templates. A column whose name is no identifier is written `row["my co
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
 from typing import Any
 
 import jinja2
@@ -28,13 +29,15 @@ class PromptTemplates:
 
     `columns` maps each column used to the place that names it. `required` are the columns that
     are printed as they are, outside of any `{% if %}` or `{% for %}`: a row in which one of them is
-    null or blank has nothing to ask about and is rejected.
+    null or blank has nothing to ask about and is rejected. `given` are the names that stand for the
+    task's own values and not for columns.
     """
 
     roles: tuple[str, ...]
     contents: tuple[jinja2.Template, ...]
     columns: Mapping[str, str]
     required: frozenset[str]
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_chat(self) -> bool:
@@ -52,19 +55,23 @@ class PromptTemplates:
                     f"the column {name} is {what}; write {{% if {name} %}} around it to allow that",
                 )
         try:
-            return [template.render(row, row=row) for template in self.contents]
+            values = {**row, **self.given}
+            return [template.render(values, row=row) for template in self.contents]
         except Exception as error:  # noqa: BLE001 - a template calls into any type a column holds
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             return Reject(RejectClass.TEMPLATE_ERROR, reason)
 
 
-def compile_prompt(prompt: Prompt, place: str = "") -> PromptTemplates:
+def compile_prompt(
+    prompt: Prompt, place: str = "", given: Mapping[str, Any] | None = None
+) -> PromptTemplates:
     """Check and compile all templates. Raises `UserError` with the template and its line.
 
-    `place` stands before `prompt` in messages: `tasks.topic.` in a list of tasks.
+    `place` stands before `prompt` in messages: `tasks.topic.` in a list of tasks. `given` are the
+    task's own values for templates; a column of such a name is written `row["name"]`.
     """
     sources = {f"{place}prompt.{name}": source for name, source in prompt.templates.items()}
-    templates = compile_templates(sources, tuple(turn.role for turn in prompt.turns))
+    templates = compile_templates(sources, tuple(turn.role for turn in prompt.turns), given)
     if not templates.columns:
         raise UserError(
             f"{place}prompt: no template uses a column, so every row would ask the same"
@@ -72,22 +79,50 @@ def compile_prompt(prompt: Prompt, place: str = "") -> PromptTemplates:
     return templates
 
 
-def compile_templates(sources: Mapping[str, str], roles: tuple[str, ...] = ()) -> PromptTemplates:
+def compile_templates(
+    sources: Mapping[str, str],
+    roles: tuple[str, ...] = (),
+    given: Mapping[str, Any] | None = None,
+) -> PromptTemplates:
     """Check and compile templates by the places that name them. Raises `UserError`."""
-    environment = ImmutableSandboxedEnvironment(
-        undefined=jinja2.StrictUndefined, keep_trailing_newline=True
-    )
+    environment = _environment()
+    given = given or {}
     columns: dict[str, str] = {}
     required: set[str] = set()
     contents = []
     for name, source in sources.items():
         tree = _parse(environment, name, source)
-        used = _columns(tree, name)
+        used = _columns(tree, name, given.keys())
         _refuse_uncalled(frozenset(environment.globals), tree, name)
         columns |= dict.fromkeys(sorted(used - columns.keys()), name)
         required |= used & set(_printed_as_they_are(tree))
         contents.append(environment.from_string(source))
-    return PromptTemplates(roles, tuple(contents), columns, frozenset(required))
+    return PromptTemplates(roles, tuple(contents), columns, frozenset(required), given)
+
+
+def compile_text(source: str, place: str, names: AbstractSet[str]) -> jinja2.Template:
+    """A template over a task's own values alone. Raises `UserError`."""
+    environment = _environment()
+    tree = _parse(environment, place, source)
+    unknown = sorted(_columns(tree, place) - names)
+    if unknown:
+        known = " and ".join(sorted(names))
+        raise UserError(f"{place}: {unknown[0]} is not known here; the template has {known}")
+    return environment.from_string(source)
+
+
+def words_and_names(prompt: Prompt) -> tuple[str, frozenset[str]]:
+    """What a prompt that compiles says in its own words, and the names that its templates use."""
+    trees = [_environment().parse(source) for source in prompt.templates.values()]
+    words = [node.data for tree in trees for node in tree.find_all(nodes.TemplateData)]
+    names = [name for tree in trees for name in meta.find_undeclared_variables(tree)]
+    return "\n".join(words), frozenset(names)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    return ImmutableSandboxedEnvironment(
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+    )
 
 
 def _parse(environment: ImmutableSandboxedEnvironment, place: str, source: str) -> nodes.Template:
@@ -107,8 +142,8 @@ def _parse(environment: ImmutableSandboxedEnvironment, place: str, source: str) 
     return tree
 
 
-def _columns(tree: nodes.Template, place: str) -> set[str]:
-    names = set(meta.find_undeclared_variables(tree))
+def _columns(tree: nodes.Template, place: str, given: AbstractSet[str] = frozenset()) -> set[str]:
+    names = set(meta.find_undeclared_variables(tree)) - given
     if _ROW in names:
         names.remove(_ROW)
         subscripts = [_row_column(node) for node in tree.find_all((nodes.Getitem, nodes.Getattr))]

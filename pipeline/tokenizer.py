@@ -12,6 +12,9 @@ from pipeline.schema import Reject, RejectClass
 
 Chat = Sequence[tuple[str, str]]
 
+# Stands for an answer in a chat, to see what the template writes behind it.
+_MARK = "tokenmill-answer"
+
 
 @dataclass(frozen=True, slots=True)
 class TextSpan:
@@ -47,14 +50,35 @@ class Tokenizer(Protocol):
     def encode_answered_chats(self, chats: Sequence[Chat]) -> list[Sequence[int] | Reject]:
         """Token ids of chats that end with the assistant's turn."""
 
-    def encode_continuations(self, texts: Sequence[str]) -> list[Sequence[int]]:
-        """Token ids of texts that stand behind others: without special tokens around them."""
-
     def encode_spans(self, texts: Sequence[str]) -> list[TextSpan]:
         """As `encode_texts`, with what a language model predicts of each text."""
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
         """Pairs of texts, as a cross-encoder reads them. Raises `UserError` if it cannot."""
+
+    def render_chats(self, chats: Sequence[Chat]) -> list[str | Reject]:
+        """The texts that the chats' token ids stand for."""
+
+    def encode_rendered(self, texts: Sequence[str]) -> list[Sequence[int]]:
+        """Token ids of texts that hold their special tokens already, such as parts of a chat."""
+
+    @property
+    def end_of_turn(self) -> int | None:
+        """The token that ends an answer; None if the model has none."""
+
+
+def encode_after(tokenizer: Tokenizer, before: str, texts: Sequence[str]) -> list[Sequence[int]]:
+    """Token ids of each text as it follows `before`.
+
+    Alone, some tokenizers put a space before a text. Where the two texts have a token in common,
+    they are those of the text alone.
+    """
+    head, *wholes = tokenizer.encode_rendered([before, *(before + text for text in texts)])
+    alone = tokenizer.encode_rendered(texts)
+    return [
+        whole[len(head) :] if whole[: len(head)] == head else own
+        for whole, own in zip(wholes, alone, strict=True)
+    ]
 
 
 class ModelTokenizer:
@@ -68,29 +92,48 @@ class ModelTokenizer:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
 
     def encode_chats(self, chats: Sequence[Chat]) -> list[Sequence[int] | Reject]:
-        return self._encode_chats(chats, add_generation_prompt=True)
+        return self._encode_all(self.render_chats(chats))
 
     def encode_answered_chats(self, chats: Sequence[Chat]) -> list[Sequence[int] | Reject]:
-        return self._encode_chats(chats, add_generation_prompt=False)
+        return self._encode_all(self._render(chats, add_generation_prompt=False))
 
-    def _encode_chats(
-        self, chats: Sequence[Chat], *, add_generation_prompt: bool
-    ) -> list[Sequence[int] | Reject]:
+    def _encode_all(self, rendered: Sequence[str | Reject]) -> list[Sequence[int] | Reject]:
+        texts = [text for text in rendered if isinstance(text, str)]
+        encoded = iter(self.encode_rendered(texts))
+        return [text if isinstance(text, Reject) else next(encoded) for text in rendered]
+
+    def render_chats(self, chats: Sequence[Chat]) -> list[str | Reject]:
+        return self._render(chats, add_generation_prompt=True)
+
+    def _render(self, chats: Sequence[Chat], *, add_generation_prompt: bool) -> list[str | Reject]:
         if self._tokenizer.chat_template is None:
             raise UserError(
                 f"{self._folder}: the model has no chat template; give prompt.text instead"
             )
-        rendered = [self._apply_template(chat, add_generation_prompt) for chat in chats]
-        texts = [text for text in rendered if isinstance(text, str)]
+        return [self._apply_template(chat, add_generation_prompt) for chat in chats]
+
+    def encode_rendered(self, texts: Sequence[str]) -> list[Sequence[int]]:
         # The template has written the special tokens already.
-        encoded = iter(self._encode(texts, add_special_tokens=False))
-        return [text if isinstance(text, Reject) else next(encoded) for text in rendered]
+        return self._encode(texts, add_special_tokens=False)
+
+    @property
+    def end_of_turn(self) -> int | None:
+        """What the chat template writes behind an answer, or the token that ends a text."""
+        if self._tokenizer.chat_template is not None:
+            chat = self._apply_template(
+                [("user", "x"), ("assistant", _MARK)], add_generation_prompt=True
+            )
+            behind = chat.rpartition(_MARK)[2] if isinstance(chat, str) else ""
+            special = self._tokenizer.added_tokens_decoder
+            (tokens,) = self.encode_rendered([behind])
+            for token in tokens:
+                if token in special and special[token].special:
+                    return token
+        end: int | None = self._tokenizer.eos_token_id
+        return end
 
     def encode_texts(self, texts: Sequence[str]) -> list[Sequence[int] | Reject]:
         return list(self._encode(texts, add_special_tokens=True))
-
-    def encode_continuations(self, texts: Sequence[str]) -> list[Sequence[int]]:
-        return self._encode(texts, add_special_tokens=False)
 
     def encode_spans(self, texts: Sequence[str]) -> list[TextSpan]:
         if not texts:

@@ -15,7 +15,7 @@ from pydantic import Field
 from pipeline.prompter import Prompter
 from pipeline.schema import Answer, Params, Reject, Request, Sampling
 from pipeline.section import ModelSource, Prompt, Retries, Section, check_retries
-from pipeline.template import compile_prompt
+from pipeline.template import PromptTemplates, compile_prompt
 from pipeline.tokenizer import Tokenizer
 
 Row = Mapping[str, Any]
@@ -72,8 +72,6 @@ class Task(Protocol):
 class TaskSection(Section):
     """What all kinds of tasks have in the job file."""
 
-    #: Which of vLLM's two runners the task's model needs.
-    runner: ClassVar[Runner] = "generate"
     #: Whether the task writes text, and so needs `sampling` and its max_tokens.
     samples: ClassVar[bool] = True
     #: Whether the task asks by a `prompt`.
@@ -95,6 +93,11 @@ class TaskSection(Section):
     )
 
     @property
+    def runner(self) -> Runner:
+        """Which of vLLM's two runners the task's model needs."""
+        return "generate"
+
+    @property
     def fields(self) -> tuple[pa.Field, ...]:
         """The output columns and their types; they follow from the section alone."""
         raise NotImplementedError
@@ -107,7 +110,12 @@ class TaskSection(Section):
     @property
     def columns(self) -> Mapping[str, str]:
         """Each column that the task reads, and the place in the job that names it."""
-        return compile_prompt(self.own_prompt, self.place).columns
+        return self.compiled.columns
+
+    @property
+    def compiled(self) -> PromptTemplates:
+        """The prompt, compiled. Raises `UserError`."""
+        return compile_prompt(self.own_prompt, self.place)
 
     @property
     def params(self) -> tuple[Params, ...]:
@@ -160,7 +168,7 @@ class TaskSection(Section):
 
     def prompter(self, tools: Tools) -> Prompter:
         """What renders the section's prompt."""
-        return Prompter(compile_prompt(self.own_prompt, self.place), tools.tokenizer)
+        return Prompter(self.compiled, tools.tokenizer)
 
     @property
     def own_prompt(self) -> Prompt:

@@ -19,7 +19,6 @@ _TYPES = {"float32": pa.float32(), "float16": pa.float16()}
 class Embed(TaskSection):
     """`task: {kind: embed}`: one vector a row, as sentence-transformers gives it."""
 
-    runner: ClassVar[Runner] = "pooling"
     samples: ClassVar[bool] = False
 
     kind: Literal["embed"]
@@ -28,6 +27,10 @@ class Embed(TaskSection):
     )
     normalize: bool = Field(default=True, description="To length 1.")
     dtype: Literal["float32", "float16"] = "float32"
+
+    @property
+    def runner(self) -> Runner:
+        return "pooling"
 
     @property
     def fields(self) -> tuple[pa.Field, ...]:

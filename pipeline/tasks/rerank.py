@@ -16,7 +16,6 @@ from pipeline.template import PromptTemplates, compile_templates
 class Rerank(TaskSection):
     """`task: {kind: rerank}`: two templates in place of a prompt."""
 
-    runner: ClassVar[Runner] = "pooling"
     samples: ClassVar[bool] = False
     asks_by_prompt: ClassVar[bool] = False
 
@@ -26,6 +25,10 @@ class Rerank(TaskSection):
     activation: bool = Field(
         default=False, description="The model's own activation (a sigmoid, unless it says else)."
     )
+
+    @property
+    def runner(self) -> Runner:
+        return "pooling"
 
     @property
     def fields(self) -> tuple[pa.Field, ...]:

@@ -24,7 +24,6 @@ _TOKEN_REWARD_ARCHITECTURES = frozenset({"InternLM2ForRewardModel", "Qwen2ForRew
 class Reward(TaskSection):
     """`task: {kind: reward}`: of the prompt alone, of it and a completion, or of several."""
 
-    runner: ClassVar[Runner] = "pooling"
     samples: ClassVar[bool] = False
 
     kind: Literal["reward"]
@@ -41,6 +40,10 @@ class Reward(TaskSection):
         if self.completion is not None and self.completions is not None:
             raise ValueError("give one of completion and completions")
         return self
+
+    @property
+    def runner(self) -> Runner:
+        return "pooling"
 
     @property
     def fields(self) -> tuple[pa.Field, ...]:
