@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.prompter import Prompter
 from pipeline.schema import Params, Pooling, Reject, RejectClass, Request
 from pipeline.tasks.base import Cells, Dialogue, Prepared, Row, Runner, TaskSection, Tools
-from pipeline.tasks.choices import CHOICES, ChoiceList, Choices, labels_of, with_listing
+from pipeline.tasks.choices import CHOICES, ChoiceList, Choices, labels_of, own_keys, with_listing
 from pipeline.tasks.trie import Trie, completions, is_prefix_free
 from pipeline.template import PromptTemplates, compile_prompt
 from pipeline.tokenizer import encode_after
@@ -98,16 +98,16 @@ class Classify(TaskSection):
         prompter, judge = self.prompter(tools), Judge(self.abstain_below)
         if self.method == "model":
             choices = None if self.choices is None else labels_of(self.choices)
-            labels = model_labels(tools.config, choices, f"{self.place}task.choices")
+            labels = model_labels(tools.config, choices, own_keys(self))
             return ModelChooser(prompter, labels, judge)
         labels = labels_of(self.choices or ())
         sequences: list[Sequence[int]] = label_tokens(
             labels, prompter, self.own_prompt.text, self.place
         )
         if self.method == "first_token":
-            sequences = _first_tokens(labels, sequences, f"{self.place}task.choices")
+            sequences = _first_tokens(labels, sequences, f"{own_keys(self)}choices")
         elif not is_prefix_free(sequences):
-            sequences = _ended(sequences, tools, f"{self.place}task.choices")
+            sequences = _ended(sequences, tools, f"{own_keys(self)}choices")
         baseline = self._content_free(prompter) if self.calibrate else None
         lengths = [len(tokens) if self.normalize else 1 for tokens in sequences]
         return LabelChooser(prompter, labels, Trie(sequences), lengths, baseline, judge)
@@ -118,7 +118,7 @@ class Classify(TaskSection):
         (prompt,) = prompter.encode([row])
         if isinstance(prompt, Reject):
             raise UserError(
-                f"{self.place}task.calibrate: the prompt cannot be asked about the text "
+                f"{own_keys(self)}calibrate: the prompt cannot be asked about the text "
                 f"{_CONTENT_FREE!r} in every column: {prompt.message}"
             )
         return prompt
@@ -297,7 +297,7 @@ def _ended(sequences: Sequence[Sequence[int]], tools: Tools, place: str) -> list
     return list(ended)
 
 
-def model_labels(config: Mapping[str, Any], choices: Sequence[str] | None, place: str) -> list[str]:
+def model_labels(config: Mapping[str, Any], choices: Sequence[str] | None, keys: str) -> list[str]:
     """The labels of a sequence-classification model's outputs, in their order.
 
     The job's choices are the same labels, or names for labels that have none (`LABEL_0`).
@@ -308,14 +308,14 @@ def model_labels(config: Mapping[str, Any], choices: Sequence[str] | None, place
         by_id = {"0": "LABEL_0", "1": "LABEL_1"}
     if not by_id:
         raise UserError(
-            "task.method: the model's config.json names no labels (id2label), so it is no "
+            f"{keys}method: the model's config.json names no labels (id2label), so it is no "
             "sequence-classification model; use method: sequence"
         )
     labels = [str(by_id[key]) for key in sorted(by_id, key=int)]
     if len(labels) == 1 or config.get("problem_type") == "multi_label_classification":
-        raise UserError("task.method: the model does not choose one label of several")
+        raise UserError(f"{keys}method: the model does not choose one label of several")
     if choices is None or set(choices) == set(labels):
         return labels
     if len(choices) == len(labels) and labels == [f"LABEL_{at}" for at in range(len(labels))]:
         return list(choices)
-    raise UserError(f"{place}: the model's labels are others: {', '.join(labels)}")
+    raise UserError(f"{keys}choices: the model's labels are others: {', '.join(labels)}")

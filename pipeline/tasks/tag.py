@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 from pipeline.prompter import Prompter
 from pipeline.schema import Reject, RejectClass, Request
 from pipeline.tasks.base import Cells, Dialogue, Prepared, Row, TaskSection, Tools
-from pipeline.tasks.choices import CHOICES, ChoiceList, Choices, labels_of
+from pipeline.tasks.choices import CHOICES, ChoiceList, Choices, labels_of, own_keys
 from pipeline.tasks.trie import MOST_TOKENS, choice_logprobs, completions, token_logprobs
 from pipeline.template import PromptTemplates, compile_prompt, compile_text
 from pipeline.tokenizer import Tokenizer, encode_after
@@ -92,13 +92,13 @@ class Tag(TaskSection):
                     strict=True,
                 )
             ),
-            answer_tokens(tools.tokenizer, self.yes_words, self.no_words, self.place),
+            answer_tokens(tools.tokenizer, self.yes_words, self.no_words, own_keys(self)),
             Thresholds(self.threshold, self.thresholds, self.max_tags),
         )
 
     def _questions(self) -> list[str]:
         default = QUESTION if self.own_prompt.turns else _TEXT_QUESTION
-        place = f"{self.place}task.question"
+        place = f"{own_keys(self)}question"
         template = compile_text(self.question or default, place, {"label", "description"})
         questions = [
             template.render(label=choice.label, description=choice.description)
@@ -110,13 +110,14 @@ class Tag(TaskSection):
 
 
 class Heads:
-    """Renders documents up to the question; `tail` is what stands behind it, in every row."""
+    """Renders documents up to the question at the end of the last turn.
+
+    `tail` is what the chat template writes behind it, the same in every row.
+    """
 
     def __init__(self, prompter: Prompter, place: str) -> None:
         self._prompter = prompter
         roles = prompter.templates.roles
-        asked = [at for at, role in enumerate(roles) if role == "user"]
-        self._asking = asked[-1] if asked else len(roles) - 1
         self.tail = ""
         if roles:
             (parts,) = self._split([["x"] * len(roles)])
@@ -142,7 +143,7 @@ class Heads:
         chats = []
         for item in contents:
             texts = list(item)
-            texts[self._asking] += _GAP + _MARK
+            texts[-1] += _GAP + _MARK
             chats.append(list(zip(roles, texts, strict=True)))
         return [
             chat if isinstance(chat, Reject) else _parted(chat)
@@ -250,11 +251,11 @@ def answer_tokens(
     yes, no = _first_tokens(tokenizer, yes_words), _first_tokens(tokenizer, no_words)
     if set(yes) & set(no):
         raise UserError(
-            f"{place}task.yes_words: a word begins with the same token of this model as one of "
+            f"{place}yes_words: a word begins with the same token of this model as one of "
             "no_words; use other words"
         )
     if len(yes) + len(no) > MOST_TOKENS:
-        raise UserError(f"{place}task.yes_words: more than {MOST_TOKENS} words with no_words")
+        raise UserError(f"{place}yes_words: more than {MOST_TOKENS} words with no_words")
     return yes, no
 
 

@@ -1,0 +1,69 @@
+"""A real engine without Ray: jobs' answers to some rows, in a process of its own.
+
+`python tests/answering.py < {"jobs": [...], "rows": [...]}` prints the answered rows of each job as
+its last line. All jobs share one engine: that of the first.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.columns import answered_table
+from pipeline.engine import Engine, MachineShare
+from pipeline.job import Job
+from pipeline.render import Renderer
+from pipeline.replica import load_engine
+from pipeline.scheduler import Scheduler
+from pipeline.source import ROW_COLUMN
+from pipeline.tools import load_tasks
+
+_TIMEOUT_S = 300
+
+
+def answered(
+    jobs: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
+) -> list[list[dict[str, Any]]]:
+    """Each job's answered rows, maps as dicts."""
+    done = subprocess.run(
+        [sys.executable, __file__],
+        input=json.dumps({"jobs": jobs, "rows": rows}),
+        capture_output=True,
+        text=True,
+        timeout=_TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    answers: list[list[dict[str, Any]]] = json.loads(done.stdout.splitlines()[-1])
+    return answers
+
+
+def answer(engine: Engine, job: Job, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One job's answered rows."""
+    tasks = load_tasks(job)
+    positions = pa.array(range(len(rows)), pa.int64())
+    table = pa.Table.from_pylist([dict(row) for row in rows])
+    rendered = Renderer(tasks, []).render(table.append_column(ROW_COLUMN, positions))
+    scheduler = Scheduler(engine, tasks)
+    unit = scheduler.submit(rendered)
+    while scheduler.has_work:
+        scheduler.step()
+    answers = [each for each in unit.answers if each is not None]
+    found = answered_table(rendered, answers, tasks.fields)
+    return found.to_pylist(maps_as_pydicts="strict")
+
+
+def main() -> None:
+    """Answer what stands on the standard input."""
+    data = json.load(sys.stdin)
+    jobs = [Job.model_validate(job) for job in data["jobs"]]
+    engine = load_engine(jobs[0], MachineShare(0, len(os.sched_getaffinity(0))))
+    print(json.dumps([answer(engine, job, data["rows"]) for job in jobs]))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
