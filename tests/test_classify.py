@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from factories import job, text_of
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -87,6 +87,7 @@ def written(tokens: Sequence[int], label: str) -> float:
     return total
 
 
+@settings(deadline=None)
 @given(SCORES)
 def test_softmax_is_a_distribution_in_proportion(values: list[float]) -> None:
     """Scores sum to 1, and the ratio of two is the exponential of their values' difference."""
@@ -97,6 +98,7 @@ def test_softmax_is_a_distribution_in_proportion(values: list[float]) -> None:
         assert score == pytest.approx(scores[0] * math.exp(value - values[0]), rel=1e-6, abs=1e-300)
 
 
+@settings(deadline=None)
 @given(SCORES)
 def test_margin_and_entropy_are_those_of_the_scores(values: list[float]) -> None:
     """The margin is the best less the second; the entropy lies between 0 and log n, in nats."""
@@ -121,6 +123,7 @@ def test_of_equal_labels_the_first_wins() -> None:
     assert Judge(None).cells({"b": 0.5, "a": 0.5})["label"] == "b"
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=4), min_size=1, max_size=8))
 def test_a_trie_asks_for_every_token_of_every_sequence_once(
     sequences: list[list[int]],
@@ -134,6 +137,7 @@ def test_a_trie_asks_for_every_token_of_every_sequence_once(
     assert [len(prefix) for prefix in nodes] == sorted(len(prefix) for prefix in nodes)
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=4), min_size=1, max_size=8))
 def test_a_code_is_prefix_free_if_no_word_begins_another(sequences: list[list[int]]) -> None:
     """No sequence is equal to another or its start."""
@@ -146,6 +150,7 @@ def test_a_code_is_prefix_free_if_no_word_begins_another(sequences: list[list[in
     assert is_prefix_free(sequences) == (not clashes)
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=4), min_size=1, max_size=8))
 def test_a_tries_log_probabilities_are_the_sums_along_the_sequences(
     sequences: list[list[int]],
@@ -351,6 +356,7 @@ def test_a_row_without_text_is_rejected_before_the_engine() -> None:
     assert isinstance(second, Prepared)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(-20, 0), st.floats(-20, 0)), min_size=1, max_size=5))
 def test_parts_join_by_the_mean_of_their_scores(values: list[tuple[float, float]]) -> None:
     """A long text's scores are the mean of its parts', and its other columns follow from them."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from factories import text_of
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from test_classify import BROKEN, TOOLS, rounds, scripted
@@ -116,6 +116,7 @@ def test_a_score_is_the_share_of_yes() -> None:
     assert found == pytest.approx(0.75)
 
 
+@settings(deadline=None)
 @given(st.floats(-5000, -1e-9), st.floats(-5000, -1e-9))
 def test_a_score_is_a_probability_however_unlikely_the_words(yes: float, no: float) -> None:
     """Two words of next to no probability still compare; the score lies in 0 to 1."""
@@ -140,6 +141,7 @@ def test_words_that_cannot_be_told_apart_are_refused() -> None:
         answer_tokens(FakeTokenizer(), ["not bad"], ["not good"], "task.")
 
 
+@settings(deadline=None)
 @given(SCORES, st.floats(0, 1), st.none() | st.integers(1, 3))
 def test_tags_are_the_likeliest_above_the_threshold(
     scores: dict[str, float], threshold: float, most: int | None
@@ -159,6 +161,7 @@ def test_a_label_may_have_its_own_threshold() -> None:
     assert cells["tags"] == ["c", "b"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.floats(0, 1), min_size=3, max_size=3), min_size=1, max_size=4))
 def test_parts_join_by_union(values: list[list[float]]) -> None:
     """A tag of one part is a tag of the whole, with the best of its scores."""

@@ -1,0 +1,1 @@
+"""What tokenmill's answers and speed are worth, measured."""
