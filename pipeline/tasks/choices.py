@@ -14,7 +14,6 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, ConfigDict
 
 from pipeline.section import Message, Prompt
-from pipeline.tasks.base import TaskSection
 from pipeline.template import compile_prompt, words_and_names
 
 #: What templates call the labels.
@@ -112,11 +111,6 @@ Choices = Annotated[
 def labels_of(choices: Sequence[Choice]) -> list[str]:
     """The labels, in the job's order."""
     return [choice.label for choice in choices]
-
-
-def own_keys(section: TaskSection) -> str:
-    """What stands before a section's own keys in messages: `task.`, or `tasks.topic.` in a list."""
-    return section.place or "task."
 
 
 def with_listing(prompt: Prompt, choices: Sequence[Choice], place: str) -> Prompt:

@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.prompter import Prompter
 from pipeline.schema import Params, Pooling, Reject, RejectClass, Request
 from pipeline.tasks.base import Cells, Dialogue, Prepared, Row, Runner, TaskSection, Tools
-from pipeline.tasks.choices import CHOICES, ChoiceList, Choices, labels_of, own_keys, with_listing
+from pipeline.tasks.choices import CHOICES, ChoiceList, Choices, labels_of, with_listing
 from pipeline.tasks.trie import Trie, completions, is_prefix_free
 from pipeline.template import PromptTemplates, compile_prompt
 from pipeline.tokenizer import encode_after
@@ -98,16 +98,16 @@ class Classify(TaskSection):
         prompter, judge = self.prompter(tools), Judge(self.abstain_below)
         if self.method == "model":
             choices = None if self.choices is None else labels_of(self.choices)
-            labels = model_labels(tools.config, choices, own_keys(self))
+            labels = model_labels(tools.config, choices, self.place_of(""))
             return ModelChooser(prompter, labels, judge)
         labels = labels_of(self.choices or ())
         sequences: list[Sequence[int]] = label_tokens(
             labels, prompter, self.own_prompt.text, self.place
         )
         if self.method == "first_token":
-            sequences = _first_tokens(labels, sequences, f"{own_keys(self)}choices")
+            sequences = _first_tokens(labels, sequences, f"{self.place_of('')}choices")
         elif not is_prefix_free(sequences):
-            sequences = _ended(sequences, tools, f"{own_keys(self)}choices")
+            sequences = _ended(sequences, tools, f"{self.place_of('')}choices")
         baseline = self._content_free(prompter) if self.calibrate else None
         lengths = [len(tokens) if self.normalize else 1 for tokens in sequences]
         return LabelChooser(prompter, labels, Trie(sequences), lengths, baseline, judge)
@@ -118,7 +118,7 @@ class Classify(TaskSection):
         (prompt,) = prompter.encode([row])
         if isinstance(prompt, Reject):
             raise UserError(
-                f"{own_keys(self)}calibrate: the prompt cannot be asked about the text "
+                f"{self.place_of('')}calibrate: the prompt cannot be asked about the text "
                 f"{_CONTENT_FREE!r} in every column: {prompt.message}"
             )
         return prompt

@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 from pipeline.prompter import Prompter
 from pipeline.schema import Reject, RejectClass, Request
 from pipeline.tasks.base import Cells, Dialogue, Prepared, Row, TaskSection, Tools
-from pipeline.tasks.choices import CHOICES, ChoiceList, Choices, labels_of, own_keys
+from pipeline.tasks.choices import CHOICES, ChoiceList, Choices, labels_of
 from pipeline.tasks.trie import MOST_TOKENS, choice_logprobs, completions, token_logprobs
 from pipeline.template import PromptTemplates, compile_prompt, compile_text
 from pipeline.tokenizer import Tokenizer, encode_after
@@ -92,13 +92,13 @@ class Tag(TaskSection):
                     strict=True,
                 )
             ),
-            answer_tokens(tools.tokenizer, self.yes_words, self.no_words, own_keys(self)),
+            answer_tokens(tools.tokenizer, self.yes_words, self.no_words, self.place_of("")),
             Thresholds(self.threshold, self.thresholds, self.max_tags),
         )
 
     def _questions(self) -> list[str]:
         default = QUESTION if self.own_prompt.turns else _TEXT_QUESTION
-        place = f"{own_keys(self)}question"
+        place = self.place_of("question")
         template = compile_text(self.question or default, place, {"label", "description"})
         questions = [
             template.render(label=choice.label, description=choice.description)
