@@ -5,23 +5,34 @@ Turns errors into one line and an exit code; with `--debug` they keep their trac
 
 import json
 import signal
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
+import pyarrow as pa
 import typer
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipeline import __version__, models
 from pipeline.errors import ExitCode, RunFailed, TokenmillError, UserError, root_cause
-from pipeline.job import Job, Model, load_job
+from pipeline.job import Job, Model, load_job, unknown
 from pipeline.monitor import Screen, duration
-from pipeline.run import Summary, run_job
+from pipeline.output import open_output
+from pipeline.rejects import Selection, export_rows, rejected_rows
+from pipeline.retry import retry_rejects
+from pipeline.run import Summary, expected_of, run_job
+from pipeline.schema import RejectClass
 from pipeline.screen import chatter_into, make_screen
+from pipeline.verify import Certificate, Level, verify
+
+# More would scroll the count away.
+_MOST_FINDINGS = 20
 
 app = typer.Typer(
     help="Run LLMs over whole corpora: Parquet in, Parquet out, every row exactly once.",
@@ -39,6 +50,14 @@ JobArgument = Annotated[
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a key of the job; repeatable."),
+]
+AddressOption = Annotated[
+    str | None, typer.Option(metavar="RAY", help="A Ray cluster; by default a local one.")
+]
+OutputArgument = Annotated[str, typer.Argument(metavar="OUTPUT", help="A folder or s3:// prefix.")]
+ClassOption = Annotated[
+    list[str] | None,
+    typer.Option("--class", metavar="CLASS", help="Only rejects of this class; repeatable."),
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
@@ -61,9 +80,7 @@ def run(  # noqa: PLR0913, PLR0917 - options of a command
         int | None, typer.Option("--limit", metavar="N", help="Only the first N rows.")
     ] = None,
     overrides: SetOption = None,
-    address: Annotated[
-        str | None, typer.Option(metavar="RAY", help="A Ray cluster; by default a local one.")
-    ] = None,
+    address: AddressOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Run a job, or resume it: only what its output lacks.
@@ -82,6 +99,78 @@ def run(  # noqa: PLR0913, PLR0917 - options of a command
             settings.append(f"input.limit={limit}")
         with _stoppable():
             summary = run_job(load_job(job_file, settings), address, _Terminal())
+        if summary is not None:
+            _print_summary(summary)
+            raise typer.Exit(summary.exit_code)
+
+
+@app.command("verify")
+def verify_command(
+    output: OutputArgument,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Read every row, and the input's rows beside them.")
+    ] = False,
+    certificate: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the proof there, as JSON.")
+    ] = None,
+    debug: DebugOption = False,
+) -> None:
+    """Prove from an output's objects that every input row is there once, in its place.
+
+    Example: tokenmill verify out/summaries --deep
+
+    Exit codes: 0 whole, 1 something is wrong, 2 no output.
+    """
+    with one_line_errors(debug):
+        opened = open_output(output)
+        proof = verify(opened.store, expected_of(opened), Level.INPUT if deep else Level.FOOTERS)
+        if certificate is not None:
+            certificate.write_text(proof.to_json())
+        _print_proof(proof)
+        if not proof.is_whole:
+            raise typer.Exit(ExitCode.FAILED)
+
+
+@app.command("rejects")
+def rejects_command(
+    output: OutputArgument,
+    classes: ClassOption = None,
+    examples: Annotated[int, typer.Option(min=0, help="Examples of each class.")] = 2,
+    export: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="All of them, to .parquet or .jsonl.")
+    ] = None,
+    debug: DebugOption = False,
+) -> None:
+    """Show the rows that got no answer, by class.
+
+    Example: tokenmill rejects out/summaries --export rejects.jsonl
+    """
+    with one_line_errors(debug):
+        opened = open_output(output)
+        tables = [table for _, table in rejected_rows(opened, Selection(_selected(classes)))]
+        if export is not None:
+            export_rows(tables, export)
+        _print_rejects(tables, examples)
+
+
+@app.command("retry")
+def retry_command(  # noqa: PLR0913, PLR0917 - options of a command
+    output: OutputArgument,
+    classes: ClassOption = None,
+    truncated: Annotated[
+        bool, typer.Option("--truncated", help="Also answers cut at max_tokens.")
+    ] = False,
+    overrides: SetOption = None,
+    address: AddressOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Answer rejected rows again, in place; a row that had an answer keeps it until a new one.
+
+    Example: tokenmill retry out/summaries --truncated --set sampling.max_tokens=200
+    """
+    with one_line_errors(debug), _stoppable():
+        selection = Selection(_selected(classes), truncated)
+        summary = retry_rejects(output, selection, overrides or [], address, _Terminal())
         if summary is not None:
             _print_summary(summary)
             raise typer.Exit(summary.exit_code)
@@ -176,6 +265,48 @@ class _Terminal:
             finally:
                 # Also after a Ctrl-C before the first commit: a live display hides the cursor.
                 screen.close()
+
+
+def _selected(classes: list[str] | None) -> frozenset[str] | None:
+    known = [str(name) for name in RejectClass]
+    for name in classes or ():
+        if name not in known:
+            raise UserError(f"--class {name}: {unknown(name, known)}")
+    return frozenset(classes) if classes else None
+
+
+def _print_proof(proof: Certificate) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    for finding in proof.findings[:_MOST_FINDINGS]:
+        console.print(f"{finding.damage}: {finding.key}: {finding.message}", markup=False)
+    if proof.findings[_MOST_FINDINGS:]:
+        console.print(f"… and {len(proof.findings) - _MOST_FINDINGS:,} more")
+    totals = proof.totals
+    state = "whole" if proof.is_whole else f"NOT whole: {len(proof.findings):,} findings"
+    console.print(
+        f"{proof.output}: {state}; {totals.units:,} units, {totals.rows:,} rows, "
+        f"{totals.rejected:,} rejected, {totals.filtered:,} filtered out",
+        markup=False,
+    )
+
+
+def _print_rejects(tables: list[pa.Table], examples: int) -> None:
+    by_class: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for table in tables:
+        columns = table.select(["error", "source_file", "source_row"])
+        for row in columns.to_pylist():
+            by_class[row["error"]["class"]].append(row)
+    shown = Table(box=None, pad_edge=False)
+    shown.add_column("class")
+    shown.add_column("rows", justify="right")
+    shown.add_column("where and why")
+    for name, rows in sorted(by_class.items(), key=lambda item: -len(item[1])):
+        shown.add_row(name, f"{len(rows):,}", "")
+        for row in rows[:examples]:
+            where = f"{row['source_file']} row {row['source_row']:,}"
+            shown.add_row("", "", Text(f"{where}: {row['error']['message']}"))
+    console = Console(highlight=False)
+    console.print(shown if by_class else "no rejects")
 
 
 def _errors_console() -> Console:

@@ -4,11 +4,15 @@ If the object is there the unit is done; if it is not, it is not. A second write
 unit (a retry, a zombie, another driver) finds the object and drops its own.
 """
 
+import hashlib
 import io
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import RunFailed, UserError
@@ -18,14 +22,19 @@ from pipeline.store import Store
 _METADATA_KEY = b"tokenmill"
 # Large enough to compress well, small enough that readers prune and split.
 _ROW_GROUP_ROWS = 16_384
+# Of a repair that meets another one on the same unit.
+_MOST_EXCHANGES = 5
 
 
 @dataclass(frozen=True, slots=True)
 class UnitRecord:
     """What an object says of itself, in its Parquet key-value metadata under `tokenmill`.
 
-    `attempt` names the one write that made it; `num_rows` counts the object's rows, rejects
-    included, `num_filtered` the unit's rows that `input.where` left out.
+    `attempt` names the one write that made it; `shard_version` the input that was read; `num_rows`
+    counts the object's rows, rejects included, `num_filtered` the unit's rows that `input.where`
+    left out; `rejects` counts the rejected rows by class. `body_sha256` is the SHA-256 of the
+    object's bytes before its footer. `repairs` tells of later runs that answered rejected rows
+    again, each with its run, the job's fields that it changed and the rows that it replaced.
     """
 
     version: str
@@ -37,12 +46,34 @@ class UnitRecord:
     engine: str
     engine_version: str
     unit: str
+    shard_version: str
     num_rows: int
     num_filtered: int
-    num_rejected: int
+    rejects: Mapping[str, int]
     input_tokens: int
     generated_tokens: int
     seconds: float
+    body_sha256: str = ""
+    repairs: tuple[Mapping[str, Any], ...] = field(default=())
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> "UnitRecord":
+        """The inverse of `asdict`, also after a way through JSON."""
+        return cls(**{**facts, "repairs": tuple(facts["repairs"])})
+
+    @property
+    def num_rejected(self) -> int:
+        """Rows without an answer."""
+        return sum(self.rejects.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Mending:
+    """Who answers rejected rows again, and with which of the job's fields changed."""
+
+    run: str
+    attempt: str
+    changes: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +85,24 @@ class Commit:
 
 
 def encode(table: pa.Table, record: UnitRecord) -> bytes:
-    """The object's bytes: Parquet, zstd, the record in its metadata."""
-    table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(asdict(record))})
+    """The object's bytes: Parquet, zstd, the record with the body's checksum in its metadata."""
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", row_group_size=_ROW_GROUP_ROWS)
+    with pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
+        writer.write_table(table, row_group_size=_ROW_GROUP_ROWS)
+        # All pages are written by now; what follows is the footer, which holds their checksum.
+        with sink.getbuffer() as body:
+            whole = replace(record, body_sha256=hashlib.sha256(body).hexdigest())
+        writer.add_key_value_metadata({_METADATA_KEY.decode(): json.dumps(asdict(whole))})
     return sink.getvalue()
+
+
+def body_sha256(data: bytes) -> str:
+    """The checksum that `UnitRecord.body_sha256` of these bytes of an object must be.
+
+    A Parquet file ends with its footer, the footer's length as four little-endian bytes, `PAR1`.
+    """
+    footer = int.from_bytes(data[-8:-4], "little")
+    return hashlib.sha256(data[: max(len(data) - 8 - footer, 0)]).hexdigest()
 
 
 def commit(store: Store, unit: Unit, table: pa.Table, record: UnitRecord) -> Commit:
@@ -80,12 +124,66 @@ def commit(store: Store, unit: Unit, table: pa.Table, record: UnitRecord) -> Com
     return Commit(standing, is_ours=standing.attempt == record.attempt)
 
 
+def repair(store: Store, unit: Unit, answered: pa.Table, mend: Mending) -> Commit:
+    """Put rows that were answered again into their places in the unit's object, in one step.
+
+    `answered` holds some of the object's rows in its columns. A row that had an answer keeps it
+    unless there is a new one. Raises `RunFailed` if others change the object again and again.
+    """
+    for _ in range(_MOST_EXCHANGES):
+        version = store.info(unit.key).version
+        data = store.read(unit.key)
+        standing = pq.read_table(io.BytesIO(data))
+        before = record_from(pq.read_metadata(io.BytesIO(data)))
+        rows = _mended(standing, answered)
+        record = replace(
+            before,
+            attempt=mend.attempt,
+            rejects=count_rejects(rows),
+            input_tokens=before.input_tokens + sum_of(answered, "num_input_tokens"),
+            generated_tokens=before.generated_tokens + sum_of(answered, "num_generated_tokens"),
+            repairs=(
+                *before.repairs,
+                {"run": mend.run, "changes": dict(mend.changes), "num_rows": answered.num_rows},
+            ),
+        )
+        if store.exchange(unit.key, encode(rows, record), version):
+            return Commit(record, is_ours=True)
+        if read_record(store, unit.key).attempt == mend.attempt:
+            # It was made, and the store's answer was lost.
+            return Commit(record, is_ours=True)
+    raise RunFailed(f"{store.url}/{unit.key}: others keep changing it; run the command again later")
+
+
+def _mended(standing: pa.Table, answered: pa.Table) -> pa.Table:
+    places = {row: place for place, row in enumerate(standing.column("source_row").to_pylist())}
+    had_answer = standing.column("error").is_null().to_pylist()
+    has_answer = answered.column("error").is_null().to_pylist()
+    order = list(range(standing.num_rows))
+    for position, row in enumerate(answered.column("source_row").to_pylist()):
+        place = places[row]
+        if has_answer[position] or not had_answer[place]:
+            order[place] = standing.num_rows + position
+    return pa.concat_tables([standing, answered]).take(pa.array(order, pa.int64()))
+
+
+def count_rejects(rows: pa.Table) -> dict[str, int]:
+    """The rejected rows of an output table, by class."""
+    classes = pc.struct_field(rows.column("error"), "class").drop_null()
+    return {entry["values"]: entry["counts"] for entry in pc.value_counts(classes).to_pylist()}
+
+
+def sum_of(table: pa.Table, column: str) -> int:
+    """The sum of a column of integers; nulls count nothing."""
+    return pc.sum(table.column(column), min_count=0).as_py() or 0
+
+
 def read_record(store: Store, key: str) -> UnitRecord:
     """The record in an object's footer. Raises `UserError` if it is no object of ours."""
     try:
         with store.open(key) as file:
             metadata = pq.read_metadata(file)
-        record = UnitRecord(**json.loads((metadata.metadata or {})[_METADATA_KEY]))
+        record = record_from(metadata)
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, OSError) and not _is_about_the_footer(error):
             raise
@@ -100,6 +198,11 @@ def read_record(store: Store, key: str) -> UnitRecord:
             f"{record.num_rows}; remove it and run again"
         )
     return record
+
+
+def record_from(metadata: pq.FileMetaData) -> UnitRecord:
+    """The record in a footer that was read. Raises `KeyError`, `TypeError` or `ValueError`."""
+    return UnitRecord.from_facts(json.loads((metadata.metadata or {})[_METADATA_KEY]))
 
 
 def _is_about_the_footer(error: OSError) -> bool:

@@ -78,6 +78,9 @@ class Engine(Protocol):
     def step(self) -> Sequence[Completion]:
         """Advance the batch by one iteration; the requests that ended by it."""
 
+    def abort(self, key: int) -> None:
+        """Take a request out of the batch; it gets no completion."""
+
 
 class VllmEngine:
     """One vLLM engine."""
@@ -111,6 +114,10 @@ class VllmEngine:
             for output in self._engine.step()
             if output.finished
         ]
+
+    def abort(self, key: int) -> None:
+        del self._params[key]
+        self._engine.abort_request([str(key)])
 
     def _vllm_params(self, params: Params) -> Any:
         if params not in self._translated:

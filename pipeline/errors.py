@@ -3,6 +3,7 @@
     TokenmillError          anything we report in one line
     ├── UserError           the user's mistake: job file, input, output, rights
     └── RunFailed           the run stopped; the same command resumes it
+        └── OverBudget      it stopped for more rejects than the job allows
 
 A row's fault is not here: it is data (`schema.Reject`) and stays in its row.
 Every class takes one positional message, so that it survives pickling between processes.
@@ -34,6 +35,12 @@ class UserError(TokenmillError):
 
 class RunFailed(TokenmillError):
     """The run cannot go on; what is committed stays, and the same command resumes."""
+
+
+class OverBudget(RunFailed):
+    """More rows were rejected than the job allows, whatever becomes of the rest."""
+
+    exit_code = ExitCode.OVER_REJECT_BUDGET
 
 
 def root_cause(error: BaseException) -> BaseException:

@@ -28,6 +28,8 @@ from pipeline.tokenizer import Chat, Pair, TextSpan
 _BYTES_PER_TOKEN = 3
 # Fills the last token: a byte that UTF-8 never has, unlike zero.
 _FILLER = b"\xff"
+# More steps than any test takes.
+_FOREVER = 2**62
 _WORDS = ("ash", "birch", "cedar", "elm", "fir", "hazel", "larch", "maple", "oak", "pine", "rowan")
 _TEXTS = {
     "date": "2000-01-01",
@@ -55,6 +57,9 @@ class FakeSettings(BaseModel):
     num_labels: Annotated[int, Field(ge=1)] = Field(1, description="Of its classes' numbers.")
     crash_on: Annotated[str, Field(min_length=1)] | None = Field(
         None, description="A prompt with this text kills the engine."
+    )
+    hang_on: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="A prompt with this text is never answered."
     )
 
 
@@ -135,7 +140,17 @@ class FakeEngine:
             completion = self._generated(key, request, request.params, draw)
         if fails:
             completion = replace(completion, text="", finish_reason="error")
-        self._waiting.append((max(1, completion.num_generated_tokens), completion))
+        num_steps = max(1, completion.num_generated_tokens)
+        if self._settings.hang_on is not None and self._settings.hang_on.encode() in prompt:
+            num_steps = _FOREVER
+        self._waiting.append((num_steps, completion))
+
+    def abort(self, key: int) -> None:
+        self._waiting = deque(item for item in self._waiting if item[1].key != key)
+        for step, running in self._ending.items():
+            left = [completion for completion in running if completion.key != key]
+            self._num_running -= len(running) - len(left)
+            self._ending[step] = left
 
     def _generated(
         self, key: int, request: Request, sampling: Sampling, draw: random.Random

@@ -104,6 +104,12 @@ class Model(ModelSource):
         default=1, description="Ignored on a machine without GPUs."
     )
 
+    request_timeout_s: Annotated[float, Field(gt=0)] = Field(
+        default=1800.0,
+        description="A request that takes longer is aborted, and its row rejected; an engine that "
+        "does not move for so long is given up.",
+    )
+
 
 class Output(Section):
     """Where the result stands."""
@@ -232,7 +238,7 @@ class Job(Section):
     def answer_fields(self) -> dict[str, Any]:
         """What the answers depend on, as dotted name to value: all that the fingerprint covers."""
         data = self.model_dump(mode="json", exclude={*_SAME_ANSWERS, *_ASKED})
-        for key in ("replicas", "gpus_per_replica"):
+        for key in ("replicas", "gpus_per_replica", "request_timeout_s"):
             data["model"].pop(key)
         data["model"]["engine"] = {
             key: value
@@ -293,15 +299,27 @@ def _flatten(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
     """The job in a YAML file, with `key.path=value` overrides. Raises `UserError`."""
-    data = _read_yaml(path)
+    data = _with_overrides(_parse_yaml(_read_text(path), str(path)), overrides)
+    return _validated(_resolve_environment(data), str(path))
+
+
+def stored_job(text: str, where: str, overrides: Sequence[str] = ()) -> Job:
+    """The resolved job that an output holds, with overrides. Raises `UserError` naming `where`."""
+    return _validated(_with_overrides(_parse_yaml(text, where), overrides), where)
+
+
+def _with_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         _apply_override(data, override)
-    data = _resolve_environment(data)
-    _refuse_unknown_keys(data, Job, where=str(path))
+    return data
+
+
+def _validated(data: dict[str, Any], where: str) -> Job:
+    _refuse_unknown_keys(data, Job, where)
     try:
         return Job.model_validate(data)
     except ValidationError as error:
-        raise UserError(f"{path}: {_in_one_line(error)}") from error
+        raise UserError(f"{where}: {_in_one_line(error)}") from error
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -337,13 +355,16 @@ def _construct_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[An
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot read the job file ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: the job file is not UTF-8 text") from error
+
+
+def _parse_yaml(text: str, path: str) -> dict[str, Any]:
     try:
         data = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
     except yaml.MarkedYAMLError as error:

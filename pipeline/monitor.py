@@ -6,6 +6,7 @@ plain line is printed every ten seconds.
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -20,11 +21,15 @@ _LEAST_PACE_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class PoolState:
-    """What the replicas last said of themselves, by name, and how many engines have died."""
+    """What the replicas last said of themselves, by name, and how many engines have died.
+
+    `condemned` counts the rows that were found to kill engines.
+    """
 
     loads: Mapping[str, Load] = field(default_factory=dict)
     deaths: int = 0
     last_death: str = ""
+    condemned: int = 0
 
 
 @dataclass(slots=True)
@@ -41,7 +46,7 @@ class Progress:
     started_at: float
     units: int = 0
     rows: int = 0
-    rejected: int = 0
+    rejects: Counter[str] = field(default_factory=Counter)
     filtered: int = 0
     input_tokens: int = 0
     generated_tokens: int = 0
@@ -55,7 +60,7 @@ class Progress:
         record = commit.record
         self.units += 1
         self.rows += record.num_rows + record.num_filtered
-        self.rejected += record.num_rejected
+        self.rejects.update(record.rejects)
         self.filtered += record.num_filtered
         if commit.is_ours:
             self.input_tokens += record.input_tokens
@@ -69,6 +74,11 @@ class Progress:
         self.observed_at = now
         if pool.loads and self.first_load_at is None:
             self.first_load_at = now
+
+    @property
+    def rejected(self) -> int:
+        """Rows without an answer, of this run's units."""
+        return self.rejects.total()
 
     @property
     def engine_deaths(self) -> int:

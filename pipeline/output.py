@@ -8,22 +8,22 @@ _SUCCESS                         written last, when all units are committed and 
 """
 
 import json
-from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from pipeline.commit import UnitRecord, read_record
+import pyarrow as pa
+
+from pipeline.commit import UnitRecord
 from pipeline.errors import RunFailed, UserError
-from pipeline.job import Job, differing_fields
+from pipeline.job import Job, differing_fields, stored_job
 from pipeline.plan import UNIT_KEY, Plan, Unit, plan_from_bytes, plan_to_bytes
-from pipeline.store import Store
+from pipeline.source import Source
+from pipeline.store import Store, open_store
 
 PLAN_KEY = "_tokenmill/plan.parquet"
 JOB_KEY = "_tokenmill/job.yaml"
 SUCCESS_KEY = "_SUCCESS"
-
-# Reading footers is waiting for the store.
-_VERIFY_THREADS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +32,76 @@ class Totals:
 
     units: int
     rows: int
-    rejected: int
     filtered: int
+    rejects: Mapping[str, int]
     input_tokens: int
     generated_tokens: int
+
+    @property
+    def rejected(self) -> int:
+        """Rows without an answer."""
+        return sum(self.rejects.values())
 
     @property
     def reject_rate(self) -> float:
         """Rejected rows as a share of the output's rows."""
         return self.rejected / self.rows if self.rows else 0.0
+
+
+def totals_of(records: Collection[UnitRecord]) -> Totals:
+    """The sums over units' records."""
+    rejects: Counter[str] = Counter()
+    for record in records:
+        rejects.update(record.rejects)
+    return Totals(
+        units=len(records),
+        rows=sum(record.num_rows for record in records),
+        filtered=sum(record.num_filtered for record in records),
+        rejects=dict(sorted(rejects.items())),
+        input_tokens=sum(record.input_tokens for record in records),
+        generated_tokens=sum(record.generated_tokens for record in records),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An output that stands: what it is the output of."""
+
+    store: Store
+    plan: Plan
+    job: Job
+
+    @property
+    def kept_schema(self) -> pa.Schema:
+        """The kept columns and their types."""
+        return pa.schema([self.plan.schema.field(name) for name in self.job.input.keep])
+
+    @property
+    def source(self) -> Source:
+        """The input, where it stood when the plan was made."""
+        endpoint_url = self.job.input.endpoint_url
+        store = open_store(self.plan.input_url, endpoint_url)
+        return Source(store, self.plan.schema, self.job.input.where)
+
+
+def open_output(path: str, endpoint_url: str | None = None) -> Opened:
+    """The output at a path, with its plan and job. Raises `UserError` if there is none."""
+    store = open_store(path, endpoint_url)
+    plan = read_plan(store)
+    if plan is None:
+        raise UserError(f"{store.url}: no output of tokenmill stands here; mend the path")
+    job = read_job(store)
+    refuse_other_job(store, plan, job)
+    return Opened(store, plan, job)
+
+
+def read_job(store: Store, overrides: Sequence[str] = ()) -> Job:
+    """The job that an output holds, with overrides. Raises `UserError`."""
+    try:
+        text = store.read(JOB_KEY).decode()
+    except FileNotFoundError as error:
+        raise UserError(f"{store.url}/{JOB_KEY} is gone; run the job again") from error
+    return stored_job(text, f"{store.url}/{JOB_KEY}", overrides)
 
 
 def read_plan(store: Store) -> Plan | None:
@@ -117,43 +178,6 @@ def committed_keys(store: Store, plan: Plan) -> frozenset[str]:
 def missing_units(plan: Plan, committed: Collection[str]) -> tuple[Unit, ...]:
     """What is left to run, in the plan's order."""
     return tuple(unit for unit in plan.units if unit.key not in committed)
-
-
-def verify(store: Store, plan: Plan) -> Totals:
-    """Prove from the objects that every planned row is accounted for, and count.
-
-    Each unit's object is there, names this unit and this job, and its rows and filtered rows add up
-    to the unit's. Raises `RunFailed` for a unit that is missing, `UserError` for one that is wrong.
-    """
-    missing = missing_units(plan, committed_keys(store, plan))
-    if missing:
-        raise RunFailed(
-            f"{store.url}: {len(missing):,} units are missing, first {missing[0].key}; "
-            "run the command again"
-        )
-    with ThreadPoolExecutor(_VERIFY_THREADS) as pool:
-        records = list(pool.map(lambda unit: _verified_record(store, plan, unit), plan.units))
-    return Totals(
-        units=len(records),
-        rows=sum(record.num_rows for record in records),
-        rejected=sum(record.num_rejected for record in records),
-        filtered=sum(record.num_filtered for record in records),
-        input_tokens=sum(record.input_tokens for record in records),
-        generated_tokens=sum(record.generated_tokens for record in records),
-    )
-
-
-def _verified_record(store: Store, plan: Plan, unit: Unit) -> UnitRecord:
-    record = read_record(store, unit.key)
-    if record.fingerprint != plan.fingerprint:
-        raise UserError(f"{store.url}/{unit.key}: belongs to another job; remove it and run again")
-    accounted = record.num_rows + record.num_filtered
-    if (record.unit, accounted) != (unit.key, unit.num_rows):
-        raise UserError(
-            f"{store.url}/{unit.key}: does not fit the plan (unit {record.unit}, "
-            f"{accounted:,} rows accounted for of {unit.num_rows:,}); remove it and run again"
-        )
-    return record
 
 
 def read_success(store: Store) -> Totals | None:

@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -28,7 +28,15 @@ from ray.exceptions import RayError
 
 from pipeline import __version__
 from pipeline.columns import output_rows, output_schema
-from pipeline.commit import Commit, UnitRecord, commit
+from pipeline.commit import (
+    Commit,
+    Mending,
+    UnitRecord,
+    commit,
+    count_rejects,
+    repair,
+    sum_of,
+)
 from pipeline.engine import EngineInfo, MachineShare
 from pipeline.errors import RunFailed, TokenmillError, root_cause
 from pipeline.job import Job, ReplicaRange
@@ -36,10 +44,11 @@ from pipeline.monitor import PoolState
 from pipeline.parcel import pack, unpack
 from pipeline.plan import Unit
 from pipeline.render import Renderer
-from pipeline.replica import Replica, load_engine
+from pipeline.replica import AnsweredUnit, Replica, load_engine
 from pipeline.scheduler import Load
-from pipeline.source import Source
+from pipeline.source import ROW_COLUMN, Source
 from pipeline.store import Store
+from pipeline.suspects import Advice, Suspects
 from pipeline.tasks.row import RowTasks, answer_fields
 from pipeline.tools import load_tasks
 
@@ -54,6 +63,18 @@ _FACTS_KEY = b"tokenmill"
 
 
 @dataclass(frozen=True, slots=True)
+class Repair:
+    """That only some rows of the units are run, and put into the objects that stand.
+
+    `rows` maps a unit's key to the rows' positions in the shard; `changes` are the job's fields
+    that differ from the job that the output is of, with their new values.
+    """
+
+    rows: Mapping[str, tuple[int, ...]]
+    changes: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class RunSpec:
     """All that the stages need, as plain data: it is sent to every worker process once."""
 
@@ -63,6 +84,7 @@ class RunSpec:
     output: Store
     kept_schema: pa.Schema
     units: tuple[Unit, ...]
+    repair: Repair | None = None
 
 
 class _Board:
@@ -73,6 +95,19 @@ class _Board:
         self._deaths = 0
         self._last_death = ""
         self._failure: TokenmillError | None = None
+        self._suspects = Suspects()
+
+    def begin(self, unit: int) -> Advice:
+        return self._suspects.begin(unit)
+
+    def next_group(self, unit: int, unanswered: Sequence[int]) -> Sequence[int]:
+        return self._suspects.next_group(unit, unanswered)
+
+    def survived(self, unit: int) -> None:
+        self._suspects.survived(unit)
+
+    def end(self, unit: int) -> None:
+        self._suspects.end(unit)
 
     def report(self, replica: str, load: Load) -> None:
         self._loads[replica] = load
@@ -89,7 +124,23 @@ class _Board:
         return self._failure
 
     def state(self) -> PoolState:
-        return PoolState(dict(self._loads), self._deaths, self._last_death)
+        condemned = self._suspects.num_condemned
+        return PoolState(dict(self._loads), self._deaths, self._last_death, condemned)
+
+
+@dataclass(frozen=True, slots=True)
+class _UnitJournal:
+    """One unit's part of the board, which stands after the replica has died."""
+
+    board: Any
+    unit: int
+
+    def next_group(self, unanswered: Sequence[int]) -> Sequence[int]:
+        group: Sequence[int] = ray.get(self.board.next_group.remote(self.unit, unanswered))
+        return group
+
+    def survived(self) -> None:
+        ray.get(self.board.survived.remote(self.unit))
 
 
 class Pool:
@@ -152,7 +203,7 @@ class Pool:
         ):
             for text in batch.column("commit").to_pylist():
                 data = json.loads(text)
-                yield Commit(UnitRecord(**data["record"]), data["is_ours"])
+                yield Commit(UnitRecord.from_facts(data["record"]), data["is_ours"])
 
     def close(self) -> None:
         """Leave the cluster; a local one ends, and its processes with it."""
@@ -260,7 +311,12 @@ def _render(batch: pa.Table, spec: RunSpec, board: Any) -> pa.Table:
 
 def _render_unit(spec: RunSpec, position: int) -> pa.Table:
     renderer = Renderer(_tasks(spec.job.model_dump_json()), spec.job.input.keep)
-    return pack(position, renderer.render(spec.source.read(spec.units[position])))
+    unit = spec.units[position]
+    rows = spec.source.read(unit)
+    if spec.repair is not None:
+        wanted = pa.array(spec.repair.rows[unit.key], pa.int64())
+        rows = rows.filter(pc.is_in(rows.column(ROW_COLUMN), wanted))
+    return pack(position, renderer.render(rows))
 
 
 @lru_cache(maxsize=1)
@@ -274,6 +330,7 @@ class _ReplicaStage:
 
     def __init__(self, job: Job, num_gpus: int, board: Any) -> None:
         name = f"{socket.gethostname()}-{os.getpid()}"
+        self._board = board
 
         def on_load(load: Load) -> None:
             board.report.remote(name, load)
@@ -289,6 +346,7 @@ class _ReplicaStage:
             self._replica = Replica(
                 load=lambda: load_engine(job, MachineShare(num_gpus, _threads_per_replica(job))),
                 tasks=tasks,
+                timeout_s=job.model.request_timeout_s,
                 on_load=on_load,
                 on_death=on_death,
             )
@@ -297,11 +355,21 @@ class _ReplicaStage:
     def __call__(self, batch: pa.Table) -> pa.Table:
         parcels = []
         for position, rendered in unpack(batch):
-            answered = self._replica.answer(rendered)
+            answered = self._answer(position, rendered)
             facts = {"engine": asdict(self._replica.info), "seconds": answered.seconds}
             rows = answered.rows.replace_schema_metadata({_FACTS_KEY: json.dumps(facts)})
             parcels.append(pack(position, rows))
         return pa.concat_tables(parcels)
+
+    def _answer(self, position: int, rendered: pa.Table) -> AnsweredUnit:
+        advice: Advice = ray.get(self._board.begin.remote(position))
+        if advice.is_alone:
+            journal = _UnitJournal(self._board, position)
+            answered = self._replica.answer_alone(rendered, advice.condemned, journal)
+        else:
+            answered = self._replica.answer(rendered)
+        self._board.end.remote(position)
+        return answered
 
 
 def _commit(batch: pa.Table, spec: RunSpec, board: Any) -> pa.Table:
@@ -315,9 +383,12 @@ def _commit(batch: pa.Table, spec: RunSpec, board: Any) -> pa.Table:
 def _commit_unit(spec: RunSpec, position: int, answered: pa.Table) -> Commit:
     unit = spec.units[position]
     facts = json.loads((answered.schema.metadata or {})[_FACTS_KEY])
-    record = _record(spec, unit, answered, EngineInfo(**facts["engine"]), facts["seconds"])
     schema = output_schema(spec.kept_schema, answer_fields(spec.job.steps))
     rows = output_rows(answered, unit.shard, schema)
+    if spec.repair is not None:
+        mending = Mending(spec.run, uuid.uuid4().hex, spec.repair.changes)
+        return repair(spec.output, unit, rows, mending)
+    record = _record(spec, unit, answered, EngineInfo(**facts["engine"]), facts["seconds"])
     return commit(spec.output, unit, rows, record)
 
 
@@ -334,14 +405,11 @@ def _record(
         engine=engine.name,
         engine_version=engine.version,
         unit=unit.key,
+        shard_version=unit.version,
         num_rows=answered.num_rows,
         num_filtered=unit.num_rows - answered.num_rows,
-        num_rejected=answered.num_rows - answered.column("error").null_count,
-        input_tokens=_sum(answered, "num_input_tokens"),
-        generated_tokens=_sum(answered, "num_generated_tokens"),
+        rejects=count_rejects(answered),
+        input_tokens=sum_of(answered, "num_input_tokens"),
+        generated_tokens=sum_of(answered, "num_generated_tokens"),
         seconds=round(seconds, 3),
     )
-
-
-def _sum(table: pa.Table, column: str) -> int:
-    return pc.sum(table.column(column), min_count=0).as_py() or 0

@@ -7,10 +7,11 @@ Knows nothing of Ray.
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 import pyarrow as pa
 
@@ -19,13 +20,19 @@ from pipeline.engine import Engine, EngineInfo, MachineShare, load_vllm
 from pipeline.fake import FakeEngine, fake_settings
 from pipeline.job import Job
 from pipeline.models import fetch
-from pipeline.scheduler import Load, Scheduler, UnitInFlight
+from pipeline.scheduler import AnsweredRow, Load, Scheduler, UnitInFlight
+from pipeline.schema import Reject, RejectClass
 from pipeline.section import ModelSource
 from pipeline.tasks.base import Runner
-from pipeline.tasks.row import RowTasks
+from pipeline.tasks.row import RowResult, RowTasks
 from pipeline.team import EngineTeam, memory_shares
 
 _REPORT_INTERVAL_S = 1.0
+_CRASHED = AnsweredRow(
+    RowResult({}, Reject(RejectClass.ENGINE_CRASH, "the engine dies of this row", attempts=1)),
+    num_input_tokens=None,
+    num_generated_tokens=None,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +64,53 @@ def load_engine(job: Job, share: MachineShare) -> Engine:
     )
 
 
+class Journal(Protocol):
+    """What outlives the engine of a unit that runs alone (`suspects`)."""
+
+    def next_group(self, unanswered: Sequence[int]) -> Sequence[int]:
+        """The rows to run now."""
+
+    def survived(self) -> None:
+        """They are answered, and the engine lives."""
+
+
+class _Gate:
+    """Many are inside at a time, or one alone, before whom nobody who comes later goes in."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._num_inside = 0
+        self._is_closed = False
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_closed)
+            self._num_inside += 1
+        try:
+            yield
+        finally:
+            self._leave()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_closed)
+            self._is_closed = True
+            self._changed.wait_for(lambda: not self._num_inside)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._is_closed = False
+                self._changed.notify_all()
+
+    def _leave(self) -> None:
+        with self._changed:
+            self._num_inside -= 1
+            self._changed.notify_all()
+
+
 class Replica:
     """Owns an engine and the one thread that may touch it.
 
@@ -69,10 +123,14 @@ class Replica:
         self,
         load: Callable[[], Engine],
         tasks: RowTasks,
+        timeout_s: float,
         on_load: Callable[[Load], None],
         on_death: Callable[[BaseException], None],
     ) -> None:
         self._tasks = tasks
+        self._timeout_s = timeout_s
+        self._stepping_since: float | None = None
+        self._gate = _Gate()
         self._on_load = on_load
         self._on_death = on_death
         self._inbox: queue.SimpleQueue[tuple[pa.Table, Future[UnitInFlight]]] = queue.SimpleQueue()
@@ -83,12 +141,38 @@ class Replica:
 
     def answer(self, rendered: pa.Table) -> AnsweredUnit:
         """Run a rendered unit through the engine, beside those of other callers."""
+        with self._gate.shared():
+            unit = self._run(rendered)
+        return self._answered(rendered, unit.answers, unit.seconds)
+
+    def answer_alone(
+        self, rendered: pa.Table, condemned: frozenset[int], journal: Journal
+    ) -> AnsweredUnit:
+        """Run a unit with nothing beside it, in the groups of rows that the journal names.
+
+        The rows that are `condemned` are not run: they have killed engines.
+        """
+        started_at = time.monotonic()
+        answers: dict[int, AnsweredRow | None] = dict.fromkeys(condemned, _CRASHED)
+        with self._gate.alone():
+            while left := [row for row in range(rendered.num_rows) if row not in answers]:
+                group = journal.next_group(left)
+                unit = self._run(rendered.take(pa.array(group, pa.int64())))
+                journal.survived()
+                answers.update(zip(group, unit.answers, strict=True))
+        in_order = [answers[row] for row in range(rendered.num_rows)]
+        return self._answered(rendered, in_order, time.monotonic() - started_at)
+
+    def _run(self, rendered: pa.Table) -> UnitInFlight:
         future: Future[UnitInFlight] = Future()
         self._inbox.put((rendered, future))
-        unit = future.result()
-        answers = [answer for answer in unit.answers if answer is not None]
-        table = answered_table(rendered, answers, self._tasks.fields)
-        return AnsweredUnit(table, unit.seconds)
+        return future.result()
+
+    def _answered(
+        self, rendered: pa.Table, answers: Sequence[AnsweredRow | None], seconds: float
+    ) -> AnsweredUnit:
+        whole = [answer for answer in answers if answer is not None]
+        return AnsweredUnit(answered_table(rendered, whole, self._tasks.fields), seconds)
 
     def _serve(self, load: Callable[[], Engine], ready: Future[EngineInfo]) -> None:
         try:
@@ -97,7 +181,8 @@ class Replica:
             ready.set_exception(error)
             return
         ready.set_result(engine.info)
-        scheduler = Scheduler(engine, self._tasks)
+        scheduler = Scheduler(engine, self._tasks, self._timeout_s)
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         try:
             self._loop(scheduler)
         except BaseException as error:  # noqa: BLE001 - whatever it was, the engine is dead
@@ -110,12 +195,28 @@ class Replica:
         reported_at = 0.0
         while True:
             self._take_new_units(scheduler)
-            for unit in scheduler.step():
+            self._stepping_since = time.monotonic()
+            finished = scheduler.step()
+            self._stepping_since = None
+            for unit in finished:
                 self._waiting.pop(id(unit)).set_result(unit)
             now = time.monotonic()
             if now - reported_at >= _REPORT_INTERVAL_S or not scheduler.has_work:
                 self._on_load(scheduler.load)
                 reported_at = now
+
+    def _watch(self) -> None:
+        """Give the engine up when a single step takes longer than any request may."""
+        stuck = threading.Event()
+        while True:
+            since = self._stepping_since
+            waited_s = 0.0 if since is None else time.monotonic() - since
+            if waited_s >= self._timeout_s:
+                reason = f"it has not moved for {waited_s:,.0f} s (model.request_timeout_s)"
+                self._on_death(TimeoutError(reason))
+                return
+            # Never set: a sleep until the present step, if it is one, would be too long.
+            stuck.wait(self._timeout_s - waited_s)
 
     def _take_new_units(self, scheduler: Scheduler) -> None:
         """Submit what has come in; with nothing else to do, wait for it."""

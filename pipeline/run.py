@@ -4,59 +4,41 @@ Ray and the engine are imported only when there is something to run.
 """
 
 import json
+import math
 import queue
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-import pyarrow as pa
-
 from pipeline import __version__
 from pipeline.columns import output_schema
 from pipeline.commit import Commit
-from pipeline.engine import check_argument_names, vllm_params
-from pipeline.errors import ExitCode, RunFailed, TokenmillError, UserError, root_cause
-from pipeline.fake import fake_settings
-from pipeline.job import Job, Units
-from pipeline.models import cache_folder, check_source
-from pipeline.monitor import EventLog, Progress, Screen
-from pipeline.output import (
-    Totals,
-    committed_keys,
-    has_results,
-    missing_units,
-    publish_plan,
-    read_plan,
-    read_success,
-    refuse_foreign_files,
-    refuse_other_job,
-    replace_plan,
-    verify,
-    write_success,
-)
-from pipeline.plan import Plan, Unit, UnitSize, first_rows, plan_units
-from pipeline.shards import Listing, list_input, read_footers, refuse_output_inside
-from pipeline.source import Source, changed_shard
-from pipeline.store import Store, open_store
-from pipeline.tasks.row import answer_fields, input_columns
+from pipeline.engine import vllm_params
+from pipeline.errors import ExitCode, OverBudget, RunFailed, TokenmillError, UserError, root_cause
+from pipeline.job import Job
+from pipeline.models import cache_folder
+from pipeline.monitor import EventLog, PoolState, Progress, Screen
+from pipeline.output import Opened, Totals, committed_keys, write_success
+from pipeline.plan import Unit
+from pipeline.prepare import Prepared, check_job, finished_before, prepare
+from pipeline.store import open_store
+from pipeline.tasks.row import answer_fields
 from pipeline.tools import resolve
-from pipeline.where import where_columns, where_expression
+from pipeline.verify import Certificate, Damage, Expected, Level, verify
 
 if TYPE_CHECKING:
-    from pipeline.pool import Pool, RunSpec
+    from pipeline.pool import Pool, Repair, RunSpec
 
-# About a minute of one replica: 300 tokens a second on two cores, some 20,000 on a large GPU.
-_UNIT_TOKENS_CPU = 16_384
-_UNIT_TOKENS_GPU = 1_000_000
-# A template's words and the chat's marks around a row's text.
-_CHARACTERS_PER_TOKEN = 4
-# An engine that dies again and again without a unit getting through will not get better.
-_MOST_DEATHS_WITHOUT_COMMIT = 3
+# An engine that dies again and again without a unit getting through will not get better; but one
+# row that kills is found only by 2 + log2(rows of its unit) deaths.
+_MOST_DEATHS_BESIDES_SEARCH = 3
+# Rows that kill engines are rare; so many are a sign that the engine itself is sick.
+_MOST_CONDEMNED = 8
 _TICK_S = 1.0
 
 
@@ -98,149 +80,9 @@ class Interface(Protocol):
         """Show progress while the context is open; all other output goes into `log`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A job checked against its input and output: what is planned and what is committed."""
-
-    job: Job
-    store: Store
-    plan: Plan
-    source: Source
-    committed: frozenset[str]
-    new_shards: int
-
-    @property
-    def missing(self) -> tuple[Unit, ...]:
-        """The units that are left to run."""
-        return missing_units(self.plan, self.committed)
-
-
 def new_run_id() -> str:
     """Sortable by time, and unique: UTC time and six hexadecimal digits."""
     return time.strftime("%Y%m%dT%H%M%SZ-", time.gmtime()) + secrets.token_hex(3)
-
-
-def check_job(job: Job) -> None:
-    """What can be refused without the input, the output, Ray or an engine. Raises `UserError`."""
-    names = output_schema(pa.schema([]), answer_fields(job.steps)).names
-    taken = sorted(set(names).intersection(job.input.keep))
-    if taken:
-        raise UserError(
-            f"input.keep: {taken[0]} is the name of an output column; rename the input's column"
-        )
-    if len(set(job.input.keep)) != len(job.input.keep):
-        raise UserError("input.keep: a column stands twice")
-    input_columns(job.steps)
-    side_models = {place: side.source for place, side in job.side_models.items()}
-    models = {"model": job.model, **side_models}
-    for place, model in models.items():
-        check_source(model)
-        if model.is_fake:
-            fake_settings(model.engine, place)
-    real = {f"{at}.engine": model.engine for at, model in models.items() if not model.is_fake}
-    if real:
-        check_argument_names(
-            real,
-            {f"{step.place}sampling": step.sampling for step in job.steps if step.sampling}
-            | {
-                f"{step.place}retries.sampling": step.retries.sampling
-                for step in job.steps
-                if step.retries
-            },
-        )
-
-
-def finished_before(job: Job, store: Store) -> Totals | None:
-    """The totals of an output that this very job has finished; None if there is work to do."""
-    plan = read_plan(store)
-    totals = None if plan is None else read_success(store)
-    if plan is not None and totals is not None:
-        refuse_other_job(store, plan, job)
-    return totals
-
-
-def prepare(job: Job, store: Store, has_gpus: bool) -> Prepared:
-    """Find the output's plan, or make it; hold it against input and output. Raises `UserError`."""
-    listing = list_input(job.input.path, job.input.endpoint_url)
-    refuse_output_inside(listing, store.url)
-    plan = read_plan(store)
-    if plan is None:
-        refuse_foreign_files(store)
-        plan = publish_plan(store, _make_plan(job, listing, has_gpus), job)
-    elif plan.fingerprint != job.fingerprint:
-        plan = _replan(job, store, plan, _make_plan(job, listing, has_gpus))
-    return Prepared(
-        job=job,
-        store=store,
-        plan=plan,
-        source=Source(listing.store, plan.schema, job.input.where),
-        committed=committed_keys(store, plan),
-        new_shards=_compare_shards(listing, plan, job),
-    )
-
-
-def _replan(job: Job, store: Store, standing: Plan, plan: Plan) -> Plan:
-    """The plan for a job that was changed after a first try; refused once there are results."""
-    if has_results(store):
-        refuse_other_job(store, standing, job)
-    return replace_plan(store, plan, job)
-
-
-def _make_plan(job: Job, listing: Listing, has_gpus: bool) -> Plan:
-    read = input_columns(job.steps)
-    footers = read_footers(listing, _needed_columns(job, read), frozenset(read))
-    if footers.bad and job.input.on_bad_shard == "stop":
-        bad = footers.bad[0]
-        raise UserError(
-            f"{listing.store.url}/{bad.path}: {bad.reason}; mend or remove it, or set "
-            f"input.on_bad_shard: skip ({len(footers.bad):,} of {len(listing.objects):,} shards "
-            "cannot be used)"
-        )
-    if job.input.where is not None:
-        where_expression(job.input.where, footers.schema)
-    limit = job.input.limit
-    shards = footers.shards if limit is None else first_rows(footers.shards, limit)
-    return Plan(
-        input_url=listing.store.url,
-        fingerprint=job.fingerprint,
-        answer_fields=job.answer_fields,
-        schema=footers.schema,
-        units=plan_units(shards, _unit_size(job.units, has_gpus), _overhead_tokens(job)),
-        skipped=footers.bad,
-    )
-
-
-def _needed_columns(job: Job, read: Mapping[str, str]) -> dict[str, str]:
-    """Each column that the job needs, and the place that names it; `read` are its tasks'."""
-    columns = dict(read)
-    if job.input.where is not None:
-        columns |= dict.fromkeys(sorted(where_columns(job.input.where)), "input.where")
-    return columns | dict.fromkeys(job.input.keep, "input.keep")
-
-
-def _unit_size(units: Units | None, has_gpus: bool) -> UnitSize:
-    if units is None:
-        return UnitSize(tokens=_UNIT_TOKENS_GPU if has_gpus else _UNIT_TOKENS_CPU)
-    return UnitSize(rows=units.rows, tokens=units.tokens)
-
-
-def _overhead_tokens(job: Job) -> int:
-    """What each row costs beyond its text: the template's own words and the longest answer."""
-    templates = [text for step in job.steps for text in step.templates.values()]
-    words = sum(len(template) for template in templates) // _CHARACTERS_PER_TOKEN
-    return words + sum(params.max_tokens or 0 for params in job.params)
-
-
-def _compare_shards(listing: Listing, plan: Plan, job: Job) -> int:
-    """The number of shards that are not in the plan; raises `UserError` for one that changed."""
-    now = {item.key: (item.size, item.version) for item in listing.objects}
-    planned = {unit.shard: (unit.size, unit.version) for unit in plan.units}
-    for shard, before in planned.items():
-        if now.get(shard) != before:
-            what = "has changed" if shard in now else "is gone"
-            raise UserError(changed_shard(listing.store, shard, what))
-    known = planned.keys() | {bad.path for bad in plan.skipped}
-    return 0 if job.input.limit is not None else len(now.keys() - known)
 
 
 def run_job(job: Job, address: str | None, interface: Interface) -> Summary | None:
@@ -258,22 +100,16 @@ def run_job(job: Job, address: str | None, interface: Interface) -> Summary | No
         return None
     prepared = prepare(job, store, has_gpus=address is not None or _has_local_gpus())
     _announce(prepared, interface)
-    run = _Run(prepared, new_run_id(), interface)
-    try:
-        if prepared.missing:
-            run.execute(address)
-        return run.finish()
-    except (KeyboardInterrupt, Exception) as error:
-        run.stopped(error)
-        raise
+    run = Run(prepared.opened, job, prepared.missing, interface)
+    return run.to_its_end(address)
 
 
 def _announce(prepared: Prepared, interface: Interface) -> None:
-    plan, missing = prepared.plan, prepared.missing
+    plan, missing = prepared.opened.plan, prepared.missing
     shards = len({unit.shard for unit in plan.units})
     interface.say(
-        f"{prepared.job.name}: {plan.num_rows:,} rows in {shards:,} shards, "
-        f"{len(plan.units):,} units, to {prepared.store.url}"
+        f"{prepared.opened.job.name}: {plan.num_rows:,} rows in {shards:,} shards, "
+        f"{len(plan.units):,} units, to {prepared.opened.store.url}"
     )
     for bad in plan.skipped:
         interface.say(f"skipped {bad.path}: {bad.reason}")
@@ -295,51 +131,73 @@ def _counts(totals: Totals) -> str:
     return f"{totals.rows:,} rows in {totals.units:,} units, {totals.rejected:,} rejected{filtered}"
 
 
-class _Run:
-    """One run's way from the missing units to its summary."""
+class Run:
+    """Some of an output's units on their way through a pool, and what comes of them.
 
-    def __init__(self, prepared: Prepared, run: str, interface: Interface) -> None:
-        self._prepared = prepared
-        self._run = run
+    `job` says how they are answered; `repair` that only rejected rows are, in a job that may
+    differ from the output's.
+    """
+
+    def __init__(
+        self,
+        opened: Opened,
+        job: Job,
+        units: tuple[Unit, ...],
+        interface: Interface,
+        repair: "Repair | None" = None,
+    ) -> None:
+        self._opened = opened
+        self._job = job
+        self._units = units
         self._interface = interface
-        self._log = cache_folder() / "logs" / f"{run}.log"
+        self._repair = repair
+        self._run = new_run_id()
+        self._log = cache_folder() / "logs" / f"{self._run}.log"
         self._events = EventLog()
-        self._progress = _initial_progress(prepared)
-        self._events.add("start", run=run, tokenmill=__version__, missing=len(prepared.missing))
+        self._progress = _initial_progress(opened.plan.units, units)
+        self._events.add("start", run=self._run, tokenmill=__version__, missing=len(units))
 
-    def execute(self, address: str | None) -> None:
-        """Run the missing units to their end."""
-        job = self._prepared.job
-        if address is not None and not job.model.is_fake:
+    def to_its_end(self, address: str | None) -> Summary:
+        """Run the units on the cluster at `address`, verify the output, sum it up."""
+        try:
+            if self._units:
+                self._execute(address)
+            return self._finish()
+        except (KeyboardInterrupt, Exception) as error:
+            self._stopped(error)
+            raise
+
+    def _execute(self, address: str | None) -> None:
+        if address is not None and not self._job.model.is_fake:
             # Before a cluster starts machines for it. On this machine the replica finds the same
             # before it loads anything, and ten seconds of import are saved here.
-            for params in job.params:
+            for params in self._job.params:
                 vllm_params(params)
         with self._interface.watch(self._log) as screen:
             screen.update(self._progress, time.monotonic())
             # Ray is imported only by runs that have something to do.
             from pipeline.pool import Pool, RunSpec  # noqa: PLC0415
 
-            pool = Pool(address, job)
+            pool = Pool(address, self._job)
             try:
-                schema = self._prepared.plan.schema
                 spec = RunSpec(
                     run=self._run,
-                    job=job,
-                    source=self._prepared.source,
-                    output=self._prepared.store,
-                    kept_schema=pa.schema([schema.field(name) for name in job.input.keep]),
-                    units=self._prepared.missing,
+                    job=self._job,
+                    source=self._opened.source,
+                    output=self._opened.store,
+                    kept_schema=self._opened.kept_schema,
+                    units=self._units,
+                    repair=self._repair,
                 )
                 _follow(pool, spec, self._progress, screen, self._events)
             finally:
                 pool.close()
 
-    def finish(self) -> Summary:
+    def _finish(self) -> Summary:
         """Verify the whole output, mark it as finished unless too many rows were rejected."""
-        store = self._prepared.store
-        totals = verify(store, self._prepared.plan)
-        within_budget = not over_budget(self._prepared.job, totals)
+        store = self._opened.store
+        totals = _proved(verify(store, expected_of(self._opened), Level.FOOTERS))
+        within_budget = not over_budget(self._opened.job, totals)
         exit_code = ExitCode.FINISHED if within_budget else ExitCode.OVER_REJECT_BUDGET
         summary = self._summary(totals, exit_code)
         self._events.add("finish", exit_code=int(exit_code))
@@ -348,14 +206,14 @@ class _Run:
             write_success(store, totals)
         return summary
 
-    def stopped(self, error: BaseException) -> None:
+    def _stopped(self, error: BaseException) -> None:
         """Leave a summary of a run that did not end well, and say what stays of it."""
         self._events.add("stop", reason=f"{type(error).__name__}: {root_cause(error)}")
         # The store may be what failed; the reason for the stop matters more.
         with suppress(TokenmillError):
-            plan = self._prepared.plan
+            plan = self._opened.plan
             # Counted anew: commits of the last moments have not reached the driver.
-            done = len(committed_keys(self._prepared.store, plan))
+            done = len(committed_keys(self._opened.store, plan))
             self._interface.say(
                 f"stopped: {done:,} of {len(plan.units):,} units are committed and stay; "
                 "the same command runs the rest"
@@ -365,12 +223,12 @@ class _Run:
     def _summary(self, totals: Totals | None, exit_code: ExitCode) -> Summary:
         progress, now = self._progress, time.monotonic()
         return Summary(
-            job=self._prepared.job.name,
+            job=self._opened.job.name,
             run=self._run,
             tokenmill=__version__,
-            output=self._prepared.store.url,
+            output=self._opened.store.url,
             log=str(self._log),
-            model=self._prepared.job.model.source,
+            model=self._opened.job.model.source,
             units=progress.units,
             rows=progress.rows,
             rejected=progress.rejected,
@@ -381,15 +239,33 @@ class _Run:
             engine_deaths=progress.engine_deaths,
             seconds=round(now - progress.started_at, 3),
             engine_seconds=round(progress.engine_seconds(progress.observed_at), 3),
-            skipped_shards=tuple(bad.path for bad in self._prepared.plan.skipped),
+            skipped_shards=tuple(bad.path for bad in self._opened.plan.skipped),
             totals=totals,
             exit_code=int(exit_code),
         )
 
     def _write(self, summary: Summary) -> None:
         folder = f"_tokenmill/runs/{summary.run}"
-        self._prepared.store.replace(f"{folder}/events.jsonl", self._events.to_bytes())
-        self._prepared.store.replace(f"{folder}/summary.json", summary.to_json().encode())
+        self._opened.store.replace(f"{folder}/events.jsonl", self._events.to_bytes())
+        self._opened.store.replace(f"{folder}/summary.json", summary.to_json().encode())
+
+
+def expected_of(opened: Opened) -> Expected:
+    """What the output of a job must hold."""
+    schema = output_schema(opened.kept_schema, answer_fields(opened.job.steps))
+    return Expected(opened.plan, schema, opened.job.input.keep, opened.source)
+
+
+def _proved(certificate: Certificate) -> Totals:
+    """The totals of an output that is whole. Raises for the first thing that is wrong with it."""
+    if certificate.is_whole:
+        return certificate.totals
+    first = certificate.findings[0]
+    where = f"{certificate.output}/{first.key}: {first.message}"
+    more = f" (and {len(certificate.findings) - 1:,} more)" if certificate.findings[1:] else ""
+    if first.damage == Damage.MISSING:
+        raise RunFailed(f"{where}{more}; run the command again")
+    raise UserError(f"{where}{more}; remove it and run again, or use another output")
 
 
 def over_budget(job: Job, totals: Totals) -> bool:
@@ -402,13 +278,13 @@ def _has_local_gpus() -> bool:
     return Path("/dev/nvidiactl").exists()
 
 
-def _initial_progress(prepared: Prepared) -> Progress:
-    missing_rows = sum(unit.num_rows for unit in prepared.missing)
+def _initial_progress(planned: tuple[Unit, ...], units: tuple[Unit, ...]) -> Progress:
+    rows = sum(unit.num_rows for unit in planned)
     return Progress(
-        units_total=len(prepared.plan.units),
-        rows_total=prepared.plan.num_rows,
-        units_before=len(prepared.committed),
-        rows_before=prepared.plan.num_rows - missing_rows,
+        units_total=len(planned),
+        rows_total=rows,
+        units_before=len(planned) - len(units),
+        rows_before=rows - sum(unit.num_rows for unit in units),
         started_at=time.monotonic(),
     )
 
@@ -417,26 +293,63 @@ def _follow(
     pool: "Pool", spec: "RunSpec", progress: Progress, screen: Screen, events: EventLog
 ) -> None:
     """Count the commits as they come, and look after the replicas about once a second."""
-    most_deaths = _MOST_DEATHS_WITHOUT_COMMIT
+    patience = _Patience(max(unit.num_rows for unit in spec.units))
     next_tick_at = 0.0
     for commit in _or_none_each_tick(lambda: pool.commits(spec)):
         if commit is not None:
             progress.add(commit)
             events.add_commit(commit)
-            most_deaths = progress.engine_deaths + _MOST_DEATHS_WITHOUT_COMMIT
+            patience.renew(progress.engine_deaths)
+            refuse_lost_cause(spec.job, progress)
         now = time.monotonic()
         if now >= next_tick_at:
             next_tick_at = now + _TICK_S
             state = pool.state()
             progress.observe(state, now)
             screen.update(progress, now)
-            if state.deaths >= most_deaths:
-                raise RunFailed(
-                    f"the engine died {_MOST_DEATHS_WITHOUT_COMMIT} times without a unit "
-                    f"getting through, the last time of {state.last_death}"
-                )
+            patience.observe(state)
     progress.observe(pool.state(), time.monotonic())
     screen.update(progress, time.monotonic())
+
+
+class _Patience:
+    """How many deaths of engines are borne before a run is given up."""
+
+    def __init__(self, rows_per_unit: int) -> None:
+        self._allowance = _MOST_DEATHS_BESIDES_SEARCH + rows_per_unit.bit_length()
+        self._deaths_before = 0
+        self._condemned = 0
+
+    def renew(self, deaths: int) -> None:
+        """A unit got through: the engines work."""
+        self._deaths_before = deaths
+
+    def observe(self, state: PoolState) -> None:
+        """Raise `RunFailed` when it is enough."""
+        if self._condemned < state.condemned <= _MOST_CONDEMNED:
+            self._condemned = state.condemned
+            self.renew(state.deaths)
+        deaths = state.deaths - self._deaths_before
+        if deaths >= self._allowance:
+            raise RunFailed(
+                f"engines died {deaths} times without a unit getting through, the last time of "
+                f"{state.last_death}"
+            )
+
+
+def refuse_lost_cause(job: Job, progress: Progress) -> None:
+    """Raise `OverBudget` as soon as the run is sure to end with more rejects than are allowed."""
+    most_rows = progress.rows_total - progress.filtered
+    most = math.floor(job.max_reject_rate * most_rows)
+    if job.max_rejects is not None:
+        most = min(most, job.max_rejects)
+    if progress.rejected > most and progress.rows_done < progress.rows_total:
+        classes = ", ".join(f"{count:,} {name}" for name, count in progress.rejects.most_common(3))
+        raise OverBudget(
+            f"{progress.rejected:,} rejects ({classes}) are more than the {most:,} that "
+            f"max_reject_rate and max_rejects allow of {most_rows:,} rows; tokenmill rejects shows "
+            "them; mend the job or the input, or raise the budget, and run again"
+        )
 
 
 def _or_none_each_tick(commits: Callable[[], Iterator[Commit]]) -> Iterator[Commit | None]:

@@ -8,7 +8,7 @@ its last row has its result. Knows nothing of Ray, threads or vLLM.
 
 import heapq
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -79,6 +79,15 @@ class _RowInFlight:
 
 
 @dataclass(frozen=True, slots=True)
+class _Sent:
+    """A request in the engine: its place in its row's round, and when its time is over."""
+
+    row: _RowInFlight
+    place: int
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
     """How busy an engine is, and what it has done since it started."""
 
@@ -91,15 +100,17 @@ class Load:
 class Scheduler:
     """One engine's feeder. Not thread-safe: the thread that steps is the one that submits."""
 
-    def __init__(self, engine: Engine, tasks: RowTasks) -> None:
+    def __init__(self, engine: Engine, tasks: RowTasks, timeout_s: float) -> None:
         self._engine = engine
         self._tasks = tasks
+        self._timeout_s = timeout_s
         self._window = _WINDOW_PER_SEQUENCE * engine.info.max_num_seqs
         # Units with rows that have not begun.
         self._sending: deque[UnitInFlight] = deque()
         # What rows under way ask, as a heap: by the row's number, then by the place in its round.
         self._pending: list[tuple[int, int, _RowInFlight, Request]] = []
-        self._sent: dict[int, tuple[_RowInFlight, int]] = {}
+        # In the order of sending: with the same time for all, the first runs out of it first.
+        self._sent: OrderedDict[int, _Sent] = OrderedDict()
         self._finished: list[UnitInFlight] = []
         self._num_units = 0
         self._num_rows = 0
@@ -138,13 +149,14 @@ class Scheduler:
         An exception means that the engine is dead.
         """
         self._fill()
+        self._expire()
         if self._sent:
             for completion in self._engine.step():
-                row, place = self._sent.pop(completion.key)
+                sent = self._sent.pop(completion.key)
                 self._input_tokens += completion.num_input_tokens
                 self._generated_tokens += completion.num_generated_tokens
-                row.count(completion)
-                self._place(row, place, _checked(completion))
+                sent.row.count(completion)
+                self._place(sent.row, sent.place, _checked(completion))
         finished, self._finished = self._finished, []
         self._num_units -= len(finished)
         return finished
@@ -219,7 +231,16 @@ class Scheduler:
         except RequestRefused as error:
             self._place(row, place, Reject(RejectClass.ENGINE_ERROR, str(error), attempts=1))
             return
-        self._sent[key] = (row, place)
+        self._sent[key] = _Sent(row, place, time.monotonic() + self._timeout_s)
+
+    def _expire(self) -> None:
+        """Abort the requests whose time is over."""
+        now = time.monotonic()
+        while self._sent and next(iter(self._sent.values())).deadline <= now:
+            key, sent = self._sent.popitem(last=False)
+            self._engine.abort(key)
+            message = f"no answer within model.request_timeout_s ({self._timeout_s:g} s)"
+            self._place(sent.row, sent.place, Reject(RejectClass.TIMEOUT, message, attempts=1))
 
     def _too_long(self, request: Request) -> Reject | None:
         """VLLM would cut the answer to what fits, without a word."""

@@ -24,6 +24,8 @@ class RejectClass(StrEnum):
     ENGINE_ERROR = "engine_error"
     TRUNCATED_ANSWER = "truncated_answer"
     INVALID_ANSWER = "invalid_answer"
+    ENGINE_CRASH = "engine_crash"
+    TIMEOUT = "timeout"
     TASK_ERROR = "task_error"
     CHECK_FAILED = "check_failed"
 

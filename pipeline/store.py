@@ -17,6 +17,8 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
+from filelock import FileLock
+
 from pipeline.errors import RunFailed, UserError
 
 #: Temporary files of the local store; readers of Parquet folders skip names that begin with a dot.
@@ -70,6 +72,9 @@ class Store(Protocol):
 
     def replace(self, key: str, data: bytes) -> None:
         """Write the object whole, whether it exists or not."""
+
+    def exchange(self, key: str, data: bytes, version: str) -> bool:
+        """Write the object whole in the place of its `version`: False if it has another by now."""
 
 
 def open_store(url: str, endpoint_url: str | None = None) -> Store:
@@ -142,6 +147,17 @@ class LocalStore:
         with _local_errors(target), _temporary_beside(target, data) as temporary:
             os.replace(temporary, target)
             _sync_folder(os.path.dirname(target))
+
+    def exchange(self, key: str, data: bytes, version: str) -> bool:
+        target = self._path(key)
+        lock = os.path.join(os.path.dirname(target), f"{TEMPORARY_PREFIX}lock")
+        # No local file system compares and renames in one step; all of ours take the lock first.
+        with _local_errors(target), FileLock(lock), _temporary_beside(target, data) as temporary:
+            if self.info(key).version != version:
+                return False
+            os.replace(temporary, target)
+            _sync_folder(os.path.dirname(target))
+            return True
 
     def _path(self, key: str) -> str:
         return os.path.join(self.url, key)
@@ -273,6 +289,19 @@ class S3Store:
     def replace(self, key: str, data: bytes) -> None:
         with _s3_errors(self._url(key)):
             self._put(key, data, mode="overwrite")
+
+    def exchange(self, key: str, data: bytes, version: str) -> bool:
+        bucket, name = self._path(key).split("/", 1)
+        with _s3_errors(self._url(key)):
+            try:
+                self._fs.call_s3(
+                    "put_object", Bucket=bucket, Key=name, Body=data, IfMatch=f'"{version}"'
+                )
+            except OSError as error:
+                if _is_precondition_failed(error):
+                    return False
+                raise
+            return True
 
     def _put(self, key: str, data: bytes, mode: str) -> None:
         self._fs.pipe_file(self._path(key), data, mode=mode, chunksize=_SINGLE_PUT_BYTES)

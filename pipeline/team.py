@@ -25,11 +25,13 @@ class EngineTeam:
         self.info = replace(engine.info, beside=contexts)
         self._engines: dict[str | None, Engine] = {None: engine}
         self._engines.update(beside)
+        self._model_of: dict[int, str | None] = {}
         self._num_open: dict[str | None, int] = dict.fromkeys(self._engines, 0)
 
     def add(self, key: int, request: Request) -> None:
         self._engines[request.model].add(key, request)
         self._num_open[request.model] += 1
+        self._model_of[key] = request.model
 
     def step(self) -> Sequence[Completion]:
         ended: list[Completion] = []
@@ -38,7 +40,14 @@ class EngineTeam:
                 completions = engine.step()
                 self._num_open[model] -= len(completions)
                 ended += completions
+        for completion in ended:
+            del self._model_of[completion.key]
         return ended
+
+    def abort(self, key: int) -> None:
+        model = self._model_of.pop(key)
+        self._engines[model].abort(key)
+        self._num_open[model] -= 1
 
 
 def memory_shares(

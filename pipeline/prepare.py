@@ -1,0 +1,173 @@
+"""Before a run: the job held against its input and output, its plan found or made.
+
+Reads the listing and the footers of the input; no row, no Ray, no engine.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipeline.columns import output_schema
+from pipeline.engine import check_argument_names
+from pipeline.errors import UserError
+from pipeline.fake import fake_settings
+from pipeline.job import Job, Units
+from pipeline.models import check_source
+from pipeline.output import (
+    Opened,
+    Totals,
+    committed_keys,
+    has_results,
+    missing_units,
+    publish_plan,
+    read_plan,
+    read_success,
+    refuse_foreign_files,
+    refuse_other_job,
+    replace_plan,
+)
+from pipeline.plan import Plan, Unit, UnitSize, first_rows, plan_units
+from pipeline.shards import Listing, list_input, read_footers, refuse_output_inside
+from pipeline.source import changed_shard
+from pipeline.store import Store
+from pipeline.tasks.row import answer_fields, input_columns
+from pipeline.where import where_columns, where_expression
+
+# About a minute of one replica: 300 tokens a second on two cores, some 20,000 on a large GPU.
+_UNIT_TOKENS_CPU = 16_384
+_UNIT_TOKENS_GPU = 1_000_000
+# A template's words and the chat's marks around a row's text.
+_CHARACTERS_PER_TOKEN = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A job checked against its input and output: what is planned and what is committed."""
+
+    opened: Opened
+    committed: frozenset[str]
+    new_shards: int
+
+    @property
+    def missing(self) -> tuple[Unit, ...]:
+        """The units that are left to run."""
+        return missing_units(self.opened.plan, self.committed)
+
+
+def check_job(job: Job) -> None:
+    """What can be refused without the input, the output, Ray or an engine. Raises `UserError`."""
+    names = output_schema(pa.schema([]), answer_fields(job.steps)).names
+    taken = sorted(set(names).intersection(job.input.keep))
+    if taken:
+        raise UserError(
+            f"input.keep: {taken[0]} is the name of an output column; rename the input's column"
+        )
+    if len(set(job.input.keep)) != len(job.input.keep):
+        raise UserError("input.keep: a column stands twice")
+    input_columns(job.steps)
+    side_models = {place: side.source for place, side in job.side_models.items()}
+    models = {"model": job.model, **side_models}
+    for place, model in models.items():
+        check_source(model)
+        if model.is_fake:
+            fake_settings(model.engine, place)
+    real = {f"{at}.engine": model.engine for at, model in models.items() if not model.is_fake}
+    if real:
+        check_argument_names(
+            real,
+            {f"{step.place}sampling": step.sampling for step in job.steps if step.sampling}
+            | {
+                f"{step.place}retries.sampling": step.retries.sampling
+                for step in job.steps
+                if step.retries
+            },
+        )
+
+
+def finished_before(job: Job, store: Store) -> Totals | None:
+    """The totals of an output that this very job has finished; None if there is work to do."""
+    plan = read_plan(store)
+    totals = None if plan is None else read_success(store)
+    if plan is not None and totals is not None:
+        refuse_other_job(store, plan, job)
+    return totals
+
+
+def prepare(job: Job, store: Store, has_gpus: bool) -> Prepared:
+    """Find the output's plan, or make it; hold it against input and output. Raises `UserError`."""
+    listing = list_input(job.input.path, job.input.endpoint_url)
+    refuse_output_inside(listing, store.url)
+    plan = read_plan(store)
+    if plan is None:
+        refuse_foreign_files(store)
+        plan = publish_plan(store, _make_plan(job, listing, has_gpus), job)
+    elif plan.fingerprint != job.fingerprint:
+        plan = _replan(job, store, plan, _make_plan(job, listing, has_gpus))
+    return Prepared(
+        Opened(store, plan, job), committed_keys(store, plan), _compare_shards(listing, plan, job)
+    )
+
+
+def _replan(job: Job, store: Store, standing: Plan, plan: Plan) -> Plan:
+    """The plan for a job that was changed after a first try; refused once there are results."""
+    if has_results(store):
+        refuse_other_job(store, standing, job)
+    return replace_plan(store, plan, job)
+
+
+def _make_plan(job: Job, listing: Listing, has_gpus: bool) -> Plan:
+    read = input_columns(job.steps)
+    footers = read_footers(listing, _needed_columns(job, read), frozenset(read))
+    if footers.bad and job.input.on_bad_shard == "stop":
+        bad = footers.bad[0]
+        raise UserError(
+            f"{listing.store.url}/{bad.path}: {bad.reason}; mend or remove it, or set "
+            f"input.on_bad_shard: skip ({len(footers.bad):,} of {len(listing.objects):,} shards "
+            "cannot be used)"
+        )
+    if job.input.where is not None:
+        where_expression(job.input.where, footers.schema)
+    limit = job.input.limit
+    shards = footers.shards if limit is None else first_rows(footers.shards, limit)
+    return Plan(
+        input_url=listing.store.url,
+        fingerprint=job.fingerprint,
+        answer_fields=job.answer_fields,
+        schema=footers.schema,
+        units=plan_units(shards, _unit_size(job.units, has_gpus), _overhead_tokens(job)),
+        skipped=footers.bad,
+    )
+
+
+def _needed_columns(job: Job, read: Mapping[str, str]) -> dict[str, str]:
+    """Each column that the job needs, and the place that names it; `read` are its tasks'."""
+    columns = dict(read)
+    if job.input.where is not None:
+        columns |= dict.fromkeys(sorted(where_columns(job.input.where)), "input.where")
+    return columns | dict.fromkeys(job.input.keep, "input.keep")
+
+
+def _unit_size(units: Units | None, has_gpus: bool) -> UnitSize:
+    if units is None:
+        return UnitSize(tokens=_UNIT_TOKENS_GPU if has_gpus else _UNIT_TOKENS_CPU)
+    return UnitSize(rows=units.rows, tokens=units.tokens)
+
+
+def _overhead_tokens(job: Job) -> int:
+    """What each row costs beyond its text: the template's own words and the longest answer."""
+    templates = [text for step in job.steps for text in step.templates.values()]
+    words = sum(len(template) for template in templates) // _CHARACTERS_PER_TOKEN
+    return words + sum(params.max_tokens or 0 for params in job.params)
+
+
+def _compare_shards(listing: Listing, plan: Plan, job: Job) -> int:
+    """The number of shards that are not in the plan; raises `UserError` for one that changed."""
+    now = {item.key: (item.size, item.version) for item in listing.objects}
+    planned = {unit.shard: (unit.size, unit.version) for unit in plan.units}
+    for shard, before in planned.items():
+        if now.get(shard) != before:
+            what = "has changed" if shard in now else "is gone"
+            raise UserError(changed_shard(listing.store, shard, what))
+    known = planned.keys() | {bad.path for bad in plan.skipped}
+    return 0 if job.input.limit is not None else len(now.keys() - known)
