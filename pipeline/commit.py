@@ -86,6 +86,8 @@ class Commit:
 
 def encode(table: pa.Table, record: UnitRecord) -> bytes:
     """The object's bytes: Parquet, zstd, the record with the body's checksum in its metadata."""
+    # What stages note on their way is not the output's.
+    table = table.replace_schema_metadata(None)
     sink = io.BytesIO()
     with pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
         writer.write_table(table, row_group_size=_ROW_GROUP_ROWS)
@@ -111,8 +113,9 @@ def commit(store: Store, unit: Unit, table: pa.Table, record: UnitRecord) -> Com
     An object that is there already was made by an earlier attempt: by another writer, or by this
     very one if the store's answer to its PUT was lost. Either way the unit is committed.
     """
-    if store.create(unit.key, encode(table, record)):
-        return Commit(record, is_ours=True)
+    data = encode(table, record)
+    if store.create(unit.key, data):
+        return Commit(replace(record, body_sha256=body_sha256(data)), is_ours=True)
     try:
         standing = read_record(store, unit.key)
     except FileNotFoundError as error:

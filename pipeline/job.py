@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from pipeline.errors import UserError
 from pipeline.schema import Params
@@ -33,10 +33,19 @@ from pipeline.tasks.score import Score
 from pipeline.tasks.tag import Tag
 from pipeline.tasks.translate import Translate
 
+
+def _with_kind(value: Any) -> Any:
+    """A task that names no kind generates."""
+    return {"kind": "generate", **value} if isinstance(value, dict) else value
+
+
 #: Every kind of task; `kind` says which.
 AnyTask = Annotated[
-    Generate | Classify | Tag | Extract | Translate | Score | Embed | Reward | Rerank,
-    Field(discriminator="kind"),
+    Annotated[
+        Generate | Classify | Tag | Extract | Translate | Score | Embed | Reward | Rerank,
+        Field(discriminator="kind"),
+    ],
+    BeforeValidator(_with_kind),
 ]
 
 # Change no answer; so they may differ between a run and its resume.
@@ -461,7 +470,7 @@ def _section_for(value: Mapping[str, Any], annotation: Any) -> type[BaseModel] |
     if len(sections) < 2:  # noqa: PLR2004 - nothing to choose
         return next(iter(sections), None)
     kinds = {section.model_fields["kind"].default: section for section in sections}
-    return kinds.get(value.get("kind"))
+    return kinds.get(value.get("kind", "generate"))
 
 
 def _sections_of(annotation: Any) -> list[type[BaseModel]]:

@@ -4,6 +4,7 @@ Callers hand in rendered units from any thread and wait; all their rows share th
 Knows nothing of Ray.
 """
 
+import math
 import queue
 import threading
 import time
@@ -123,9 +124,9 @@ class Replica:
         self,
         load: Callable[[], Engine],
         tasks: RowTasks,
-        timeout_s: float,
         on_load: Callable[[Load], None],
         on_death: Callable[[BaseException], None],
+        timeout_s: float = math.inf,
     ) -> None:
         self._tasks = tasks
         self._timeout_s = timeout_s
@@ -182,7 +183,8 @@ class Replica:
             return
         ready.set_result(engine.info)
         scheduler = Scheduler(engine, self._tasks, self._timeout_s)
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        if math.isfinite(self._timeout_s):
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         try:
             self._loop(scheduler)
         except BaseException as error:  # noqa: BLE001 - whatever it was, the engine is dead

@@ -19,7 +19,7 @@ from pipeline import __version__
 from pipeline.columns import output_schema
 from pipeline.commit import Commit
 from pipeline.engine import vllm_params
-from pipeline.errors import ExitCode, OverBudget, RunFailed, TokenmillError, UserError, root_cause
+from pipeline.errors import ExitCode, OverBudget, RunFailed, TokenmillError, root_cause
 from pipeline.job import Job
 from pipeline.models import cache_folder
 from pipeline.monitor import EventLog, PoolState, Progress, Screen
@@ -29,7 +29,7 @@ from pipeline.prepare import Prepared, check_job, finished_before, prepare
 from pipeline.store import open_store
 from pipeline.tasks.row import answer_fields
 from pipeline.tools import resolve
-from pipeline.verify import Certificate, Damage, Expected, Level, verify
+from pipeline.verify import Expected, Level, require_whole, verify
 
 if TYPE_CHECKING:
     from pipeline.pool import Pool, Repair, RunSpec
@@ -196,7 +196,7 @@ class Run:
     def _finish(self) -> Summary:
         """Verify the whole output, mark it as finished unless too many rows were rejected."""
         store = self._opened.store
-        totals = _proved(verify(store, expected_of(self._opened), Level.FOOTERS))
+        totals = require_whole(verify(store, expected_of(self._opened), Level.FOOTERS))
         within_budget = not over_budget(self._opened.job, totals)
         exit_code = ExitCode.FINISHED if within_budget else ExitCode.OVER_REJECT_BUDGET
         summary = self._summary(totals, exit_code)
@@ -254,18 +254,6 @@ def expected_of(opened: Opened) -> Expected:
     """What the output of a job must hold."""
     schema = output_schema(opened.kept_schema, answer_fields(opened.job.steps))
     return Expected(opened.plan, schema, opened.job.input.keep, opened.source)
-
-
-def _proved(certificate: Certificate) -> Totals:
-    """The totals of an output that is whole. Raises for the first thing that is wrong with it."""
-    if certificate.is_whole:
-        return certificate.totals
-    first = certificate.findings[0]
-    where = f"{certificate.output}/{first.key}: {first.message}"
-    more = f" (and {len(certificate.findings) - 1:,} more)" if certificate.findings[1:] else ""
-    if first.damage == Damage.MISSING:
-        raise RunFailed(f"{where}{more}; run the command again")
-    raise UserError(f"{where}{more}; remove it and run again, or use another output")
 
 
 def over_budget(job: Job, totals: Totals) -> bool:

@@ -7,6 +7,7 @@ its last row has its result. Knows nothing of Ray, threads or vLLM.
 """
 
 import heapq
+import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
@@ -100,7 +101,7 @@ class Load:
 class Scheduler:
     """One engine's feeder. Not thread-safe: the thread that steps is the one that submits."""
 
-    def __init__(self, engine: Engine, tasks: RowTasks, timeout_s: float) -> None:
+    def __init__(self, engine: Engine, tasks: RowTasks, timeout_s: float = math.inf) -> None:
         self._engine = engine
         self._tasks = tasks
         self._timeout_s = timeout_s

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 
 from pipeline import __version__
 from pipeline.commit import UnitRecord, body_sha256, record_from
-from pipeline.errors import TokenmillError
-from pipeline.output import Totals, totals_of
+from pipeline.errors import RunFailed, TokenmillError, UserError
+from pipeline.output import Totals, missing_units, totals_of
 from pipeline.plan import UNIT_KEY, Plan, Unit
 from pipeline.source import ROW_COLUMN, Source
 from pipeline.store import Store
@@ -134,6 +134,28 @@ def verify(store: Store, expected: Expected, level: Level) -> Certificate:
     )
 
 
+def require_whole(certificate: Certificate) -> Totals:
+    """The totals of an output that is whole.
+
+    Raises for the first thing that is wrong with it: `RunFailed` for a unit that is missing, which
+    another run would add, `UserError` otherwise.
+    """
+    if certificate.is_whole:
+        return certificate.totals
+    missing = [item.key for item in certificate.findings if item.damage == Damage.MISSING]
+    if len(missing) == len(certificate.findings):
+        raise RunFailed(
+            f"{certificate.output}: {len(missing):,} units are missing, first {missing[0]}; "
+            "run the command again"
+        )
+    first = next(item for item in certificate.findings if item.damage != Damage.MISSING)
+    more = f" (and {len(certificate.findings) - 1:,} more)" if certificate.findings[1:] else ""
+    raise UserError(
+        f"{certificate.output}/{first.key}: {first.message}{more}; remove it and run again, or use "
+        "another output"
+    )
+
+
 Checked = tuple[UnitRecord | None, list[Finding]]
 
 
@@ -154,10 +176,9 @@ def _proof(record: UnitRecord) -> dict[str, object]:
 
 
 def _check_listing(found: set[str], plan: Plan) -> Iterator[Finding]:
-    planned = {unit.key for unit in plan.units}
-    for key in sorted(planned - found):
-        yield Finding(Damage.MISSING, key, "the unit is not committed")
-    for key in sorted(found - planned):
+    for unit in missing_units(plan, found):
+        yield Finding(Damage.MISSING, unit.key, "the unit is not committed")
+    for key in sorted(found - {unit.key for unit in plan.units}):
         what = "a unit of another plan" if UNIT_KEY.fullmatch(key) else "not written by tokenmill"
         yield Finding(Damage.FOREIGN, key, what)
 

@@ -25,7 +25,7 @@ from stores import (
     unit,
 )
 
-from pipeline.commit import Commit, commit, encode, read_record
+from pipeline.commit import Commit, UnitRecord, body_sha256, commit, encode, read_record
 from pipeline.errors import RunFailed, UserError
 from pipeline.store import LocalStore, Store, open_store
 
@@ -37,11 +37,17 @@ def write(store: Store, attempt: str) -> Commit:
     return commit(store, UNIT, answers(UNIT, attempt), record(UNIT, attempt=attempt))
 
 
+def written_by(attempt: str) -> UnitRecord:
+    """What stands in the object of the attempt: its record, with the checksum of its rows."""
+    facts = record(UNIT, attempt=attempt)
+    return replace(facts, body_sha256=body_sha256(encode(answers(UNIT, attempt), facts)))
+
+
 def assert_committed_by(store: Store, attempt: str) -> None:
     """The unit is one whole object of this attempt, and there is nothing else."""
     assert keys(store) == [UNIT.key]
     assert pq.read_table(io.BytesIO(store.read(UNIT.key))).equals(answers(UNIT, attempt))
-    assert read_record(store, UNIT.key) == record(UNIT, attempt=attempt)
+    assert read_record(store, UNIT.key) == written_by(attempt)
 
 
 # One writer wins.
@@ -49,9 +55,9 @@ def assert_committed_by(store: Store, attempt: str) -> None:
 
 def test_the_second_writer_finds_the_first_ones_object(store: Store) -> None:
     """The first commit makes the object; the second drops its own and gets the first's record."""
-    assert write(store, "first") == Commit(record(UNIT, attempt="first"), is_ours=True)
+    assert write(store, "first") == Commit(written_by("first"), is_ours=True)
     before = contents(store)
-    assert write(store, "second") == Commit(record(UNIT, attempt="first"), is_ours=False)
+    assert write(store, "second") == Commit(written_by("first"), is_ours=False)
     assert contents(store) == before
     assert_committed_by(store, "first")
 
@@ -149,7 +155,7 @@ def test_a_kill_at_any_line_leaves_all_or_nothing(tmp_path: Path, rival: bool) -
 def test_a_commit_outlives_a_fault_of_the_network(stub_s3: StubS3, fault: Fault) -> None:
     """A PUT that is refused, cut or whose answer is lost ends as ours; a second writer loses."""
     stub_s3.faults.append(fault)
-    ours = Commit(record(UNIT, attempt="first"), is_ours=True)
+    ours = Commit(written_by("first"), is_ours=True)
     assert write(stub_s3.store, "first") == ours
     assert write(stub_s3.store, "second") == replace(ours, is_ours=False)
     assert len(stub_s3.objects) == 1
@@ -244,7 +250,7 @@ def test_a_missing_object_has_no_record(store: Store) -> None:
     "facts",
     [
         {},
-        {"revision": "main", "num_rejected": 2, "seconds": 0.1 + 0.2},
+        {"revision": "main", "rejects": {"timeout": 2}, "seconds": 0.1 + 0.2},
         {"model": 's3://models/Ünïcode "quoted"', "input_tokens": 2**53 + 1},
         {"num_rows": 0, "num_filtered": 3},
     ],
@@ -254,7 +260,7 @@ def test_a_record_reads_back_as_it_was_written(store: Store, facts: dict[str, ob
     written = record(UNIT, **facts)
     table = answers(UNIT).slice(0, written.num_rows)
     assert commit(store, UNIT, table, written).is_ours
-    assert read_record(store, UNIT.key) == written
+    assert replace(read_record(store, UNIT.key), body_sha256="") == written
     assert pq.read_table(io.BytesIO(store.read(UNIT.key))).equals(table)
 
 

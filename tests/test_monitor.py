@@ -26,9 +26,10 @@ def commit(is_ours: bool = True, **changes: Any) -> Commit:
         "engine": "fake",
         "engine_version": "1",
         "unit": "data/a/rows-000000000000-000000000100.parquet",
+        "shard_version": "v1",
         "num_rows": 90,
         "num_filtered": 10,
-        "num_rejected": 5,
+        "rejects": {"empty_input": 5},
         "input_tokens": 1000,
         "generated_tokens": 200,
         "seconds": 1.5,
@@ -56,7 +57,7 @@ def test_our_commits_count_with_rows_rejects_and_tokens() -> None:
     """Rows are input rows: what `input.where` leaves out is done too, and counted by itself."""
     one = progress()
     one.add(commit())
-    one.add(commit(num_rows=100, num_filtered=0, num_rejected=0))
+    one.add(commit(num_rows=100, num_filtered=0, rejects={}))
     assert (one.units, one.rows, one.filtered, one.rejected) == (2, 200, 10, 5)
     assert (one.input_tokens, one.generated_tokens, one.lost_races) == (2000, 400, 0)
 
@@ -256,4 +257,4 @@ def test_events_are_json_lines_with_time_and_name() -> None:
     assert stop["reason"] == "first line\nsecond line\u2028third, é \udce9"
     assert 0 < stop["time"] <= committed["time"]
     assert committed["is_ours"] is False
-    assert (committed["unit"], committed["num_rejected"]) == (commit().record.unit, 5)
+    assert (committed["unit"], committed["rejects"]) == (commit().record.unit, {"empty_input": 5})

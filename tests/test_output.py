@@ -39,15 +39,18 @@ from pipeline.output import (
     refuse_foreign_files,
     refuse_other_job,
     replace_plan,
-    verify,
     write_success,
 )
 from pipeline.plan import Plan, Unit, UnitSize, plan_to_bytes, plan_units
+from pipeline.source import Source
 from pipeline.store import Store, open_store
+from pipeline.verify import Expected, Level, require_whole, verify
 
 JOB = job()
 OTHER_JOB = job({"sampling.max_tokens": 17, "prompt.user": "Sum up: {{ text }}"})
-TOTALS = Totals(units=4, rows=10, rejected=1, filtered=1, input_tokens=99, generated_tokens=40)
+TOTALS = Totals(
+    4, rows=10, filtered=1, rejects={"timeout": 1}, input_tokens=99, generated_tokens=40
+)
 
 
 def planned(of: Job = JOB, rows: int = 3) -> Plan:
@@ -69,6 +72,13 @@ def commit_unit(store: Store, of: Unit, **facts: Any) -> Commit:
     """Commit a unit of the plan, with other values for some fields of its record."""
     written = record(of, **{"fingerprint": PLAN.fingerprint} | facts)
     return commit(store, of, answers(of).slice(0, written.num_rows), written)
+
+
+def proved(store: Store, plan: Plan = PLAN) -> Totals:
+    """The totals of the output that the store holds, once its footers prove that it is whole."""
+    source = Source(store, plan.schema, None)
+    expected = Expected(plan, answers(PLAN.units[0]).schema, (), source)
+    return require_whole(verify(store, expected, Level.FOOTERS))
 
 
 def commit_all(store: Store) -> None:
@@ -249,7 +259,7 @@ def test_a_driver_that_died_leaves_the_rest_to_the_next(
     missing = missing_units(PLAN, committed_keys(store, PLAN))
     assert missing == PLAN.units[crash_at + after :]
     assert all(commit_unit(store, unit).is_ours for unit in missing)
-    assert verify(store, PLAN).rows == PLAN.num_rows
+    assert proved(store).rows == PLAN.num_rows
 
 
 @pytest.mark.parametrize(
@@ -274,7 +284,7 @@ def test_foreign_objects_among_the_results_are_refused(store: Store, key: str, w
 def test_a_whole_output_is_verified_and_counted(store: Store) -> None:
     """The totals are the sums over all units' records, whichever run made them."""
     facts = [
-        {"num_rejected": 2},
+        {"rejects": {"empty_input": 2}},
         {"num_rows": 1, "num_filtered": 2, "run": "another-run"},
         {"input_tokens": 0, "generated_tokens": 1},
         {"num_rows": 0, "num_filtered": 3},
@@ -282,9 +292,9 @@ def test_a_whole_output_is_verified_and_counted(store: Store) -> None:
     ]
     for unit, changes in zip(PLAN.units, facts, strict=True):
         commit_unit(store, unit, **changes)
-    totals = verify(store, PLAN)
+    totals = proved(store)
     assert totals == Totals(
-        units=5, rows=6, rejected=2, filtered=5, input_tokens=120, generated_tokens=49
+        5, rows=6, filtered=5, rejects={"empty_input": 2}, input_tokens=120, generated_tokens=49
     )
     assert totals.rows + totals.filtered == PLAN.num_rows
     assert totals.reject_rate == 2 / 6
@@ -293,8 +303,8 @@ def test_a_whole_output_is_verified_and_counted(store: Store) -> None:
 def test_an_output_of_nothing_is_whole(store: Store) -> None:
     """A plan without units is verified, and its reject rate is zero."""
     empty = Plan("corpus", JOB.fingerprint, JOB.answer_fields, PLAN.schema, units=())
-    totals = verify(store, empty)
-    assert totals == Totals(0, 0, 0, 0, 0, 0)
+    totals = proved(store, empty)
+    assert totals == Totals(0, 0, 0, {}, 0, 0)
     assert totals.reject_rate == 0
 
 
@@ -302,7 +312,7 @@ def test_missing_units_are_left_to_the_next_run(store: Store) -> None:
     """An output without two of its units is a RunFailed with their number and the first one."""
     for unit in (PLAN.units[0], PLAN.units[2], PLAN.units[4]):
         commit_unit(store, unit)
-    message = refusal(RunFailed, lambda: verify(store, PLAN))
+    message = refusal(RunFailed, lambda: proved(store))
     assert f"2 units are missing, first {PLAN.units[1].key}" in message
 
 
@@ -326,7 +336,7 @@ def test_an_object_that_does_not_fit_the_plan_stops_the_run(
     for unit in PLAN.units:
         if unit != wrong:
             commit_unit(store, unit)
-    assert f"{store.url}/{wrong.key}" in refusal(UserError, lambda: verify(store, PLAN))
+    assert f"{store.url}/{wrong.key}" in refusal(UserError, lambda: proved(store))
 
 
 def test_a_cut_off_object_stops_the_run(store: Store) -> None:
@@ -334,7 +344,7 @@ def test_a_cut_off_object_stops_the_run(store: Store) -> None:
     commit_all(store)
     cut = PLAN.units[2].key
     store.replace(cut, store.read(cut)[:-1])
-    assert f"{store.url}/{cut}" in refusal(UserError, lambda: verify(store, PLAN))
+    assert f"{store.url}/{cut}" in refusal(UserError, lambda: proved(store))
 
 
 # When it is finished.
@@ -342,7 +352,7 @@ def test_a_cut_off_object_stops_the_run(store: Store) -> None:
 
 def test_a_finished_output_tells_its_totals(store: Store, root: str) -> None:
     """The totals that the last run wrote are there for every later one; they may be renewed."""
-    write_success(store, Totals(1, 2, 3, 4, 5, 6))
+    write_success(store, Totals(1, 2, 3, {"timeout": 4}, 5, 6))
     write_success(store, TOTALS)
     assert read_success(open_store(root)) == TOTALS
     assert keys(store) == [SUCCESS_KEY]
