@@ -419,6 +419,17 @@ def test_what_a_row_asks_next_goes_before_rows_that_have_not_begun() -> None:
     assert sent == [(0, 0), (1, 0), (0, 1), (1, 1), (2, 0), (3, 0), (2, 1), (3, 1)]
 
 
+def test_rows_that_do_not_fit_into_the_window_have_not_begun() -> None:
+    """A large unit's rows stay packed until there is room for them."""
+    scheduler = Scheduler(ScriptedEngine(max_num_seqs=2), answering(1))
+    unit = scheduler.submit(rendered([[1]] * 50))
+    begun = []
+    while scheduler.has_work:
+        scheduler.step()
+        begun.append(unit.num_begun)
+    assert begun == [*range(4, 51, 2), 50]
+
+
 def test_of_rows_under_way_the_oldest_is_sent_first() -> None:
     """A round that is larger than the window is sent whole before what a later row asks next."""
     engine = ScriptedEngine(max_num_seqs=1)
@@ -505,7 +516,7 @@ def test_a_rejected_row_may_hold_late_values_that_python_cannot() -> None:
             sampling={"max_tokens": 1},
         ),
     ]
-    scheduler = Scheduler(ScriptedEngine(), row_tasks(sections))
+    scheduler = Scheduler(FakeEngine(FakeSettings()), row_tasks(sections))
     entries: list[Entries] = [[EARLIER, EARLIER], [Prepared([[1]]), None]]
     late = pa.table({"day": pa.array([2**62, 0], pa.date64())})
     unit = scheduler.submit(rendered_rows(entries, late))
