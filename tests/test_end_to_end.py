@@ -302,3 +302,31 @@ def test_another_job_on_the_same_output_is_refused(corpus: Path, tmp_path: Path)
     exit_code, said = fake_run(corpus, tmp_path / "out", "--set", "sampling.max_tokens=3")
     assert exit_code == ExitCode.USER_ERROR
     assert "sampling.max_tokens" in said
+
+
+TASKS = """tasks=[
+  {kind: generate, name: french, prompt: {user: "Translate: {{ text }}"}},
+  {kind: generate, name: topic, prompt: {user: "Topic of {{ title }}?"}},
+  {kind: generate, name: verdict, sampling: {max_tokens: 2},
+   prompt: {user: "{{ french_generated_text }} is {% if title %}{{ title }}{% endif %}?"}},
+]"""
+
+
+def test_several_tasks_stand_side_by_side_in_each_row(corpus: Path, tmp_path: Path) -> None:
+    """Each row has all tasks' columns; one that fails is named and leaves the others' answers."""
+    exit_code, said = fake_run(corpus, tmp_path / "out", "--set", TASKS)
+    assert exit_code == ExitCode.FINISHED, said
+    rows = output_rows(tmp_path / "out")
+    assert positions(rows) == input_positions(corpus)
+    names = ("french_generated_text", "topic_generated_text", "verdict_generated_text")
+    filled = [tuple(row[name] is not None for name in names) for row in rows]
+    failed = [row["error"] and row["error"]["message"].partition(":")[0] for row in rows]
+    assert set(zip(filled, failed, strict=True)) == {
+        ((True, True, True), None),
+        ((False, True, False), "french"),
+        ((True, False, True), "topic"),
+        ((False, False, False), "french"),
+    }
+    assert all(len(row["verdict_generated_text"].split()) <= 2 for row in rows if not row["error"])
+    costs = [row["num_generated_tokens"] is not None for row in rows]
+    assert costs == [any(cells) for cells in filled]
