@@ -91,7 +91,7 @@ class FakeTokenizer:
     def render_chats(self, chats: Sequence[Chat]) -> list[str | Reject]:
         return ["".join(f"<|{role}|>\n{content}\n" for role, content in chat) for chat in chats]
 
-    def encode_rendered(self, texts: Sequence[str]) -> list[Sequence[int]]:
+    def encode_continuations(self, texts: Sequence[str]) -> list[Sequence[int]]:
         return [_encode(text) for text in texts]
 
     @property

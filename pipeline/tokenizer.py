@@ -59,8 +59,8 @@ class Tokenizer(Protocol):
     def render_chats(self, chats: Sequence[Chat]) -> list[str | Reject]:
         """The texts that the chats' token ids stand for."""
 
-    def encode_rendered(self, texts: Sequence[str]) -> list[Sequence[int]]:
-        """Token ids of texts that hold their special tokens already, such as parts of a chat."""
+    def encode_continuations(self, texts: Sequence[str]) -> list[Sequence[int]]:
+        """Token ids of texts without special tokens around them: what stands behind others."""
 
     @property
     def end_of_turn(self) -> int | None:
@@ -73,8 +73,8 @@ def encode_after(tokenizer: Tokenizer, before: str, texts: Sequence[str]) -> lis
     Alone, some tokenizers put a space before a text. Where the two texts have a token in common,
     they are those of the text alone.
     """
-    head, *wholes = tokenizer.encode_rendered([before, *(before + text for text in texts)])
-    alone = tokenizer.encode_rendered(texts)
+    head, *wholes = tokenizer.encode_continuations([before, *(before + text for text in texts)])
+    alone = tokenizer.encode_continuations(texts)
     return [
         whole[len(head) :] if whole[: len(head)] == head else own
         for whole, own in zip(wholes, alone, strict=True)
@@ -99,7 +99,7 @@ class ModelTokenizer:
 
     def _encode_all(self, rendered: Sequence[str | Reject]) -> list[Sequence[int] | Reject]:
         texts = [text for text in rendered if isinstance(text, str)]
-        encoded = iter(self.encode_rendered(texts))
+        encoded = iter(self.encode_continuations(texts))
         return [text if isinstance(text, Reject) else next(encoded) for text in rendered]
 
     def render_chats(self, chats: Sequence[Chat]) -> list[str | Reject]:
@@ -112,7 +112,7 @@ class ModelTokenizer:
             )
         return [self._apply_template(chat, add_generation_prompt) for chat in chats]
 
-    def encode_rendered(self, texts: Sequence[str]) -> list[Sequence[int]]:
+    def encode_continuations(self, texts: Sequence[str]) -> list[Sequence[int]]:
         # The template has written the special tokens already.
         return self._encode(texts, add_special_tokens=False)
 
@@ -125,7 +125,7 @@ class ModelTokenizer:
             )
             behind = chat.rpartition(_MARK)[2] if isinstance(chat, str) else ""
             special = self._tokenizer.added_tokens_decoder
-            (tokens,) = self.encode_rendered([behind])
+            (tokens,) = self.encode_continuations([behind])
             for token in tokens:
                 if token in special and special[token].special:
                     return token

@@ -38,7 +38,7 @@ def refusal(choices: Any) -> str:
 
 def asked(step: TaskSection) -> list[str]:
     """The contents of the prompt for a row whose text is T."""
-    contents = step.templates.render({"text": "T", "choices": "a column"})
+    contents = step.compiled.render({"text": "T", "choices": "a column"})
     assert isinstance(contents, list)
     return contents
 
@@ -154,7 +154,7 @@ def test_a_label_is_named_by_the_prompts_own_words(text: str) -> None:
     """A part of a word and the name of a column do not count as the label."""
     assert (
         section(["news", "sports"], user=text)
-        .templates.contents[0]
+        .compiled.contents[0]
         .render(text="T", news="N", choices="LIST")
         .endswith("LIST")
     )

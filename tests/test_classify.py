@@ -81,7 +81,7 @@ def written(tokens: Sequence[int], label: str) -> float:
     """A label's log-probability by `by_token`, computed token by token."""
     prompt = list(tokens)
     total = 0.0
-    for token in FakeTokenizer().encode_rendered([label])[0]:
+    for token in FakeTokenizer().encode_continuations([label])[0]:
         total += by_token(prompt, token)
         prompt.append(token)
     return total
@@ -219,7 +219,7 @@ def test_calibration_takes_off_what_the_prompt_alone_says() -> None:
     """A bias towards a label that is there without content is gone; what the row adds is left."""
 
     def biased(prompt: Sequence[int], token: int) -> float:
-        red = token == FakeTokenizer().encode_rendered(["red"])[0][0]
+        red = token == FakeTokenizer().encode_continuations(["red"])[0][0]
         about_red = "ruby" in text_of(prompt)
         return (-0.1 if red else -3.0) + (0.0 if about_red or not red else -1.0)
 
@@ -273,7 +273,7 @@ def test_first_token_asks_one_request() -> None:
     assert [[list(each.prompt_token_ids) for each in requests] for requests in asked] == [
         [list(entry.prompts[0])]
     ]
-    firsts = FakeTokenizer().encode_rendered(["red", "gre", "blu"])
+    firsts = FakeTokenizer().encode_continuations(["red", "gre", "blu"])
     values = softmax([by_token(entry.prompts[0], token) for (token,) in firsts])
     expected = dict(zip(["reddish", "green", "blue"], values, strict=True))
     assert result["label_scores"] == pytest.approx(expected)
@@ -311,7 +311,7 @@ def test_behind_a_plain_text_a_space_goes_before_the_label(text: str, label: str
     assert isinstance(entry, Prepared)
     assert text_of(entry.prompts[0]) == text.replace("{{ text }}", "T")
     _, (requests,) = rounds(task, entry, scripted(by_token))
-    (first,) = FakeTokenizer().encode_rendered([label[:3]])[0]
+    (first,) = FakeTokenizer().encode_continuations([label[:3]])[0]
     assert requests[0].params.values["logprob_token_ids"][0] == first
 
 
@@ -394,8 +394,16 @@ CONFIG = {"architectures": ["BertForSequenceClassification"]}
         ({"id2label": {str(at): f"LABEL_{at}" for at in range(11)}}, None, None),
         ({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}, ["bad", "good"], ["bad", "good"]),
         (CONFIG, None, ["LABEL_0", "LABEL_1"]),
+        ({"num_labels": 3}, ["c", "b", "a"], ["c", "b", "a"]),
     ],
-    ids=["its own", "the same", "in the order of numbers", "names for none", "left out"],
+    ids=[
+        "its own",
+        "the same",
+        "in the order of numbers",
+        "names for none",
+        "left out",
+        "a number",
+    ],
 )
 def test_a_models_labels_are_those_of_its_config(
     config: dict[str, Any], choices: list[str] | None, labels: list[str] | None
@@ -426,6 +434,19 @@ def test_a_model_that_cannot_do_it_is_refused(
     """No labels, other labels, one output, or several labels a text: said before the run."""
     with pytest.raises(UserError, match=message):
         model_labels(config, choices, "task.")
+
+
+@pytest.mark.parametrize("method", ["sequence", "first_token"])
+def test_what_will_be_asked_is_told_early(method: str) -> None:
+    """Before the labels are token ids, the engine can still check the requests' other values."""
+    (early,) = section(method=method).params
+    assert isinstance(early, Sampling)
+    task = section(method=method).build(TOOLS)
+    (entry,) = task.prepare([{"text": "T"}])
+    _, ((request, *_),) = rounds(task, entry, scripted(by_token))
+    tokens = request.params.values["logprob_token_ids"]
+    assert {**early.values, "logprob_token_ids": tokens} == request.params.values
+    assert early.values["logprob_token_ids"] == []
 
 
 def test_a_classification_model_is_asked_for_its_logits() -> None:

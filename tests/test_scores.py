@@ -153,7 +153,7 @@ def test_a_completion_of_a_chat_begins_at_the_assistants_turn() -> None:
     (entry,) = task.prepare([row])
     assert isinstance(entry, Prepared)
     (chat,) = FakeTokenizer().encode_chats([[("user", "a question")]])
-    (answer,) = FakeTokenizer().encode_rendered(["xyzuvw"])
+    (answer,) = FakeTokenizer().encode_continuations(["xyzuvw"])
     assert not isinstance(chat, Reject)
     assert entry.prompts == [[*chat, *answer]]
     assert hold(task, entry, likely)["num_scored_tokens"] == 2

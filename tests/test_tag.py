@@ -101,7 +101,9 @@ def test_a_question_that_cannot_be_meant_is_refused(question: str, message: str)
 
 def probability(yes: Mapping[str, float], no: Mapping[str, float]) -> float:
     """A label's score where the words have these probabilities, all others next to none."""
-    tokens = {FakeTokenizer().encode_rendered([word])[0][0]: p for word, p in {**yes, **no}.items()}
+    tokens = {
+        FakeTokenizer().encode_continuations([word])[0][0]: p for word, p in {**yes, **no}.items()
+    }
     task = section(choices=["news"]).build(TOOLS)
     (entry,) = task.prepare([{"text": "T"}])
     engine = scripted(lambda _, token: math.log(tokens.get(token, 1e-12)))
@@ -121,7 +123,8 @@ def test_a_score_is_the_share_of_yes() -> None:
 def test_a_score_is_a_probability_however_unlikely_the_words(yes: float, no: float) -> None:
     """Two words of next to no probability still compare; the score lies in 0 to 1."""
     words = {
-        FakeTokenizer().encode_rendered([word])[0][0] for word in ("yes", "Yes", " yes", " Yes")
+        FakeTokenizer().encode_continuations([word])[0][0]
+        for word in ("yes", "Yes", " yes", " Yes")
     }
     task = section(choices=["news"]).build(TOOLS)
     (entry,) = task.prepare([{"text": "T"}])

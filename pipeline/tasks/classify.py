@@ -16,7 +16,7 @@ from pipeline.prompter import Prompter
 from pipeline.schema import Params, Pooling, Reject, RejectClass, Request
 from pipeline.tasks.base import Cells, Dialogue, Prepared, Row, Runner, TaskSection, Tools
 from pipeline.tasks.choices import CHOICES, ChoiceList, Choices, labels_of, with_listing
-from pipeline.tasks.trie import Trie, completions, is_prefix_free
+from pipeline.tasks.trie import Trie, completions, is_prefix_free, token_logprobs
 from pipeline.template import PromptTemplates, compile_prompt
 from pipeline.tokenizer import encode_after
 
@@ -83,8 +83,8 @@ class Classify(TaskSection):
 
     @property
     def params(self) -> tuple[Params, ...]:
-        """Of the other methods only once the labels are token ids."""
-        return (_LOGITS,) if self.method == "model" else ()
+        """Without a model the labels are no token ids yet."""
+        return (_LOGITS,) if self.method == "model" else (token_logprobs([]),)
 
     @property
     def compiled(self) -> PromptTemplates:
@@ -297,15 +297,19 @@ def _ended(sequences: Sequence[Sequence[int]], tools: Tools, place: str) -> list
     return list(ended)
 
 
+def _unnamed(config: Mapping[str, Any]) -> dict[str, str]:
+    """What transformers calls labels that the file leaves out; by its default there are two."""
+    architectures = config.get("architectures") or ()
+    default = 2 if any("SequenceClassification" in name for name in architectures) else 0
+    return {str(at): f"LABEL_{at}" for at in range(config.get("num_labels", default))}
+
+
 def model_labels(config: Mapping[str, Any], choices: Sequence[str] | None, keys: str) -> list[str]:
     """The labels of a sequence-classification model's outputs, in their order.
 
     The job's choices are the same labels, or names for labels that have none (`LABEL_0`).
     """
-    by_id = config.get("id2label")
-    if by_id is None and any("SequenceClass" in name for name in config.get("architectures") or ()):
-        # Transformers leaves its default of two labels out of the file.
-        by_id = {"0": "LABEL_0", "1": "LABEL_1"}
+    by_id = config.get("id2label") or _unnamed(config)
     if not by_id:
         raise UserError(
             f"{keys}method: the model's config.json names no labels (id2label), so it is no "

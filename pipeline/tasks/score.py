@@ -183,7 +183,7 @@ class CompletionScorer(Scorer):
         prompts = self._prompter.encode(rows)
         contents = self._completions.render(rows)
         texts = [content[0] for content in contents if not isinstance(content, Reject)]
-        token_ids = self._completions.tokenizer.encode_rendered(texts)
+        token_ids = self._completions.tokenizer.encode_continuations(texts)
         encoded = iter(zip(texts, token_ids, strict=True))
         entries: list[Prepared | Reject] = []
         for prompt, content in zip(prompts, contents, strict=True):

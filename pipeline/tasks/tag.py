@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from pipeline.errors import UserError
 from pipeline.prompter import Prompter
-from pipeline.schema import Reject, RejectClass, Request
+from pipeline.schema import Params, Reject, RejectClass, Request
 from pipeline.tasks.base import Cells, Dialogue, Prepared, Row, TaskSection, Tools
 from pipeline.tasks.choices import CHOICES, ChoiceList, Choices, labels_of
 from pipeline.tasks.trie import MOST_TOKENS, choice_logprobs, completions, token_logprobs
@@ -73,6 +73,11 @@ class Tag(TaskSection):
             pa.field("tags", pa.list_(pa.string())),
             pa.field("tag_scores", pa.map_(pa.string(), pa.float64())),
         )
+
+    @property
+    def params(self) -> tuple[Params, ...]:
+        """Without a model the words are no token ids yet."""
+        return (token_logprobs([]),)
 
     @property
     def compiled(self) -> PromptTemplates:
@@ -134,7 +139,7 @@ class Heads:
         parts = self._split([item for item in contents if not isinstance(item, Reject)])
         heads = [self._head(part) for part in parts]
         texts = [head for head in heads if isinstance(head, str)]
-        encoded = _refilled(heads, self._prompter.tokenizer.encode_rendered(texts))
+        encoded = _refilled(heads, self._prompter.tokenizer.encode_continuations(texts))
         return _refilled(contents, encoded)
 
     def _split(self, contents: Sequence[Sequence[str]]) -> list[tuple[str, str] | Reject]:
