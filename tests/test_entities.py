@@ -1,0 +1,76 @@
+"""The shipped jobs that extract, reply and write, over the demo corpus."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from command import ROOT, input_positions, output_rows, positions, tokenmill
+from jsonschema import Draft202012Validator
+
+from pipeline.errors import ExitCode
+
+pytestmark = pytest.mark.integration
+
+ENTITIES = ROOT / "jobs" / "entities.yaml"
+NAMES = ("person", "place", "organisation")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo corpus as Parquet shards."""
+    folder = tmp_path_factory.mktemp("corpus")
+    build = ROOT / "jobs" / "demo" / "build.py"
+    subprocess.run([sys.executable, build, folder], check=True, capture_output=True)
+    return folder
+
+
+def run(job: Path, corpus: Path, output: Path, *arguments: str) -> list[dict[str, Any]]:
+    """The rows that the job writes."""
+    done = tokenmill("run", job, "--input", corpus, "--output", output, *arguments)
+    assert done.returncode == ExitCode.FINISHED, done.stderr
+    return output_rows(output)
+
+
+def test_every_entity_answer_is_valid_and_stands_where_it_says(
+    corpus: Path, tmp_path: Path
+) -> None:
+    """With vLLM, each answered row fits the schema, and each span is its string in the text."""
+    rows = run(ENTITIES, corpus, tmp_path / "out")
+    assert positions(rows) == input_positions(corpus)
+    schema = yaml.safe_load(ENTITIES.read_text())["task"]["json_schema"]
+    validator = Draft202012Validator(schema)
+    answered = [row for row in rows if row["error"] is None]
+    spans = [(row["text"], span) for row in answered for name in NAMES for span in row[name]]
+    for row in answered:
+        validator.validate({name: [span["text"] for span in row[name]] for name in NAMES})
+    assert any(span["start"] is not None for _, span in spans)
+    for text, span in spans:
+        if span["start"] is None:
+            assert span["end"] is None
+        else:
+            assert text[span["start"] : span["end"]] == span["text"]
+    for row in rows:
+        if row["error"] is not None:
+            assert all(row[name] is None for name in NAMES)
+
+
+@pytest.mark.parametrize(("job", "column"), [("replies", "knowledge"), ("outline", "outline")])
+def test_the_jobs_that_write_take_the_rows_that_have_something_to_write_from(
+    corpus: Path, tmp_path: Path, job: str, column: str
+) -> None:
+    """Only rows with the column are answered, and each has a text of its own."""
+    path = ROOT / "jobs" / f"{job}.yaml"
+    rows = run(path, corpus, tmp_path / "out", "--set", "model={source: fake}")
+    with_column = [row for row in _documents(corpus) if row[column] is not None]
+    assert [row["doc_id"] for row in rows] == [row["doc_id"] for row in with_column]
+    assert len({row["generated_text"] for row in rows}) == len(rows)
+    assert all(row["error"] is None for row in rows)
+
+
+def _documents(corpus: Path) -> list[dict[str, Any]]:
+    shards = sorted(corpus.glob("*.parquet"))
+    return [row for shard in shards for row in pq.read_table(shard).to_pylist()]
