@@ -277,6 +277,7 @@ def test_a_span_is_the_string_itself(mentions: list[str], text: str) -> None:
     ("mention", "text", "start"),
     [
         ("Ann", "Annual report by Ann", 17),
+        ("Ann", "JoAnn and Ann", 10),
         ("Ann", "Annual", 0),
         ("王", "国王来了", 1),
         ("C++", "C++ or C", 0),

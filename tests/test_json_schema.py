@@ -245,6 +245,7 @@ def reader(**properties: Any) -> AnswerReader:
         ({"type": "integer", "multipleOf": 0.1}, "9" * 310, "is not of type 'integer'"),
         ({"type": "integer", "multipleOf": 0.1}, "9" * 300, "does not fit into 64 bits"),
         ({"type": "number"}, "1e999", "the number is too large"),
+        ({"type": "number", "multipleOf": 0.5}, "1e999", "a number is too large"),
         ({"type": "number"}, "NaN", "NaN is no number of JSON"),
         ({"type": "number"}, "-Infinity", "-Infinity is no number of JSON"),
         ({"type": "number"}, '"1"', "a: '1' is not of type 'number'"),
