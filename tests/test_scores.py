@@ -489,6 +489,31 @@ def test_each_model_has_its_own_context() -> None:
     assert "tasks.check.model.engine.max_model_len" in error["message"]
 
 
+def test_an_engine_without_work_is_left_alone() -> None:
+    """A step of vLLM with nothing to do would wait for ever in a process of its own."""
+
+    class Waiting(FakeEngine):
+        open = 0
+
+        def add(self, key: int, request: Request) -> None:
+            self.open += 1
+            super().add(key, request)
+
+        def step(self) -> Sequence[Completion]:
+            assert self.open
+            ended = super().step()
+            self.open -= len(ended)
+            return ended
+
+    team = EngineTeam(Waiting(SETTINGS), {"judge": Waiting(SETTINGS)})
+    ended = []
+    for key, model in enumerate(["judge", None, "judge"]):
+        team.add(key, Request([key], Pooling("classify"), model))
+        ended += team.step()
+    ended += team.step()
+    assert [completion.key for completion in ended] == [0, 1, 2]
+
+
 def test_a_judge_beside_a_writer_needs_a_model_of_its_own() -> None:
     """One engine cannot both write and judge; nor can a job do without its own model."""
     with pytest.raises(ValidationError, match="give the tasks of one kind a model of their own"):
