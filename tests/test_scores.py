@@ -508,7 +508,7 @@ def test_an_engine_without_work_is_left_alone() -> None:
     team = EngineTeam(Waiting(SETTINGS), {"judge": Waiting(SETTINGS)})
     ended = []
     for key, model in enumerate(["judge", None, "judge"]):
-        team.add(key, Request([key], Pooling("classify"), model))
+        team.add(key, Request([key], Pooling("classify"), model=model))
         ended += team.step()
     ended += team.step()
     assert [completion.key for completion in ended] == [0, 1, 2]

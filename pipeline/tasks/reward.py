@@ -130,7 +130,7 @@ class Judge:
     def rewards(self, prompts: Sequence[Sequence[int] | Reject]) -> Dialogue[list[float | Reject]]:
         """Each prompt's number."""
         requests = [
-            Request(prompt, self._pooling, self._model)
+            Request(prompt, self._pooling, model=self._model)
             for prompt in prompts
             if not isinstance(prompt, Reject)
         ]
