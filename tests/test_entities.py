@@ -1,5 +1,6 @@
 """The shipped jobs that extract, reply and write, over the demo corpus."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,22 @@ pytestmark = pytest.mark.integration
 
 ENTITIES = ROOT / "jobs" / "entities.yaml"
 NAMES = ("person", "place", "organisation")
+
+# In a process of its own: vLLM is told by the environment how to use this machine.
+REFUSALS = """
+import json, sys
+from pathlib import Path
+from pipeline.engine import MachineShare, load_vllm
+from pipeline.errors import UserError
+from pipeline.schema import Sampling
+for node, arguments in json.load(sys.stdin):
+    schema = {"type": "object", "properties": {"a": node}, "required": ["a"]}
+    sampling = Sampling({"max_tokens": 9, "structured_outputs": {"json": json.dumps(schema)}})
+    try:
+        load_vllm(Path("nowhere"), arguments, "generate", [sampling], MachineShare(0, 1))
+    except UserError as error:
+        print(error)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +86,28 @@ def test_the_jobs_that_write_take_the_rows_that_have_something_to_write_from(
     assert [row["doc_id"] for row in rows] == [row["doc_id"] for row in with_column]
     assert len({row["generated_text"] for row in rows}) == len(rows)
     assert all(row["error"] is None for row in rows)
+
+
+def test_a_schema_without_a_grammar_is_refused_before_a_model_is_loaded() -> None:
+    """What vLLM would refuse row by row ends the run first; no model is looked for."""
+    xgrammar = {"structured_outputs_config": {"backend": "xgrammar"}}
+    cases: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+        ({"type": "string", "format": "colour"}, {}, "Unknown format: colour"),
+        ({"type": "integer", "minimum": 2, "maximum": 1}, {}, "Unsatisfiable schema"),
+        ({"type": "array", "items": {"type": "string"}, "uniqueItems": True}, {}, "uniqueItems"),
+        ({"type": "integer", "multipleOf": 3}, xgrammar, "not supported by xgrammar"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSALS],
+        input=json.dumps([(node, arguments) for node, arguments, _ in cases]),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    said = [line for line in done.stdout.splitlines() if "vLLM refuses it" in line]
+    for (_, _, reason), line in zip(cases, said, strict=True):
+        assert line.startswith("structured_outputs.json: ")
+        assert reason in line
 
 
 def _documents(corpus: Path) -> list[dict[str, Any]]:
