@@ -249,11 +249,10 @@ class Job(Section):
         data = self.model_dump(mode="json", exclude={*_SAME_ANSWERS, *_ASKED})
         for key in ("replicas", "gpus_per_replica", "request_timeout_s"):
             data["model"].pop(key)
-        data["model"]["engine"] = {
-            key: value
-            for key, value in self.model.engine.items()
-            if key not in _SPEED_ONLY_ENGINE_ARGUMENTS
-        }
+        tasks = [*(data["tasks"] or ()), *filter(None, [data["task"]])]
+        for model in (data["model"], *(task["model"] for task in tasks if task["model"])):
+            for key in _SPEED_ONLY_ENGINE_ARGUMENTS:
+                model["engine"].pop(key, None)
         for key in ("endpoint_url", "on_bad_shard"):
             data["input"].pop(key)
         return dict(_flatten(data | self._asked()))

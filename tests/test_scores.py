@@ -444,7 +444,7 @@ def run(made: Job, engine: Any, rows: pa.Table) -> pa.Table:
     return answered_table(rendered, answers, tasks.fields)
 
 
-TWO_MODELS = {
+TWO_MODELS: dict[str, Any] = {
     "prompt": {"user": "{{ text }}"},
     "sampling": {"max_tokens": 4},
     "tasks": [
@@ -524,6 +524,24 @@ def test_a_judge_beside_a_writer_needs_a_model_of_its_own() -> None:
         )
     with pytest.raises(ValidationError, match="give one of them as model"):
         job(task={"kind": "embed", "model": {"source": "fake"}, **TEXT})
+
+
+def test_how_fast_a_second_model_is_may_change_between_runs() -> None:
+    """Its memory is no part of what the answers depend on; its context is."""
+    first, faster, other = (
+        job(
+            **{
+                **TWO_MODELS,
+                "tasks": [
+                    TWO_MODELS["tasks"][0],
+                    {**TWO_MODELS["tasks"][1], "model": {"source": "a/b", "engine": engine}},
+                ],
+            }
+        ).fingerprint
+        for engine in ({}, {"gpu_memory_utilization": 0.3}, {"max_model_len": 32})
+    )
+    assert first == faster
+    assert first != other
 
 
 def test_a_judge_sends_its_requests_to_its_model() -> None:
