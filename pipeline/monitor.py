@@ -92,6 +92,12 @@ class Progress:
     def rows_done(self) -> int:
         return self.rows_before + self.rows
 
+    @property
+    def rows_answered(self) -> int:
+        """Rows that are committed, or answered and on their way to it."""
+        answered = sum(load.answered_rows for load in self.pool.loads.values())
+        return min(self.rows_before + max(self.rows, answered), self.rows_total)
+
     def engine_seconds(self, now: float) -> float:
         """Since the first replica was ready."""
         return 0.0 if self.first_load_at is None else now - self.first_load_at
@@ -110,9 +116,10 @@ class Progress:
     def remaining_s(self, now: float) -> float | None:
         """Seconds until the end at the present pace, None before there is one."""
         seconds = self.engine_seconds(now)
-        if not self.rows or seconds < _LEAST_PACE_S:
+        rows = self.rows_answered - self.rows_before
+        if not rows or seconds < _LEAST_PACE_S:
             return None
-        return (self.rows_total - self.rows_done) * seconds / self.rows
+        return (self.rows_total - self.rows_answered) * seconds / rows
 
 
 class Screen(Protocol):
@@ -146,7 +153,7 @@ def progress_line(progress: Progress, now: float) -> str:
     read, written = progress.rates(now)
     return (
         f"units {progress.units_done:,}/{progress.units_total:,}  "
-        f"rows {progress.rows_done:,}/{progress.rows_total:,}  "
+        f"rows {progress.rows_answered:,}/{progress.rows_total:,}  "
         f"rejects {progress.rejected:,}  "
         f"tokens/s in {read:,.0f} out {written:,.0f}  "
         f"replicas {len(progress.pool.loads)}  "

@@ -96,6 +96,7 @@ class Load:
     num_units: int
     input_tokens: int
     generated_tokens: int
+    answered_rows: int = 0
 
 
 class Scheduler:
@@ -118,10 +119,17 @@ class Scheduler:
         self._next_key = 0
         self._input_tokens = 0
         self._generated_tokens = 0
+        self._answered_rows = 0
 
     @property
     def load(self) -> Load:
-        return Load(len(self._sent), self._num_units, self._input_tokens, self._generated_tokens)
+        return Load(
+            num_running=len(self._sent),
+            num_units=self._num_units,
+            input_tokens=self._input_tokens,
+            generated_tokens=self._generated_tokens,
+            answered_rows=self._answered_rows,
+        )
 
     @property
     def has_work(self) -> bool:
@@ -212,6 +220,7 @@ class Scheduler:
         """Put the result into the row's place in its unit."""
         row.unit.answers[row.position] = row.answered(result)
         row.unit.num_open -= 1
+        self._answered_rows += 1
         if not row.unit.num_open:
             self._finish(row.unit)
 

@@ -69,7 +69,7 @@ def _facts(progress: Progress, now: float) -> Table:
     """A name and a value a line, within the 80 columns of a usual terminal."""
     facts = Table.grid(padding=(0, 2))
     facts.add_row("units", _bar(progress.units_done, progress.units_total))
-    facts.add_row("rows", _bar(progress.rows_done, progress.rows_total))
+    facts.add_row("rows", _bar(progress.rows_answered, progress.rows_total))
     facts.add_row("rejects", f"{progress.rejected:,}")
     read, written = progress.rates(now)
     facts.add_row("tokens/s", f"{read:,.0f} in, {written:,.0f} out")

@@ -108,6 +108,16 @@ def test_the_pace_ends_with_the_last_report() -> None:
     assert one.engine_seconds(one.observed_at) == 10.0
 
 
+def test_rows_move_as_they_are_answered() -> None:
+    """The bar of rows does not wait for whole units: a row counts as soon as it is answered."""
+    one = progress(rows_before=100)
+    one.observe(pool(Load(4, 1, 10, 10, 7), Load(4, 1, 10, 10, 5)), 0.0)
+    assert one.rows_answered == 112
+    assert one.remaining_s(12.0) == 888.0
+    one.add(commit())
+    assert one.rows_answered == 200
+
+
 def test_rates_do_not_fall_when_a_replica_starts_anew() -> None:
     """A new engine counts from zero; what was committed before is still counted."""
     one = progress()

@@ -173,6 +173,7 @@ def test_the_load_is_reported_when_the_work_is_done() -> None:
         num_units=0,
         input_tokens=sum(answered.rows.column("num_input_tokens").to_pylist()),
         generated_tokens=sum(answered.rows.column("num_generated_tokens").to_pylist()),
+        answered_rows=2,
     )
     load = loads.get(timeout=TIMEOUT_S)
     while load != expected:

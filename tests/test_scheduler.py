@@ -314,7 +314,7 @@ def test_a_dead_engine_is_an_exception() -> None:
 
 
 def test_the_load_counts_what_runs_and_the_tokens_of_what_ended() -> None:
-    """Load tells the requests in the engine, the open units, and all tokens so far."""
+    """Load tells the requests in the engine, the open units, all tokens and rows so far."""
     scheduler = Scheduler(ScriptedEngine(), answering(1))
     assert scheduler.load == Load(0, 0, 0, 0)
     scheduler.submit(rendered([[1, 7, 7], [2, 7], EARLIER]))
@@ -324,7 +324,7 @@ def test_the_load_counts_what_runs_and_the_tokens_of_what_ended() -> None:
     while scheduler.has_work:
         scheduler.step()
         loads.append(scheduler.load)
-    assert loads == [Load(2, 2, 3, 1), Load(1, 1, 5, 3), Load(0, 0, 6, 6)]
+    assert loads == [Load(2, 2, 3, 1, 2), Load(1, 1, 5, 3, 3), Load(0, 0, 6, 6, 4)]
 
 
 def test_a_units_seconds_end_with_its_last_answer() -> None:
