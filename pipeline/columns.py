@@ -5,15 +5,23 @@ from dataclasses import replace
 
 import pyarrow as pa
 
+from pipeline.clean import CLEANED_FIELD
+from pipeline.job import Job
 from pipeline.rendered import without_own_columns
 from pipeline.scheduler import AnsweredRow
 from pipeline.schema import PROVENANCE_FIELDS, Reject, RejectClass, error_array
 from pipeline.source import ROW_COLUMN
-from pipeline.tasks.row import RowResult
+from pipeline.tasks.row import RowResult, answer_fields
 
 # Of Arrow's errors some are one of these, and some are only Arrow's.
 _UNSTORABLE = (ValueError, TypeError, OverflowError, pa.ArrowException)
 _PROVENANCE = pa.schema(PROVENANCE_FIELDS)
+
+
+def added_fields(job: Job) -> tuple[pa.Field, ...]:
+    """The columns that a job adds to those it keeps, but for the provenance."""
+    fields = answer_fields(job.steps)
+    return fields if job.clean is None else (*fields, CLEANED_FIELD)
 
 
 def output_schema(kept: pa.Schema, answers: Sequence[pa.Field]) -> pa.Schema:

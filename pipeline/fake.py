@@ -74,6 +74,9 @@ class FakeTokenizer:
     def encode_texts(self, texts: Sequence[str]) -> list[Sequence[int] | Reject]:
         return [_encode(text) for text in texts]
 
+    def spans(self, texts: Sequence[str]) -> list[Sequence[tuple[int, int]]]:
+        return [_spans(text) for text in texts]
+
     def encode_answered_chats(self, chats: Sequence[Chat]) -> list[Sequence[int] | Reject]:
         return self.encode_chats(chats)
 
@@ -104,6 +107,16 @@ def _encode(text: str) -> list[int]:
     return [
         int.from_bytes(data[start : start + _BYTES_PER_TOKEN].ljust(_BYTES_PER_TOKEN, _FILLER))
         for start in range(0, len(data), _BYTES_PER_TOKEN)
+    ]
+
+
+def _spans(text: str) -> list[tuple[int, int]]:
+    """A token that holds a part of a character spans it."""
+    # Which character each byte is of.
+    owners = [at for at, character in enumerate(text) for _ in character.encode()]
+    return [
+        (owners[start], owners[min(start + _BYTES_PER_TOKEN, len(owners)) - 1] + 1)
+        for start in range(0, len(owners), _BYTES_PER_TOKEN)
     ]
 
 

@@ -19,7 +19,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
+from pipeline.clean import Clean
 from pipeline.errors import UserError
+from pipeline.length import Length, RejectLong
 from pipeline.schema import Params
 from pipeline.section import ModelSource, Prompt, Section, check_sampling
 from pipeline.tasks.base import Runner, SideModel, TaskSection
@@ -63,7 +65,7 @@ _SPEED_ONLY_ENGINE_ARGUMENTS = frozenset(
     }
 )
 # What `Job.steps` makes one of.
-_ASKED = ("prompt", "sampling", "task", "tasks")
+_ASKED = ("prompt", "sampling", "length", "task", "tasks")
 # An environment variable of such a name holds a secret, and jobs are written to the output.
 _SECRET_NAME = re.compile(r"SECRET|PASSW|CREDENTIAL|ACCESS_?KEY|API_?KEY|PRIVATE|_TOKEN$|^TOKEN$")
 _ENVIRONMENT = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
@@ -158,6 +160,10 @@ class Job(Section):
     tasks: tuple[AnyTask, ...] | None = Field(
         default=None, min_length=1, description="Several tasks on each row; each has a name."
     )
+    length: Length = Field(
+        default=RejectLong(), description="Of each task without its own: what is too long."
+    )
+    clean: Clean | None = Field(default=None, description="By default texts stay as they are.")
     output: Output
     units: Units | None = Field(
         default=None, description="By default sized by estimated tokens for the machine."
@@ -214,6 +220,7 @@ class Job(Section):
                 update={
                     "prompt": self._prompt_of(section),
                     "sampling": self._sampling_of(section),
+                    "length": section.length or self.length,
                 }
             )
             for section in sections
@@ -241,7 +248,9 @@ class Job(Section):
     @property
     def params(self) -> tuple[Params, ...]:
         """Those of the tasks' requests that are known without a model."""
-        return tuple(params for step in self.steps for params in step.params)
+        finals = [step.final for step in self.steps]
+        sections = [*self.steps, *(final for final in finals if final is not None)]
+        return tuple(params for section in sections for params in section.params)
 
     @property
     def answer_fields(self) -> dict[str, Any]:
@@ -265,7 +274,8 @@ class Job(Section):
                 "tasks": {step["name"]: {"position": at, **step} for at, step in enumerate(steps)}
             }
         (step,) = steps
-        return {"prompt": step.pop("prompt"), "sampling": step.pop("sampling"), "task": step}
+        shared = {key: step.pop(key) for key in ("prompt", "sampling", "length")}
+        return {**shared, "task": step}
 
     @property
     def fingerprint(self) -> str:
@@ -464,12 +474,19 @@ def _refuse_unknown_keys(data: Any, annotation: Any, where: str, path: str = "")
 
 
 def _section_for(value: Mapping[str, Any], annotation: Any) -> type[BaseModel] | None:
-    """The section that a value is of; among several its `kind` chooses one, if any is of it."""
+    """The section that a value is of; among several its kind or policy chooses one, if any is."""
     sections = _sections_of(annotation)
     if len(sections) < 2:  # noqa: PLR2004 - nothing to choose
         return next(iter(sections), None)
-    kinds = {section.model_fields["kind"].default: section for section in sections}
-    return kinds.get(value.get("kind", "generate"))
+    key = next(name for name in ("kind", "policy") if name in sections[0].model_fields)
+    names = {_literal(section, key): section for section in sections}
+    return names.get(value.get(key, "generate" if key == "kind" else None))
+
+
+def _literal(section: type[BaseModel], key: str) -> str:
+    """The only value of a section's key."""
+    (value,) = typing.get_args(section.model_fields[key].annotation)
+    return str(value)
 
 
 def _sections_of(annotation: Any) -> list[type[BaseModel]]:
@@ -511,4 +528,4 @@ def _keys(location: Sequence[str | int]) -> list[str]:
 
 
 def _kinds() -> set[str]:
-    return {section.model_fields["kind"].default for section in _sections_of(AnyTask)}
+    return {_literal(section, "kind") for section in _sections_of(AnyTask)}

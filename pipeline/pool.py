@@ -27,7 +27,7 @@ from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from ray.exceptions import RayError
 
 from pipeline import __version__
-from pipeline.columns import output_rows, output_schema
+from pipeline.columns import added_fields, output_rows, output_schema
 from pipeline.commit import (
     Commit,
     Mending,
@@ -49,7 +49,7 @@ from pipeline.scheduler import Load
 from pipeline.source import ROW_COLUMN, Source
 from pipeline.store import Store
 from pipeline.suspects import Advice, Suspects
-from pipeline.tasks.row import RowTasks, answer_fields
+from pipeline.tasks.row import RowTasks
 from pipeline.tools import load_tasks
 
 # Parcels wait here between stages; Ray Data holds back reading when half of it is full.
@@ -310,7 +310,8 @@ def _render(batch: pa.Table, spec: RunSpec, board: Any) -> pa.Table:
 
 
 def _render_unit(spec: RunSpec, position: int) -> pa.Table:
-    renderer = Renderer(_tasks(spec.job.model_dump_json()), spec.job.input.keep)
+    job = spec.job
+    renderer = Renderer(_tasks(job.model_dump_json()), job.input.keep, job.clean)
     unit = spec.units[position]
     rows = spec.source.read(unit)
     if spec.repair is not None:
@@ -383,7 +384,7 @@ def _commit(batch: pa.Table, spec: RunSpec, board: Any) -> pa.Table:
 def _commit_unit(spec: RunSpec, position: int, answered: pa.Table) -> Commit:
     unit = spec.units[position]
     facts = json.loads((answered.schema.metadata or {})[_FACTS_KEY])
-    schema = output_schema(spec.kept_schema, answer_fields(spec.job.steps))
+    schema = output_schema(spec.kept_schema, added_fields(spec.job))
     rows = output_rows(answered, unit.shard, schema)
     if spec.repair is not None:
         mending = Mending(spec.run, uuid.uuid4().hex, spec.repair.changes)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.columns import output_schema
+from pipeline.columns import added_fields, output_schema
 from pipeline.engine import check_argument_names
 from pipeline.errors import UserError
 from pipeline.fake import fake_settings
@@ -31,7 +31,7 @@ from pipeline.plan import Plan, Unit, UnitSize, first_rows, plan_units
 from pipeline.shards import Listing, list_input, read_footers, refuse_output_inside
 from pipeline.source import changed_shard
 from pipeline.store import Store
-from pipeline.tasks.row import answer_fields, input_columns
+from pipeline.tasks.row import input_columns
 from pipeline.where import where_columns, where_expression
 
 # About a minute of one replica: 300 tokens a second on two cores, some 20,000 on a large GPU.
@@ -57,7 +57,7 @@ class Prepared:
 
 def check_job(job: Job) -> None:
     """What can be refused without the input, the output, Ray or an engine. Raises `UserError`."""
-    names = output_schema(pa.schema([]), answer_fields(job.steps)).names
+    names = output_schema(pa.schema([]), added_fields(job)).names
     taken = sorted(set(names).intersection(job.input.keep))
     if taken:
         raise UserError(
@@ -65,7 +65,7 @@ def check_job(job: Job) -> None:
         )
     if len(set(job.input.keep)) != len(job.input.keep):
         raise UserError("input.keep: a column stands twice")
-    input_columns(job.steps)
+    _check_cleaned(job, input_columns(job.steps))
     side_models = {place: side.source for place, side in job.side_models.items()}
     models = {"model": job.model, **side_models}
     for place, model in models.items():
@@ -81,8 +81,22 @@ def check_job(job: Job) -> None:
                 f"{step.place}retries.sampling": step.retries.sampling
                 for step in job.steps
                 if step.retries
+            }
+            | {
+                f"{step.place}length.join.sampling": step.final.sampling
+                for step in job.steps
+                if step.final is not None and step.final.sampling
             },
         )
+
+
+def _check_cleaned(job: Job, read: Mapping[str, str]) -> None:
+    """Refuse to clean what no task reads."""
+    for column in () if job.clean is None else job.clean.columns:
+        if column not in read:
+            raise UserError(
+                f"clean.columns: no prompt uses {column}; they use {', '.join(sorted(read))}"
+            )
 
 
 def finished_before(job: Job, store: Store) -> Totals | None:

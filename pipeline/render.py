@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.clean import CLEANED_FIELD, Clean
 from pipeline.rendered import rendered_table
 from pipeline.schema import Reject, RejectClass
 from pipeline.source import ROW_COLUMN
@@ -18,21 +19,29 @@ from pipeline.tasks.row import RowTasks
 
 @dataclass(frozen=True, slots=True)
 class Renderer:
-    """Renders rows for one job: its tasks, and the columns to keep."""
+    """Renders rows for one job: its tasks, the columns to keep, and what is cleaned before."""
 
     tasks: RowTasks
     keep: Sequence[str]
+    clean: Clean | None = None
 
     def render(self, rows: pa.Table) -> pa.Table:
-        """The unit as `rendered` describes it."""
+        """The unit as `rendered` describes it; kept columns stay as they are."""
         kept = rows.select([*self.keep, ROW_COLUMN])
         late = rows.select(list(self.tasks.late_columns))
-        return rendered_table(kept, self._entries(rows), late)
+        values = self._values(rows)
+        if self.clean is not None:
+            values, counts = _cleaned(self.clean, values)
+            kept = kept.append_column(CLEANED_FIELD, pa.array(counts, CLEANED_FIELD.type))
+            late = _with_cleaned(late, self.clean, values)
+        return rendered_table(kept, self._entries(values), late)
 
-    def _entries(self, rows: pa.Table) -> list[list[Prepared | Reject | None]]:
+    def _values(self, rows: pa.Table) -> list[dict[str, Any]]:
         names = list(self.tasks.columns)
         columns = [_cells(name, rows.column(name)) for name in names]
-        values = [dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True)]
+        return [dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True)]
+
+    def _entries(self, values: Sequence[dict[str, Any]]) -> list[list[Prepared | Reject | None]]:
         unreadable = [_first_reject(row) for row in values]
         readable = (row for row, reject in zip(values, unreadable, strict=True) if reject is None)
         prepared = iter(self.tasks.prepare(list(readable)))
@@ -44,6 +53,25 @@ class Renderer:
 
 def _first_reject(row: dict[str, Any]) -> Reject | None:
     return next((value for value in row.values() if isinstance(value, Reject)), None)
+
+
+def _cleaned(
+    clean: Clean, rows: Sequence[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], list[list[tuple[str, int]]]]:
+    """The rows with clean texts, and what was changed in each as a map column holds it."""
+    results = [clean.apply(row) for row in rows]
+    return [row for row, _ in results], [list(counts.items()) for _, counts in results]
+
+
+def _with_cleaned(late: pa.Table, clean: Clean, rows: Sequence[dict[str, Any]]) -> pa.Table:
+    """What tasks read beside the engine, with clean texts as well."""
+    for name in set(clean.columns).intersection(late.schema.names):
+        values = [None if isinstance(row[name], Reject) else row[name] for row in rows]
+        # Only texts are cleaned; a column of another type stays as it is.
+        if all(value is None or isinstance(value, str) for value in values):
+            position = late.schema.get_field_index(name)
+            late = late.set_column(position, name, pa.array(values, pa.string()))
+    return late
 
 
 def _cells(name: str, column: pa.ChunkedArray) -> list[Any]:

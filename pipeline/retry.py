@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
+from pipeline.columns import added_fields
 from pipeline.errors import UserError
 from pipeline.job import Job, differing_fields
 from pipeline.output import Opened, open_output, read_job
 from pipeline.prepare import check_job
 from pipeline.rejects import Selection, rejected_rows
 from pipeline.run import Interface, Run, Summary
-from pipeline.tasks.row import answer_fields
 
 
 def retry_rejects(
@@ -46,7 +46,7 @@ def retry_rejects(
 def _changes(opened: Opened, job: Job) -> dict[str, object]:
     """The fields in which the job differs from the output's. Raises `UserError` for its columns."""
     names = differing_fields(opened.job.answer_fields, job.answer_fields)
-    same_columns = answer_fields(job.steps) == answer_fields(opened.job.steps)
+    same_columns = added_fields(job) == added_fields(opened.job)
     if not same_columns or any(name.startswith("input.") for name in names):
         raise UserError(
             f"--set: a retry can change neither the input nor the output's columns "

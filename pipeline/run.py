@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from pipeline import __version__
-from pipeline.columns import output_schema
+from pipeline.columns import added_fields, output_schema
 from pipeline.commit import Commit
 from pipeline.engine import vllm_params
 from pipeline.errors import ExitCode, OverBudget, RunFailed, TokenmillError, root_cause
@@ -27,7 +27,6 @@ from pipeline.output import Opened, Totals, committed_keys, write_success
 from pipeline.plan import Unit
 from pipeline.prepare import Prepared, check_job, finished_before, prepare
 from pipeline.store import open_store
-from pipeline.tasks.row import answer_fields
 from pipeline.tools import resolve
 from pipeline.verify import Expected, Level, require_whole, verify
 
@@ -252,7 +251,7 @@ class Run:
 
 def expected_of(opened: Opened) -> Expected:
     """What the output of a job must hold."""
-    schema = output_schema(opened.kept_schema, answer_fields(opened.job.steps))
+    schema = output_schema(opened.kept_schema, added_fields(opened.job))
     return Expected(opened.plan, schema, opened.job.input.keep, opened.source)
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from pipeline.context import Contexts
 from pipeline.engine import Engine, RequestRefused
 from pipeline.rendered import RenderedRows
 from pipeline.schema import Answer, Completion, Reject, RejectClass, Request
@@ -104,6 +105,7 @@ class Scheduler:
 
     def __init__(self, engine: Engine, tasks: RowTasks, timeout_s: float = math.inf) -> None:
         self._engine = engine
+        self._contexts = Contexts(engine.info.max_model_len, engine.info.beside)
         self._tasks = tasks
         self._timeout_s = timeout_s
         self._window = _WINDOW_PER_SEQUENCE * engine.info.max_num_seqs
@@ -189,8 +191,9 @@ class Scheduler:
             self._sending.popleft()
         self._num_rows += 1
         entries = unit.rows.entries(position)
-        # A rejected row may hold values that Python cannot.
-        late = unit.rows.late(position) if None in entries else {}
+        # A row that every task rejects may hold values that Python cannot.
+        is_rejected = all(isinstance(entry, Reject) for entry in entries)
+        late = {} if is_rejected else unit.rows.late(position)
         dialogue = self._tasks.answer(entries, late)
         self._advance(_RowInFlight(self._num_rows, unit, position, dialogue), None)
 
@@ -230,7 +233,7 @@ class Scheduler:
 
     def _send(self, row: _RowInFlight, place: int, request: Request) -> None:
         """Put a request into the engine; one that cannot be answered is so at once."""
-        reject = self._too_long(request)
+        reject = self._contexts.too_long(request)
         if reject is not None:
             self._place(row, place, reject)
             return
@@ -251,20 +254,6 @@ class Scheduler:
             self._engine.abort(key)
             message = f"no answer within model.request_timeout_s ({self._timeout_s:g} s)"
             self._place(sent.row, sent.place, Reject(RejectClass.TIMEOUT, message, attempts=1))
-
-    def _too_long(self, request: Request) -> Reject | None:
-        """VLLM would cut the answer to what fits, without a word."""
-        num_tokens, info, model = len(request.prompt_token_ids), self._engine.info, request.model
-        limit = info.max_model_len if model is None else info.beside[model]
-        max_tokens = request.params.max_tokens
-        answer = 1 if max_tokens is None else max_tokens
-        if num_tokens + answer <= limit:
-            return None
-        return Reject(
-            RejectClass.PROMPT_TOO_LONG,
-            f"the prompt's {num_tokens} tokens and {answer} for the answer exceed the context of "
-            f"{limit}; raise {model or 'model'}.engine.max_model_len or shorten the text",
-        )
 
 
 def _checked(completion: Completion) -> Answer:

@@ -47,6 +47,12 @@ class Tokenizer(Protocol):
     def encode_texts(self, texts: Sequence[str]) -> list[Sequence[int] | Reject]:
         """Token ids of plain texts, with the special tokens that the model puts around a text."""
 
+    def spans(self, texts: Sequence[str]) -> list[Sequence[tuple[int, int]]]:
+        """The characters of each token of plain texts: from, and up to.
+
+        Nothing is put around a text, and a special token's name in it is text.
+        """
+
     def encode_answered_chats(self, chats: Sequence[Chat]) -> list[Sequence[int] | Reject]:
         """Token ids of chats that end with the assistant's turn."""
 
@@ -134,6 +140,22 @@ class ModelTokenizer:
 
     def encode_texts(self, texts: Sequence[str]) -> list[Sequence[int] | Reject]:
         return list(self._encode(texts, add_special_tokens=True))
+
+    def spans(self, texts: Sequence[str]) -> list[Sequence[tuple[int, int]]]:
+        if not texts:
+            return []
+        if not self._tokenizer.is_fast:
+            raise UserError(
+                f"{self._folder}: length cannot cut for this model, whose tokenizer does not say "
+                "where its tokens stand in a text"
+            )
+        encoded = self._tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_offsets_mapping=True,
+        )
+        return list(encoded["offset_mapping"])
 
     def encode_spans(self, texts: Sequence[str]) -> list[TextSpan]:
         if not texts:

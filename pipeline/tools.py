@@ -14,6 +14,8 @@ from pipeline.tasks.base import Runner, TaskSection, Tools
 from pipeline.tasks.row import RowTasks
 from pipeline.tokenizer import ModelTokenizer
 
+# Kinds of rotary scaling by whose factor vLLM multiplies the context.
+_STRETCHING = ("linear", "dynamic")
 # What the usual architectures call their context in config.json.
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
@@ -58,6 +60,16 @@ def _load_tools(
     return Tools(ModelTokenizer(folder), context, config, beside or {})
 
 
+def _stretch(config: Mapping[str, Any]) -> float:
+    """By how much rotary positions are stretched where the context is given without that."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type"))
+    # Of the other kinds, and in Gemma 3, the context is given stretched.
+    if kind not in _STRETCHING or str(config.get("model_type")).startswith("gemma3"):
+        return 1.0
+    return float(rope.get("factor") or 1.0)
+
+
 def _max_model_len(
     model: ModelSource, runner: Runner, place: str, folder: Path, config: Mapping[str, Any]
 ) -> int:
@@ -72,7 +84,8 @@ def _max_model_len(
     for section in (config.get("text_config", {}), config):
         for key in _CONTEXT_KEYS:
             if isinstance(section.get(key), int):
-                return min(int(section[key]), _tokenizer_limit(runner, folder, config))
+                length = int(section[key] * _stretch(section))
+                return min(length, _tokenizer_limit(runner, folder, config))
     raise UserError(
         f"{place}.engine.max_model_len: {model.source} does not say how long its context is; set it"
     )

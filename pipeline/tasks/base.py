@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
 import pyarrow as pa
 from pydantic import Field
 
+from pipeline.length import Chunk, JoinKind, JoinPrompt, Length
 from pipeline.prompter import Prompter
 from pipeline.schema import Answer, Params, Reject, Request, Sampling
 from pipeline.section import ModelSource, Prompt, Retries, Section, check_retries
@@ -92,6 +93,8 @@ class TaskSection(Section):
         default=None, description="By default the job's; another one stands beside it."
     )
 
+    length: Length | None = Field(default=None, description="By default the job's.")
+
     @property
     def runner(self) -> Runner:
         """Which of vLLM's two runners the task's model needs."""
@@ -158,6 +161,14 @@ class TaskSection(Section):
         raise NotImplementedError
 
     @property
+    def join_kind(self) -> JoinKind | None:
+        """How the task's `join` makes a row's cells of those of its chunks; None if it does not.
+
+        Texts that are concatenated stand in the first of `fields`.
+        """
+        return None
+
+    @property
     def place(self) -> str:
         """What names the task in messages: nothing where the job has one task."""
         return "" if self.name is None else f"tasks.{self.name}."
@@ -165,6 +176,15 @@ class TaskSection(Section):
     def place_of(self, key: str) -> str:
         """Where the job holds a key of the section."""
         return f"{self.place or 'task.'}{key}"
+
+    @property
+    def final(self) -> Self | None:
+        """The section whose prompt joins the answers of a long text's chunks, if one does."""
+        if not (isinstance(self.length, Chunk) and isinstance(self.length.join, JoinPrompt)):
+            return None
+        join = self.length.join
+        changes = {"prompt": join.prompt, "sampling": join.sampling or self.sampling}
+        return self.model_copy(update={**changes, "length": None})
 
     def prompter(self, tools: Tools) -> Prompter:
         """What renders the section's prompt."""

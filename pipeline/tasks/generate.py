@@ -6,6 +6,7 @@ from typing import Literal
 import pyarrow as pa
 from pydantic import Field
 
+from pipeline.length import JoinKind
 from pipeline.prompter import Prompter
 from pipeline.schema import Completion, Reject, Sampling
 from pipeline.tasks.attempts import ask_until_valid, cut_off
@@ -37,6 +38,11 @@ class Generate(TaskSection):
             pa.field("cumulative_logprob", pa.float64()),
             pa.field("mean_logprob", pa.float64()),
         )
+
+    @property
+    def join_kind(self) -> JoinKind:
+        """Texts stand one after another."""
+        return "concatenate"
 
     def build(self, tools: Tools) -> "Generator":
         return Generator(self.prompter(tools), self.own_samplings, complete=self.complete)
@@ -71,6 +77,29 @@ class Generator:
             "cumulative_logprob": answer.cumulative_logprob,
             "mean_logprob": mean_logprob(answer),
         }
+
+    def join(self, parts: Sequence[Cells]) -> Cells:
+        """The texts one after another; the reason is `length` where any part's is."""
+        reasons = [part["finish_reason"] for part in parts]
+        return {
+            "generated_text": "".join(part["generated_text"] for part in parts),
+            "finish_reason": "length" if "length" in reasons else reasons[0],
+            **_joined_logprobs(parts),
+        }
+
+
+def _joined_logprobs(parts: Sequence[Cells]) -> dict[str, float | None]:
+    """The sum, and its mean by token; a part's two figures tell how many tokens it has."""
+    sums = [part["cumulative_logprob"] for part in parts]
+    means = [part["mean_logprob"] for part in parts]
+    if None in sums:
+        return {"cumulative_logprob": None, "mean_logprob": None}
+    num_tokens = sum(total / mean for total, mean in zip(sums, means, strict=True) if mean)
+    total = sum(sums)
+    return {
+        "cumulative_logprob": total,
+        "mean_logprob": total / num_tokens if num_tokens else total,
+    }
 
 
 def mean_logprob(completion: Completion) -> float | None:

@@ -18,11 +18,12 @@ from pipeline.tasks.base import (
     Prepared,
     Result,
     Row,
-    Task,
     TaskSection,
     Tools,
     gather,
 )
+from pipeline.tasks.fitting import FittedTask
+from pipeline.tasks.policy import columns_of, fields_of, fitted, joining_columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class _Step:
     """
 
     name: str | None
-    task: Task
+    task: FittedTask
     model: str | None
     columns: Mapping[str, str]
     follows: Sequence[int]
@@ -52,8 +53,8 @@ class RowTasks:
     """All that is done to a row.
 
     `fields` are the output columns of all tasks; `columns` maps the input's columns that they read
-    to the places that name them; `late_columns` are those that a task reads once an earlier one
-    has answered.
+    to the places that name them; `late_columns` are those that a task reads beside the engine: once
+    an earlier one has answered, or all its chunks.
     """
 
     def __init__(self, sections: Sequence[TaskSection], tools: Tools) -> None:
@@ -66,8 +67,7 @@ class RowTasks:
         read_late = {
             name
             for section, step in zip(sections, self._steps, strict=True)
-            if step.follows
-            for name in section.columns
+            for name in (columns_of if step.follows else joining_columns)(section)
         }
         self.late_columns = sorted(read_late & self.columns.keys())
 
@@ -105,11 +105,14 @@ class RowTasks:
     ) -> Dialogue[Cells | Reject]:
         """One task's dialogue; it ends with cells by their columns' names."""
         try:
+            row = _with_earlier(late, [outcomes[at] for at in step.follows])
+            if isinstance(row, Reject):
+                return row
             if entry is None:
-                entry = _prepare_late(step, late, [outcomes[at] for at in step.follows])
+                (entry,) = step.task.prepare([row])
             if isinstance(entry, Reject):
                 return entry
-            outcome = yield from _sent_to(step.model, step.task.answer(entry))
+            outcome = yield from _sent_to(step.model, step.task.answer(entry, row))
             if isinstance(outcome, Reject):
                 return outcome
             return {step.columns[name]: cell for name, cell in outcome.items()}
@@ -128,15 +131,14 @@ class RowTasks:
         return RowResult(cells, first)
 
 
-def _prepare_late(step: _Step, late: Row, earlier: Sequence[Cells | Reject]) -> Prepared | Reject:
-    """A task's entry once those that it follows have answered; their reject is its own."""
+def _with_earlier(late: Row, earlier: Sequence[Cells | Reject]) -> Row | Reject:
+    """What a task reads beside the engine; the reject of one that it follows is its own."""
     values = dict(late)
     for outcome in earlier:
         if isinstance(outcome, Reject):
             return outcome
         values |= outcome
-    (entry,) = step.task.prepare([values])
-    return entry
+    return values
 
 
 def _named(step: _Step, reject: Reject) -> Reject:
@@ -148,7 +150,7 @@ def _named(step: _Step, reject: Reject) -> Reject:
 def _step(section: TaskSection, tools: Tools, follows: Sequence[int]) -> _Step:
     place = section.model_place
     own = tools if place is None else replace(tools.beside[place], beside=tools.beside)
-    return _Step(section.name, section.build(own), place, _column_names(section), follows)
+    return _Step(section.name, fitted(section, own), place, _column_names(section), follows)
 
 
 def _sent_to(model: str | None, dialogue: Dialogue[Result]) -> Dialogue[Result]:
@@ -174,7 +176,7 @@ def input_columns(sections: Sequence[TaskSection]) -> dict[str, str]:
     made: set[str] = set()
     columns: dict[str, str] = {}
     for section in sections:
-        for name, place in section.columns.items():
+        for name, place in columns_of(section).items():
             if name not in made:
                 columns.setdefault(name, place)
         made.update(_column_names(section).values())
@@ -185,7 +187,7 @@ def _follows(sections: Sequence[TaskSection]) -> list[list[int]]:
     """For each task the positions of the earlier ones whose columns it reads."""
     made = [set(_column_names(section).values()) for section in sections]
     return [
-        [at for at in range(position) if made[at] & section.columns.keys()]
+        [at for at in range(position) if made[at] & columns_of(section).keys()]
         for position, section in enumerate(sections)
     ]
 
@@ -195,7 +197,7 @@ def answer_fields(sections: Sequence[TaskSection]) -> tuple[pa.Field, ...]:
     fields: dict[str, pa.Field] = {}
     for section in sections:
         names = _column_names(section)
-        for field in section.fields:
+        for field in fields_of(section):
             name = names[field.name]
             if name in fields:
                 raise UserError(f"{section.place}name: two tasks write the column {name}")
@@ -206,4 +208,4 @@ def answer_fields(sections: Sequence[TaskSection]) -> tuple[pa.Field, ...]:
 def _column_names(section: TaskSection) -> dict[str, str]:
     """The output column of each of a task's fields: with the task's name before it, if any."""
     prefix = "" if section.name is None else f"{section.name}_"
-    return {field.name: prefix + field.name for field in section.fields}
+    return {field.name: prefix + field.name for field in fields_of(section)}
