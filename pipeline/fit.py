@@ -48,7 +48,9 @@ class Measured:
 
     def count(self, start: int, end: int) -> int:
         """How many tokens have a part in the characters from `start` to `end`."""
-        return max(0, bisect_left(self.starts, end) - bisect_right(self.ends, start))
+        if start >= end:
+            return 0
+        return bisect_left(self.starts, end) - bisect_right(self.ends, start)
 
     def forward(self, start: int, num_tokens: int) -> int:
         """The farthest position to which at most so many tokens lead from `start`."""
