@@ -226,6 +226,17 @@ def test_chunks_prompts_never_exceed_the_context(
         assert "".join(joined.split()) == "".join(text.split())
 
 
+def test_chunks_that_take_more_room_than_the_first_are_cut_smaller() -> None:
+    """A template may make more of one part of a text than of another; every chunk fits."""
+    prompt = {"text": "{{ text | replace('b', 'bbbb') }}"}
+    result, rounds = run(
+        tasks(length=CHUNK, prompt=prompt), {"title": "t", "text": "a" * 300 + "b" * 300}
+    )
+    assert result.reject is None
+    assert all(needed_tokens(request) <= CONTEXT for asked in rounds for request in asked)
+    assert "".join(prompts(rounds)[0]) == "a" * 300 + "b" * 1_200
+
+
 def test_a_failed_chunk_rejects_its_row_by_number() -> None:
     """The reject is the chunk's own, with its attempts."""
 

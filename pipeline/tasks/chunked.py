@@ -23,8 +23,7 @@ from pipeline.tasks.base import (
 )
 from pipeline.tasks.fitting import Fit, Fitter, LongText, Whole
 
-# Chunks whose prompts do not fit are cut anew with a tenth less; a text that needs more than this
-# is no text.
+# Chunks whose prompts do not fit are cut anew so many times.
 _TRIES = 8
 
 _NOTE = "chunks"
@@ -100,7 +99,8 @@ class Chunked:
                 if all(self._fitter.fits(entry) for entry in chunk_entries):
                     entries[position] = _packed(chunk_entries)
                 else:
-                    smaller[position] = self._cut(cut.long, cut.num_tokens * 9 // 10)
+                    share = min(map(self._fitter.share_that_fits, chunk_entries))
+                    smaller[position] = self._cut(cut.long, int(cut.num_tokens * share))
             cuts = smaller
             if not cuts:
                 break

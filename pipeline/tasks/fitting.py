@@ -108,6 +108,14 @@ class Fitter:
         """Whether a shorter text would not help the entry."""
         return _fits(self.excess(entry))
 
+    def share_that_fits(self, entry: Prepared | Reject) -> float:
+        """About how much of the entry's text would fit, if all of the prompt were text."""
+        excess = self.excess(entry)
+        if excess is None:
+            return 0.5
+        limit = self._tools.max_model_len
+        return 1.0 if excess <= 0 else min(0.9, limit / (limit + excess))
+
     def long_texts(
         self, rows: Sequence[Row], entries: Sequence[Prepared | Reject]
     ) -> dict[int, LongText | Reject]:
