@@ -175,8 +175,8 @@ def _join(task: Task, section: TaskSection, policy: Chunk, tools: Tools) -> Join
 
     def join(parts: Sequence[Cells], row: Row) -> Dialogue[Cells | Reject]:  # noqa: ARG001
         yield from ()
-        cells: Cells = merge(parts)
-        if text_column is None:
+        cells: Cells | Reject = merge(parts)
+        if text_column is None or isinstance(cells, Reject):
             return cells
         texts = [part[text_column] for part in parts if part[text_column] is not None]
         return {**cells, text_column: policy.separator.join(texts)}
