@@ -66,7 +66,9 @@ class Chunk(Section):
         default=0, description="Tokens, at most, that a chunk repeats of the one before."
     )
     join: JoinKind | JoinPrompt
-    separator: str = Field(default="\n\n", description="Between concatenated texts.")
+    separator: str | None = Field(
+        default=None, description="Between concatenated texts; by default a blank line."
+    )
 
     @model_validator(mode="after")
     def _overlap_leaves_room(self) -> "Chunk":
@@ -74,7 +76,7 @@ class Chunk(Section):
             raise ValueError(
                 f"overlap ({self.overlap}) is more than half of max_tokens ({self.max_tokens})"
             )
-        if self.join != "concatenate" and "separator" in self.model_fields_set:
+        if self.join != "concatenate" and self.separator is not None:
             raise ValueError("separator goes with join: concatenate")
         return self
 

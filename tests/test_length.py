@@ -370,4 +370,10 @@ def test_the_policy_is_part_of_what_the_answers_depend_on() -> None:
     """A changed policy is another job; to write the default out is not."""
     assert a_job(length=TRUNCATE).fingerprint != a_job().fingerprint
     assert a_job(length={"policy": "reject"}).fingerprint == a_job().fingerprint
-    assert Job.model_validate_json(a_job(length=CHUNK).model_dump_json()) == a_job(length=CHUNK)
+
+
+@pytest.mark.parametrize("policy", [TRUNCATE, CHUNK, {**CHUNK, "join": ASK}])
+def test_a_job_with_a_policy_comes_back_as_it_was_written(policy: dict[str, Any]) -> None:
+    """Processes hand it on as JSON, with all its defaults."""
+    job = a_job(length=policy, clean={"columns": ["text"], "steps": ["nfc"]})
+    assert Job.model_validate_json(job.model_dump_json()) == job

@@ -171,6 +171,7 @@ def _join(task: Task, section: TaskSection, policy: Chunk, tools: Tools) -> Join
     merge = getattr(task, "join", None)
     if merge is None:
         raise UserError(f"{section.place}length.join: this {section.kind} task joins by a prompt")
+    separator = "\n\n" if policy.separator is None else policy.separator
     text_column = section.fields[0].name if policy.join == "concatenate" else None
 
     def join(parts: Sequence[Cells], row: Row) -> Dialogue[Cells | Reject]:  # noqa: ARG001
@@ -179,7 +180,7 @@ def _join(task: Task, section: TaskSection, policy: Chunk, tools: Tools) -> Join
         if text_column is None or isinstance(cells, Reject):
             return cells
         texts = [part[text_column] for part in parts if part[text_column] is not None]
-        return {**cells, text_column: policy.separator.join(texts)}
+        return {**cells, text_column: separator.join(texts)}
 
     return join
 
