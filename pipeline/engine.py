@@ -19,10 +19,11 @@ from pydantic import ValidationError
 
 from pipeline.errors import UserError
 from pipeline.job import unknown
-from pipeline.schema import Completion, Params, Pooling, Request, Sampling
+from pipeline.schema import Completion, Params, Pooling, Request, Sampling, TokenLogprob
 
 if TYPE_CHECKING:
     from vllm import PoolingParams, SamplingParams
+    from vllm.lora.request import LoRARequest
     from vllm.v1.engine.llm_engine import LLMEngine
 
 # Measured on 2 cores with AVX2 (135M parameters): 64 sequences fill the cores, and compiling costs
@@ -97,11 +98,36 @@ class VllmEngine:
         self._params: dict[int, Params] = {}
         # What vLLM makes of a task's parameters, made once.
         self._translated: WeakKeyDictionary[Params, Any] = WeakKeyDictionary()
+        self._adapters: dict[str, LoRARequest] = {}
+        # Which of the two kinds of requests that do not go together this engine has.
+        self._logprobs: str | None = None
+
+    def load_adapters(self, adapters: Mapping[str, Path]) -> None:
+        """Load LoRA adapters, by name, before the first request. Raises `UserError`.
+
+        One that vLLM cannot load would kill the engine at its first request.
+        """
+        for number, (name, folder) in enumerate(adapters.items(), start=1):
+            from vllm.lora.request import LoRARequest  # noqa: PLC0415 - the engine is there already
+
+            request = LoRARequest(name, number, str(folder))
+            try:
+                self._engine.add_lora(request)
+            # From an engine in a process of its own every error comes as this.
+            except Exception as error:
+                raise UserError(
+                    f"model.adapters.{name}: vLLM refuses it: {_one_line(error)}"
+                ) from error
+            self._adapters[name] = request
 
     def add(self, key: int, request: Request) -> None:
         prompt = {"prompt_token_ids": list(request.prompt_token_ids)}
+        self._refuse_mixed_logprobs(request.params)
+        adapter = None if request.adapter is None else self._adapters[request.adapter]
         try:
-            self._engine.add_request(str(key), prompt, self._vllm_params(request.params))
+            self._engine.add_request(
+                str(key), prompt, self._vllm_params(request.params), lora_request=adapter
+            )
         except UserError as error:
             raise RequestRefused(str(error)) from error
         except _refusals() as error:
@@ -118,6 +144,17 @@ class VllmEngine:
     def abort(self, key: int) -> None:
         del self._params[key]
         self._engine.abort_request([str(key)])
+
+    def _refuse_mixed_logprobs(self, params: Params) -> None:
+        """Jobs that mix them are refused (`check_logprobs`); a wrong number must not pass either.
+
+        VLLM 0.32 gives no likeliest tokens to the neighbours of `logprob_token_ids`.
+        """
+        for name in ("logprobs", "logprob_token_ids"):
+            if params.values.get(name):
+                self._logprobs = self._logprobs or name
+                if self._logprobs != name:
+                    raise RequestRefused("the likeliest tokens and those of labels are two jobs")
 
     def _vllm_params(self, params: Params) -> Any:
         if params not in self._translated:
@@ -138,6 +175,8 @@ def _completion(output: Any, params: Params) -> Completion:
         cumulative_logprob=answer.cumulative_logprob,
         choice_logprobs=_choice_logprobs(answer.logprobs, params),
         prompt_logprobs=_prompt_logprobs(output.prompt_logprobs),
+        tokens=_tokens(answer.logprobs, params),
+        stop_reason=answer.stop_reason,
     )
 
 
@@ -161,6 +200,17 @@ def _choice_logprobs(logprobs: Any, params: Sampling) -> dict[int, float] | None
     wanted = set(params.values["logprob_token_ids"])
     pairs = zip(logprobs.token_ids[:end], logprobs.logprobs[:end], strict=True)
     return {token: logprob for token, logprob in pairs if token in wanted}
+
+
+def _tokens(logprobs: Any, params: Sampling) -> list[TokenLogprob] | None:
+    """Of each position vLLM gives the sampled token first, then the likeliest ones in order."""
+    if params.values.get("logprobs") is None or logprobs is None:
+        return None
+    pairs = list(zip(logprobs.decoded_tokens, logprobs.logprobs, strict=True))
+    return [
+        TokenLogprob(pairs[start][0], pairs[start][1], pairs[start + 1 : end])
+        for start, end in zip(logprobs.start_indices, logprobs.end_indices, strict=True)
+    ]
 
 
 def _prompt_logprobs(logprobs: Any) -> list[float] | None:

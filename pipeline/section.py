@@ -155,4 +155,6 @@ def check_sampling(sampling: dict[str, Any], place: str = "") -> None:
         if key in sampling:
             raise ValueError(f"{place}sampling.{key} is set by tokenmill; leave it out")
     if sampling.get("n", 1) != 1:
-        raise ValueError(f"{place}sampling.n must be 1: a row has one answer")
+        raise ValueError(
+            f"{place}sampling.n must be 1; several answers a row are the task's: n, best_of"
+        )

@@ -68,6 +68,13 @@ class Tokenizer(Protocol):
     def encode_continuations(self, texts: Sequence[str]) -> list[Sequence[int]]:
         """Token ids of texts without special tokens around them: what stands behind others."""
 
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens included."""
+
+    @property
+    def special_tokens(self) -> frozenset[str]:
+        """The tokens that an answer's text leaves out."""
+
     @property
     def end_of_turn(self) -> int | None:
         """The token that ends an answer; None if the model has none."""
@@ -183,6 +190,15 @@ class ModelTokenizer:
             Pair(ids, None if of_pair is None else _second(of_pair))
             for ids, of_pair in zip(encoded["input_ids"], types, strict=True)
         ]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=False))
+
+    @property
+    def special_tokens(self) -> frozenset[str]:
+        added = self._tokenizer.added_tokens_decoder.values()
+        marked = {str(token) for token in added if token.special}
+        return frozenset(marked.union(self._tokenizer.all_special_tokens))
 
     def _apply_template(self, chat: Chat, add_generation_prompt: bool) -> str | Reject:
         messages = [{"role": role, "content": content} for role, content in chat]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +46,22 @@ def load_tasks(job: Job) -> RowTasks:
         place: _load_tools(side.source, side.runner, place)
         for place, side in job.side_models.items()
     }
-    return RowTasks(job.steps, _load_tools(job.model, job.runner, "model", beside))
+    own = replace(
+        _load_tools(job.model, job.runner, "model"),
+        adapters=tuple(job.model.adapters),
+        beside=beside,
+    )
+    return RowTasks(job.steps, own)
 
 
-def _load_tools(
-    model: ModelSource, runner: Runner, place: str, beside: Mapping[str, Tools] | None = None
-) -> Tools:
+def _load_tools(model: ModelSource, runner: Runner, place: str) -> Tools:
     if model.is_fake:
         settings = fake_settings(model.engine, place)
-        return Tools(FakeTokenizer(), settings.max_model_len, fake_config(settings), beside or {})
+        return Tools(FakeTokenizer(), settings.max_model_len, fake_config(settings))
     folder = fetch(model)
     config = read_config(folder)
     context = _max_model_len(model, runner, place, folder, config)
-    return Tools(ModelTokenizer(folder), context, config, beside or {})
+    return Tools(ModelTokenizer(folder), context, config)
 
 
 def _stretch(config: Mapping[str, Any]) -> float:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline.length import Chunk, JoinKind, JoinPrompt, Length
+from pipeline.overrides import OVERRIDABLE
 from pipeline.prompter import Prompter
 from pipeline.schema import Answer, Params, Reject, Request, Sampling
 from pipeline.section import ModelSource, Prompt, Retries, Section, check_retries
@@ -43,12 +44,14 @@ class Prepared:
 class Tools:
     """What a task is built with: the model's tokenizer, its context in tokens, its config.json.
 
-    `beside` holds the tools of the models beside the job's own, by their places in the job.
+    `adapters` are the names of the job's LoRA adapters; `beside` holds the tools of the models
+    beside the job's own, by their places in the job.
     """
 
     tokenizer: Tokenizer
     max_model_len: int
     config: Mapping[str, Any] = field(default_factory=dict)
+    adapters: Sequence[str] = ()
     beside: Mapping[str, "Tools"] = field(default_factory=dict)
 
 
@@ -94,6 +97,18 @@ class TaskSection(Section):
     )
 
     length: Length | None = Field(default=None, description="By default the job's.")
+    overrides: dict[str, str] | None = Field(
+        default=None,
+        description="Sampling parameter to the column with a row's own; by default the job's.",
+    )
+    adapter: str | None = Field(
+        default=None, description="The column that names a row's adapter; by default the job's."
+    )
+
+    @field_validator("overrides")
+    @classmethod
+    def _overridable(cls, overrides: dict[str, str] | None) -> dict[str, str] | None:
+        return check_overrides(overrides)
 
     @property
     def runner(self) -> Runner:
@@ -119,6 +134,19 @@ class TaskSection(Section):
     def compiled(self) -> PromptTemplates:
         """The prompt, compiled. Raises `UserError`."""
         return compile_prompt(self.own_prompt, self.place)
+
+    @property
+    def reads(self) -> Mapping[str, str]:
+        """`columns`, and those of what a row may vary."""
+        varied = dict.fromkeys((self.overrides or {}).values(), f"{self.place}overrides")
+        if self.adapter is not None:
+            varied[self.adapter] = f"{self.place}adapter"
+        return {**varied, **self.columns}
+
+    def override_problem(self, overrides: Mapping[str, Any]) -> str | None:
+        """Why a row cannot have these, though each is right by itself; None if it can."""
+        del overrides
+        return None
 
     @property
     def params(self) -> tuple[Params, ...]:
@@ -211,6 +239,31 @@ class TaskSection(Section):
         if self.retries is None:
             return (first,)
         return (first, *map(Sampling, self.retries.samplings(dict(first.values))))
+
+
+def check_overrides(overrides: dict[str, str] | None) -> dict[str, str] | None:
+    """`overrides` itself. Raises `ValueError` for a parameter that rows cannot set."""
+    for name in overrides or {}:
+        if name not in OVERRIDABLE:
+            known = ", ".join(OVERRIDABLE)
+            raise ValueError(f"{name} cannot differ by row; these can: {known}")
+    return overrides
+
+
+def check_logprobs(params: Sequence[Params]) -> None:
+    """Raise `ValueError` for requests that cannot be in one engine at the same time.
+
+    In a batch with a request for `logprob_token_ids`, vLLM 0.32 gives its neighbours no
+    alternatives (`v1/sample/sampler.py`: "prefer logprob_token_ids").
+    """
+    samplings = [known.values for known in params if isinstance(known, Sampling)]
+    wants_top = any(values.get("logprobs") for values in samplings)
+    if wants_top and any(values.get("logprob_token_ids") is not None for values in samplings):
+        raise ValueError(
+            "one task asks for the likeliest tokens (tokens.top, sampling.logprobs), another for "
+            "the probabilities of its labels, and in one engine the second breaks the first; make "
+            "two jobs"
+        )
 
 
 def gather(dialogues: Sequence[Dialogue[Result]]) -> Dialogue[list[Result]]:

@@ -1,108 +1,377 @@
-"""Generate: the prompt's answer as text, why it ended, and how likely the model found it."""
+"""Generate: the prompt's answer as text, why it ended, and how likely the model found it.
 
-from collections.abc import Sequence
-from typing import Literal
+Or several answers to the same prompt, all of them or the best. Each is a request of its own (the
+prompt is in the engine's prefix cache behind the first), so that one that fails touches no other.
+"""
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
+from pipeline.errors import UserError
 from pipeline.length import JoinKind
 from pipeline.prompter import Prompter
-from pipeline.schema import Completion, Reject, Sampling
+from pipeline.schema import (
+    Completion,
+    Params,
+    Reject,
+    Request,
+    Sampling,
+    TokenLogprob,
+)
+from pipeline.section import Section
 from pipeline.tasks.attempts import ask_until_valid, cut_off
 from pipeline.tasks.base import Cells, Dialogue, Prepared, Row, TaskSection, Tools
+from pipeline.tasks.reasoning import Marks, Splitter, Thought
+
+_Score = Callable[[Completion], float | None]
+
+# The prompt ends inside of the thinking.
+_OPEN_NOTE = "open"
+_MOST_SAMPLES = 1000
+
+_TOP_TYPE = pa.list_(pa.struct([pa.field("token", pa.string()), pa.field("logprob", pa.float64())]))
+_TOKENS_TYPE = pa.list_(
+    pa.struct(
+        [
+            pa.field("token", pa.string()),
+            pa.field("logprob", pa.float64()),
+            pa.field("top", _TOP_TYPE),
+        ]
+    )
+)
+
+
+class BestOf(Section):
+    """`best_of: {n: 8, by: mean_logprob}`."""
+
+    n: int = Field(ge=2, le=_MOST_SAMPLES)
+    by: Literal["mean_logprob"] = "mean_logprob"
+
+
+class Tokens(Section):
+    """`tokens: {top: 5}`."""
+
+    # vLLM's own limit.
+    top: int = Field(default=0, ge=0, le=20, description="Likeliest tokens in each one's place.")
 
 
 class Generate(TaskSection):
     """`task: {kind: generate}`, the task of a job that names none."""
 
     kind: Literal["generate"] = "generate"
+    n: int = Field(default=1, ge=1, le=_MOST_SAMPLES, description="Answers to each row, in lists.")
+    best_of: BestOf | None = Field(default=None, description="Of n answers the best alone.")
+    reasoning: Marks | None = Field(
+        default=None, description="Split the thinking off: true, or its marks as {start, end}."
+    )
+    tokens: Tokens | None = Field(
+        default=None, description="The generated tokens with their log-probabilities."
+    )
     complete: bool = Field(
         default=False, description="An answer that max_tokens cuts off does not do."
     )
 
+    @field_validator("reasoning", mode="before")
+    @classmethod
+    def _usual_marks(cls, reasoning: Any) -> Any:
+        if isinstance(reasoning, bool):
+            return Marks() if reasoning else None
+        return reasoning
+
+    @model_validator(mode="after")
+    def _whole_samples(self) -> "Generate":
+        if self.best_of is not None and self.n != 1:
+            raise ValueError("give one of n and best_of")
+        return self
+
     def check(self) -> None:
         super().check()
+        if self.retries is not None and self.num_samples > 1:
+            raise ValueError(f"{self.place}retries: several samples are tries enough; leave it out")
         if self.retries is not None and not self.complete:
             raise ValueError(
                 f"{self.place}retries: every answer does; "
                 "write complete: true to ask again for those that are cut off"
             )
+        sampling = self.sampling or {}
+        if self.tokens is not None and "logprobs" in sampling:
+            raise ValueError(f"{self.place}sampling.logprobs: tokens.top says it; leave it out")
+        if self.best_of is not None and sampling.get("logprobs", 0) is None:
+            raise ValueError(f"{self.place}sampling.logprobs: best_of compares them; leave it out")
+        if self.num_samples == 1:
+            return
+        if sampling.get("temperature") == 0 or sampling.get("top_k") == 1:
+            raise ValueError(
+                f"{self.place}n: at temperature 0 (or top_k 1) all samples are alike; raise it"
+            )
+        if "seed" in (self.overrides or {}) and sampling.get("seed") is None:
+            raise ValueError(
+                f"{self.place}overrides.seed: with several samples set sampling.seed as well"
+            )
+
+    @property
+    def num_samples(self) -> int:
+        """How many answers are asked for."""
+        return self.n if self.best_of is None else self.best_of.n
 
     @property
     def fields(self) -> tuple[pa.Field, ...]:
-        """The text; log-probabilities are natural, `mean_logprob` is per generated token."""
-        return (
-            pa.field("generated_text", pa.string()),
-            pa.field("finish_reason", pa.string()),
-            pa.field("cumulative_logprob", pa.float64()),
-            pa.field("mean_logprob", pa.float64()),
-        )
+        """One of each of `_COLUMNS` that the section wants; lists where a row has n answers."""
+        if self.n > 1:
+            return tuple(
+                pa.field(column.list_name, pa.list_(column.type)) for column in self.wanted
+            )
+        fields = tuple(pa.field(column.name, column.type) for column in self.wanted)
+        return fields if self.best_of is None else (*fields, pa.field("num_samples", pa.int32()))
 
     @property
-    def join_kind(self) -> JoinKind:
-        """Texts stand one after another."""
-        return "concatenate"
+    def wanted(self) -> tuple["_Column", ...]:
+        """What is told of each answer."""
+        stops = (self.sampling or {}).get("stop") or (self.sampling or {}).get("stop_token_ids")
+        absent = set()
+        if not stops and "stop" not in (self.overrides or {}):
+            absent.add("stop_reason")
+        if self.reasoning is None:
+            absent.add("reasoning_text")
+        if self.tokens is None:
+            absent.add("tokens")
+        return tuple(column for column in _COLUMNS if column.name not in absent)
+
+    @property
+    def join_kind(self) -> JoinKind | None:
+        """Texts stand one after another; lists of them cannot."""
+        return "concatenate" if self.n == 1 else None
+
+    @property
+    def params(self) -> tuple[Params, ...]:
+        """One for each answer, alike but for the seeds; or one for each attempt at the one."""
+        return self.samplings(special_tokens=False)
+
+    def samplings(self, *, special_tokens: bool) -> tuple[Sampling, ...]:
+        """`params`, those of a model whose marks are special tokens with `special_tokens`."""
+        extra: dict[str, Any] = {} if self.tokens is None else {"logprobs": self.tokens.top}
+        if special_tokens:
+            extra["skip_special_tokens"] = False
+        first, *retries = (Sampling({**own.values, **extra}) for own in self.own_samplings)
+        seed = first.values.get("seed")
+        if self.num_samples == 1 or seed is None:
+            return (*(first,) * self.num_samples, *retries)
+        return tuple(
+            Sampling({**first.values, "seed": seed + at}) for at in range(self.num_samples)
+        )
+
+    def override_problem(self, overrides: Mapping[str, Any]) -> str | None:
+        """Samples without chance would be alike."""
+        greedy = overrides.get("temperature") == 0 or overrides.get("top_k") == 1
+        if greedy and self.num_samples > 1:
+            return "temperature 0 (or top_k 1) makes all samples of the row alike"
+        return None
 
     def build(self, tools: Tools) -> "Generator":
-        return Generator(self.prompter(tools), self.own_samplings, complete=self.complete)
+        splitter = None if self.reasoning is None else Splitter(self.reasoning, tools.tokenizer)
+        special = splitter is not None and splitter.needs_special_tokens
+        if special and self.own_sampling.values.get("skip_special_tokens"):
+            raise UserError(
+                f"{self.place}sampling.skip_special_tokens: reasoning needs the model's marks, "
+                "which are special tokens; leave it out"
+            )
+        return Generator(
+            self, self.prompter(tools), splitter, self.samplings(special_tokens=special)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One answer of the engine, with the thinking told from it."""
+
+    completion: Completion
+    thought: Thought
+    stop_token_ids: Collection[int]
+
+    @property
+    def stop_reason(self) -> str | None:
+        """The stop string or token of the job's; a model's own end is none."""
+        reason = self.completion.stop_reason
+        return str(reason) if isinstance(reason, str) or reason in self.stop_token_ids else None
 
 
 class Generator:
-    """One request a row, and one more for each retry."""
+    """One request for each of a row's answers, all in one round; or one answer until it does."""
 
     def __init__(
-        self, prompter: Prompter, samplings: Sequence[Sampling], *, complete: bool
+        self,
+        section: Generate,
+        prompter: Prompter,
+        splitter: Splitter | None,
+        samplings: Sequence[Sampling],
     ) -> None:
+        self._section = section
         self._prompter = prompter
+        self._splitter = splitter
         self._samplings = samplings
-        self._complete = complete
+        best_of = section.best_of
+        self._score = None if best_of is None else _SCORES[best_of.by]
+        self._stop_token_ids = frozenset(samplings[0].values.get("stop_token_ids") or ())
 
     def prepare(self, rows: Sequence[Row]) -> list[Prepared | Reject]:
         return [
-            prompt if isinstance(prompt, Reject) else Prepared([prompt])
+            prompt if isinstance(prompt, Reject) else Prepared([prompt], self._notes(prompt))
             for prompt in self._prompter.encode(rows)
         ]
 
     def answer(self, prepared: Prepared) -> Dialogue[Cells | Reject]:
-        return (yield from ask_until_valid(prepared.prompts[0], self._samplings, self._cells))
+        samples = yield from self._ask(prepared.prompts[0], _OPEN_NOTE in prepared.notes)
+        sound = [sample for sample in samples if isinstance(sample, Sample)]
+        if not sound:
+            return _all_failed([sample for sample in samples if isinstance(sample, Reject)])
+        if self._section.n > 1:
+            return {
+                column.list_name: [
+                    column.cell(sample) if isinstance(sample, Sample) else None
+                    for sample in samples
+                ]
+                for column in self._section.wanted
+            }
+        best = sound[0] if self._score is None else _best(sound, self._score)
+        cells = {column.name: column.cell(best) for column in self._section.wanted}
+        return cells if self._section.best_of is None else {**cells, "num_samples": len(sound)}
 
-    def _cells(self, answer: Completion) -> Cells | Reject:
-        cut = cut_off(answer) if self._complete else None
-        if cut is not None:
-            return cut
-        return {
-            "generated_text": answer.text,
-            "finish_reason": answer.finish_reason,
-            "cumulative_logprob": answer.cumulative_logprob,
-            "mean_logprob": mean_logprob(answer),
-        }
+    def _ask(self, prompt: Sequence[int], is_open: bool) -> Dialogue[list[Sample | Reject]]:
+        if self._section.num_samples == 1:
+            sample = yield from ask_until_valid(
+                prompt, self._samplings, lambda answer: self._sample(answer, is_open)
+            )
+            return [sample]
+        answers = yield [Request(prompt, sampling) for sampling in self._samplings]
+        return [
+            answer if isinstance(answer, Reject) else self._sample(answer, is_open)
+            for answer in answers
+        ]
 
     def join(self, parts: Sequence[Cells]) -> Cells:
-        """The texts one after another; the reason is `length` where any part's is."""
-        reasons = [part["finish_reason"] for part in parts]
-        return {
-            "generated_text": "".join(part["generated_text"] for part in parts),
-            "finish_reason": "length" if "length" in reasons else reasons[0],
-            **_joined_logprobs(parts),
-        }
+        """The cells of a long text's chunks as one row's, for sections of one answer a row.
+
+        Texts and tokens stand one after another; the reason is `length` where any part's is.
+        """
+        cells = {name: _JOINS[name]([part[name] for part in parts]) for name in parts[0]}
+        return {**cells, "mean_logprob": _joined_mean(parts)}
+
+    def _notes(self, prompt: Sequence[int]) -> Mapping[str, Any]:
+        is_open = self._splitter is not None and self._splitter.opens(prompt)
+        return {_OPEN_NOTE: True} if is_open else {}
+
+    def _sample(self, answer: Completion, is_open: bool) -> Sample | Reject:
+        cut = cut_off(answer) if self._section.complete else None
+        if cut is not None:
+            return cut
+        thought: Thought | Reject = Thought(None, answer.text)
+        if self._splitter is not None:
+            thought = self._splitter.split(answer, is_open=is_open)
+        if isinstance(thought, Reject):
+            return thought
+        return Sample(answer, thought, self._stop_token_ids)
 
 
-def _joined_logprobs(parts: Sequence[Cells]) -> dict[str, float | None]:
-    """The sum, and its mean by token; a part's two figures tell how many tokens it has."""
-    sums = [part["cumulative_logprob"] for part in parts]
-    means = [part["mean_logprob"] for part in parts]
-    if None in sums:
-        return {"cumulative_logprob": None, "mean_logprob": None}
-    num_tokens = sum(total / mean for total, mean in zip(sums, means, strict=True) if mean)
-    total = sum(sums)
-    return {
-        "cumulative_logprob": total,
-        "mean_logprob": total / num_tokens if num_tokens else total,
-    }
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A fact of an answer: its column, the column of n answers' lists, type and cell."""
+
+    name: str
+    list_name: str
+    type: pa.DataType
+    cell: Callable[[Sample], Any]
 
 
 def mean_logprob(completion: Completion) -> float | None:
     """Natural log-probability per generated token; None where there is none."""
     cumulative, num_tokens = completion.cumulative_logprob, completion.num_generated_tokens
     return None if cumulative is None or num_tokens == 0 else cumulative / num_tokens
+
+
+def _token_cells(tokens: Sequence[TokenLogprob] | None) -> list[dict[str, Any]] | None:
+    if tokens is None:
+        return None
+    return [
+        {
+            "token": token.token,
+            "logprob": token.logprob,
+            "top": [{"token": text, "logprob": logprob} for text, logprob in token.top],
+        }
+        for token in tokens
+    ]
+
+
+#: All that may be told of an answer, in the output's order.
+_COLUMNS = (
+    _Column("generated_text", "generated_texts", pa.string(), lambda s: s.thought.answer),
+    _Column("reasoning_text", "reasoning_texts", pa.string(), lambda s: s.thought.reasoning),
+    _Column("finish_reason", "finish_reasons", pa.string(), lambda s: s.completion.finish_reason),
+    _Column("stop_reason", "stop_reasons", pa.string(), lambda s: s.stop_reason),
+    _Column(
+        "cumulative_logprob",
+        "cumulative_logprobs",
+        pa.float64(),
+        lambda s: s.completion.cumulative_logprob,
+    ),
+    _Column("mean_logprob", "mean_logprobs", pa.float64(), lambda s: mean_logprob(s.completion)),
+    _Column("tokens", "tokens", _TOKENS_TYPE, lambda s: _token_cells(s.completion.tokens)),
+)
+
+
+def _joined_mean(parts: Sequence[Cells]) -> float | None:
+    """The parts' sum by token; a part's two figures tell how many tokens it has."""
+    figures: list[tuple[float | None, float | None]] = [
+        (part["cumulative_logprob"], part["mean_logprob"]) for part in parts
+    ]
+    total = _sum_of_all([own for own, _ in figures])
+    num_tokens = sum(own / mean for own, mean in figures if own and mean)
+    return total / num_tokens if total and num_tokens else total
+
+
+def _sum_of_all(numbers: Sequence[float | None]) -> float | None:
+    known = [number for number in numbers if number is not None]
+    return sum(known) if len(known) == len(numbers) else None
+
+
+def _one_after_another(lists: Sequence[list[Any] | None]) -> list[Any] | None:
+    known = [items for items in lists if items is not None]
+    return [item for items in known for item in items] if len(known) == len(lists) else None
+
+
+#: How the cells of a text's chunks become one row's, by column.
+_JOINS: Mapping[str, Callable[[Sequence[Any]], Any]] = {
+    "generated_text": "".join,
+    "reasoning_text": lambda texts: "\n\n".join(filter(None, texts)) or None,
+    "finish_reason": lambda reasons: "length" if "length" in reasons else reasons[0],
+    "stop_reason": lambda reasons: reasons[-1],
+    "cumulative_logprob": _sum_of_all,
+    "mean_logprob": lambda _: None,
+    "tokens": _one_after_another,
+    "num_samples": min,
+}
+
+#: Of several answers the one with the highest is the best; None is below all numbers.
+_SCORES: Mapping[str, _Score] = {"mean_logprob": mean_logprob}
+
+
+def _all_failed(rejects: Sequence[Reject]) -> Reject:
+    first = rejects[0]
+    if len(rejects) == 1:
+        return first
+    message = f"all {len(rejects)} samples failed, the first: {first.message}"
+    return Reject(first.reject_class, message, first.attempts)
+
+
+def _best(samples: Sequence[Sample], score: _Score) -> Sample:
+    """The first of those that none exceeds."""
+
+    def key(sample: Sample) -> float:
+        number = score(sample.completion)
+        return -math.inf if number is None else number
+
+    return max(samples, key=key)

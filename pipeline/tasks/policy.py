@@ -10,12 +10,13 @@ from pipeline.tasks.base import TaskSection, Tools
 from pipeline.tasks.chunked import Chunked
 from pipeline.tasks.fitting import FittedTask, Whole
 from pipeline.tasks.truncated import Truncated
+from pipeline.tasks.vary import built
 from pipeline.template import compile_prompt
 
 
 def fitted(section: TaskSection, tools: Tools) -> FittedTask:
     """The section's task, with what its length policy does about long texts."""
-    task = section.build(tools)
+    task = built(section, tools)
     match section.length:
         case Truncate() as policy:
             return Truncated(task, section, policy, tools)
@@ -36,14 +37,14 @@ def columns_of(section: TaskSection) -> Mapping[str, str]:
 
     Raises `UserError` for a policy that does not go with the task.
     """
-    columns, policy = section.columns, section.length
+    columns, policy = section.reads, section.length
     if not isinstance(policy, Truncate | Chunk):
         return columns
     place = f"{section.place}length"
-    if policy.column not in columns:
+    if policy.column not in section.columns:
         raise UserError(
             f"{place}.column: the task does not read {policy.column}; it reads "
-            f"{', '.join(sorted(columns))}"
+            f"{', '.join(sorted(section.columns))}"
         )
     if isinstance(policy, Truncate):
         return columns
