@@ -153,8 +153,8 @@ class FakeEngine:
         if self._settings.crash_on is not None and self._settings.crash_on.encode() in prompt:
             raise RuntimeError(f"the fake engine dies of {self._settings.crash_on!r}")
         # As with a real engine, another seed or adapter is another answer.
-        chance = [part for part in (request.params.values.get("seed"), request.adapter) if part]
-        source = prompt + "".join(f"\0{part}" for part in chance).encode()
+        chance = (request.params.values.get("seed"), request.adapter)
+        source = prompt + "".join(f"\0{part}" for part in chance if part is not None).encode()
         draw = random.Random(hashlib.sha256(source).digest())  # noqa: S311 - no secret
         if draw.random() < self._settings.refuse_rate:
             raise RequestRefused("the fake engine refuses this prompt")

@@ -1,0 +1,98 @@
+"""A task by hand: built from a job's keys, its rows prepared, its requests seen and answered."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.fake import FakeTokenizer
+from pipeline.job import Job
+from pipeline.schema import Answer, Completion, Reject, Request, TokenLogprob
+from pipeline.tasks.base import Cells, Row, TaskSection, Tools
+from pipeline.tasks.vary import built
+from pipeline.tokenizer import Tokenizer
+
+
+def make_job(**keys: Any) -> Job:
+    """A job on the fake engine; its prompt is the row's `text` as it is."""
+    return Job.model_validate(
+        {
+            "name": "job",
+            "input": {"path": "in"},
+            "model": {"source": "fake"},
+            "prompt": {"text": "{{ text }}"},
+            "sampling": {"max_tokens": 16},
+            "output": {"path": "out"},
+            **keys,
+        }
+    )
+
+
+def section(**keys: Any) -> TaskSection:
+    """The one task of `make_job`."""
+    (step,) = make_job(**keys).steps
+    return step
+
+
+class Asked:
+    """What became of one row: its cells or reject, and all its requests."""
+
+    def __init__(
+        self,
+        step: TaskSection,
+        row: Row,
+        answers: Callable[[Request, int], Answer],
+        tokenizer: Tokenizer | None = None,
+        adapters: Sequence[str] = (),
+    ) -> None:
+        task = built(step, Tools(tokenizer or FakeTokenizer(), 8192, tuple(adapters)))
+        self.requests: list[Request] = []
+        (prepared,) = task.prepare([row])
+        self.result: Cells | Reject = (
+            prepared if isinstance(prepared, Reject) else self._hold(task.answer(prepared), answers)
+        )
+        if not isinstance(self.result, Reject):
+            # Every cell is of its column's type.
+            assert self.result.keys() == {field.name for field in step.fields}
+            for field in step.fields:
+                pa.array([self.result[field.name]], field.type)
+
+    def _hold(self, dialogue: Any, answers: Callable[[Request, int], Answer]) -> Cells | Reject:
+        try:
+            requests = next(dialogue)
+            while True:
+                begin = len(self.requests)
+                self.requests += requests
+                requests = dialogue.send(
+                    [answers(request, begin + at) for at, request in enumerate(requests)]
+                )
+        except StopIteration as end:
+            result: Cells | Reject = end.value
+            return result
+
+    @property
+    def cells(self) -> Mapping[str, Any]:
+        assert not isinstance(self.result, Reject), self.result
+        return self.result
+
+    @property
+    def reject(self) -> Reject:
+        assert isinstance(self.result, Reject), self.result
+        return self.result
+
+    def sampled(self, name: str) -> list[Any]:
+        """One of the sampling parameters, of each request."""
+        return [request.params.values.get(name) for request in self.requests]
+
+
+def completion(
+    text: str = "an answer",
+    *,
+    logprob: float | None = -2.0,
+    tokens: int = 4,
+    finish: str = "stop",
+    stop: str | int | None = None,
+    told: Sequence[TokenLogprob] | None = None,
+) -> Completion:
+    """An answer of so many tokens, with the sum of their log-probabilities."""
+    return Completion(0, text, finish, 7, tokens, logprob, tokens=told, stop_reason=stop)
