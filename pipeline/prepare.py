@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from pipeline.adapters import check_adapters
 from pipeline.columns import added_fields, output_schema
 from pipeline.engine import check_argument_names
 from pipeline.errors import UserError
@@ -72,6 +73,7 @@ def check_job(job: Job) -> None:
         check_source(model)
         if model.is_fake:
             fake_settings(model.engine, place)
+    check_adapters(job.model)
     real = {f"{at}.engine": model.engine for at, model in models.items() if not model.is_fake}
     if real:
         check_argument_names(

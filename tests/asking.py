@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from pipeline.fake import FakeTokenizer
 from pipeline.job import Job
-from pipeline.schema import Answer, Completion, Reject, Request, TokenLogprob
+from pipeline.schema import Answer, Completion, Reject, Request
 from pipeline.tasks.base import Cells, Row, TaskSection, Tools
 from pipeline.tasks.vary import built
 from pipeline.tokenizer import Tokenizer
@@ -85,14 +85,13 @@ class Asked:
         return [request.params.values.get(name) for request in self.requests]
 
 
-def completion(
-    text: str = "an answer",
-    *,
-    logprob: float | None = -2.0,
-    tokens: int = 4,
-    finish: str = "stop",
-    stop: str | int | None = None,
-    told: Sequence[TokenLogprob] | None = None,
-) -> Completion:
-    """An answer of so many tokens, with the sum of their log-probabilities."""
-    return Completion(0, text, finish, 7, tokens, logprob, tokens=told, stop_reason=stop)
+def completion(text: str = "an answer", **facts: Any) -> Completion:
+    """An answer of four tokens with a log-probability of -2, but for the `facts`."""
+    usual = {
+        "key": 0,
+        "finish_reason": "stop",
+        "num_input_tokens": 7,
+        "num_generated_tokens": 4,
+        "cumulative_logprob": -2.0,
+    }
+    return Completion(text=text, **{**usual, **facts})

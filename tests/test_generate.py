@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pipeline.errors import UserError
 from pipeline.fake import FakeEngine, FakeSettings, FakeTokenizer
 from pipeline.schema import Answer, Reject, RejectClass, Request, Sampling, TokenLogprob
+from pipeline.tasks.base import Tools, check_logprobs
 
 ROW = {"text": "Name a tree."}
 FAILED = Reject(RejectClass.ENGINE_ERROR, "the engine ended the request with error", attempts=1)
@@ -35,7 +36,11 @@ def several(answers: Sequence[Answer], **keys: Any) -> Asked:
 
 def test_one_answer_has_todays_columns() -> None:
     """Without options a row has its text, why it ended and its log-probabilities, as scalars."""
-    asked = one(completion("an elm", logprob=-6.0, tokens=4, finish="length"))
+    asked = one(
+        completion(
+            "an elm", cumulative_logprob=-6.0, num_generated_tokens=4, finish_reason="length"
+        )
+    )
     assert asked.cells == {
         "generated_text": "an elm",
         "finish_reason": "length",
@@ -47,7 +52,10 @@ def test_one_answer_has_todays_columns() -> None:
 
 def test_n_answers_are_lists_in_the_order_of_the_requests() -> None:
     """`n: 3` asks the same prompt three times; each column is a list with a place for each."""
-    answers = [completion(text, logprob=-at, tokens=2) for at, text in enumerate("abc")]
+    answers = [
+        completion(text, cumulative_logprob=-at, num_generated_tokens=2)
+        for at, text in enumerate("abc")
+    ]
     asked = several(answers, task=generate(n=3), sampling=WARM)
     assert asked.cells == {
         "generated_texts": ["a", "b", "c"],
@@ -90,7 +98,9 @@ def test_the_best_has_the_highest_log_probability_per_token(
 ) -> None:
     """`best_of` gives the sample that no other exceeds, as scalars, and of how many it is."""
     answers: list[Answer] = [
-        FAILED if sample is None else completion(str(at), tokens=sample[0], logprob=sample[1])
+        FAILED
+        if sample is None
+        else completion(str(at), num_generated_tokens=sample[0], cumulative_logprob=sample[1])
         for at, sample in enumerate(samples)
     ]
     best_of = {"n": len(samples), "by": "mean_logprob"}
@@ -107,7 +117,10 @@ def test_the_best_has_the_highest_log_probability_per_token(
 
 def test_an_empty_sample_is_not_the_best() -> None:
     """A sample without tokens has no log-probability and stands behind all that have one."""
-    answers = [completion("", tokens=0, logprob=0.0), completion("an elm", logprob=-50.0)]
+    answers = [
+        completion("", num_generated_tokens=0, cumulative_logprob=0.0),
+        completion("an elm", cumulative_logprob=-50.0),
+    ]
     asked = several(answers, task=generate(best_of={"n": 2}), sampling=WARM)
     assert asked.cells["generated_text"] == "an elm"
 
@@ -157,7 +170,7 @@ STOPPING = {"max_tokens": 16, "stop": ["\n"], "stop_token_ids": [28]}
 @pytest.mark.parametrize(("reason", "told"), [("\n", "\n"), (28, "28"), (2, None), (None, None)])
 def test_the_stop_reason_is_the_jobs_own(reason: str | int | None, told: str | None) -> None:
     """The stop string or token of the job that ended the answer; null for the model's own end."""
-    assert one(completion(stop=reason), sampling=STOPPING).cells["stop_reason"] == told
+    assert one(completion(stop_reason=reason), sampling=STOPPING).cells["stop_reason"] == told
 
 
 def test_a_job_without_stops_has_no_column_for_them() -> None:
@@ -215,7 +228,7 @@ def test_unfinished_thinking_is_no_answer(
     text: str, row: dict[str, str], finish: str, said: str
 ) -> None:
     """Thinking without its end is a reject that keeps the thinking's end."""
-    answer = completion(text, tokens=1234, finish=finish)
+    answer = completion(text, num_generated_tokens=1234, finish_reason=finish)
     reject = one(answer, row=row, task=generate(reasoning=True)).reject
     assert reject.reject_class is RejectClass.TRUNCATED_ANSWER
     assert said in reject.message
@@ -225,7 +238,7 @@ def test_unfinished_thinking_is_no_answer(
 
 def test_a_rejects_message_is_bounded() -> None:
     """Of ten thousand words of thinking the message keeps the last ones."""
-    answer = completion("<think>" + "tree " * 10_000 + "last", finish="length")
+    answer = completion("<think>" + "tree " * 10_000 + "last", finish_reason="length")
     message = one(answer, task=generate(reasoning=True)).reject.message
     assert len(message) < 2200
     assert message.endswith("last")
@@ -233,7 +246,7 @@ def test_a_rejects_message_is_bounded() -> None:
 
 def test_unfinished_thinking_of_one_sample_touches_no_other() -> None:
     """Among several samples, one without an answer is null in all lists."""
-    answers = [completion("<think>Trees", finish="length"), completion("<think>a</think>b")]
+    answers = [completion("<think>Trees", finish_reason="length"), completion("<think>a</think>b")]
     cells = several(answers, task=generate(n=2, reasoning=True), sampling=WARM).cells
     assert cells["generated_texts"] == [None, "b"]
     assert cells["reasoning_texts"] == [None, "a"]
@@ -278,7 +291,7 @@ TOLD = [
 
 def test_tokens_are_told_with_what_else_was_likely() -> None:
     """`tokens: {top: 2}` asks for two alternatives and lays them out as nested columns."""
-    asked = one(completion(told=TOLD), task=generate(tokens={"top": 2}))
+    asked = one(completion(tokens=TOLD), task=generate(tokens={"top": 2}))
     assert asked.sampled("logprobs") == [2]
     assert asked.cells["tokens"] == [
         {
@@ -296,7 +309,7 @@ def test_tokens_are_told_with_what_else_was_likely() -> None:
 
 def test_the_tokens_of_several_samples_are_lists_of_lists() -> None:
     """With n the column is a list of each sample's tokens, null for one that failed."""
-    answers = [completion(told=TOLD), FAILED]
+    answers = [completion(tokens=TOLD), FAILED]
     cells = several(answers, task=generate(n=2, tokens={}), sampling=WARM).cells
     assert [None if told is None else len(told) for told in cells["tokens"]] == [2, None]
 
@@ -311,8 +324,6 @@ class Choosing(section().__class__):  # type: ignore[misc]
 
 def test_likeliest_tokens_and_labels_do_not_go_together() -> None:
     """Requests that break each other's numbers in one engine are told by their parameters."""
-    from pipeline.tasks.base import check_logprobs  # noqa: PLC0415
-
     top = section(task=generate(tokens={"top": 1})).params
     plain = section(task=generate(tokens={"top": 0})).params
     labels = Choosing().params
@@ -351,3 +362,39 @@ def test_the_fake_engine_knows_seeds_adapters_stops_and_tokens() -> None:
     assert sum(token.logprob for token in told.tokens) == pytest.approx(told.cumulative_logprob)
     assert {len(token.top) for token in told.tokens} == {3}
     assert all(token.top[0] == (token.token, token.logprob) for token in told.tokens)
+
+
+def test_the_cells_of_chunks_become_one_rows() -> None:
+    """Texts follow each other; the mean is over the tokens of all; a cut part cuts the whole."""
+    step = section(task=generate(tokens={"top": 1}, best_of={"n": 2}), sampling=WARM)
+    parts = [
+        several(
+            [answer, FAILED], task=step.model_dump(exclude={"prompt", "sampling"}), sampling=WARM
+        )
+        for answer in (
+            completion("An elm. ", cumulative_logprob=-2.0, num_generated_tokens=4, tokens=TOLD),
+            completion(
+                "An oak.",
+                cumulative_logprob=-10.0,
+                num_generated_tokens=2,
+                tokens=TOLD,
+                finish_reason="length",
+            ),
+        )
+    ]
+    task = step.build(Tools(FakeTokenizer(), 8192))
+    cells = task.join([part.cells for part in parts])
+    assert cells["generated_text"] == "An elm. An oak."
+    assert cells["finish_reason"] == "length"
+    assert (cells["cumulative_logprob"], cells["mean_logprob"]) == (-12, -2)
+    assert len(cells["tokens"]) == 4
+    assert cells["num_samples"] == 1
+    assert cells.keys() == parts[0].cells.keys()
+
+
+def test_chunks_without_log_probabilities_have_none_together() -> None:
+    """One part without them leaves the whole without."""
+    task = section().build(Tools(FakeTokenizer(), 8192))
+    parts = [one(completion(cumulative_logprob=logprob)).cells for logprob in (-1.0, None)]
+    cells = task.join(parts)
+    assert (cells["cumulative_logprob"], cells["mean_logprob"]) == (None, None)
