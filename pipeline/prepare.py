@@ -29,6 +29,8 @@ from pipeline.output import (
     replace_plan,
 )
 from pipeline.plan import Plan, Unit, UnitSize, first_rows, plan_units
+from pipeline.quantized import check_on_cpu, refuse_gguf_file
+from pipeline.section import ModelSource
 from pipeline.shards import Listing, list_input, read_footers, refuse_output_inside
 from pipeline.source import changed_shard
 from pipeline.store import Store
@@ -67,9 +69,9 @@ def check_job(job: Job) -> None:
     if len(set(job.input.keep)) != len(job.input.keep):
         raise UserError("input.keep: a column stands twice")
     _check_cleaned(job, input_columns(job.steps))
-    side_models = {place: side.source for place, side in job.side_models.items()}
-    models = {"model": job.model, **side_models}
+    models = _models(job)
     for place, model in models.items():
+        refuse_gguf_file(model, place)
         check_source(model)
         if model.is_fake:
             fake_settings(model.engine, place)
@@ -99,6 +101,17 @@ def _check_cleaned(job: Job, read: Mapping[str, str]) -> None:
             raise UserError(
                 f"clean.columns: no prompt uses {column}; they use {', '.join(sorted(read))}"
             )
+
+
+def check_formats(job: Job) -> None:
+    """Refuse models on this machine, without a GPU, that it cannot run. Raises `UserError`."""
+    for place, model in _models(job).items():
+        check_on_cpu(model, place)
+
+
+def _models(job: Job) -> dict[str, ModelSource]:
+    """The job's models by their places."""
+    return {"model": job.model, **{at: side.source for at, side in job.side_models.items()}}
 
 
 def finished_before(job: Job, store: Store) -> Totals | None:

@@ -8,20 +8,21 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 import pyarrow as pa
 
 from pipeline.adapters import adapter_arguments, fetch_adapters
 from pipeline.columns import answered_table
-from pipeline.engine import Engine, EngineInfo, MachineShare, load_vllm
+from pipeline.engine import Engine, EngineInfo, MachineShare, VllmEngine, load_vllm
 from pipeline.fake import FakeEngine, fake_settings
 from pipeline.job import Job
-from pipeline.models import fetch
+from pipeline.models import fetch, read_config
+from pipeline.quantized import cpu_arguments
 from pipeline.scheduler import AnsweredRow, Load, Scheduler, UnitInFlight
 from pipeline.schema import Reject, RejectClass
 from pipeline.tasks.base import SideModel
@@ -64,18 +65,26 @@ def _load_own(job: Job, share: MachineShare) -> Engine:
     model = job.model
     if model.is_fake:
         return FakeEngine(fake_settings(model.engine))
-    folder, adapters = fetch(model), fetch_adapters(model)
+    adapters = fetch_adapters(model)
     arguments = adapter_arguments(adapters, model.engine, on_cpu=not share.num_gpus)
-    engine = load_vllm(folder, arguments, job.runner, job.params, share)
+    engine = _load_real(job, SideModel(model, job.runner), "model", arguments, share)
     engine.load_adapters(adapters)
     return engine
 
 
 def _load_beside(job: Job, side: SideModel, place: str, share: MachineShare) -> Engine:
-    model = side.source
-    if model.is_fake:
-        return FakeEngine(fake_settings(model.engine, place))
-    return load_vllm(fetch(model), model.engine, side.runner, job.params, share)
+    if side.source.is_fake:
+        return FakeEngine(fake_settings(side.source.engine, place))
+    return _load_real(job, side, place, side.source.engine, share)
+
+
+def _load_real(
+    job: Job, side: SideModel, place: str, arguments: Mapping[str, Any], share: MachineShare
+) -> VllmEngine:
+    folder = fetch(side.source)
+    if not share.num_gpus:
+        arguments = cpu_arguments(read_config(folder), arguments, place)
+    return load_vllm(folder, arguments, side.runner, job.params, share)
 
 
 class Journal(Protocol):

@@ -5,6 +5,7 @@ Ray and the engine are imported only when there is something to run.
 
 import json
 import math
+import os
 import queue
 import secrets
 import threading
@@ -25,7 +26,7 @@ from pipeline.models import cache_folder
 from pipeline.monitor import EventLog, PoolState, Progress, Screen
 from pipeline.output import Opened, Totals, committed_keys, write_success
 from pipeline.plan import Unit
-from pipeline.prepare import Prepared, check_job, finished_before, prepare
+from pipeline.prepare import Prepared, check_formats, check_job, finished_before, prepare
 from pipeline.store import open_store
 from pipeline.tools import resolve
 from pipeline.verify import Expected, Level, require_whole, verify
@@ -91,13 +92,16 @@ def run_job(job: Job, address: str | None, interface: Interface) -> Summary | No
     `KeyboardInterrupt` passes through. In each case what is committed stays.
     """
     check_job(job)
+    has_gpus = address is not None or _has_local_gpus()
+    if not has_gpus and not os.environ.get("RAY_ADDRESS"):
+        check_formats(job)
     job = resolve(job)
     store = open_store(job.output.path, job.output.endpoint_url)
     totals = finished_before(job, store)
     if totals is not None:
         interface.say(f"{store.url} is finished: {_counts(totals)}. Nothing to do.")
         return None
-    prepared = prepare(job, store, has_gpus=address is not None or _has_local_gpus())
+    prepared = prepare(job, store, has_gpus)
     _announce(prepared, interface)
     run = Run(prepared.opened, job, prepared.missing, interface)
     return run.to_its_end(address)
