@@ -317,10 +317,7 @@ class Job(Section):
         data = self.model_dump(mode="json", exclude={*_SAME_ANSWERS, *_ASKED})
         for key in ("replicas", "gpus_per_replica", "request_timeout_s"):
             data["model"].pop(key)
-        tasks = [*(data["tasks"] or ()), *filter(None, [data["task"]])]
-        for model in (data["model"], *(task["model"] for task in tasks if task["model"])):
-            for key in _SPEED_ONLY_ENGINE_ARGUMENTS:
-                model["engine"].pop(key, None)
+        _drop_speed(data["model"])
         for key in ("endpoint_url", "on_bad_shard"):
             data["input"].pop(key)
         return dict(_flatten(data | self._asked()))
@@ -328,6 +325,8 @@ class Job(Section):
     def _asked(self) -> dict[str, Any]:
         """What the tasks are, the same whether a task or the job says it."""
         steps = [step.model_dump(mode="json") for step in self.steps]
+        for step in steps:
+            _drop_speed(step["model"] or {})
         if self.tasks is not None:
             return {
                 "tasks": {step["name"]: {"position": at, **step} for at, step in enumerate(steps)}
@@ -363,6 +362,12 @@ _Dumper.add_representer(str, _represent_text)
 def differing_fields(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """The names at which two `answer_fields` differ, in order."""
     return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+
+
+def _drop_speed(model: dict[str, Any]) -> None:
+    """Take out of a model's data what only changes how fast it answers."""
+    for key in _SPEED_ONLY_ENGINE_ARGUMENTS:
+        model.get("engine", {}).pop(key, None)
 
 
 def _flatten(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -12,7 +12,7 @@ from pipeline.context import needed_tokens
 from pipeline.errors import UserError
 from pipeline.fake import FakeTokenizer
 from pipeline.job import Job
-from pipeline.run import check_job
+from pipeline.prepare import check_job
 from pipeline.schema import Answer, Completion, Reject, RejectClass, Request
 from pipeline.tasks.base import Prepared, Tools
 from pipeline.tasks.row import RowResult, RowTasks
