@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -16,10 +17,11 @@ from pipeline.fake import FakeTokenizer
 from pipeline.overrides import OVERRIDABLE
 from pipeline.render import Renderer
 from pipeline.rendered import RenderedRows
-from pipeline.schema import Reject, RejectClass
+from pipeline.schema import Reject, RejectClass, Request, Sampling
 from pipeline.source import ROW_COLUMN
-from pipeline.tasks.base import Prepared, Tools
+from pipeline.tasks.base import Cells, Dialogue, Prepared, Row, Tools
 from pipeline.tasks.row import RowTasks, input_columns
+from pipeline.tasks.vary import Varied
 
 WARM = {"max_tokens": 16, "temperature": 0.7, "seed": 5}
 
@@ -126,6 +128,34 @@ def test_a_rows_seed_gives_its_samples_different_seeds() -> None:
     task = {"kind": "generate", "n": 3}
     asked = ask({"own": 100}, task=task, overrides={"seed": "own"}, sampling=WARM)
     assert asked.sampled("seed") == [100, 101, 102]
+
+
+class Retrying:
+    """A task that asks a second time, with more tokens and another seed."""
+
+    def prepare(self, rows: Sequence[Row]) -> list[Prepared | Reject]:
+        return [Prepared([[1]]) for _ in rows]
+
+    def answer(self, prepared: Prepared) -> Dialogue[Cells | Reject]:
+        (prompt,) = prepared.prompts
+        yield [Request(prompt, Sampling(WARM))]
+        again = {**WARM, "max_tokens": 32, "seed": 6}
+        yield [Request(prompt, Sampling(again))]
+        return {}
+
+
+def test_what_a_task_changes_for_a_request_stands() -> None:
+    """A second try keeps its own number of tokens; its seed is as far from the row's as ever."""
+    overrides = {"max_tokens": "m", "seed": "s", "temperature": "t"}
+    task = Varied(Retrying(), section(overrides=overrides, sampling=WARM), ())
+    (prepared,) = task.prepare([{"m": 8, "s": 100, "t": 1}])
+    assert isinstance(prepared, Prepared)
+    dialogue = task.answer(prepared)
+    asked = [next(dialogue), dialogue.send([completion()])]
+    assert [request.params.values for (request,) in asked] == [
+        {"max_tokens": 8, "seed": 100, "temperature": 1},
+        {"max_tokens": 32, "seed": 101, "temperature": 1},
+    ]
 
 
 def test_a_row_without_chance_cannot_have_several_samples() -> None:
