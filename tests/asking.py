@@ -45,7 +45,7 @@ class Asked:
         tokenizer: Tokenizer | None = None,
         adapters: Sequence[str] = (),
     ) -> None:
-        task = built(step, Tools(tokenizer or FakeTokenizer(), 8192, tuple(adapters)))
+        task = built(step, Tools(tokenizer or FakeTokenizer(), 8192, adapters=tuple(adapters)))
         self.requests: list[Request] = []
         (prepared,) = task.prepare([row])
         self.result: Cells | Reject = (

@@ -347,7 +347,7 @@ def test_the_fake_engine_knows_seeds_adapters_stops_and_tokens() -> None:
     """The twin answers another seed or adapter differently, stops and tells tokens as vLLM does."""
 
     def ask(adapter: str | None = None, **values: Any) -> Request:
-        return Request([1, 2, 3], Sampling({"max_tokens": 30, **values}), adapter)
+        return Request([1, 2, 3], Sampling({"max_tokens": 30, **values}), adapter=adapter)
 
     plain, again, seeded, adapted, stopped, told = fake_answers(
         [ask(), ask(), ask(seed=0), ask("fr"), ask(stop=["h "]), ask(logprobs=3)]

@@ -197,7 +197,7 @@ def test_what_varies_crosses_to_the_engine() -> None:
     """Through the table between the processes a row keeps its values and its adapter."""
     model = {"source": "fake", "adapters": {"fr": "somewhere"}}
     steps = make_job(model=model, adapter="style", overrides={"max_tokens": "m"}).steps
-    tasks = RowTasks(steps, Tools(FakeTokenizer(), 8192, ("fr",)))
+    tasks = RowTasks(steps, Tools(FakeTokenizer(), 8192, adapters=("fr",)))
     rows = pa.table(
         {
             "text": ["a", "b", "c"],

@@ -51,8 +51,8 @@ class Tools:
     tokenizer: Tokenizer
     max_model_len: int
     config: Mapping[str, Any] = field(default_factory=dict)
-    adapters: Sequence[str] = ()
     beside: Mapping[str, "Tools"] = field(default_factory=dict)
+    adapters: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -242,7 +242,7 @@ class Generator:
         return cells if self._section.best_of is None else {**cells, "num_samples": len(sound)}
 
     def _ask(self, prompt: Sequence[int], is_open: bool) -> Dialogue[list[Sample | Reject]]:
-        if self._section.num_samples == 1:
+        if self._section.complete and self._section.num_samples == 1:
             sample = yield from ask_until_valid(
                 prompt, self._samplings, lambda answer: self._sample(answer, is_open)
             )
