@@ -86,6 +86,10 @@ _SECRET_NAME = re.compile(r"SECRET|PASSW|CREDENTIAL|ACCESS_?KEY|API_?KEY|PRIVATE
 _ENVIRONMENT = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
+# Where vLLM's own arguments stand, whose types it alone knows.
+_UNTYPED = re.compile(r"(tasks?\.)?(model\.engine|((retries|length\.join)\.)?sampling)\b")
+
+
 class Input(Section):
     """What is read."""
 
@@ -229,12 +233,13 @@ class Job(Section):
         for step in self.steps:
             if step.prompt is None and step.asks_by_prompt:
                 raise ValueError(f"{step.place}prompt is missing: say what to ask about a row")
-            step.check()
             if step.samples and step.sampling is None:
                 raise ValueError(f"{step.place}sampling is missing: say at least max_tokens")
             if step.samples and step.sampling is not None:
                 check_sampling(step.sampling, step.place)
             step.check()
+            if step.final is not None:
+                step.final.check()
         if self.sampling is not None and not any(step.samples for step in self.steps):
             raise ValueError("sampling: the task writes no text; leave it out")
         return self
@@ -499,8 +504,8 @@ def _resolve_environment(value: Any, where: str = "") -> Any:
     resolved = _ENVIRONMENT.sub(lambda match: _environment_value(match, where), value)
     # vLLM's own arguments have no types here: ${N} is the number that YAML would read. All other
     # keys know their type, and a path may be any text.
-    is_typed = where.startswith(("model.engine", "sampling", "task.sampling", "tasks.sampling"))
-    return yaml.safe_load(resolved) if is_typed and _ENVIRONMENT.fullmatch(value) else resolved
+    is_untyped = _UNTYPED.match(where) and _ENVIRONMENT.fullmatch(value)
+    return yaml.safe_load(resolved) if is_untyped else resolved
 
 
 def _environment_value(match: re.Match[str], where: str) -> str:
@@ -543,14 +548,15 @@ def _section_for(value: Mapping[str, Any], annotation: Any) -> type[BaseModel] |
     if len(sections) < 2:  # noqa: PLR2004 - nothing to choose
         return next(iter(sections), None)
     key = next(name for name in ("kind", "policy") if name in sections[0].model_fields)
-    names = {_literal(section, key): section for section in sections}
-    return names.get(value.get(key, "generate" if key == "kind" else None))
+    return _names(annotation, key).get(value.get(key, "generate" if key == "kind" else None))
 
 
-def _literal(section: type[BaseModel], key: str) -> str:
-    """The only value of a section's key."""
-    (value,) = typing.get_args(section.model_fields[key].annotation)
-    return str(value)
+def _names(annotation: Any, key: str) -> dict[str, type[BaseModel]]:
+    """The sections that a field may hold, by the one value that each has at its key."""
+    return {
+        typing.get_args(section.model_fields[key].annotation)[0]: section
+        for section in _sections_of(annotation)
+    }
 
 
 def _sections_of(annotation: Any) -> list[type[BaseModel]]:
@@ -584,12 +590,14 @@ def _keys(location: Sequence[str | int]) -> list[str]:
     """The job file's keys that lead to a mistake; pydantic's location names its own parts too."""
     # Of a value with two forms the form's validator: `constrained-int`.
     keys = [str(part) for part in location if re.fullmatch(r"\w+", str(part))]
-    # Of a task its kind: `tasks.0.generate.prompt`.
+    # Of a task its kind: `tasks.0.generate.prompt`; of a length its policy: `length.chunk.by`.
     place = {"task": 1, "tasks": 2}.get(keys[0], len(keys)) if keys else 0
-    if keys[place : place + 1] and keys[place] in _kinds():
-        del keys[place]
+    _drop(keys, place, _names(AnyTask, "kind"))
+    _drop(keys, 1 + keys.index("length") if "length" in keys else 0, _names(Length, "policy"))
     return keys
 
 
-def _kinds() -> set[str]:
-    return {_literal(section, "kind") for section in _sections_of(AnyTask)}
+def _drop(keys: list[str], place: int, names: Mapping[str, Any]) -> None:
+    """Take the key at a place out if it is one of the names."""
+    if keys[place : place + 1] and keys[place] in names:
+        del keys[place]

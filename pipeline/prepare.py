@@ -95,12 +95,18 @@ def check_job(job: Job) -> None:
 
 
 def _check_cleaned(job: Job, read: Mapping[str, str]) -> None:
-    """Refuse to clean what no task reads."""
+    """Refuse to clean what no task reads, or what answers have places in."""
     for column in () if job.clean is None else job.clean.columns:
         if column not in read:
             raise UserError(
                 f"clean.columns: no prompt uses {column}; they use {', '.join(sorted(read))}"
             )
+        for step in job.steps:
+            if step.located_column == column:
+                raise UserError(
+                    f"clean.columns: {step.place_of('locate')} gives places in {column}, which "
+                    "would be those in its clean text; leave it out"
+                )
 
 
 def check_formats(job: Job) -> None:

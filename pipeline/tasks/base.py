@@ -80,6 +80,8 @@ class TaskSection(Section):
     samples: ClassVar[bool] = True
     #: Whether the task asks by a `prompt`.
     asks_by_prompt: ClassVar[bool] = True
+    #: Whether a second prompt, over the answers of a long text's chunks, can join them.
+    joins_by_prompt: ClassVar[bool] = True
 
     kind: str
     name: str | None = Field(
@@ -133,7 +135,11 @@ class TaskSection(Section):
     @property
     def compiled(self) -> PromptTemplates:
         """The prompt, compiled. Raises `UserError`."""
-        return compile_prompt(self.own_prompt, self.place)
+        return self.compile_at(self.place)
+
+    def compile_at(self, place: str) -> PromptTemplates:
+        """The prompt, compiled; `place` stands before `prompt` in messages."""
+        return compile_prompt(self.own_prompt, place)
 
     @property
     def reads(self) -> Mapping[str, str]:
@@ -194,6 +200,11 @@ class TaskSection(Section):
 
         Texts that are concatenated stand in the first of `fields`.
         """
+        return None
+
+    @property
+    def located_column(self) -> str | None:
+        """The column in whose text the task's answers have places, if they have."""
         return None
 
     @property

@@ -22,6 +22,7 @@ from pipeline.tasks.base import (
     gather,
 )
 from pipeline.tasks.fitting import Fit, Fitter, LongText, Whole
+from pipeline.tasks.vary import built
 
 # Chunks whose prompts do not fit are cut anew so many times.
 _TRIES = 8
@@ -193,7 +194,7 @@ class _Asked:
         if final is None:
             raise ValueError("the section joins without a prompt")
         self._column = section.fields[0].name
-        self._final = Whole(final.build(tools), final, tools)
+        self._final = Whole(built(final, tools), final, tools)
 
     def __call__(self, parts: Sequence[Cells], row: Row) -> Dialogue[Cells | Reject]:
         texts = [part[self._column] for part in parts]

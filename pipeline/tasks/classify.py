@@ -12,6 +12,7 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from pipeline.errors import UserError
+from pipeline.length import JoinKind
 from pipeline.prompter import Prompter
 from pipeline.schema import Params, Pooling, Reject, RejectClass, Request
 from pipeline.tasks.base import Cells, Dialogue, Prepared, Row, Runner, TaskSection, Tools
@@ -87,12 +88,16 @@ class Classify(TaskSection):
         return (_LOGITS,) if self.method == "model" else (token_logprobs([]),)
 
     @property
-    def compiled(self) -> PromptTemplates:
+    def join_kind(self) -> JoinKind:
+        """The mean of the labels' scores."""
+        return "mean"
+
+    def compile_at(self, place: str) -> PromptTemplates:
         """The prompt's, with `choices`; behind a chat without the labels they are listed."""
         prompt, choices = self.own_prompt, self.choices or ()
         if self.method != "model":
-            prompt = with_listing(prompt, choices, self.place)
-        return compile_prompt(prompt, self.place, {CHOICES: ChoiceList(choices)})
+            prompt = with_listing(prompt, choices, place)
+        return compile_prompt(prompt, place, {CHOICES: ChoiceList(choices)})
 
     def build(self, tools: Tools) -> "LabelChooser | ModelChooser":
         prompter, judge = self.prompter(tools), Judge(self.abstain_below)

@@ -9,6 +9,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from pipeline.errors import UserError
+from pipeline.length import JoinKind
 from pipeline.prompter import Prompter
 from pipeline.schema import Params, Pooling, Reject, RejectClass, Request
 from pipeline.tasks.base import Cells, Dialogue, Prepared, Row, Runner, TaskSection, Tools
@@ -20,6 +21,7 @@ class Embed(TaskSection):
     """`task: {kind: embed}`: one vector a row, as sentence-transformers gives it."""
 
     samples: ClassVar[bool] = False
+    joins_by_prompt: ClassVar[bool] = False
 
     kind: Literal["embed"]
     dimensions: int | None = Field(
@@ -41,6 +43,11 @@ class Embed(TaskSection):
     @property
     def params(self) -> tuple[Params, ...]:
         return (Pooling("embed", {"use_activation": self.normalize}),)
+
+    @property
+    def join_kind(self) -> JoinKind:
+        """The mean of the chunks' vectors."""
+        return "mean"
 
     def resolved(self, config: Callable[[], Mapping[str, Any]]) -> Self:
         if self.dimensions is not None:

@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from pipeline.json_schema import AnswerReader, TypedSchema, read_object_schema
+from pipeline.length import JoinKind
 from pipeline.prompter import Prompter
 from pipeline.schema import Completion, Reject, RejectClass, Sampling
 from pipeline.tasks.attempts import ask_until_valid, cut_off
@@ -97,6 +98,15 @@ class Extract(TaskSection):
         return {self.locate.column: f"{self.place or 'task.'}locate.column", **columns}
 
     @property
+    def join_kind(self) -> JoinKind | None:
+        """Lists are united; spans in a chunk are not those in the text, so such rows are not."""
+        return "union" if self.locate is None else None
+
+    @property
+    def located_column(self) -> str | None:
+        return None if self.locate is None else self.locate.column
+
+    @property
     def own_samplings(self) -> tuple[Sampling, ...]:
         # As text: vLLM copies the parameters of each request.
         schema = json.dumps(self.json_schema, ensure_ascii=False)
@@ -106,7 +116,6 @@ class Extract(TaskSection):
     def build(self, tools: Tools) -> "Extractor":
         reader = AnswerReader(self.typed_schema)
         prompter = self.prompter(tools)
-        # Spans in a part of a text are not those in the text, so such rows are not joined.
         extractor = JoiningExtractor if self.locate is None else Extractor
         return extractor(prompter, self.own_samplings, reader, self.column, self.locate)
 

@@ -54,8 +54,26 @@ class Whole:
     def _checked(self, entry: Prepared | Reject) -> Prepared | Reject:
         if isinstance(entry, Reject) or longest_prompt(entry) <= self._sure:
             return entry
-        rejects = map(self._contexts.too_long, first_round(self._task, entry))
-        return next((reject for reject in rejects if reject is not None), entry)
+        outcome = self._unsent(entry)
+        return outcome if isinstance(outcome, Reject) else entry
+
+    def _unsent(self, entry: Prepared) -> Cells | Reject | None:
+        """What the task makes of a row of whose first round nothing fits; None if it asks on."""
+        dialogue = self._task.answer(entry)
+        try:
+            requests = next(dialogue)
+            rejects = [self._contexts.too_long(request) for request in requests]
+            answers = [reject for reject in rejects if reject is not None]
+            if len(answers) == len(requests):
+                dialogue.send(answers)
+        except StopIteration as end:
+            outcome: Cells | Reject = end.value
+            return outcome
+        except Exception:  # noqa: BLE001 - beside the engine it becomes this row's reject
+            return None
+        finally:
+            dialogue.close()
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +157,10 @@ class Fitter:
         return found
 
     def _may_exceed(self, entry: Prepared | Reject) -> bool:
-        """Whether the column may exceed `max_tokens`; a prompt has no fewer than its text."""
+        """Whether the column may exceed `max_tokens`; prompts have no fewer than their text."""
         if self._max_tokens is None or isinstance(entry, Reject):
             return False
-        return max(map(len, entry.prompts), default=0) > self._max_tokens
+        return sum(map(len, entry.prompts)) > self._max_tokens
 
     def with_texts(self, rows: Sequence[Row], texts: Sequence[str]) -> list[Prepared | Reject]:
         """The rows' entries with other texts in the column."""

@@ -11,7 +11,6 @@ from pipeline.tasks.chunked import Chunked
 from pipeline.tasks.fitting import FittedTask, Whole
 from pipeline.tasks.truncated import Truncated
 from pipeline.tasks.vary import built
-from pipeline.template import compile_prompt
 
 
 def fitted(section: TaskSection, tools: Tools) -> FittedTask:
@@ -46,24 +45,40 @@ def columns_of(section: TaskSection) -> Mapping[str, str]:
             f"{place}.column: the task does not read {policy.column}; it reads "
             f"{', '.join(sorted(section.columns))}"
         )
-    if isinstance(policy, Truncate):
-        return columns
-    if not isinstance(policy.join, JoinPrompt) and policy.join != section.join_kind:
-        own = "" if section.join_kind is None else f"{section.join_kind}, or by "
+    if isinstance(policy, Chunk):
+        _check_join(section, policy, f"{place}.join")
+    elif policy.keep != "head" and policy.column == section.located_column:
         raise UserError(
-            f"{place}.join: a {section.kind} task joins its chunks by {own}a prompt, "
-            f"not by {policy.join}"
+            f"{place}.keep: {section.place_of('locate')} gives places in {policy.column}, which "
+            "would be those in its cut text; keep the head"
         )
     return {**joining_columns(section), **columns}
 
 
+def _check_join(section: TaskSection, policy: Chunk, place: str) -> None:
+    """Raise `UserError` for a join that the task cannot do."""
+    by_prompt = isinstance(policy.join, JoinPrompt)
+    if section.joins_by_prompt if by_prompt else policy.join == section.join_kind:
+        return
+    can = [section.join_kind, "a prompt" if section.joins_by_prompt else None]
+    ways = ", or by ".join(way for way in can if way is not None)
+    if not ways:
+        raise UserError(f"{place}: this {section.kind} task cannot join chunks; leave chunk out")
+    wanted = "a prompt" if by_prompt else policy.join
+    raise UserError(f"{place}: a {section.kind} task joins its chunks by {ways}, not by {wanted}")
+
+
 def joining_columns(section: TaskSection) -> Mapping[str, str]:
-    """The row's columns that the prompt uses which joins the chunks' answers, if one does."""
-    policy = section.length
-    if not (isinstance(policy, Chunk) and isinstance(policy.join, JoinPrompt)):
+    """What the task reads to join a text's chunks, if it does so by a second prompt."""
+    final = section.final
+    if final is None:
         return {}
+    if final.sampling is not None and not final.samples:
+        raise UserError(f"{section.place}length.join.sampling: the task writes no text")
     place = f"{section.place}length.join."
-    columns = dict(compile_prompt(policy.join.prompt, place).columns)
+    columns = dict(final.compile_at(place).columns)
     if columns.pop(PARTS, None) is None:
         raise UserError(f"{place}prompt: no template uses {PARTS}, the list of the chunks' answers")
-    return columns
+    # What the task reads besides its prompt's columns.
+    own = section.compiled.columns
+    return {name: at for name, at in section.reads.items() if name not in own} | columns

@@ -7,6 +7,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from pipeline.errors import UserError
+from pipeline.length import JoinKind
 from pipeline.prompter import Prompter
 from pipeline.schema import Params, Pooling, Reject, Request
 from pipeline.tasks.base import Cells, Dialogue, Prepared, Row, Runner, TaskSection, Tools
@@ -18,6 +19,7 @@ class Rerank(TaskSection):
 
     samples: ClassVar[bool] = False
     asks_by_prompt: ClassVar[bool] = False
+    joins_by_prompt: ClassVar[bool] = False
 
     kind: Literal["rerank"]
     query: str = Field(min_length=1, description="A template.")
@@ -50,6 +52,11 @@ class Rerank(TaskSection):
     @property
     def params(self) -> tuple[Params, ...]:
         return (Pooling("classify", {"use_activation": self.activation}),)
+
+    @property
+    def join_kind(self) -> JoinKind:
+        """A document is as relevant as its best chunk."""
+        return "max"
 
     @property
     def _pair(self) -> PromptTemplates:

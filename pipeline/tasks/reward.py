@@ -11,6 +11,7 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from pipeline.errors import UserError
+from pipeline.length import JoinKind
 from pipeline.prompter import Prompter
 from pipeline.schema import Answer, Params, Pooling, Reject, RejectClass, Request
 from pipeline.tasks.base import Cells, Dialogue, Prepared, Row, Runner, TaskSection, Tools
@@ -25,6 +26,7 @@ class Reward(TaskSection):
     """`task: {kind: reward}`: of the prompt alone, of it and a completion, or of several."""
 
     samples: ClassVar[bool] = False
+    joins_by_prompt: ClassVar[bool] = False
 
     kind: Literal["reward"]
     completion: str | None = Field(default=None, description="A template: the answer to judge.")
@@ -72,6 +74,11 @@ class Reward(TaskSection):
     @property
     def params(self) -> tuple[Params, ...]:
         return (Pooling("classify", {"use_activation": self.activation}),)
+
+    @property
+    def join_kind(self) -> JoinKind | None:
+        """The mean of the chunks' numbers; a list of them has none."""
+        return "mean" if self.completions is None else None
 
     @property
     def _completion(self) -> PromptTemplates:

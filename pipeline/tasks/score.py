@@ -12,6 +12,7 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from pipeline.errors import UserError
+from pipeline.length import JoinKind
 from pipeline.prompter import Prompter
 from pipeline.schema import Params, Reject, RejectClass, Request, Sampling
 from pipeline.tasks.base import Cells, Dialogue, Prepared, Row, TaskSection, Tools
@@ -34,6 +35,7 @@ class Score(TaskSection):
     """`task: {kind: score}`: of the prompt's text, or of `completion` given the prompt."""
 
     samples: ClassVar[bool] = False
+    joins_by_prompt: ClassVar[bool] = False
 
     kind: Literal["score"]
     completion: str | None = Field(
@@ -71,6 +73,11 @@ class Score(TaskSection):
             pa.field("bits_per_byte", pa.float64()),
             pa.field("num_scored_tokens", pa.int64()),
         )
+
+    @property
+    def join_kind(self) -> JoinKind | None:
+        """By token, as if the chunks were one text; chunks of a completion's prompt are none."""
+        return "mean" if self.completion is None else None
 
     @property
     def columns(self) -> Mapping[str, str]:

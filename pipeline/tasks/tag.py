@@ -13,6 +13,7 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from pipeline.errors import UserError
+from pipeline.length import JoinKind
 from pipeline.prompter import Prompter
 from pipeline.schema import Params, Reject, RejectClass, Request
 from pipeline.tasks.base import Cells, Dialogue, Prepared, Row, TaskSection, Tools
@@ -80,9 +81,13 @@ class Tag(TaskSection):
         return (token_logprobs([]),)
 
     @property
-    def compiled(self) -> PromptTemplates:
+    def join_kind(self) -> JoinKind:
+        """A tag of one chunk is a tag of the text."""
+        return "union"
+
+    def compile_at(self, place: str) -> PromptTemplates:
         """The document's, with `choices`."""
-        return compile_prompt(self.own_prompt, self.place, {CHOICES: ChoiceList(self.choices)})
+        return compile_prompt(self.own_prompt, place, {CHOICES: ChoiceList(self.choices)})
 
     def build(self, tools: Tools) -> "Tagger":
         prompter = self.prompter(tools)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
@@ -67,6 +67,9 @@ class FromColumn(Section):
 
 class Translate(TaskSection):
     """`task: {kind: translate, from: en, to: fr, column: text}`."""
+
+    # It divides long texts itself.
+    joins_by_prompt: ClassVar[bool] = False
 
     kind: Literal["translate"] = "translate"
     from_: str | FromColumn | None = Field(
