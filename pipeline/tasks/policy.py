@@ -73,12 +73,16 @@ def joining_columns(section: TaskSection) -> Mapping[str, str]:
     final = section.final
     if final is None:
         return {}
-    if final.sampling is not None and not final.samples:
-        raise UserError(f"{section.place}length.join.sampling: the task writes no text")
     place = f"{section.place}length.join."
-    columns = dict(final.compile_at(place).columns)
-    if columns.pop(PARTS, None) is None:
+    if final.sampling is not None and not final.samples:
+        raise UserError(f"{place}sampling: the task writes no text; leave it out")
+    if final.fields != section.fields:
+        raise UserError(
+            f"{place}sampling: the joined answer would have other columns than a chunk's; set "
+            "stop in both or in none"
+        )
+    prompt = final.compile_at(place).columns
+    if PARTS not in prompt:
         raise UserError(f"{place}prompt: no template uses {PARTS}, the list of the chunks' answers")
-    # What the task reads besides its prompt's columns.
-    own = section.compiled.columns
-    return {name: at for name, at in section.reads.items() if name not in own} | columns
+    columns = {**final.reads, **prompt}
+    return {name: columns[name] for name in columns if name != PARTS}
