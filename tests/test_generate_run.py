@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from command import output_rows, tokenmill
+from command import ROOT, output_rows, tokenmill
 from safetensors.numpy import save_file
 
 from pipeline.errors import ExitCode
@@ -167,6 +169,23 @@ def _check_tokens(row: dict[str, Any]) -> None:
             token["token"],
             token["logprob"],
         )
+
+
+def test_the_shipped_job_for_the_best_of_several(tmp_path: Path) -> None:
+    """`jobs/best_of.yaml` gives each document of the demo one headline, the best of eight."""
+    build = ROOT / "jobs" / "demo" / "build.py"
+    subprocess.run([sys.executable, build, tmp_path / "corpus"], check=True, capture_output=True)
+    job, output = ROOT / "jobs" / "best_of.yaml", tmp_path / "out"
+    done = tokenmill(
+        *("run", job, "--input", tmp_path / "corpus", "--output", output, "--limit", "6"),
+        *("--set", "max_reject_rate=1"),
+    )
+    assert done.returncode == ExitCode.FINISHED, done.stderr
+    answered = [row for row in output_rows(output) if row["error"] is None]
+    assert answered
+    for row in answered:
+        assert row["num_samples"] == 8
+        assert "\n" not in row["generated_text"]
 
 
 @pytest.fixture(scope="module")
