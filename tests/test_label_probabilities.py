@@ -58,8 +58,8 @@ words, folder, texts = json.load(sys.stdin)
 tokenizer = AutoTokenizer.from_pretrained(words)
 torch.manual_seed(7)
 config = BertConfig(
-    vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-    intermediate_size=64, max_position_embeddings=128, initializer_range=0.5,
+    vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=2,
+    intermediate_size=128, max_position_embeddings=128, initializer_range=0.5,
     id2label={0: "good", 1: "bad", 2: "neither"}, label2id={"good": 0, "bad": 1, "neither": 2},
 )
 model = BertForSequenceClassification(config).eval()

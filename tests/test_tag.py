@@ -1,6 +1,7 @@
 """Tag: one question a label behind a shared document; an engine is scripted."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -144,6 +145,12 @@ def test_words_that_cannot_be_told_apart_are_refused() -> None:
         answer_tokens(FakeTokenizer(), ["not bad"], ["not good"], "task.")
 
 
+def test_a_space_that_is_a_token_tells_nothing() -> None:
+    """The token that begins a yes and a no behind a space is left out; the words stay."""
+    tokens = answer_tokens(Words(), ["yes", "Yes"], ["no"], "task.")
+    assert tokens == (sorted([_PIECES["yes"], _PIECES["Yes"]]), [_PIECES["no"]])
+
+
 @settings(deadline=None)
 @given(SCORES, st.floats(0, 1), st.none() | st.integers(1, 3))
 def test_tags_are_the_likeliest_above_the_threshold(
@@ -175,6 +182,41 @@ def test_parts_join_by_union(values: list[list[float]]) -> None:
     assert set(joined["tags"]) == {tag for part in parts for tag in part["tags"]}
     for label in "abc":
         assert joined["tag_scores"][label] == max(part["tag_scores"][label] for part in parts)
+
+
+class Words(FakeTokenizer):
+    """A token a word or a piece of white space, which at the end of a text is one more.
+
+    As in GPT-2's tokenizer, of the space before a word the last character stands alone.
+    """
+
+    def encode_texts(self, texts: Sequence[str]) -> list[Sequence[int] | Reject]:
+        return [
+            [
+                _PIECES.setdefault(piece, len(_PIECES))
+                for piece in re.findall(r"\s+(?!\S)|\s|\S+", text)
+            ]
+            for text in texts
+        ]
+
+    def encode_continuations(self, texts: Sequence[str]) -> list[Sequence[int]]:
+        return [ids for ids in self.encode_texts(texts) if not isinstance(ids, Reject)]
+
+
+_PIECES: dict[str, int] = {}
+
+
+@pytest.mark.parametrize("prompt", [{"user": "{{ text }}"}, {"text": "{{ text }}"}])
+@pytest.mark.parametrize("text", ["some words", "a line\n", "Does", "tabs\t \t", "."])
+def test_head_and_question_are_the_tokens_of_the_whole(prompt: dict[str, str], text: str) -> None:
+    """The document is tokenized apart from the question, and as if it were not."""
+    step = section(prompt=prompt, choices=["news"])
+    tools = Tools(Words(), 8192)
+    task = step.build(tools)
+    (entry,) = task.prepare([{"text": text}])
+    _, ((request,),) = rounds(task, entry, scripted(lambda _, __: -1.0))
+    (whole,) = asked(step, text)
+    assert list(request.prompt_token_ids) == tools.tokenizer.encode_texts([whole])[0]
 
 
 class ShoutingTokenizer(FakeTokenizer):

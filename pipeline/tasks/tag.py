@@ -31,6 +31,8 @@ QUESTION = (
 _TEXT_QUESTION = "Question: " + QUESTION + "\nAnswer:"
 # Between the document and the question.
 _GAP = "\n\n"
+# Any word that a question may begin with.
+_WORD = "Does"
 # Stands for the question while a chat is rendered.
 _MARK = "tokenmill-question"
 # Beyond it `math.exp` overflows.
@@ -128,6 +130,7 @@ class Heads:
     def __init__(self, prompter: Prompter, place: str) -> None:
         self._prompter = prompter
         roles = prompter.templates.roles
+        (self._word,) = encode_after(prompter.tokenizer, _GAP, [_WORD])
         self.tail = ""
         if roles:
             (parts,) = self._split([["x"] * len(roles)])
@@ -138,14 +141,36 @@ class Heads:
     def encode(self, rows: Sequence[Row]) -> list[Sequence[int] | Reject]:
         """Each row's token ids up to the question."""
         contents = self._prompter.render(rows)
-        if not self._prompter.templates.is_chat:
-            texts = [item[0] + _GAP for item in contents if not isinstance(item, Reject)]
-            return _refilled(contents, self._prompter.tokenizer.encode_texts(texts))
-        parts = self._split([item for item in contents if not isinstance(item, Reject)])
-        heads = [self._head(part) for part in parts]
+        rendered = [item for item in contents if not isinstance(item, Reject)]
+        heads: list[str | Reject]
+        if self._prompter.templates.is_chat:
+            heads = [self._head(parts) for parts in self._split(rendered)]
+        else:
+            heads = [text + _GAP for (text,) in rendered]
         texts = [head for head in heads if isinstance(head, str)]
-        encoded = _refilled(heads, self._prompter.tokenizer.encode_continuations(texts))
-        return _refilled(contents, encoded)
+        return _refilled(contents, _refilled(heads, self._tokens(texts)))
+
+    def _tokens(self, heads: Sequence[str]) -> list[Sequence[int] | Reject]:
+        """The heads' token ids as they are where a question follows.
+
+        Many tokenizers write the white space at a text's very end otherwise than before a word, so
+        a word is put behind and its tokens are taken off.
+        """
+        followed = self._encode([head + _WORD for head in heads])
+        end = self._word
+        found = [
+            ids[: -len(end)] if not isinstance(ids, Reject) and ids[-len(end) :] == end else None
+            for ids in followed
+        ]
+        alone = (head for head, ids in zip(heads, found, strict=True) if ids is None)
+        rest = iter(self._encode(list(alone)))
+        return [next(rest) if ids is None else ids for ids in found]
+
+    def _encode(self, texts: Sequence[str]) -> list[Sequence[int] | Reject]:
+        tokenizer = self._prompter.tokenizer
+        if self._prompter.templates.is_chat:
+            return list(tokenizer.encode_continuations(texts))
+        return tokenizer.encode_texts(texts)
 
     def _split(self, contents: Sequence[Sequence[str]]) -> list[tuple[str, str] | Reject]:
         """The chats before and behind the question."""
@@ -259,20 +284,24 @@ def answer_tokens(
 ) -> tuple[list[int], list[int]]:
     """The tokens with which an answer of yes and of no begins. Raises `UserError`."""
     yes, no = _first_tokens(tokenizer, yes_words), _first_tokens(tokenizer, no_words)
-    if set(yes) & set(no):
+    if yes & no:
         raise UserError(
             f"{place}yes_words: a word begins with the same token of this model as one of "
             "no_words; use other words"
         )
-    if len(yes) + len(no) > MOST_TOKENS:
+    spaced_yes = _first_tokens(tokenizer, [" " + word for word in yes_words])
+    spaced_no = _first_tokens(tokenizer, [" " + word for word in no_words])
+    # Where the space is a token of its own, it tells nothing.
+    told_yes = sorted(yes | (spaced_yes - spaced_no - no))
+    told_no = sorted(no | (spaced_no - spaced_yes - yes))
+    if len(told_yes) + len(told_no) > MOST_TOKENS:
         raise UserError(f"{place}yes_words: more than {MOST_TOKENS} words with no_words")
-    return yes, no
+    return told_yes, told_no
 
 
-def _first_tokens(tokenizer: Tokenizer, words: Sequence[str]) -> list[int]:
-    texts = [space + word for word in words for space in ("", " ")]
+def _first_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> set[int]:
     # As they follow a line's end; some tokenizers put a space before what stands alone.
-    return list({tokens[0]: None for tokens in encode_after(tokenizer, "\n", texts)})
+    return {tokens[0] for tokens in encode_after(tokenizer, "\n", texts)}
 
 
 def _log_sum(values: Sequence[float]) -> float:
