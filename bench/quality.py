@@ -23,7 +23,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from bench import metrics
-from pipeline.job import load_job
+from pipeline.job_file import load_job
 from pipeline.tasks.base import TaskSection
 from pipeline.tasks.choices import labels_of
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import pyarrow as pa
 from pydantic import Field, model_validator
 
+from pipeline.prompter import is_unicode
 from pipeline.section import Section
 
 Step = Literal["nfc", "control", "whitespace", "html", "pii"]
@@ -102,7 +103,7 @@ def html(text: str) -> tuple[str, int]:
     Counts tags, comments and character references; a text without any stays as it is.
     """
     count = sum(1 for _ in _MARKUP.finditer(text))
-    if count == 0 or not _is_unicode(text):
+    if count == 0 or not is_unicode(text):
         return text, 0
     # Only jobs that name the step need the library.
     from selectolax.lexbor import LexborHTMLParser  # noqa: PLC0415
@@ -146,14 +147,6 @@ def _with_marks(text: str) -> Iterator[str]:
                 yield text[start:at]
             start = at
     yield text[start:]
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 class _Page:

@@ -21,7 +21,8 @@ from rich.text import Text
 
 from pipeline import __version__, models
 from pipeline.errors import ExitCode, RunFailed, TokenmillError, UserError, root_cause
-from pipeline.job import Job, Model, load_job, unknown
+from pipeline.job import Job, Model
+from pipeline.job_file import load_job
 from pipeline.monitor import Screen, duration
 from pipeline.output import open_output
 from pipeline.rejects import Selection, export_rows, rejected_rows
@@ -29,6 +30,7 @@ from pipeline.retry import retry_rejects
 from pipeline.run import Summary, expected_of, run_job
 from pipeline.schema import RejectClass
 from pipeline.screen import chatter_into, make_screen
+from pipeline.section import unknown
 from pipeline.verify import Certificate, Level, verify
 
 # More would scroll the count away.

@@ -18,8 +18,8 @@ from weakref import WeakKeyDictionary
 from pydantic import ValidationError
 
 from pipeline.errors import UserError
-from pipeline.job import unknown
 from pipeline.schema import Completion, Params, Pooling, Request, Sampling, TokenLogprob
+from pipeline.section import unknown
 
 if TYPE_CHECKING:
     from vllm import PoolingParams, SamplingParams

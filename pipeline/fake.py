@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.engine import EngineInfo, RequestRefused
 from pipeline.errors import UserError
-from pipeline.job import unknown
 from pipeline.schema import Completion, Pooling, Reject, Request, Sampling, TokenLogprob
+from pipeline.section import unknown
 from pipeline.tokenizer import Chat, Pair, TextSpan
 
 # A token is three bytes of UTF-8: near to real vocabularies, and its id fits into an int32.

@@ -22,8 +22,7 @@ from typing import Any
 from filelock import FileLock
 
 from pipeline.errors import RunFailed, UserError
-from pipeline.job import unknown
-from pipeline.section import ModelSource
+from pipeline.section import ModelSource, unknown
 from pipeline.store import ObjectInfo, Store, open_store
 
 _BUNDLED_PREFIX = "bundled:"

@@ -16,7 +16,8 @@ import pyarrow as pa
 
 from pipeline.commit import UnitRecord
 from pipeline.errors import RunFailed, UserError
-from pipeline.job import Job, differing_fields, stored_job
+from pipeline.job import Job, differing_fields
+from pipeline.job_file import stored_job
 from pipeline.plan import UNIT_KEY, Plan, Unit, plan_from_bytes, plan_to_bytes
 from pipeline.source import Source
 from pipeline.store import Store, open_store

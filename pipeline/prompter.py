@@ -42,12 +42,13 @@ class Prompter:
         contents = self.templates.render(row)
         if isinstance(contents, list):
             for content in contents:
-                if not _is_unicode(content):
+                if not is_unicode(content):
                     return Reject(RejectClass.BAD_TEXT, "the prompt holds a lone surrogate")
         return contents
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 can hold the text: no lone surrogate is in it."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,5 +1,7 @@
 """The parts that a job file's sections are made of: strict, frozen models, and the prompt."""
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -158,3 +160,11 @@ def check_sampling(sampling: dict[str, Any], place: str = "") -> None:
         raise ValueError(
             f"{place}sampling.n must be 1; several answers a row are the task's: n, best_of"
         )
+
+
+def unknown(name: str, known: Iterable[str]) -> str:
+    """`unknown key; did you mean …?` with the nearest known one, or all of them."""
+    names = list(known)
+    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(names)}"
+    return f"unknown key; {hint}"

@@ -14,7 +14,8 @@ from scripted import hold, written
 
 from pipeline.errors import UserError
 from pipeline.fake import FakeTokenizer
-from pipeline.job import Job, load_job
+from pipeline.job import Job
+from pipeline.job_file import load_job
 from pipeline.run import check_job
 from pipeline.schema import Reject, RejectClass
 from pipeline.tasks.base import Prepared, Tools

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.errors import UserError
-from pipeline.job import Job, ReplicaRange, differing_fields, load_job
+from pipeline.job import Job, ReplicaRange, differing_fields
+from pipeline.job_file import load_job
 from pipeline.section import Message, Prompt
 
 SHIPPED = sorted(Path(__file__).parents[1].glob("jobs/*.yaml"))

@@ -12,7 +12,8 @@ from asking import make_job
 
 from pipeline.errors import UserError
 from pipeline.fake import FakeEngine, FakeSettings, FakeTokenizer
-from pipeline.job import Job, load_job
+from pipeline.job import Job
+from pipeline.job_file import load_job
 from pipeline.prepare import check_job
 from pipeline.schema import Completion, Reject, RejectClass, Request
 from pipeline.tasks.base import Prepared, Tools

@@ -11,7 +11,7 @@ import pytest
 from command import ROOT, output_rows, tokenmill
 
 from pipeline.errors import ExitCode
-from pipeline.job import load_job
+from pipeline.job_file import load_job
 from pipeline.schema import RejectClass
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from pipeline.errors import UserError
 from pipeline.fake import FakeTokenizer
-from pipeline.job import Job, load_job
+from pipeline.job import Job
+from pipeline.job_file import load_job
 from pipeline.schema import Answer, Completion, Reject, RejectClass, Request
 from pipeline.tasks.base import Cells, Prepared, Tools
 from pipeline.tasks.row import input_columns
