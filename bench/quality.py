@@ -30,6 +30,9 @@ from pipeline.tasks.choices import labels_of
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data" / "packages"
 
+# Before the truths' names in the output, where the task may have a column of the same name.
+_TRUTH = "truth_"
+
 Row = Mapping[str, Any]
 Figures = dict[str, float | int | None]
 
@@ -110,14 +113,16 @@ def sample(corpus: Path, truth: str, step: TaskSection, num_rows: int, seed: int
 
 
 def answers(job: Path, rows: pa.Table, truths: Sequence[str], settings: Sequence[str]) -> list[Row]:
-    """The rows of the job's output on these rows, with their truths."""
+    """The rows of the job's output on these rows, with their truths as `truth_…`."""
+    for truth in truths:
+        rows = rows.append_column(_TRUTH + truth, rows.column(truth))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "sample").mkdir()
         pq.write_table(rows, folder / "sample" / "rows.parquet")
         own = [
             f"input.path={json.dumps(str(folder / 'sample'))}",
-            f"input.keep={json.dumps(list(truths))}",
+            f"input.keep={json.dumps([_TRUTH + truth for truth in truths])}",
             "input.where=null",
             "input.limit=null",
             f"output.path={json.dumps(str(folder / 'out'))}",
@@ -125,7 +130,9 @@ def answers(job: Path, rows: pa.Table, truths: Sequence[str], settings: Sequence
         ]
         options = [word for setting in (*settings, *own) for word in ("--set", setting)]
         command = [sys.executable, "-m", "pipeline", "run", str(job), *options]
-        subprocess.run(command, cwd=ROOT, check=True)
+        done = subprocess.run(command, cwd=ROOT, check=False)
+        if done.returncode:
+            raise SystemExit(done.returncode)
         found = ds.dataset(folder / "out" / "data", format="parquet").to_table()
         return list(found.to_pylist(maps_as_pydicts="strict"))
 
@@ -153,7 +160,7 @@ def main() -> None:
     for step, column in zip(steps, columns, strict=True):
         prefix = "" if step.name is None else f"{step.name}_"
         print(f"{step.kind} against {column}")
-        for name, value in JUDGES[step.kind][1](good, column, prefix).items():
+        for name, value in JUDGES[step.kind][1](good, _TRUTH + column, prefix).items():
             print(
                 f"  {name:22} {value:.3f}" if isinstance(value, float) else f"  {name:22} {value}"
             )
