@@ -308,7 +308,7 @@ def test_in_a_list_each_task_has_its_policy_or_the_jobs() -> None:
         ),
         (
             {"length": {**CHUNK, "join": "mean"}},
-            "length.join: a generate task joins its chunks by concatenate, or by a prompt",
+            "length.join: generate joins its chunks by concatenate, or by a prompt",
         ),
         (
             {"length": {**CHUNK, "join": {"prompt": {"text": "{{ title }}"}}}},

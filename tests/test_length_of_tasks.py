@@ -280,11 +280,11 @@ STOP = {**ASK, "sampling": {"max_tokens": 9, "stop": ["."]}}
     [
         (
             a_job("embed", LENGTH={**CHUNK, "join": ASK}, prompt=TEXT),
-            "length.join: a embed task joins its chunks by mean, not by a prompt",
+            "length.join: embed joins its chunks by mean, not by a prompt",
         ),
         (
             a_job("tag", LENGTH={**CHUNK, "join": "mean"}, choices=CHOICES),
-            "length.join: a tag task joins its chunks by union, or by a prompt, not by mean",
+            "length.join: tag joins its chunks by union, or by a prompt, not by mean",
         ),
         (
             a_job("translate", LENGTH={**CHUNK, "join": "concatenate"}, **TRANSLATE),
@@ -312,11 +312,11 @@ STOP = {**ASK, "sampling": {"max_tokens": 9, "stop": ["."]}}
         ),
         (
             a_job("generate", LENGTH={**CHUNK, "join": "concatenate"}, n=2),
-            "length.join: a generate task joins its chunks by a prompt, not by concatenate",
+            "length.join: generate joins its chunks by a prompt, not by concatenate",
         ),
         (
             a_job("extract", LENGTH={**CHUNK, "join": "union"}, **LOCATE),
-            "length.join: a extract task joins its chunks by a prompt, not by union",
+            "length.join: extract joins its chunks by a prompt, not by union",
         ),
         (
             a_job(

@@ -65,7 +65,7 @@ def _check_join(section: TaskSection, policy: Chunk, place: str) -> None:
     if not ways:
         raise UserError(f"{place}: this {section.kind} task cannot join chunks; leave chunk out")
     wanted = "a prompt" if by_prompt else policy.join
-    raise UserError(f"{place}: a {section.kind} task joins its chunks by {ways}, not by {wanted}")
+    raise UserError(f"{place}: {section.kind} joins its chunks by {ways}, not by {wanted}")
 
 
 def joining_columns(section: TaskSection) -> Mapping[str, str]:
