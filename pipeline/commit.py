@@ -34,7 +34,8 @@ class UnitRecord:
     counts the object's rows, rejects included, `num_filtered` the unit's rows that `input.where`
     left out; `rejects` counts the rejected rows by class. `body_sha256` is the SHA-256 of the
     object's bytes before its footer. `repairs` tells of later runs that answered rejected rows
-    again, each with its run, the job's fields that it changed and the rows that it replaced.
+    again, each with its run, its attempt, the job's fields that it changed and the number of rows
+    that it answered.
     """
 
     version: str
@@ -136,26 +137,35 @@ def repair(store: Store, unit: Unit, answered: pa.Table, mend: Mending) -> Commi
     for _ in range(_MOST_EXCHANGES):
         version = store.info(unit.key).version
         data = store.read(unit.key)
-        standing = pq.read_table(io.BytesIO(data))
         before = record_from(pq.read_metadata(io.BytesIO(data)))
-        rows = _mended(standing, answered)
-        record = replace(
-            before,
-            attempt=mend.attempt,
-            rejects=count_rejects(rows),
-            input_tokens=before.input_tokens + sum_of(answered, "num_input_tokens"),
-            generated_tokens=before.generated_tokens + sum_of(answered, "num_generated_tokens"),
-            repairs=(
-                *before.repairs,
-                {"run": mend.run, "changes": dict(mend.changes), "num_rows": answered.num_rows},
-            ),
-        )
-        if store.exchange(unit.key, encode(rows, record), version):
-            return Commit(record, is_ours=True)
-        if read_record(store, unit.key).attempt == mend.attempt:
-            # It was made, and the store's answer was lost.
-            return Commit(record, is_ours=True)
+        if any(made["attempt"] == mend.attempt for made in before.repairs):
+            # It was made and the store's answer was lost; others may have come after it.
+            return Commit(before, is_ours=True)
+        rows = _mended(pq.read_table(io.BytesIO(data)), answered)
+        record = _mended_record(before, rows, answered, mend)
+        data = encode(rows, record)
+        if store.exchange(unit.key, data, version):
+            return Commit(replace(record, body_sha256=body_sha256(data)), is_ours=True)
     raise RunFailed(f"{store.url}/{unit.key}: others keep changing it; run the command again later")
+
+
+def _mended_record(
+    before: UnitRecord, rows: pa.Table, answered: pa.Table, mend: Mending
+) -> UnitRecord:
+    made = {
+        "run": mend.run,
+        "attempt": mend.attempt,
+        "changes": dict(mend.changes),
+        "num_rows": answered.num_rows,
+    }
+    return replace(
+        before,
+        attempt=mend.attempt,
+        rejects=count_rejects(rows),
+        input_tokens=before.input_tokens + sum_of(answered, "num_input_tokens"),
+        generated_tokens=before.generated_tokens + sum_of(answered, "num_generated_tokens"),
+        repairs=(*before.repairs, made),
+    )
 
 
 def _mended(standing: pa.Table, answered: pa.Table) -> pa.Table:

@@ -3,6 +3,7 @@
     TokenmillError          anything we report in one line
     ├── UserError           the user's mistake: job file, input, output, rights
     └── RunFailed           the run stopped; the same command resumes it
+        ├── NoSpace         it stopped at a full disk, which waiting does not mend
         └── OverBudget      it stopped for more rejects than the job allows
 
 A row's fault is not here: it is data (`schema.Reject`) and stays in its row.
@@ -35,6 +36,10 @@ class UserError(TokenmillError):
 
 class RunFailed(TokenmillError):
     """The run cannot go on; what is committed stays, and the same command resumes."""
+
+
+class NoSpace(RunFailed):
+    """The disk or the user's share of it is full; trying again would not help."""
 
 
 class OverBudget(RunFailed):

@@ -42,6 +42,7 @@ from pipeline.errors import RunFailed, TokenmillError, root_cause
 from pipeline.job import Job, ReplicaRange
 from pipeline.monitor import PoolState
 from pipeline.parcel import pack, unpack
+from pipeline.persist import persist
 from pipeline.plan import Unit
 from pipeline.render import Renderer
 from pipeline.replica import AnsweredUnit, Replica, load_engine
@@ -388,9 +389,9 @@ def _commit_unit(spec: RunSpec, position: int, answered: pa.Table) -> Commit:
     rows = output_rows(answered, unit.shard, schema)
     if spec.repair is not None:
         mending = Mending(spec.run, uuid.uuid4().hex, spec.repair.changes)
-        return repair(spec.output, unit, rows, mending)
+        return persist(lambda: repair(spec.output, unit, rows, mending))
     record = _record(spec, unit, answered, EngineInfo(**facts["engine"]), facts["seconds"])
-    return commit(spec.output, unit, rows, record)
+    return persist(lambda: commit(spec.output, unit, rows, record))
 
 
 def _record(

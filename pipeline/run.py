@@ -200,7 +200,7 @@ class Run:
         """Verify the whole output, mark it as finished unless too many rows were rejected."""
         store = self._opened.store
         totals = require_whole(verify(store, expected_of(self._opened), Level.FOOTERS))
-        within_budget = not over_budget(self._opened.job, totals)
+        within_budget = not over_budget(self._job, totals)
         exit_code = ExitCode.FINISHED if within_budget else ExitCode.OVER_REJECT_BUDGET
         summary = self._summary(totals, exit_code)
         self._events.add("finish", exit_code=int(exit_code))

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Protocol, cast
 
 from filelock import FileLock
 
-from pipeline.errors import RunFailed, UserError
+from pipeline.errors import NoSpace, RunFailed, UserError
 
 #: Temporary files of the local store; readers of Parquet folders skip names that begin with a dot.
 TEMPORARY_PREFIX = ".tokenmill-"
@@ -50,7 +50,7 @@ class Store(Protocol):
     """Objects under `url`; keys are relative to it, with `/` between their parts.
 
     Raises `UserError` for what the user can mend (rights, bucket, credentials) and `RunFailed` for
-    what a later run may survive (full disk, network). A missing object is `FileNotFoundError`.
+    what a later run may survive (network; a full disk is `NoSpace`). A missing object is `FileNotFoundError`.
     """
 
     url: str
@@ -155,6 +155,9 @@ class LocalStore:
         with _local_errors(target), FileLock(lock), _temporary_beside(target, data) as temporary:
             if self.info(key).version != version:
                 return False
+            # Two changes within one tick of the system's clock must not bear the same version.
+            changed_at = max(os.stat(temporary).st_mtime_ns, int(version) + 1)
+            os.utime(temporary, ns=(changed_at, changed_at))
             os.replace(temporary, target)
             _sync_folder(os.path.dirname(target))
             return True
@@ -208,7 +211,7 @@ def _local_errors(where: str) -> Iterator[None]:
         if error.errno == errno.EROFS:
             raise UserError(f"{where}: the file system is read-only; use another path") from error
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise RunFailed(
+            raise NoSpace(
                 f"{where}: no space left ({error.strerror}); free some and run the command again"
             ) from error
         raise RunFailed(f"{where}: {error.strerror}; run the command again") from error

@@ -5,6 +5,7 @@ store (`killing` kills it within one), and `StubS3` does what networks and busy 
 """
 
 import hashlib
+import itertools
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from enum import Enum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pyarrow as pa
 import pytest
@@ -155,14 +157,28 @@ class Fault(Enum):
     CONFLICT = (409, "ConditionalRequestConflict")
 
 
+# Keys that S3 puts on one page of a listing.
+_PAGE = 1_000
+
+
 class StubS3(ThreadingHTTPServer):
-    """Objects in memory, over S3's protocol; the next PUTs meet the `faults`, one each."""
+    """Objects in memory, over S3's protocol; the next PUTs meet the `faults`, one each.
+
+    `requests` are the methods that came, a listing's page as `LIST`.
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.objects: dict[str, bytes] = {}
         self.faults: list[Fault] = []
+        self.requests: list[str] = []
+        # A condition and the write that hangs on it are one step, as in S3.
+        self.writing = threading.Lock()
         self.store = open_store("s3://bucket/out", f"http://127.0.0.1:{self.server_port}")
+
+
+def _md5(data: bytes) -> str:
+    return hashlib.md5(data).hexdigest()  # noqa: S324 - what S3 does
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -171,13 +187,19 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        fault = self.server.faults.pop(0) if self.server.faults else None
+        self.server.requests.append("PUT")
+        with self.server.writing:
+            self._put(body, self.server.faults.pop(0) if self.server.faults else None)
+
+    def _put(self, body: bytes, fault: Fault | None) -> None:
         if fault in {Fault.SLOW_DOWN, Fault.CONFLICT}:
             self._refuse(*fault.value)
         elif fault is Fault.CUT_REQUEST:
             self.close_connection = True
         elif "If-None-Match" in self.headers and self.path in self.server.objects:
             self._refuse(412, "PreconditionFailed", "<Condition>If-None-Match</Condition>")
+        elif self.headers.get("If-Match", self._etag()) != self._etag():
+            self._refuse(412, "PreconditionFailed", "<Condition>If-Match</Condition>")
         else:
             self.server.objects[self.path] = body
             if fault is Fault.LOST_REPLY:
@@ -185,7 +207,17 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 self._answer(200, b"", body)
 
+    def _etag(self) -> str | None:
+        standing = self.server.objects.get(self.path)
+        return None if standing is None else f'"{_md5(standing)}"'
+
     def do_GET(self) -> None:
+        url = urlsplit(self.path)
+        query = {name: values[0] for name, values in parse_qs(url.query).items()}
+        if "list-type" in query:
+            self._list(url.path, query)
+            return
+        self.server.requests.append(self.command)
         body = self.server.objects.get(self.path)
         if body is None:
             self._refuse(404, "NoSuchKey")
@@ -195,6 +227,21 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, body, body)
         else:
             self._answer(206, body[int(wanted[1]) : int(wanted[2]) + 1], body)
+
+    def _list(self, bucket: str, query: dict[str, str]) -> None:
+        self.server.requests.append("LIST")
+        found = {unquote(path.removeprefix(f"{bucket}/")): path for path in self.server.objects}
+        keys = sorted(key for key in found if key.startswith(query.get("prefix", "")))
+        later = [key for key in keys if key > query.get("continuation-token", "")]
+        page = list(itertools.islice(later, int(query.get("max-keys", _PAGE))))
+        entries = "".join(
+            f"<Contents><Key>{key}</Key><Size>{len(self.server.objects[found[key]])}</Size>"
+            f"<ETag>{_md5(self.server.objects[found[key]])}</ETag></Contents>"
+            for key in page
+        )
+        more = f"<NextContinuationToken>{page[-1]}</NextContinuationToken>" if later[_PAGE:] else ""
+        listing = f"<IsTruncated>{str(bool(more)).lower()}</IsTruncated>{more}{entries}"
+        self._answer(200, f"<ListBucketResult>{listing}</ListBucketResult>".encode(), b"")
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -208,7 +255,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, status: int, body: bytes, whole: bytes) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
-        self.send_header("ETag", hashlib.md5(whole).hexdigest())  # noqa: S324
+        self.send_header("ETag", _md5(whole))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)

@@ -12,7 +12,7 @@ import pytest
 from killing import killed_at_line
 from stores import contents, keys, refusal
 
-from pipeline.errors import RunFailed, TokenmillError, UserError
+from pipeline.errors import NoSpace, RunFailed, TokenmillError, UserError
 from pipeline.store import LocalStore, Store, open_store
 
 KIB = 2**10
@@ -259,15 +259,15 @@ def failing(number: int) -> Callable[..., None]:
     [
         ("create", ("makedirs", errno.EACCES), UserError),
         ("create", ("makedirs", errno.EROFS), UserError),
-        ("create", ("fsync", errno.ENOSPC), RunFailed),
-        ("create", ("fsync", errno.EDQUOT), RunFailed),
+        ("create", ("fsync", errno.ENOSPC), NoSpace),
+        ("create", ("fsync", errno.EDQUOT), NoSpace),
         ("create", ("fsync", errno.EIO), RunFailed),
         ("create", ("link", errno.EACCES), UserError),
-        ("create", ("link", errno.ENOSPC), RunFailed),
+        ("create", ("link", errno.ENOSPC), NoSpace),
         # A file system without hard links.
         ("create", ("link", errno.EPERM), UserError),
         ("create", ("link", errno.ENOTSUP), UserError),
-        ("replace", ("fsync", errno.ENOSPC), RunFailed),
+        ("replace", ("fsync", errno.ENOSPC), NoSpace),
         ("replace", ("replace", errno.EACCES), UserError),
         ("replace", ("replace", errno.EIO), RunFailed),
     ],
