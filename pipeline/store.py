@@ -50,7 +50,8 @@ class Store(Protocol):
     """Objects under `url`; keys are relative to it, with `/` between their parts.
 
     Raises `UserError` for what the user can mend (rights, bucket, credentials) and `RunFailed` for
-    what a later run may survive (network; a full disk is `NoSpace`). A missing object is `FileNotFoundError`.
+    what a later run may survive (network; a full disk is `NoSpace`). A missing object is
+    `FileNotFoundError`.
     """
 
     url: str

@@ -24,7 +24,7 @@ def killed_at_line(number: int, deed: Callable[..., object], *arguments: object)
     Lines are counted from 0. False if the deed ended before that line came.
     """
     # The server forks in milliseconds, since it has imported all that the deed needs.
-    _forks.set_forkserver_preload(["pytest", "pipeline.commit"])
+    _forks.set_forkserver_preload(["pytest", "pipeline.commit", "pyarrow.dataset"])
     process = _forks.Process(target=_run_until_line, args=(number, deed, arguments))
     process.start()
     process.join()
