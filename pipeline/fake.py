@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pipeline.controls import Controls
 from pipeline.engine import EngineInfo, RequestRefused
 from pipeline.errors import UserError
 from pipeline.schema import Completion, Pooling, Reject, Request, Sampling, TokenLogprob
@@ -65,6 +66,8 @@ class FakeSettings(BaseModel):
 
 class FakeTokenizer:
     """Bytes as tokens: exact, reversible, and quick."""
+
+    controls = Controls(())
 
     def encode_chats(self, chats: Sequence[Chat]) -> list[Sequence[int] | Reject]:
         return [

@@ -19,6 +19,11 @@ class Prompter:
     templates: PromptTemplates
     tokenizer: Tokenizer
 
+    def __post_init__(self) -> None:
+        # Control tokens are meant where the job's own words write them, as in a chat by hand.
+        templates = self.templates.with_words(self.tokenizer.controls.meant)
+        object.__setattr__(self, "templates", templates)
+
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[Sequence[int] | Reject]:
         """Each row's prompt as token ids; rows are mappings from column to value."""
         rendered = self.render(rows)
@@ -38,12 +43,16 @@ class Prompter:
         return [self.render_row(row) for row in rows]
 
     def render_row(self, row: Mapping[str, Any]) -> list[str] | Reject:
-        """The contents of the row's messages, or of its one plain text."""
+        """The contents of the row's messages, or of its one plain text.
+
+        Control tokens from the row are marked as text (`controls`), for the tokenizer to see.
+        """
         contents = self.templates.render(row)
         if isinstance(contents, list):
             for content in contents:
                 if not is_unicode(content):
                     return Reject(RejectClass.BAD_TEXT, "the prompt holds a lone surrogate")
+            return [self.tokenizer.controls.guard(content) for content in contents]
         return contents
 
 

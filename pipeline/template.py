@@ -4,16 +4,16 @@ Templates come from the job and run in an immutable sandbox; a row's values are 
 parsed as templates. A column whose name is no identifier is written `row["my column"]`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jinja2
 from jinja2 import meta, nodes
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pipeline.errors import UserError
+from pipeline.sandbox import CappedSandbox
 from pipeline.schema import Reject, RejectClass
 from pipeline.section import Prompt
 
@@ -30,7 +30,7 @@ class PromptTemplates:
     `columns` maps each column used to the place that names it. `required` are the columns that
     are printed as they are, outside of any `{% if %}` or `{% for %}`: a row in which one of them is
     null or blank has nothing to ask about and is rejected. `given` are the names that stand for the
-    task's own values and not for columns.
+    task's own values and not for columns. `sandbox` is where the `contents` were compiled.
     """
 
     roles: tuple[str, ...]
@@ -38,6 +38,8 @@ class PromptTemplates:
     columns: Mapping[str, str]
     required: frozenset[str]
     given: Mapping[str, Any] = field(default_factory=dict)
+    sandbox: CappedSandbox = field(default_factory=CappedSandbox)
+    sources: tuple[str, ...] = ()
 
     @property
     def is_chat(self) -> bool:
@@ -56,10 +58,22 @@ class PromptTemplates:
                 )
         try:
             values = {**row, **self.given}
-            return [template.render(values, row=row) for template in self.contents]
+            return [self.sandbox.render(each, {**values, _ROW: row}) for each in self.contents]
         except Exception as error:  # noqa: BLE001 - a template calls into any type a column holds
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             return Reject(RejectClass.TEMPLATE_ERROR, reason)
+
+    def with_words(self, change: Callable[[str], str]) -> "PromptTemplates":
+        """The same with the templates' own words changed, not those that they print."""
+        trees = [self.sandbox.parse(source) for source in self.sources]
+        words = [node for tree in trees for node in tree.find_all(nodes.TemplateData)]
+        changed = [(node, change(node.data)) for node in words]
+        if all(node.data == data for node, data in changed):
+            return self
+        for node, data in changed:
+            node.data = data
+        contents = tuple(self.sandbox.compiled(tree) for tree in trees)
+        return replace(self, contents=contents, sources=())
 
 
 def compile_prompt(
@@ -85,51 +99,54 @@ def compile_templates(
     given: Mapping[str, Any] | None = None,
 ) -> PromptTemplates:
     """Check and compile templates by the places that name them. Raises `UserError`."""
-    environment = _environment()
+    sandbox = CappedSandbox()
     given = given or {}
     columns: dict[str, str] = {}
     required: set[str] = set()
     contents = []
     for name, source in sources.items():
-        tree = _parse(environment, name, source)
+        tree = _parse(sandbox, name, source)
         used = _columns(tree, name, given.keys())
-        _refuse_uncalled(frozenset(environment.globals), tree, name)
+        _refuse_uncalled(frozenset(sandbox.globals), tree, name)
         columns |= dict.fromkeys(sorted(used - columns.keys()), name)
         required |= used & set(_printed_as_they_are(tree))
-        contents.append(environment.from_string(source))
-    return PromptTemplates(roles, tuple(contents), columns, frozenset(required), given)
+        contents.append(sandbox.compiled(tree))
+    return PromptTemplates(
+        roles,
+        tuple(contents),
+        columns,
+        frozenset(required),
+        given,
+        sandbox,
+        tuple(sources.values()),
+    )
 
 
 def compile_text(source: str, place: str, names: AbstractSet[str]) -> jinja2.Template:
     """A template over a task's own values alone. Raises `UserError`."""
-    environment = _environment()
-    tree = _parse(environment, place, source)
+    sandbox = CappedSandbox()
+    tree = _parse(sandbox, place, source)
     unknown = sorted(_columns(tree, place) - names)
     if unknown:
         known = " and ".join(sorted(names))
         raise UserError(f"{place}: {unknown[0]} is not known here; the template has {known}")
-    return environment.from_string(source)
+    return sandbox.compiled(tree)
 
 
 def words_and_names(prompt: Prompt) -> tuple[str, frozenset[str]]:
     """What a prompt that compiles says in its own words, and the names that its templates use."""
-    trees = [_environment().parse(source) for source in prompt.templates.values()]
+    trees = [CappedSandbox().parse(source) for source in prompt.templates.values()]
     words = [node.data for tree in trees for node in tree.find_all(nodes.TemplateData)]
     names = [name for tree in trees for name in meta.find_undeclared_variables(tree)]
     return "\n".join(words), frozenset(names)
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    return ImmutableSandboxedEnvironment(
-        undefined=jinja2.StrictUndefined, keep_trailing_newline=True
-    )
-
-
-def _parse(environment: ImmutableSandboxedEnvironment, place: str, source: str) -> nodes.Template:
+def _parse(sandbox: CappedSandbox, place: str, source: str) -> nodes.Template:
     try:
         # Parsing accepts unknown filters; compiling does not.
-        environment.compile(source)
-        tree = environment.parse(source)
+        sandbox.compiled(sandbox.parse(source))
+        tree = sandbox.parse(source)
+        meta.find_undeclared_variables(tree)
     except jinja2.TemplateSyntaxError as error:
         raise UserError(f"{place}, line {error.lineno}: {error.message}") from error
     except RecursionError:

@@ -1,16 +1,19 @@
 """From texts and chats to token ids, with the model's own tokenizer and chat template."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import jinja2
 
+from pipeline.controls import Controls
 from pipeline.errors import UserError
 from pipeline.schema import Reject, RejectClass
 
 Chat = Sequence[tuple[str, str]]
+Item = TypeVar("Item", str, tuple[str, str])
+Encoded = TypeVar("Encoded")
 
 # Stands for an answer in a chat, to see what the template writes behind it.
 _MARK = "tokenmill-answer"
@@ -39,7 +42,14 @@ class Pair:
 
 
 class Tokenizer(Protocol):
-    """What rendering needs of a model. One answer per input, in order."""
+    """What rendering needs of a model. One answer per input, in order.
+
+    Control tokens in a text are those tokens, but where `controls` has marked them as text.
+    """
+
+    @property
+    def controls(self) -> Controls:
+        """The model's control tokens."""
 
     def encode_chats(self, chats: Sequence[Chat]) -> list[Sequence[int] | Reject]:
         """Token ids of chats of (role, content), ready for the assistant's turn."""
@@ -103,6 +113,7 @@ class ModelTokenizer:
 
         self._folder = folder
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self.controls = Controls(self.special_tokens, self._normalizer())
 
     def encode_chats(self, chats: Sequence[Chat]) -> list[Sequence[int] | Reject]:
         return self._encode_all(self.render_chats(chats))
@@ -167,11 +178,18 @@ class ModelTokenizer:
     def encode_spans(self, texts: Sequence[str]) -> list[TextSpan]:
         if not texts:
             return []
+        return self._each(texts, self._spans_of)
+
+    def _spans_of(self, texts: Sequence[str], split: bool) -> list[TextSpan]:
+        plain = [self.controls.literal(text) for text in texts]
         encoded = self._tokenizer(
-            list(texts), return_offsets_mapping=True, return_special_tokens_mask=True
+            plain,
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+            split_special_tokens=split,
         )
         columns = ("input_ids", "offset_mapping", "special_tokens_mask")
-        rows = zip(texts, *(encoded[name] for name in columns), strict=True)
+        rows = zip(plain, *(encoded[name] for name in columns), strict=True)
         return [_text_span(*row) for row in rows]
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
@@ -183,8 +201,12 @@ class ModelTokenizer:
             )
         if not pairs:
             return []
-        firsts, seconds = zip(*pairs, strict=True)
-        encoded = self._tokenizer(list(firsts), list(seconds))
+        return self._each(pairs, self._pairs_of)
+
+    def _pairs_of(self, pairs: Sequence[tuple[str, str]], split: bool) -> list[Pair]:
+        plain = [(self.controls.literal(one), self.controls.literal(two)) for one, two in pairs]
+        firsts, seconds = zip(*plain, strict=True)
+        encoded = self._tokenizer(list(firsts), list(seconds), split_special_tokens=split)
         types = encoded.get("token_type_ids") or [None] * len(pairs)
         return [
             Pair(ids, None if of_pair is None else _second(of_pair))
@@ -211,10 +233,63 @@ class ModelTokenizer:
         return str(text)
 
     def _encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[Sequence[int]]:
-        if not texts:
-            return []
-        encoded = self._tokenizer(list(texts), add_special_tokens=add_special_tokens)
-        return list(encoded["input_ids"])
+        def encode(texts: Sequence[str], split: bool) -> list[Sequence[int]]:
+            if split:
+                return [self._encode_guarded(text, add_special_tokens) for text in texts]
+            return list(
+                self._tokenizer(list(texts), add_special_tokens=add_special_tokens).input_ids
+            )
+
+        return self._each(texts, encode)
+
+    def _encode_guarded(self, text: str, add_special_tokens: bool) -> Sequence[int]:
+        """A text some of whose control tokens are text, as tokenizers do: cut at the others."""
+        parts = list(self.controls.parts(text))
+        if not any(is_control for _, is_control in parts):
+            whole = self.controls.literal(text)
+            return self._ids(whole, split=True, add_special_tokens=add_special_tokens)
+        ids = [
+            token
+            for part, is_control in parts
+            for token in self._ids(part, split=not is_control, add_special_tokens=False)
+        ]
+        if not add_special_tokens:
+            return ids
+        around = self._tokenizer("x", return_special_tokens_mask=True)
+        start = around.special_tokens_mask.index(0)
+        end = len(around.input_ids) - around.special_tokens_mask[::-1].index(0)
+        return [*around.input_ids[:start], *ids, *around.input_ids[end:]]
+
+    def _ids(self, text: str, *, split: bool, add_special_tokens: bool) -> list[int]:
+        encoded = self._tokenizer(
+            text, add_special_tokens=add_special_tokens, split_special_tokens=split
+        )
+        return list(encoded.input_ids)
+
+    def _each(
+        self, items: Sequence[Item], encode: Callable[[Sequence[Item], bool], list[Encoded]]
+    ) -> list[Encoded]:
+        """All items in one batch, but for those with marks of `controls`, in another."""
+        guarded = [at for at, item in enumerate(items) if self._is_guarded(item)]
+        if not guarded:
+            return encode(items, False) if items else []
+        others = [at for at in range(len(items)) if at not in set(guarded)]
+        found = dict(zip(guarded, encode([items[at] for at in guarded], True), strict=True))
+        if others:
+            batch = encode([items[at] for at in others], False)
+            found |= dict(zip(others, batch, strict=True))
+        return [found[at] for at in range(len(items))]
+
+    def _is_guarded(self, item: str | tuple[str, str]) -> bool:
+        return any(map(self.controls.is_guarded, [item] if isinstance(item, str) else item))
+
+    def _normalizer(self) -> Callable[[str], str] | None:
+        """What the tokenizer does to a text before it looks for control tokens in it."""
+        added = self._tokenizer.added_tokens_decoder.values()
+        if not (self._tokenizer.is_fast and any(t.special and t.normalized for t in added)):
+            return None
+        normalizer = self._tokenizer.backend_tokenizer.normalizer
+        return None if normalizer is None else normalizer.normalize_str
 
 
 def _text_span(

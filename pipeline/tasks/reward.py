@@ -218,7 +218,9 @@ class ListRewarder(Rewarder):
         if not completions or not at:
             reason = f"the column {self._column} holds no completion"
             return Reject(RejectClass.EMPTY_INPUT, reason)
-        prompts = self._judge.encode([self.judged(contents, str(completions[i])) for i in at])
+        guard = self._prompter.tokenizer.controls.guard
+        texts = [guard(str(completions[place])) for place in at]
+        prompts = self._judge.encode([self.judged(contents, text) for text in texts])
         readable = [
             (place, prompt)
             for place, prompt in zip(at, prompts, strict=True)

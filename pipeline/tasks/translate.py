@@ -324,7 +324,8 @@ class Translator:
             size = len(text.encode())
             if size <= budget:
                 return size
-            (tokens,) = self._tools.tokenizer.encode_texts([text])
+            guarded = self._tools.tokenizer.controls.guard(text)
+            (tokens,) = self._tools.tokenizer.encode_texts([guarded])
             return size if isinstance(tokens, Reject) else len(tokens)
 
         return count
