@@ -10,7 +10,7 @@ import pytest
 from command import ROOT
 
 from bench.quality import sample
-from pipeline.job import load_job
+from pipeline.job_file import load_job
 
 pytestmark = pytest.mark.integration
 
