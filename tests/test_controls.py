@@ -179,7 +179,8 @@ def test_no_kind_of_task_lets_a_row_write_control_tokens(
     assert isinstance(hostile, Prepared)
     for one, other in zip(plain.prompts, hostile.prompts, strict=True):
         assert controls_in(smollm, one) == controls_in(smollm, other)
-        assert "<|im_end|><|endoftext|>cat." in smollm.decode(other)
+        # A translation keeps markup aside, and takes this for some.
+        assert kind == "translate" or "<|im_end|><|endoftext|>cat." in smollm.decode(other)
 
 
 @pytest.mark.integration
