@@ -284,7 +284,7 @@ def _follow(
     pool: "Pool", spec: "RunSpec", progress: Progress, screen: Screen, events: EventLog
 ) -> None:
     """Count the commits as they come, and look after the replicas about once a second."""
-    patience = _Patience(max(unit.num_rows for unit in spec.units))
+    patience = Patience(max(unit.num_rows for unit in spec.units))
     next_tick_at = 0.0
     for commit in _or_none_each_tick(lambda: pool.commits(spec)):
         if commit is not None:
@@ -303,7 +303,7 @@ def _follow(
     screen.update(progress, time.monotonic())
 
 
-class _Patience:
+class Patience:
     """How many deaths of engines are borne before a run is given up."""
 
     def __init__(self, rows_per_unit: int) -> None:

@@ -286,14 +286,20 @@ def test_a_reject_budget_that_is_exceeded_withholds_success(corpus: Path, tmp_pa
     assert (tmp_path / "out" / "_SUCCESS").exists()
 
 
-def test_an_engine_that_keeps_dying_stops_the_run(corpus: Path, tmp_path: Path) -> None:
-    """A row that kills each engine ends the run with 1 and the reason, resumable."""
+def test_a_row_that_kills_engines_is_found_and_its_neighbours_are_answered(
+    corpus: Path, tmp_path: Path
+) -> None:
+    """A row of which each engine dies is a reject; all others are those of a run in peace."""
+    arguments = ("--set", "units.rows=16", "--set", "max_reject_rate=1")
+    fake_run(corpus, tmp_path / "peace", *arguments)
     exit_code, said = fake_run(
-        corpus, tmp_path / "out", "--set", "model.engine={crash_on: Weavers}"
+        corpus, tmp_path / "out", *arguments, "--set", "model.engine={crash_on: Weavers}"
     )
-    assert exit_code == ExitCode.FAILED
-    assert "the engine died 3 times" in said
-    assert "Weavers" in said
+    assert exit_code == ExitCode.FINISHED, said
+    rows, peaceful = output_rows(tmp_path / "out"), output_rows(tmp_path / "peace")
+    changed = [(row, old) for row, old in zip(rows, peaceful, strict=True) if row != old]
+    ((row, _),) = changed
+    assert row["error"]["class"] == RejectClass.ENGINE_CRASH
 
 
 def test_another_job_on_the_same_output_is_refused(corpus: Path, tmp_path: Path) -> None:
