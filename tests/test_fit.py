@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pipeline.fake import FakeTokenizer
 from pipeline.fit import Measured, chunks, cut
 from pipeline.models import local_path
+from pipeline.section import ModelSource
 from pipeline.tokenizer import ModelTokenizer, Tokenizer
 
 # Words, ends of sentences and of paragraphs, in several scripts, and characters of many tokens.
@@ -160,7 +161,7 @@ def test_monotonous_texts_take_no_longer_than_others(text: str) -> None:
 @pytest.fixture(scope="module")
 def smollm() -> Tokenizer:
     """The bundled model's own tokenizer."""
-    folder = local_path("bundled:smollm2-135m")
+    folder = local_path(ModelSource(source="bundled:smollm2-135m"))
     if folder is None:
         pytest.skip("fetch it: tokenmill models fetch bundled:smollm2-135m")
     return ModelTokenizer(folder)
