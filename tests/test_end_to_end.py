@@ -293,7 +293,7 @@ def test_a_row_that_kills_engines_is_found_and_its_neighbours_are_answered(
     arguments = ("--set", "units.rows=16", "--set", "max_reject_rate=1")
     fake_run(corpus, tmp_path / "peace", *arguments)
     exit_code, said = fake_run(
-        corpus, tmp_path / "out", *arguments, "--set", "model.engine={crash_on: Weavers}"
+        corpus, tmp_path / "out", *arguments, "--set", "model.engine.crash_on=Weavers"
     )
     assert exit_code == ExitCode.FINISHED, said
     rows, peaceful = output_rows(tmp_path / "out"), output_rows(tmp_path / "peace")
