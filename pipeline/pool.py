@@ -7,6 +7,7 @@ together is decided in `scheduler`, and what is done in `commit`. The driver ite
 commits, so that it sees each as it happens.
 """
 
+import gc
 import json
 import logging
 import math
@@ -208,7 +209,14 @@ class Pool:
 
     def close(self) -> None:
         """Leave the cluster; a local one ends, and its processes with it."""
-        ray.shutdown()
+        # Ray ends the process, without a word and with 1, if another thread frees an object of its
+        # while it shuts down; so its garbage goes before, and no thread collects meanwhile.
+        gc.collect()
+        gc.disable()
+        try:
+            ray.shutdown()
+        finally:
+            gc.enable()
 
 
 def _start_ray(address: str | None, replicas: int) -> None:

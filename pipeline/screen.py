@@ -52,14 +52,16 @@ class LiveScreen:
     """Units and rows as bars, rejects, tokens a second, replicas and the time left."""
 
     def __init__(self, console: Console) -> None:
-        # Redirecting would bring the chatter back from the log onto the screen.
+        # Drawn by the caller: a thread that draws by itself also collects garbage, and Ray ends a
+        # process in which an object of its is freed while it shuts down. Redirecting would bring
+        # the chatter back from the log onto the screen.
         self._live = Live(
-            console=console, refresh_per_second=4, redirect_stdout=False, redirect_stderr=False
+            console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
         )
         self._live.start()
 
     def update(self, progress: Progress, now: float) -> None:
-        self._live.update(_facts(progress, now))
+        self._live.update(_facts(progress, now), refresh=True)
 
     def close(self) -> None:
         self._live.stop()
