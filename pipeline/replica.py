@@ -48,17 +48,23 @@ class AnsweredUnit:
 def load_engine(job: Job, share: MachineShare) -> Engine:
     """The engine that the job asks for, started. Raises `UserError`."""
     beside = job.side_models
+    # Tasks that name the same model share its engine: the first place loads it.
+    first = {
+        place: next(at for at, other in beside.items() if other == side)
+        for place, side in beside.items()
+    }
+    distinct = {at: side for at, side in beside.items() if first[at] == at}
     memory = memory_shares(
-        job.model.engine, {at: side.source.engine for at, side in beside.items()}
+        job.model.engine, {at: side.source.engine for at, side in distinct.items()}
     )
     engine = _load_own(job, replace(share, gpu_memory=memory[None]))
     if not beside:
         return engine
-    others = {
+    loaded = {
         at: _load_beside(job, side, at, replace(share, gpu_memory=memory[at]))
-        for at, side in beside.items()
+        for at, side in distinct.items()
     }
-    return EngineTeam(engine, others)
+    return EngineTeam(engine, {place: loaded[at] for place, at in first.items()})
 
 
 def _load_own(job: Job, share: MachineShare) -> Engine:

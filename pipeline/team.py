@@ -18,36 +18,40 @@ _SIDE_MEMORY = 0.25
 
 
 class EngineTeam:
-    """An engine made of engines. `beside` are named by their models' places in the job."""
+    """An engine made of engines.
+
+    `beside` are named by their models' places in the job; places of the same model share one.
+    """
 
     def __init__(self, engine: Engine, beside: Mapping[str, Engine]) -> None:
         contexts = {place: other.info.max_model_len for place, other in beside.items()}
         self.info = replace(engine.info, beside=contexts)
-        self._engines: dict[str | None, Engine] = {None: engine}
-        self._engines.update(beside)
-        self._model_of: dict[int, str | None] = {}
-        self._num_open: dict[str | None, int] = dict.fromkeys(self._engines, 0)
+        self._engine_at: dict[str | None, Engine] = {None: engine}
+        self._engine_at.update(beside)
+        self._engine_of: dict[int, Engine] = {}
+        self._num_open: dict[Engine, int] = dict.fromkeys(self._engine_at.values(), 0)
 
     def add(self, key: int, request: Request) -> None:
-        self._engines[request.model].add(key, request)
-        self._num_open[request.model] += 1
-        self._model_of[key] = request.model
+        engine = self._engine_at[request.model]
+        engine.add(key, request)
+        self._num_open[engine] += 1
+        self._engine_of[key] = engine
 
     def step(self) -> Sequence[Completion]:
         ended: list[Completion] = []
-        for model, engine in self._engines.items():
-            if self._num_open[model]:
+        for engine, num_open in self._num_open.items():
+            if num_open:
                 completions = engine.step()
-                self._num_open[model] -= len(completions)
+                self._num_open[engine] -= len(completions)
                 ended += completions
         for completion in ended:
-            del self._model_of[completion.key]
+            del self._engine_of[completion.key]
         return ended
 
     def abort(self, key: int) -> None:
-        model = self._model_of.pop(key)
-        self._engines[model].abort(key)
-        self._num_open[model] -= 1
+        engine = self._engine_of.pop(key)
+        engine.abort(key)
+        self._num_open[engine] -= 1
 
 
 def memory_shares(

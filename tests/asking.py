@@ -45,7 +45,9 @@ class Asked:
         tokenizer: Tokenizer | None = None,
         adapters: Sequence[str] = (),
     ) -> None:
-        task = built(step, Tools(tokenizer or FakeTokenizer(), 8192, adapters=tuple(adapters)))
+        beside = {place: Tools(FakeTokenizer(), 8192) for place in step.side_models}
+        tools = Tools(tokenizer or FakeTokenizer(), 8192, beside=beside, adapters=tuple(adapters))
+        task = built(step, tools)
         self.requests: list[Request] = []
         (prepared,) = task.prepare([row])
         self.result: Cells | Reject = (

@@ -1,4 +1,4 @@
-"""What transformers alone makes of rows: the numbers that the tasks are held against.
+"""What transformers and sentence-transformers make of rows: what the tasks are held against.
 
 Run as a script, `python tests/reference_numbers.py MODELS ROWS OUT`: JSON files of the models'
 folders by name, the rows, and the numbers.
@@ -14,13 +14,14 @@ def main(models: dict[str, str], rows: list[dict[str, Any]]) -> dict[str, list[A
     """A list of numbers a kind, one entry a row."""
     import torch  # noqa: PLC0415 - not for who imports this file
     import transformers as hf  # noqa: PLC0415
+    from sentence_transformers import SentenceTransformer  # noqa: PLC0415
 
     torch.set_grad_enabled(False)
     load = {"dtype": torch.float32}
     tokenizer = hf.AutoTokenizer.from_pretrained(models["writer"])
     writer = hf.AutoModelForCausalLM.from_pretrained(models["writer"], **load)
     words = hf.AutoTokenizer.from_pretrained(models["embed"])
-    encoder = hf.AutoModel.from_pretrained(models["embed"], **load)
+    encoder = SentenceTransformer(models["embed"], device="cpu")
     judge = hf.AutoModelForSequenceClassification.from_pretrained(models["reward"], **load)
     pairs = hf.AutoModelForSequenceClassification.from_pretrained(models["rerank"], **load)
 
@@ -53,15 +54,8 @@ def main(models: dict[str, str], rows: list[dict[str, Any]]) -> dict[str, list[A
         ids = chat(("user", row["title"]), ("assistant", answer), answered=True)
         return float(judge(torch.tensor([ids])).logits)
 
-    def vector(text: str) -> list[float]:
-        """What sentence-transformers does by the model's modules: the mean, to length 1."""
-        states = encoder(**words(text, return_tensors="pt")).last_hidden_state[0]
-        mean = states.mean(0)
-        numbers: list[float] = (mean / mean.norm()).tolist()
-        return numbers
-
     numbers: dict[str, list[Any]] = {
-        name: [] for name in ("text", "windows", "answer", "vector", "rewards", "pair")
+        name: [] for name in ("text", "windows", "answer", "vector", "rewards", "best", "pair")
     }
     for row in rows:
         ids = tokenizer(row["text"]).input_ids
@@ -70,8 +64,9 @@ def main(models: dict[str, str], rows: list[dict[str, Any]]) -> dict[str, list[A
         prompt = chat(("user", row["title"]), answered=False)
         answer = tokenizer(row["text"], add_special_tokens=False).input_ids
         numbers["answer"].append(sums(prompt + answer, len(prompt)))
-        numbers["vector"].append(vector(row["text"]))
+        numbers["vector"].append(encoder.encode(row["text"]).tolist())
         numbers["rewards"].append([reward(row, text) for text in row["answers"]])
+        numbers["best"].append(reward(row, row["best"]))
         encoded = words(row["title"], row["text"], return_tensors="pt")
         numbers["pair"].append(float(pairs(**encoded).logits))
     return numbers

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from asking import Asked, completion, make_job, section
@@ -125,9 +126,61 @@ def test_an_empty_sample_is_not_the_best() -> None:
     assert asked.cells["generated_text"] == "an elm"
 
 
+REWARD = {"n": 3, "by": "reward", "model": {"source": "fake"}}
+
+
+def judged(rewards: Sequence[float | None], **keys: Any) -> Asked:
+    """A row with the answers `answer 0`, `answer 1`, …, and a judge's numbers for them."""
+
+    def answer(request: Request, at: int) -> Answer:
+        if request.model is None:
+            return completion(f"answer {at}")
+        number = rewards[at - len(rewards)]
+        if number is None:
+            return FAILED
+        return completion("", vector=np.array([number]))
+
+    best_of = {**REWARD, "n": len(rewards)}
+    return Asked(section(task=generate(best_of=best_of), sampling=WARM, **keys), ROW, answer)
+
+
+@given(st.lists(st.none() | st.floats(-9, 9), min_size=2, max_size=5))
+def test_a_reward_model_chooses_the_best(rewards: list[float | None]) -> None:
+    """It reads the prompt and each answer; the one with the largest number stands, with it."""
+    asked = judged(rewards)
+    of_judge = [request for request in asked.requests if request.model == "task.best_of.model"]
+    assert len(of_judge) == len(rewards)
+    decode = FakeTokenizer().decode
+    read = [decode(request.prompt_token_ids) for request in of_judge]
+    assert read == [f"{ROW['text']}answer {at}" for at in range(len(rewards))]
+    known = [number for number in rewards if number is not None]
+    if not known:
+        assert asked.reject.reject_class is RejectClass.ENGINE_ERROR
+        return
+    assert asked.cells["reward"] == max(known)
+    assert asked.cells["generated_text"] == f"answer {rewards.index(max(known))}"
+    assert asked.cells["num_samples"] == len(rewards)
+
+
+def test_what_a_row_varies_does_not_reach_its_judge() -> None:
+    """An adapter is the writer's."""
+    model = {"source": "fake", "adapters": {"a": "folder"}}
+    task = generate(best_of=REWARD, adapter="style")
+    step = section(task=task, sampling=WARM, model=model)
+    one_number = completion("an elm", vector=np.array([1.0]))
+    row = {**ROW, "style": "a"}
+    asked = Asked(step, row, lambda _request, _at: one_number, adapters=["a"])
+    assert [(request.model, request.adapter) for request in asked.requests] == [
+        *[(None, "a")] * 3,
+        *[("task.best_of.model", None)] * 3,
+    ]
+
+
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
+        ({"task": generate(best_of={"n": 2, "by": "reward"})}, "by: reward goes with"),
+        ({"task": generate(best_of={"n": 2, "model": {"source": "fake"}})}, "by: reward goes with"),
         ({"task": generate(n=0)}, "greater than or equal to 1"),
         ({"task": generate(n=2, best_of={"n": 2})}, "one of n and best_of"),
         ({"task": generate(n=2), "sampling": {"max_tokens": 1, "temperature": 0}}, "are alike"),

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
+from pipeline import replica
 from pipeline.columns import answered_table
-from pipeline.engine import EngineInfo
+from pipeline.engine import EngineInfo, MachineShare
 from pipeline.errors import UserError
 from pipeline.fake import FakeEngine, FakeSettings, FakeTokenizer, fake_config
 from pipeline.job import AnyTask, Job
@@ -553,6 +554,27 @@ def test_a_judge_sends_its_requests_to_its_model() -> None:
     with pytest.raises(StopIteration) as end:
         dialogue.send([number(request) for request in requests])
     assert end.value.value == [2, Reject(RejectClass.BAD_TEXT, "no"), 3]
+
+
+def test_tasks_of_the_same_model_share_its_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two places that name one model are one engine, which answers the requests of both."""
+    loaded: list[FakeEngine] = []
+
+    def load(settings: FakeSettings) -> FakeEngine:
+        loaded.append(FakeEngine(settings))
+        return loaded[-1]
+
+    monkeypatch.setattr(replica, "FakeEngine", load)
+    judges = [{**TWO_MODELS["tasks"][1], "name": name} for name in ("judge", "again")]
+    two = job(**{**TWO_MODELS, "tasks": [TWO_MODELS["tasks"][0], *judges]})
+    team = replica.load_engine(two, MachineShare(0, 1))
+    assert len(loaded) == 2
+    for key, name in enumerate(("judge", "again")):
+        team.add(key, Request([1], Pooling("classify"), model=f"tasks.{name}.model"))
+    ended: list[Completion] = []
+    while len(ended) < 2:
+        ended += team.step()
+    assert sorted(completion.key for completion in ended) == [0, 1]
 
 
 def test_models_share_a_gpus_memory() -> None:

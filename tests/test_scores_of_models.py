@@ -56,6 +56,13 @@ def job(reward: Path, rerank: Path) -> dict[str, Any]:
                 "model": beside(reward),
             },
             {
+                "name": "best",
+                "kind": "generate",
+                "prompt": {"user": "{{ title }}"},
+                "sampling": {"temperature": 1, "max_tokens": 6, "seed": 1},
+                "best_of": {"n": 3, "by": "reward", "model": beside(reward)},
+            },
+            {
                 "name": "pair",
                 "kind": "rerank",
                 "query": "{{ title }}",
@@ -127,12 +134,17 @@ def answered(
 def reference(
     folders: dict[str, str],
     documents: list[dict[str, Any]],
+    answered: list[dict[str, Any]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, list[Any]]:
-    """What transformers makes of the same rows."""
+    """What others make of the same rows, and of the answers that were chosen."""
     folder = tmp_path_factory.mktemp("reference")
     (folder / "models.json").write_text(json.dumps(folders))
-    (folder / "rows.json").write_text(json.dumps(documents))
+    rows = [
+        {**document, "best": row["best_generated_text"]}
+        for document, row in zip(documents, answered, strict=True)
+    ]
+    (folder / "rows.json").write_text(json.dumps(rows))
     files = [folder / name for name in ("models.json", "rows.json", "numbers.json")]
     script = ROOT / "tests" / "reference_numbers.py"
     subprocess.run([sys.executable, script, *files], check=True, capture_output=True)
@@ -163,7 +175,7 @@ def test_scores_are_those_of_transformers(
 def test_embeddings_are_those_of_sentence_transformers(
     answered: Sequence[dict[str, Any]], reference: dict[str, list[Any]]
 ) -> None:
-    """The mean of the last states, to length 1, which is what its modules do for this model."""
+    """As they come from its own `encode`, to length 1."""
     vectors = np.array([row["vector_embedding"] for row in answered])
     assert vectors.shape == (len(answered), 384)
     assert np.abs(vectors - np.array(reference["vector"])).max() < 1e-3
@@ -176,6 +188,13 @@ def test_rewards_are_those_of_transformers(
     for row, rewards in zip(answered, reference["rewards"], strict=True):
         assert row["judge_rewards"] == pytest.approx(rewards, abs=1e-3)
         assert row["judge_best_index"] == int(np.argmax(rewards))
+
+
+def test_the_best_answer_has_the_reward_of_transformers(
+    answered: Sequence[dict[str, Any]], reference: dict[str, list[Any]]
+) -> None:
+    """The judge beside the writer reads the chat with the answer that it chose."""
+    assert [row["best_reward"] for row in answered] == pytest.approx(reference["best"], abs=1e-3)
 
 
 def test_relevances_are_those_of_transformers(
@@ -224,7 +243,12 @@ def test_the_embeddings_job_embeds_the_demo_corpus(corpus: Path, tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("name", "column"),
-    [("reward", "reward"), ("rerank", "relevance"), ("judged", "check_reward")],
+    [
+        ("reward", "reward"),
+        ("rerank", "relevance"),
+        ("judged", "check_reward"),
+        ("best_by_reward", "reward"),
+    ],
 )
 def test_the_jobs_with_models_of_the_hub_run(
     corpus: Path, tmp_path: Path, name: str, column: str

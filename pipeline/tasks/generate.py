@@ -5,6 +5,7 @@ prompt is in the engine's prefix cache behind the first), so that one that fails
 """
 
 import math
+import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,15 +24,24 @@ from pipeline.schema import (
     Sampling,
     TokenLogprob,
 )
-from pipeline.section import Section
+from pipeline.section import ModelSource, Section
 from pipeline.tasks.attempts import ask_until_valid, cut_off
-from pipeline.tasks.base import Cells, Dialogue, Prepared, Row, TaskSection, Tools
+from pipeline.tasks.base import (
+    Cells,
+    Dialogue,
+    Prepared,
+    Row,
+    SideModel,
+    TaskSection,
+    Tools,
+)
 from pipeline.tasks.reasoning import Marks, Splitter, Thought
-
-_Score = Callable[[Completion], float | None]
+from pipeline.tasks.reward import Judge, Judged, best_index
 
 # The prompt ends inside of the thinking.
 _OPEN_NOTE = "open"
+# The prompt as the judge of several answers reads it.
+_CONTENTS_NOTE = "contents"
 _MOST_SAMPLES = 1000
 
 _TOP_TYPE = pa.list_(pa.struct([pa.field("token", pa.string()), pa.field("logprob", pa.float64())]))
@@ -47,10 +57,17 @@ _TOKENS_TYPE = pa.list_(
 
 
 class BestOf(Section):
-    """`best_of: {n: 8, by: mean_logprob}`."""
+    """`best_of: {n: 8, by: mean_logprob}`, or `{n: 8, by: reward, model: {source: …}}`."""
 
     n: int = Field(ge=2, le=_MOST_SAMPLES)
-    by: Literal["mean_logprob"] = "mean_logprob"
+    by: Literal["mean_logprob", "reward"] = "mean_logprob"
+    model: ModelSource | None = Field(default=None, description="The reward model that chooses.")
+
+    @model_validator(mode="after")
+    def _judge_of_rewards(self) -> "BestOf":
+        if (self.by == "reward") != (self.model is not None):
+            raise ValueError("by: reward goes with the reward model as model; give both or neither")
+        return self
 
 
 class Tokens(Section):
@@ -127,7 +144,24 @@ class Generate(TaskSection):
                 pa.field(column.list_name, pa.list_(column.type)) for column in self.wanted
             )
         fields = tuple(pa.field(column.name, column.type) for column in self.wanted)
-        return fields if self.best_of is None else (*fields, pa.field("num_samples", pa.int32()))
+        if self.best_of is None:
+            return fields
+        fields = (*fields, pa.field("num_samples", pa.int32()))
+        return fields if self.judge_place is None else (*fields, pa.field("reward", pa.float64()))
+
+    @property
+    def judge_place(self) -> str | None:
+        """Where the job names the model that chooses the best answer, if one does."""
+        by_reward = self.best_of is not None and self.best_of.model is not None
+        return self.place_of("best_of.model") if by_reward else None
+
+    @property
+    def side_models(self) -> dict[str, SideModel]:
+        """The task's own, and the reward model."""
+        models = super().side_models
+        if self.best_of is not None and self.best_of.model is not None:
+            models[self.place_of("best_of.model")] = SideModel(self.best_of.model, "pooling")
+        return models
 
     @property
     def wanted(self) -> tuple["_Column", ...]:
@@ -180,9 +214,15 @@ class Generate(TaskSection):
                 f"{self.place}sampling.skip_special_tokens: reasoning needs the model's marks, "
                 "which are special tokens; leave it out"
             )
-        return Generator(
-            self, self.prompter(tools), splitter, self.samplings(special_tokens=special)
-        )
+        samplings = self.samplings(special_tokens=special)
+        return Generator(self, self.prompter(tools), splitter, samplings, self._judge(tools))
+
+    def _judge(self, tools: Tools) -> "_RewardJudge | None":
+        if self.judge_place is None:
+            return None
+        beside = tools.beside[self.judge_place]
+        judge = Judge(beside, self.place, model=self.judge_place)
+        return _RewardJudge(judge, self.prompter(beside))
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,19 +249,19 @@ class Generator:
         prompter: Prompter,
         splitter: Splitter | None,
         samplings: Sequence[Sampling],
+        judge: "_RewardJudge | None",
     ) -> None:
         self._section = section
         self._prompter = prompter
         self._splitter = splitter
         self._samplings = samplings
-        best_of = section.best_of
-        self._score = None if best_of is None else _SCORES[best_of.by]
+        self._judge = judge
         self._stop_token_ids = frozenset(samplings[0].values.get("stop_token_ids") or ())
 
     def prepare(self, rows: Sequence[Row]) -> list[Prepared | Reject]:
         return [
-            prompt if isinstance(prompt, Reject) else Prepared([prompt], self._notes(prompt))
-            for prompt in self._prompter.encode(rows)
+            prompt if isinstance(prompt, Reject) else Prepared([prompt], self._notes(prompt, row))
+            for prompt, row in zip(self._prompter.encode(rows), rows, strict=True)
         ]
 
     def answer(self, prepared: Prepared) -> Dialogue[Cells | Reject]:
@@ -237,9 +277,18 @@ class Generator:
                 ]
                 for column in self._section.wanted
             }
-        best = sound[0] if self._score is None else _best(sound, self._score)
-        cells = {column.name: column.cell(best) for column in self._section.wanted}
-        return cells if self._section.best_of is None else {**cells, "num_samples": len(sound)}
+        if self._section.best_of is None:
+            return self._cells(sound[0])
+        counted = {"num_samples": len(sound)}
+        if self._judge is None:
+            return self._cells(max(sound, key=_likelihood)) | counted
+        choice = yield from self._judge.best(prepared.notes[_CONTENTS_NOTE], sound)
+        if isinstance(choice, Reject):
+            return choice
+        return self._cells(choice.sample) | counted | {"reward": choice.reward}
+
+    def _cells(self, sample: Sample) -> dict[str, Any]:
+        return {column.name: column.cell(sample) for column in self._section.wanted}
 
     def _ask(self, prompt: Sequence[int], is_open: bool) -> Dialogue[list[Sample | Reject]]:
         if self._section.complete and self._section.num_samples == 1:
@@ -261,9 +310,13 @@ class Generator:
         cells = {name: _JOINS[name]([part[name] for part in parts]) for name in parts[0]}
         return {**cells, "mean_logprob": _joined_mean(parts)}
 
-    def _notes(self, prompt: Sequence[int]) -> Mapping[str, Any]:
-        is_open = self._splitter is not None and self._splitter.opens(prompt)
-        return {_OPEN_NOTE: True} if is_open else {}
+    def _notes(self, prompt: Sequence[int], row: Row) -> Mapping[str, Any]:
+        notes: dict[str, Any] = {}
+        if self._splitter is not None and self._splitter.opens(prompt):
+            notes[_OPEN_NOTE] = True
+        if self._judge is not None:
+            notes[_CONTENTS_NOTE] = self._judge.contents(row)
+        return notes
 
     def _sample(self, answer: Completion, is_open: bool) -> Sample | Reject:
         cut = cut_off(answer) if self._section.complete else None
@@ -275,6 +328,46 @@ class Generator:
         if isinstance(thought, Reject):
             return thought
         return Sample(answer, thought, self._stop_token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """The answer that a reward model prefers, and its number."""
+
+    sample: Sample
+    reward: float
+
+
+class _RewardJudge:
+    """Chooses among answers to a prompt, which it writes with its own model's tokenizer."""
+
+    def __init__(self, judge: Judge, prompter: Prompter) -> None:
+        self._judge = judge
+        self._prompter = prompter
+
+    def contents(self, row: Row) -> list[str]:
+        """What the judge reads of a row whose prompt could be written."""
+        contents = self._prompter.render_row(row)
+        if isinstance(contents, Reject):
+            raise ValueError(contents.message)  # noqa: TRY004 - the same templates, the same row
+        return contents
+
+    def best(
+        self, contents: Sequence[str], samples: Sequence[Sample]
+    ) -> Dialogue[_Choice | Reject]:
+        """The sample with the largest number, the first of equals; the thinking is not judged."""
+        guard = self._prompter.tokenizer.controls.guard
+        roles = self._prompter.templates.roles
+        prompts = self._judge.encode(
+            [Judged(roles, contents, guard(sample.thought.answer)) for sample in samples]
+        )
+        rewards = yield from self._judge.rewards(prompts)
+        known = [reward if isinstance(reward, float) else None for reward in rewards]
+        at = best_index(known)
+        reward = None if at is None else known[at]
+        if at is None or reward is None:
+            return next(reward for reward in rewards if isinstance(reward, Reject))
+        return _Choice(samples[at], reward)
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,10 +446,8 @@ _JOINS: Mapping[str, Callable[[Sequence[Any]], Any]] = {
     "mean_logprob": lambda _: None,
     "tokens": _one_after_another,
     "num_samples": min,
+    "reward": statistics.fmean,
 }
-
-#: Of several answers the one with the highest is the best; None is below all numbers.
-_SCORES: Mapping[str, _Score] = {"mean_logprob": mean_logprob}
 
 
 def _all_failed(rejects: Sequence[Reject]) -> Reject:
@@ -367,11 +458,7 @@ def _all_failed(rejects: Sequence[Reject]) -> Reject:
     return Reject(first.reject_class, message, first.attempts)
 
 
-def _best(samples: Sequence[Sample], score: _Score) -> Sample:
-    """The first of those that none exceeds."""
-
-    def key(sample: Sample) -> float:
-        number = score(sample.completion)
-        return -math.inf if number is None else number
-
-    return max(samples, key=key)
+def _likelihood(sample: Sample) -> float:
+    """What the best of several is chosen by; an empty answer is behind all others."""
+    mean = mean_logprob(sample.completion)
+    return -math.inf if mean is None else mean

@@ -91,6 +91,9 @@ class Varied:
         return note
 
     def _varied(self, request: Request, note: Mapping[str, Any]) -> Request:
+        if request.model is not None:
+            # A judge beside the task's own model: the row varies the writer alone.
+            return request
         request = replace(request, adapter=note.get(_ADAPTER))
         overrides = note.get(_OVERRIDES)
         if not overrides or not isinstance(request.params, Sampling):
