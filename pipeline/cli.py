@@ -347,6 +347,8 @@ def _summary_lines(summary: Summary) -> Iterator[tuple[str, str]]:
     ):
         # A run that is over in a moment has no rate worth the name.
         yield name, f"{tokens:,} ({tokens / seconds:,.0f}/s)" if seconds >= 1 else f"{tokens:,}"
+    if summary.reused:
+        yield "reused", f"{summary.reused:,} answers, of requests that were asked before"
     yield "output", summary.output
     yield "log", summary.log
     if summary.exit_code == ExitCode.OVER_REJECT_BUDGET and totals is not None:

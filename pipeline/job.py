@@ -70,6 +70,7 @@ _SPEED_ONLY_ENGINE_ARGUMENTS = frozenset(
         "max_num_seqs",
     }
 )
+_SPEED_ONLY_MODEL_KEYS = ("replicas", "gpus_per_replica", "request_timeout_s", "deduplicate")
 # What `Job.steps` makes one of.
 _ASKED = ("prompt", "sampling", "length", "task", "tasks")
 
@@ -128,6 +129,10 @@ class Model(ModelSource):
         default=1800.0,
         description="A request that takes longer is aborted, and its row rejected; an engine that "
         "does not move for so long is given up.",
+    )
+    deduplicate: bool = Field(
+        default=True,
+        description="Ask an engine only once what is asked again with nothing left to chance.",
     )
 
 
@@ -304,7 +309,7 @@ class Job(Section):
     def answer_fields(self) -> dict[str, Any]:
         """What the answers depend on, as dotted name to value: all that the fingerprint covers."""
         data = self.model_dump(mode="json", exclude={*_SAME_ANSWERS, *_ASKED})
-        for key in ("replicas", "gpus_per_replica", "request_timeout_s"):
+        for key in _SPEED_ONLY_MODEL_KEYS:
             data["model"].pop(key)
         _drop_speed(data["model"])
         for key in ("endpoint_url", "on_bad_shard"):

@@ -50,6 +50,7 @@ class Progress:
     filtered: int = 0
     input_tokens: int = 0
     generated_tokens: int = 0
+    reused: int = 0
     lost_races: int = 0
     first_load_at: float | None = None
     observed_at: float = 0.0
@@ -65,6 +66,7 @@ class Progress:
         if commit.is_ours:
             self.input_tokens += record.input_tokens
             self.generated_tokens += record.generated_tokens
+            self.reused += record.num_reused
         else:
             self.lost_races += 1
 

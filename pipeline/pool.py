@@ -357,6 +357,7 @@ class _ReplicaStage:
                 load=lambda: load_engine(job, MachineShare(num_gpus, _threads_per_replica(job))),
                 tasks=tasks,
                 timeout_s=job.model.request_timeout_s,
+                deduplicate=job.model.deduplicate,
                 on_load=on_load,
                 on_death=on_death,
             )
@@ -366,7 +367,11 @@ class _ReplicaStage:
         parcels = []
         for position, rendered in unpack(batch):
             answered = self._answer(position, rendered)
-            facts = {"engine": asdict(self._replica.info), "seconds": answered.seconds}
+            facts = {
+                "engine": asdict(self._replica.info),
+                "seconds": answered.seconds,
+                "num_reused": answered.num_reused,
+            }
             rows = answered.rows.replace_schema_metadata({_FACTS_KEY: json.dumps(facts)})
             parcels.append(pack(position, rows))
         return pa.concat_tables(parcels)
@@ -398,13 +403,12 @@ def _commit_unit(spec: RunSpec, position: int, answered: pa.Table) -> Commit:
     if spec.repair is not None:
         mending = Mending(spec.run, uuid.uuid4().hex, spec.repair.changes)
         return persist(lambda: repair(spec.output, unit, rows, mending))
-    record = _record(spec, unit, answered, EngineInfo(**facts["engine"]), facts["seconds"])
+    record = _record(spec, unit, answered, facts)
     return persist(lambda: commit(spec.output, unit, rows, record))
 
 
-def _record(
-    spec: RunSpec, unit: Unit, answered: pa.Table, engine: EngineInfo, seconds: float
-) -> UnitRecord:
+def _record(spec: RunSpec, unit: Unit, answered: pa.Table, facts: Mapping[str, Any]) -> UnitRecord:
+    engine = EngineInfo(**facts["engine"])
     return UnitRecord(
         version=__version__,
         run=spec.run,
@@ -421,5 +425,6 @@ def _record(
         rejects=count_rejects(answered),
         input_tokens=sum_of(answered, "num_input_tokens"),
         generated_tokens=sum_of(answered, "num_generated_tokens"),
-        seconds=round(seconds, 3),
+        seconds=round(facts["seconds"], 3),
+        num_reused=facts["num_reused"],
     )

@@ -23,6 +23,7 @@ from pipeline.fake import FakeEngine, fake_settings
 from pipeline.job import Job
 from pipeline.models import fetch, read_config
 from pipeline.quantized import cpu_arguments
+from pipeline.reuse import Reuse
 from pipeline.scheduler import AnsweredRow, Load, Scheduler, UnitInFlight
 from pipeline.schema import Reject, RejectClass
 from pipeline.tasks.base import SideModel
@@ -39,10 +40,14 @@ _CRASHED = AnsweredRow(
 
 @dataclass(frozen=True, slots=True)
 class AnsweredUnit:
-    """A unit's rows with their answers, and the seconds from its submission to its last answer."""
+    """A unit's rows with their answers, and the seconds from its submission to its last answer.
+
+    `num_reused` counts its requests whose answers were those of others that asked the same.
+    """
 
     rows: pa.Table
     seconds: float
+    num_reused: int
 
 
 def load_engine(job: Job, share: MachineShare) -> Engine:
@@ -148,15 +153,18 @@ class Replica:
     is work; `on_death` when the engine has died, and then every call raises what it died of.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - an engine, its work, and whom to tell
         self,
         load: Callable[[], Engine],
         tasks: RowTasks,
         on_load: Callable[[Load], None],
         on_death: Callable[[BaseException], None],
         timeout_s: float = math.inf,
+        *,
+        deduplicate: bool = True,
     ) -> None:
         self._tasks = tasks
+        self._deduplicate = deduplicate
         self._timeout_s = timeout_s
         self._stepping_since: float | None = None
         self._gate = _Gate()
@@ -172,7 +180,7 @@ class Replica:
         """Run a rendered unit through the engine, beside those of other callers."""
         with self._gate.shared():
             unit = self._run(rendered)
-        return self._answered(rendered, unit.answers, unit.seconds)
+        return self._answered(rendered, unit.answers, unit.seconds, unit.num_reused)
 
     def answer_alone(
         self, rendered: pa.Table, condemned: frozenset[int], journal: Journal
@@ -183,14 +191,16 @@ class Replica:
         """
         started_at = time.monotonic()
         answers: dict[int, AnsweredRow | None] = dict.fromkeys(condemned, _CRASHED)
+        num_reused = 0
         with self._gate.alone():
             while left := [row for row in range(rendered.num_rows) if row not in answers]:
                 group = journal.next_group(left)
                 unit = self._run(rendered.take(pa.array(group, pa.int64())))
                 journal.survived()
+                num_reused += unit.num_reused
                 answers.update(zip(group, unit.answers, strict=True))
         in_order = [answers[row] for row in range(rendered.num_rows)]
-        return self._answered(rendered, in_order, time.monotonic() - started_at)
+        return self._answered(rendered, in_order, time.monotonic() - started_at, num_reused)
 
     def _run(self, rendered: pa.Table) -> UnitInFlight:
         future: Future[UnitInFlight] = Future()
@@ -198,10 +208,15 @@ class Replica:
         return future.result()
 
     def _answered(
-        self, rendered: pa.Table, answers: Sequence[AnsweredRow | None], seconds: float
+        self,
+        rendered: pa.Table,
+        answers: Sequence[AnsweredRow | None],
+        seconds: float,
+        num_reused: int,
     ) -> AnsweredUnit:
         whole = [answer for answer in answers if answer is not None]
-        return AnsweredUnit(answered_table(rendered, whole, self._tasks.fields), seconds)
+        rows = answered_table(rendered, whole, self._tasks.fields)
+        return AnsweredUnit(rows, seconds, num_reused)
 
     def _serve(self, load: Callable[[], Engine], ready: Future[EngineInfo]) -> None:
         try:
@@ -210,7 +225,8 @@ class Replica:
             ready.set_exception(error)
             return
         ready.set_result(engine.info)
-        scheduler = Scheduler(engine, self._tasks, self._timeout_s)
+        reuse = Reuse() if self._deduplicate else None
+        scheduler = Scheduler(engine, self._tasks, self._timeout_s, reuse)
         if math.isfinite(self._timeout_s):
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         try:

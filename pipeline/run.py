@@ -58,6 +58,7 @@ class Summary:
     filtered: int
     input_tokens: int
     generated_tokens: int
+    reused: int
     lost_races: int
     engine_deaths: int
     seconds: float
@@ -238,6 +239,7 @@ class Run:
             filtered=progress.filtered,
             input_tokens=progress.input_tokens,
             generated_tokens=progress.generated_tokens,
+            reused=progress.reused,
             lost_races=progress.lost_races,
             engine_deaths=progress.engine_deaths,
             seconds=round(now - progress.started_at, 3),

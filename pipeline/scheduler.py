@@ -2,8 +2,9 @@
 
 There is no batch: as a request ends, the next one takes its place, also from another row or unit.
 Each row is a dialogue of its tasks. At most `window` requests are in the engine; what rows under
-way ask goes before rows that have not begun, which stay as Arrow tokens. A unit is handed back when
-its last row has its result. Knows nothing of Ray, threads or vLLM.
+way ask goes before rows that have not begun, which stay as Arrow tokens. A request whose answer is
+known, or on its way (`reuse`), is not sent again. A unit is handed back when its last row has its
+result. Knows nothing of Ray, threads or vLLM.
 """
 
 import heapq
@@ -18,12 +19,15 @@ import pyarrow as pa
 from pipeline.context import Contexts
 from pipeline.engine import Engine, RequestRefused
 from pipeline.rendered import RenderedRows
+from pipeline.reuse import Reuse
 from pipeline.schema import Answer, Completion, Reject, RejectClass, Request
 from pipeline.tasks.base import Dialogue
 from pipeline.tasks.row import RowResult, RowTasks
 
 # The engine's own queue must not run dry between two steps.
 _WINDOW_PER_SEQUENCE = 2
+# Requests that wait for another's answer take no place in the engine, but memory.
+_MOST_FOLLOWERS_PER_SEQUENCE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,10 @@ class AnsweredRow:
 
 @dataclass(slots=True, eq=False)
 class UnitInFlight:
-    """A rendered unit on its way through the engine; `answers` has one place per row."""
+    """A rendered unit on its way through the engine; `answers` has one place per row.
+
+    `num_reused` counts its requests that were not sent, as their answers were another's.
+    """
 
     rows: RenderedRows
     answers: list[AnsweredRow | None]
@@ -45,6 +52,7 @@ class UnitInFlight:
     submitted_at: float
     num_begun: int = 0
     finished_at: float = 0.0
+    num_reused: int = 0
 
     @property
     def seconds(self) -> float:
@@ -81,12 +89,22 @@ class _RowInFlight:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sent:
-    """A request in the engine: its place in its row's round, and when its time is over."""
+class _Asked:
+    """A request of a row, and its place in the row's round."""
 
     row: _RowInFlight
     place: int
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """What is in the engine, when its time is over, and who waits for the same answer."""
+
+    asked: _Asked
     deadline: float
+    mark: bytes | None
+    followers: list[_Asked] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,18 +121,29 @@ class Load:
 class Scheduler:
     """One engine's feeder. Not thread-safe: the thread that steps is the one that submits."""
 
-    def __init__(self, engine: Engine, tasks: RowTasks, timeout_s: float = math.inf) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        tasks: RowTasks,
+        timeout_s: float = math.inf,
+        reuse: Reuse | None = None,
+    ) -> None:
         self._engine = engine
+        self._reuse = reuse
         self._contexts = Contexts(engine.info.max_model_len, engine.info.beside)
         self._tasks = tasks
         self._timeout_s = timeout_s
         self._window = _WINDOW_PER_SEQUENCE * engine.info.max_num_seqs
+        self._most_followers = _MOST_FOLLOWERS_PER_SEQUENCE * engine.info.max_num_seqs
         # Units with rows that have not begun.
         self._sending: deque[UnitInFlight] = deque()
         # What rows under way ask, as a heap: by the row's number, then by the place in its round.
-        self._pending: list[tuple[int, int, _RowInFlight, Request]] = []
+        self._pending: list[tuple[int, int, _Asked]] = []
         # In the order of sending: with the same time for all, the first runs out of it first.
         self._sent: OrderedDict[int, _Sent] = OrderedDict()
+        # The one in the engine of all that ask the same.
+        self._leaders: dict[bytes, _Sent] = {}
+        self._num_followers = 0
         self._finished: list[UnitInFlight] = []
         self._num_units = 0
         self._num_rows = 0
@@ -163,21 +192,21 @@ class Scheduler:
         self._expire()
         if self._sent:
             for completion in self._engine.step():
-                sent = self._sent.pop(completion.key)
                 self._input_tokens += completion.num_input_tokens
                 self._generated_tokens += completion.num_generated_tokens
-                sent.row.count(completion)
-                self._place(sent.row, sent.place, _checked(completion))
+                sent = self._sent.pop(completion.key)
+                sent.asked.row.count(completion)
+                self._answered(sent, _checked(completion))
         finished, self._finished = self._finished, []
         self._num_units -= len(finished)
         return finished
 
     def _fill(self) -> None:
         """Send requests until the window is full."""
-        while len(self._sent) < self._window:
+        while len(self._sent) < self._window and self._num_followers < self._most_followers:
             if self._pending:
-                _, place, row, request = heapq.heappop(self._pending)
-                self._send(row, place, request)
+                *_, asked = heapq.heappop(self._pending)
+                self._send(asked)
             elif self._sending:
                 self._begin_row(self._sending[0])
             else:
@@ -210,11 +239,36 @@ class Scheduler:
         row.answers = [None] * len(requests)
         row.num_open = len(requests)
         for place, request in enumerate(requests):
-            heapq.heappush(self._pending, (row.number, place, row, request))
+            self._hold(_Asked(row, place, request))
 
-    def _place(self, row: _RowInFlight, place: int, answer: Answer) -> None:
+    def _hold(self, asked: _Asked) -> None:
+        """Keep it until there is room for it."""
+        heapq.heappush(self._pending, (asked.row.number, asked.place, asked))
+
+    def _answered(self, sent: _Sent, answer: Answer) -> None:
+        """Hand an answer to all that wait for it; without one, the others ask anew."""
+        self._place(sent.asked, answer)
+        if sent.mark is None or self._reuse is None:
+            return
+        del self._leaders[sent.mark]
+        self._num_followers -= len(sent.followers)
+        if isinstance(answer, Completion):
+            self._reuse.keep(sent.mark, answer)
+        for follower in sent.followers:
+            if isinstance(answer, Completion):
+                self._place_reused(follower, answer)
+            else:
+                self._hold(follower)
+
+    def _place_reused(self, asked: _Asked, completion: Completion) -> None:
+        asked.row.unit.num_reused += 1
+        asked.row.count(completion)
+        self._place(asked, completion)
+
+    def _place(self, asked: _Asked, answer: Answer) -> None:
         """Put an answer into its round; the last one goes back to the row's dialogue with all."""
-        row.answers[place] = answer
+        row = asked.row
+        row.answers[asked.place] = answer
         row.num_open -= 1
         if not row.num_open:
             self._advance(row, [answer for answer in row.answers if answer is not None])
@@ -231,20 +285,38 @@ class Scheduler:
         unit.finished_at = time.monotonic()
         self._finished.append(unit)
 
-    def _send(self, row: _RowInFlight, place: int, request: Request) -> None:
-        """Put a request into the engine; one that cannot be answered is so at once."""
-        reject = self._contexts.too_long(request)
+    def _send(self, asked: _Asked) -> None:
+        """Put a request into the engine, unless it can be answered without."""
+        reject = self._contexts.too_long(asked.request)
         if reject is not None:
-            self._place(row, place, reject)
+            self._place(asked, reject)
+            return
+        mark = None if self._reuse is None else self._reuse.mark(asked.request)
+        if mark is not None and self._reused(mark, asked):
             return
         key = self._next_key
         self._next_key += 1
         try:
-            self._engine.add(key, request)
+            self._engine.add(key, asked.request)
         except RequestRefused as error:
-            self._place(row, place, Reject(RejectClass.ENGINE_ERROR, str(error), attempts=1))
+            self._place(asked, Reject(RejectClass.ENGINE_ERROR, str(error), attempts=1))
             return
-        self._sent[key] = _Sent(row, place, time.monotonic() + self._timeout_s)
+        sent = self._sent[key] = _Sent(asked, time.monotonic() + self._timeout_s, mark)
+        if mark is not None:
+            self._leaders[mark] = sent
+
+    def _reused(self, mark: bytes, asked: _Asked) -> bool:
+        """Whether another's answer does: one that is there, or that will be."""
+        completion = None if self._reuse is None else self._reuse.find(mark)
+        if completion is not None:
+            self._place_reused(asked, completion)
+            return True
+        leader = self._leaders.get(mark)
+        if leader is None:
+            return False
+        leader.followers.append(asked)
+        self._num_followers += 1
+        return True
 
     def _expire(self) -> None:
         """Abort the requests whose time is over."""
@@ -253,7 +325,7 @@ class Scheduler:
             key, sent = self._sent.popitem(last=False)
             self._engine.abort(key)
             message = f"no answer within model.request_timeout_s ({self._timeout_s:g} s)"
-            self._place(sent.row, sent.place, Reject(RejectClass.TIMEOUT, message, attempts=1))
+            self._answered(sent, Reject(RejectClass.TIMEOUT, message, attempts=1))
 
 
 def _checked(completion: Completion) -> Answer:

@@ -1,0 +1,90 @@
+"""Requests whose answer is known: the same prompt, asked in the same way, has the same answer.
+
+Corpora repeat themselves. A request that leaves nothing to chance (greedy, or with a seed) is
+answered once by an engine; whoever asks the same again gets that answer. Answers are kept in
+bounded memory, the one that was asked for the longest ago goes first.
+"""
+
+import hashlib
+import json
+from array import array
+from collections import OrderedDict
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from pipeline.schema import Completion, Params, Pooling, Request
+
+_MOST_BYTES = 64 * 2**20
+# Of Python's objects around a completion, its mark and its place in the memory.
+_OVERHEAD_BYTES = 700
+_BYTES_PER_FLOAT = 32
+# A token of the generated ones, or of those in its place: a text, a number, and their tuple.
+_BYTES_PER_TOKEN = 150
+_MARK_BYTES = 16
+
+
+class Reuse:
+    """One engine's memory of its answers."""
+
+    def __init__(self, most_bytes: int = _MOST_BYTES) -> None:
+        self._most_bytes = most_bytes
+        self._num_bytes = 0
+        self._completions: OrderedDict[bytes, Completion] = OrderedDict()
+        # A task makes few parameters for its many requests. None: left to chance.
+        self._digests: WeakKeyDictionary[Params, Any | None] = WeakKeyDictionary()
+
+    def mark(self, request: Request) -> bytes | None:
+        """What requests with the same answer have in common; None where chance has a part in it."""
+        params = request.params
+        if params not in self._digests:
+            self._digests[params] = _digest(params) if is_repeatable(params) else None
+        digest = self._digests[params]
+        if digest is None:
+            return None
+        digest = digest.copy()
+        digest.update(f"{request.model}\0{request.adapter}\0".encode())
+        digest.update(array("i", request.prompt_token_ids))
+        mark: bytes = digest.digest()
+        return mark
+
+    def find(self, mark: bytes) -> Completion | None:
+        """The answer that was kept under the mark, if it still is."""
+        completion = self._completions.get(mark)
+        if completion is not None:
+            self._completions.move_to_end(mark)
+        return completion
+
+    def keep(self, mark: bytes, completion: Completion) -> None:
+        """Remember an answer that is not kept yet, and forget others to make room."""
+        self._completions[mark] = completion
+        self._num_bytes += _num_bytes(completion)
+        while self._num_bytes > self._most_bytes:
+            _, oldest = self._completions.popitem(last=False)
+            self._num_bytes -= _num_bytes(oldest)
+
+
+def is_repeatable(params: Params) -> bool:
+    """Whether the same request has the same answer again: nothing is drawn, or from a seed."""
+    if isinstance(params, Pooling):
+        return True
+    values = params.values
+    # By default vLLM draws, at temperature 1.
+    greedy = values.get("temperature") == 0 or values.get("top_k") == 1
+    return greedy or values.get("seed") is not None
+
+
+def _digest(params: Params) -> Any:
+    """A hash that has read the parameters, to be copied for each prompt."""
+    kind = params.task if isinstance(params, Pooling) else "generate"
+    values = json.dumps(dict(params.values), sort_keys=True, default=repr)
+    return hashlib.blake2b(f"{kind}\0{values}\0".encode(), digest_size=_MARK_BYTES)
+
+
+def _num_bytes(completion: Completion) -> int:
+    """About what a completion takes in memory."""
+    num_bytes = _OVERHEAD_BYTES + len(completion.text)
+    for numbers in (completion.choice_logprobs, completion.prompt_logprobs):
+        num_bytes += _BYTES_PER_FLOAT * len(numbers or ())
+    for token in completion.tokens or ():
+        num_bytes += _BYTES_PER_TOKEN * (1 + len(token.top))
+    return num_bytes if completion.vector is None else num_bytes + completion.vector.nbytes
