@@ -10,6 +10,7 @@ _SUCCESS                         written last, when all units are committed and 
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 import pyarrow as pa
@@ -159,8 +160,23 @@ def publish_plan(store: Store, plan: Plan, job: Job) -> Plan:
     return plan
 
 
+def keep_job(store: Store, job: Job) -> None:
+    """Write the job beside its plan unless it stands there.
+
+    A driver may have died between the two, and fields that change no answer may differ by now.
+    """
+    with suppress(FileNotFoundError):
+        if store.read(JOB_KEY) == _job_text(job):
+            return
+    _write_job(store, job)
+
+
 def _write_job(store: Store, job: Job) -> None:
-    store.replace(JOB_KEY, f"# fingerprint: {job.fingerprint}\n{job.to_yaml()}".encode())
+    store.replace(JOB_KEY, _job_text(job))
+
+
+def _job_text(job: Job) -> bytes:
+    return f"# fingerprint: {job.fingerprint}\n{job.to_yaml()}".encode()
 
 
 def committed_keys(store: Store, plan: Plan) -> frozenset[str]:

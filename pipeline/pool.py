@@ -367,13 +367,7 @@ class _ReplicaStage:
         parcels = []
         for position, rendered in unpack(batch):
             answered = self._answer(position, rendered)
-            facts = {
-                "engine": asdict(self._replica.info),
-                "seconds": answered.seconds,
-                "num_reused": answered.num_reused,
-            }
-            rows = answered.rows.replace_schema_metadata({_FACTS_KEY: json.dumps(facts)})
-            parcels.append(pack(position, rows))
+            parcels.append(pack(position, _with_facts(answered, self._replica.info)))
         return pa.concat_tables(parcels)
 
     def _answer(self, position: int, rendered: pa.Table) -> AnsweredUnit:
@@ -385,6 +379,16 @@ class _ReplicaStage:
             answered = self._replica.answer(rendered)
         self._board.end.remote(position)
         return answered
+
+
+def _with_facts(answered: AnsweredUnit, info: EngineInfo) -> pa.Table:
+    """A unit's answered rows; in their metadata, for the commit, how they were made."""
+    facts = {
+        "engine": asdict(info),
+        "seconds": answered.seconds,
+        "num_reused": answered.num_reused,
+    }
+    return answered.rows.replace_schema_metadata({_FACTS_KEY: json.dumps(facts)})
 
 
 def _commit(batch: pa.Table, spec: RunSpec, board: Any) -> pa.Table:

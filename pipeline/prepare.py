@@ -20,6 +20,7 @@ from pipeline.output import (
     Totals,
     committed_keys,
     has_results,
+    keep_job,
     missing_units,
     publish_plan,
     read_plan,
@@ -137,7 +138,9 @@ def prepare(job: Job, store: Store, has_gpus: bool) -> Prepared:
     if plan is None:
         refuse_foreign_files(store)
         plan = publish_plan(store, _make_plan(job, listing, has_gpus), job)
-    elif plan.fingerprint != job.fingerprint:
+    elif plan.fingerprint == job.fingerprint:
+        keep_job(store, job)
+    else:
         plan = _replan(job, store, plan, _make_plan(job, listing, has_gpus))
     return Prepared(
         Opened(store, plan, job), committed_keys(store, plan), _compare_shards(listing, plan, job)

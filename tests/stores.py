@@ -110,12 +110,16 @@ class Crash(BaseException):
 
 @dataclass
 class CrashingStore:
-    """A store whose process dies before or after one of its calls, counted from 0."""
+    """A store whose process dies before or after one of its calls, counted from 0, or at none.
+
+    Nothing comes after that: other threads of the process die with their next call.
+    """
 
     inner: Store
-    crash_at: int
-    after: bool
+    crash_at: int = -1
+    after: bool = False
     calls: list[str] = field(default_factory=list)
+    is_dead: bool = False
 
     @property
     def url(self) -> str:
@@ -123,8 +127,11 @@ class CrashingStore:
 
     def __getattr__(self, name: str) -> Any:
         def call(*arguments: Any) -> Any:
+            if self.is_dead:
+                raise Crash
             here = len(self.calls) == self.crash_at
             self.calls.append(name)
+            self.is_dead = here
             if here and not self.after:
                 raise Crash
             result = getattr(self.inner, name)(*arguments)
@@ -135,6 +142,27 @@ class CrashingStore:
             return result
 
         return call
+
+
+@dataclass
+class Meddling:
+    """A store in which somebody does something right before some of the exchanges."""
+
+    inner: Store
+    deed: Callable[[int], object]
+    num_exchanges: int = 0
+
+    @property
+    def url(self) -> str:
+        return self.inner.url
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def exchange(self, key: str, data: bytes, version: str) -> bool:
+        self.num_exchanges += 1
+        self.deed(self.num_exchanges)
+        return self.inner.exchange(key, data, version)
 
 
 class Vanishing(LocalStore):

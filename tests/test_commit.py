@@ -125,7 +125,7 @@ def test_a_retry_after_a_crash_ends_with_one_whole_object(
 def test_a_commit_has_no_other_steps(store: Store) -> None:
     """A commit calls the store once, and once more if it lost: there is nowhere else to die."""
     for rival, calls in ((False, ["create"]), (True, ["create", "open"])):
-        watched = CrashingStore(store, crash_at=-1, after=False)
+        watched = CrashingStore(store)
         write(watched, f"rival: {rival}")
         assert watched.calls == calls
 

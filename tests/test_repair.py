@@ -1,9 +1,9 @@
 """Repair: rows that were answered again stand in their places, and no answer is ever lost."""
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from killing import killed_at_line
-from stores import Crash, CrashingStore, Fault, StubS3, keys, record, refusal, unit
+from stores import Crash, CrashingStore, Fault, Meddling, StubS3, keys, record, refusal, unit
 
 from pipeline.commit import Commit, Mending, UnitRecord, commit, read_record, repair
 from pipeline.errors import RunFailed
@@ -114,27 +114,6 @@ def test_the_record_tells_what_was_done(store: Store) -> None:
 
 
 # Others at the same time.
-
-
-@dataclass
-class Meddling:
-    """A store in which somebody does something right before some of the exchanges."""
-
-    inner: Store
-    deed: Callable[[int], object]
-    num_exchanges: int = 0
-
-    @property
-    def url(self) -> str:
-        return self.inner.url
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-    def exchange(self, key: str, data: bytes, version: str) -> bool:
-        self.num_exchanges += 1
-        self.deed(self.num_exchanges)
-        return self.inner.exchange(key, data, version)
 
 
 def test_a_repair_between_reading_and_writing_is_kept(store: Store) -> None:
@@ -243,7 +222,7 @@ def test_a_retry_after_a_crash_repairs_the_rest(store: Store, crash_at: int, aft
 
 def test_a_repair_has_no_other_steps(store: Store) -> None:
     """A repair calls the store three times: there is nowhere else to die."""
-    watched = CrashingStore(committed(store), crash_at=-1, after=False)
+    watched = CrashingStore(committed(store))
     mend(watched, {1: "one"})
     assert watched.calls == ["info", "read", "exchange"]
 
