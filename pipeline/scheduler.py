@@ -99,10 +99,9 @@ class _Asked:
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """What is in the engine, when its time is over, and who waits for the same answer."""
+    """What is in the engine, and who waits for the same answer."""
 
     asked: _Asked
-    deadline: float
     mark: bytes | None
     followers: list[_Asked] = field(default_factory=list)
 
@@ -139,8 +138,11 @@ class Scheduler:
         self._sending: deque[UnitInFlight] = deque()
         # What rows under way ask, as a heap: by the row's number, then by the place in its round.
         self._pending: list[tuple[int, int, _Asked]] = []
-        # In the order of sending: with the same time for all, the first runs out of it first.
-        self._sent: OrderedDict[int, _Sent] = OrderedDict()
+        self._sent: dict[int, _Sent] = {}
+        # Time runs for as many as are in the engine's batch, the oldest; what waits behind one that
+        # hangs must not end with it. With the same time for all, the first runs out of it first.
+        self._deadlines: OrderedDict[int, float] = OrderedDict()
+        self._behind: deque[int] = deque()
         # The one in the engine of all that ask the same.
         self._leaders: dict[bytes, _Sent] = {}
         self._num_followers = 0
@@ -195,6 +197,7 @@ class Scheduler:
                 self._input_tokens += completion.num_input_tokens
                 self._generated_tokens += completion.num_generated_tokens
                 sent = self._sent.pop(completion.key)
+                self._deadlines.pop(completion.key, None)
                 sent.asked.row.count(completion)
                 self._answered(sent, _checked(completion))
         finished, self._finished = self._finished, []
@@ -301,7 +304,8 @@ class Scheduler:
         except RequestRefused as error:
             self._place(asked, Reject(RejectClass.ENGINE_ERROR, str(error), attempts=1))
             return
-        sent = self._sent[key] = _Sent(asked, time.monotonic() + self._timeout_s, mark)
+        sent = self._sent[key] = _Sent(asked, mark)
+        self._behind.append(key)
         if mark is not None:
             self._leaders[mark] = sent
 
@@ -319,13 +323,18 @@ class Scheduler:
         return True
 
     def _expire(self) -> None:
-        """Abort the requests whose time is over."""
+        """Abort the requests whose time is over; those that take their places have theirs."""
         now = time.monotonic()
-        while self._sent and next(iter(self._sent.values())).deadline <= now:
-            key, sent = self._sent.popitem(last=False)
+        while self._deadlines and next(iter(self._deadlines.values())) <= now:
+            key, _ = self._deadlines.popitem(last=False)
+            sent = self._sent.pop(key)
             self._engine.abort(key)
             message = f"no answer within model.request_timeout_s ({self._timeout_s:g} s)"
             self._answered(sent, Reject(RejectClass.TIMEOUT, message, attempts=1))
+        while self._behind and len(self._deadlines) < self._engine.info.max_num_seqs:
+            key = self._behind.popleft()
+            if key in self._sent:
+                self._deadlines[key] = now + self._timeout_s
 
 
 def _checked(completion: Completion) -> Answer:
