@@ -36,6 +36,7 @@ class PoolState:
 class Progress:
     """Counts of one run. `units_before` and `rows_before` were committed by earlier runs.
 
+    `first_rejects` maps each class of rejects to the key of the unit in which it came first.
     Rows are input rows: those that `input.where` leaves out count as done with their unit.
     """
 
@@ -47,6 +48,7 @@ class Progress:
     units: int = 0
     rows: int = 0
     rejects: Counter[str] = field(default_factory=Counter)
+    first_rejects: dict[str, str] = field(default_factory=dict)
     filtered: int = 0
     input_tokens: int = 0
     generated_tokens: int = 0
@@ -62,6 +64,8 @@ class Progress:
         self.units += 1
         self.rows += record.num_rows + record.num_filtered
         self.rejects.update(record.rejects)
+        for name in record.rejects:
+            self.first_rejects.setdefault(name, record.unit)
         self.filtered += record.num_filtered
         if commit.is_ours:
             self.input_tokens += record.input_tokens

@@ -2,10 +2,11 @@
 
 import io
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -42,17 +43,28 @@ def rejected_rows(opened: Opened, selection: Selection) -> Iterator[tuple[Unit, 
         records = pool.map(lambda unit: read_record(opened.store, unit.key), units)
         for unit, record in zip(units, records, strict=True):
             if selection.truncated or _has_any(record.rejects, selection.classes):
-                rows = _select(_read(opened.store, unit), selection)
+                rows = _select(_read(opened.store, unit.key), selection)
                 if rows.num_rows:
                     yield unit, rows
+
+
+def example(store: Store, key: str, reject_class: str) -> str | None:
+    """A unit's first row of a class, in words; None where a retry has answered it meanwhile."""
+    rows = _select(_read(store, key), Selection(frozenset({reject_class})))
+    return in_words(rows.slice(0, 1).to_pylist()[0]) if rows.num_rows else None
+
+
+def in_words(row: Mapping[str, Any]) -> str:
+    """Where a rejected output row stands in the input, and why it has no answer."""
+    return f"{row['source_file']} row {row['source_row']:,}: {row['error']['message']}"
 
 
 def _has_any(rejects: Collection[str], classes: frozenset[str] | None) -> bool:
     return bool(rejects) if classes is None else not classes.isdisjoint(rejects)
 
 
-def _read(store: Store, unit: Unit) -> pa.Table:
-    return pq.read_table(io.BytesIO(store.read(unit.key)))
+def _read(store: Store, key: str) -> pa.Table:
+    return pq.read_table(io.BytesIO(store.read(key)))
 
 
 def _select(rows: pa.Table, selection: Selection) -> pa.Table:

@@ -27,7 +27,8 @@ from pipeline.monitor import EventLog, PoolState, Progress, Screen
 from pipeline.output import Opened, Totals, committed_keys, write_success
 from pipeline.plan import Unit
 from pipeline.prepare import Prepared, check_formats, check_job, finished_before, prepare
-from pipeline.store import open_store
+from pipeline.rejects import example
+from pipeline.store import Store, open_store
 from pipeline.tools import resolve
 from pipeline.verify import Expected, Level, require_whole, verify
 
@@ -40,6 +41,9 @@ _MOST_DEATHS_BESIDES_SEARCH = 3
 # Rows that kill engines are rare; so many are a sign that the engine itself is sick.
 _MOST_CONDEMNED = 8
 _TICK_S = 1.0
+# Of rejects, in the one line that says why a run was given up.
+_MOST_CLASSES = 3
+_MOST_CHARACTERS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +297,7 @@ def _follow(
             progress.add(commit)
             events.add_commit(commit)
             patience.renew(progress.engine_deaths)
-            refuse_lost_cause(spec.job, progress)
+            refuse_lost_cause(spec.job, progress, spec.output)
         now = time.monotonic()
         if now >= next_tick_at:
             next_tick_at = now + _TICK_S
@@ -330,19 +334,32 @@ class Patience:
             )
 
 
-def refuse_lost_cause(job: Job, progress: Progress) -> None:
+def refuse_lost_cause(job: Job, progress: Progress, output: Store) -> None:
     """Raise `OverBudget` as soon as the run is sure to end with more rejects than are allowed."""
     most_rows = progress.rows_total - progress.filtered
     most = math.floor(job.max_reject_rate * most_rows)
     if job.max_rejects is not None:
         most = min(most, job.max_rejects)
     if progress.rejected > most and progress.rows_done < progress.rows_total:
-        classes = ", ".join(f"{count:,} {name}" for name, count in progress.rejects.most_common(3))
-        raise OverBudget(
-            f"{progress.rejected:,} rejects ({classes}) are more than the {most:,} that "
-            f"max_reject_rate and max_rejects allow of {most_rows:,} rows; tokenmill rejects shows "
-            "them; mend the job or the input, or raise the budget, and run again"
+        classes = "; ".join(
+            f"{count:,} {name}{_as_example(output, progress.first_rejects[name], name)}"
+            for name, count in progress.rejects.most_common(_MOST_CLASSES)
         )
+        raise OverBudget(
+            f"{progress.rejected:,} rejects are more than the {most:,} that max_reject_rate and "
+            f"max_rejects allow of {most_rows:,} rows: {classes}. tokenmill rejects shows them; "
+            "mend the job or the input, or raise the budget, and run again"
+        )
+
+
+def _as_example(output: Store, unit: str, reject_class: str) -> str:
+    """One of the unit's rows of the class, to follow the number of all; empty if there is none."""
+    # The store may fail by now; the reason for the stop matters more.
+    with suppress(TokenmillError, FileNotFoundError):
+        row = example(output, unit, reject_class)
+        if row is not None:
+            return f", as {' '.join(row.split())[:_MOST_CHARACTERS]}"
+    return ""
 
 
 def _or_none_each_tick(commits: Callable[[], Iterator[Commit]]) -> Iterator[Commit | None]:
