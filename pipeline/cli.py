@@ -25,7 +25,7 @@ from pipeline.job import Job, Model
 from pipeline.job_file import load_job
 from pipeline.monitor import Screen, duration
 from pipeline.output import open_output
-from pipeline.rejects import Selection, export_rows, rejected_rows
+from pipeline.rejects import Selection, export_rows, in_words, rejected_rows
 from pipeline.retry import retry_rejects
 from pipeline.run import Summary, expected_of, run_job
 from pipeline.schema import RejectClass
@@ -127,7 +127,7 @@ def verify_command(
         opened = open_output(output)
         proof = verify(opened.store, expected_of(opened), Level.INPUT if deep else Level.FOOTERS)
         if certificate is not None:
-            certificate.write_text(proof.to_json())
+            _write_certificate(proof, certificate)
         _print_proof(proof)
         if not proof.is_whole:
             raise typer.Exit(ExitCode.FAILED)
@@ -277,6 +277,13 @@ def _selected(classes: list[str] | None) -> frozenset[str] | None:
     return frozenset(classes) if classes else None
 
 
+def _write_certificate(proof: Certificate, target: Path) -> None:
+    try:
+        target.write_text(proof.to_json())
+    except OSError as error:
+        raise UserError(f"--certificate {target}: {error.strerror or error}") from error
+
+
 def _print_proof(proof: Certificate) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for finding in proof.findings[:_MOST_FINDINGS]:
@@ -305,8 +312,7 @@ def _print_rejects(tables: list[pa.Table], examples: int) -> None:
     for name, rows in sorted(by_class.items(), key=lambda item: -len(item[1])):
         shown.add_row(name, f"{len(rows):,}", "")
         for row in rows[:examples]:
-            where = f"{row['source_file']} row {row['source_row']:,}"
-            shown.add_row("", "", Text(f"{where}: {row['error']['message']}"))
+            shown.add_row("", "", Text(in_words(row)))
     console = Console(highlight=False)
     console.print(shown if by_class else "no rejects")
 
