@@ -62,7 +62,7 @@ def main() -> None:
     data = json.load(sys.stdin)
     jobs = [Job.model_validate(job) for job in data["jobs"]]
     engine = load_engine(jobs[0], MachineShare(0, len(os.sched_getaffinity(0))))
-    print(json.dumps([answer(engine, job, data["rows"]) for job in jobs]))  # noqa: T201
+    print(json.dumps([answer(engine, job, data["rows"]) for job in jobs]))
 
 
 if __name__ == "__main__":
