@@ -7,7 +7,7 @@ LOCK_VENV := .cache/lock
 LOCK_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit check lock clean
+.PHONY: help setup demo test unit mutations check lock clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 14
@@ -27,6 +27,9 @@ test: setup  ## Run all tests (minutes)
 
 unit: setup  ## Run the quick tests
 	.venv/bin/pytest -m "not integration"
+
+mutations: setup  ## Break the code in known ways, and see that the quick tests notice (minutes)
+	.venv/bin/python tests/faults/mutations.py
 
 check: setup  ## Check format, lint and types
 	.venv/bin/ruff format --check .

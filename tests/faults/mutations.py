@@ -1,0 +1,285 @@
+"""Break the package on purpose, one mistake at a time, and see that the quick tests notice.
+
+    python tests/faults/mutations.py [PART OF A NAME ...]
+
+Each mistake is made in a copy of package and tests in a temporary folder. Prints a table of which
+test noticed it, and ends with 1 if a mistake went unnoticed. `protocol_model` makes the same
+mistakes in a model of the protocol.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+_COPIED = ("pipeline", "tests", "infra", "jobs", "pyproject.toml")
+_TIMEOUT_S = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """A mistake: in a module of the package `before` becomes `after`; the tests that must fail."""
+
+    name: str
+    module: str
+    before: str
+    after: str
+    tests: tuple[str, ...]
+
+
+MUTATIONS = (
+    Mutation(
+        "no conditional PUT, and delete before write (disk)",
+        "store",
+        "                os.link(temporary, target)\n",
+        "                if os.path.exists(target):\n"
+        "                    os.unlink(target)\n"
+        "                os.link(temporary, target)\n",
+        ("test_store", "test_commit"),
+    ),
+    Mutation(
+        "no conditional PUT (S3)",
+        "store",
+        'mode="create"',
+        'mode="overwrite"',
+        ("test_s3_store", "test_commit"),
+    ),
+    Mutation(
+        "commit before write",
+        "commit",
+        "    if store.create(unit.key, data):\n",
+        "    if store.create(unit.key, encode(table.slice(0, 0), record)):\n"
+        "        store.replace(unit.key, data)\n",
+        ("test_commit", "test_crash_points"),
+    ),
+    Mutation(
+        "resume from a stale plan",
+        "output",
+        "        plan = standing\n",
+        "",
+        ("test_output",),
+    ),
+    Mutation(
+        "swallow a write error",
+        "commit",
+        "    if store.create(unit.key, data):\n",
+        "    try:\n"
+        "        is_first = store.create(unit.key, data)\n"
+        "    except RunFailed:\n"
+        "        is_first = True\n"
+        "    if is_first:\n",
+        ("test_persist",),
+    ),
+    Mutation(
+        "drop a row's error",
+        "columns",
+        "error_array(rejects))",
+        "error_array([None] * len(rejects)))",
+        ("test_columns",),
+    ),
+    Mutation(
+        "treat a foreign 412 as failure",
+        "commit",
+        "    return Commit(standing, is_ours=standing.attempt == record.attempt)\n",
+        "    if standing.attempt != record.attempt:\n"
+        "        raise RunFailed(unit.key)\n"
+        "    return Commit(standing, is_ours=True)\n",
+        ("test_commit",),
+    ),
+    Mutation(
+        "stream to the final name",
+        "store",
+        "        with _local_errors(target), _temporary_beside(target, data) as temporary:\n"
+        "            try:\n"
+        "                os.link(temporary, target)\n",
+        "        with _local_errors(target):\n"
+        "            try:\n"
+        "                os.makedirs(os.path.dirname(target), exist_ok=True)\n"
+        '                with open(target, "xb") as file:\n'
+        "                    file.write(data)\n",
+        ("test_store", "test_commit"),
+    ),
+    Mutation(
+        "skip an unknown unit on resume",
+        "output",
+        '        raise UserError(f"{store.url}/{key} is {what};',
+        '        str(f"{store.url}/{key} is {what};',
+        ("test_output",),
+    ),
+    Mutation(
+        "skip an unknown unit in the proof",
+        "verify",
+        "        yield Finding(Damage.FOREIGN, key, what)\n",
+        "        del what\n",
+        ("test_verify",),
+    ),
+    Mutation(
+        "finish without a proof",
+        "run",
+        "require_whole(verify(store, expected_of(self._opened), Level.FOOTERS))",
+        "verify(store, expected_of(self._opened), Level.FOOTERS).totals",
+        ("test_retry",),
+    ),
+    Mutation(
+        "repair without a condition (disk)",
+        "store",
+        "            if self.info(key).version != version:\n",
+        "            if not version:\n",
+        ("test_exchange", "test_repair"),
+    ),
+    Mutation(
+        "repair without a condition (S3)",
+        "store",
+        "Body=data, IfMatch=f'\"{version}\"'",
+        "Body=data",
+        ("test_exchange", "test_repair"),
+    ),
+    Mutation(
+        "two versions of one name",
+        "store",
+        "            os.utime(temporary, ns=(changed_at, changed_at))\n",
+        "",
+        ("test_exchange",),
+    ),
+    Mutation(
+        "let a failed retry take an answer away",
+        "commit",
+        "        if has_answer[position] or not had_answer[place]:\n",
+        "        if has_answer[position] or had_answer:\n",
+        ("test_repair", "test_retry"),
+    ),
+    Mutation(
+        "do not know a repair as one's own below a later one",
+        "commit",
+        'any(made["attempt"] == mend.attempt for made in before.repairs)',
+        "before.attempt == mend.attempt",
+        ("test_repair",),
+    ),
+    Mutation(
+        "forget the rejects of a repaired unit",
+        "commit",
+        "        rejects=count_rejects(rows),\n",
+        "",
+        ("test_repair", "test_retry"),
+    ),
+    Mutation(
+        "leave the job away after a death beside the plan",
+        "prepare",
+        "        keep_job(store, job)\n",
+        "        pass\n",
+        ("test_crash_points",),
+    ),
+    Mutation(
+        "try again on a full disk",
+        "persist",
+        "        except NoSpace:\n            raise\n",
+        "",
+        ("test_persist",),
+    ),
+    Mutation(
+        "give a busy store up at once",
+        "persist",
+        "    for pause_s in PAUSES_S:\n",
+        "    for pause_s in PAUSES_S[:0]:\n",
+        ("test_persist",),
+    ),
+    Mutation(
+        "company for a unit that must be alone",
+        "replica",
+        "            self._changed.wait_for(lambda: not self._num_inside)\n",
+        "",
+        ("test_alone",),
+    ),
+    Mutation(
+        "no watch over a hanging engine",
+        "replica",
+        "        if math.isfinite(self._timeout_s):\n",
+        "        if False:\n",
+        ("test_alone",),
+    ),
+    Mutation(
+        "never abort a request",
+        "scheduler",
+        "(self._deadlines.values())) <= now:",
+        "(self._deadlines.values())) == now:",
+        ("test_timeouts",),
+    ),
+)
+
+
+@contextmanager
+def _copy() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="mutation-") as name:
+        folder = Path(name)
+        for part in _COPIED:
+            source = ROOT / part
+            if source.is_dir():
+                ignored = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(source, folder / part, ignore=ignored)
+            else:
+                shutil.copy(source, folder / part)
+        yield folder
+
+
+def _mutate(folder: Path, mutation: Mutation) -> None:
+    path = folder / "pipeline" / f"{mutation.module}.py"
+    text = path.read_text()
+    if text.count(mutation.before) != 1:
+        raise SystemExit(f"{mutation.name}: {path.name} holds its text not once; renew it")
+    path.write_text(text.replace(mutation.before, mutation.after))
+
+
+def _first_failure(folder: Path, tests: Sequence[str]) -> str | None:
+    """The first of the quick tests that fails in the folder, or "hangs"; None if all pass."""
+    options = ("-x", "-q", "-m", "not integration", "-p", "no:cacheprovider")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", *options, *(f"tests/{name}.py" for name in tests)],
+            cwd=folder,
+            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return "hangs"
+    if done.returncode == 0:
+        return None
+    found = re.search(
+        r"^(?:FAILED|ERROR) tests/(\S+)\.py::(.+?)(?: - |$)", done.stdout, re.MULTILINE
+    )
+    if found is None:
+        raise SystemExit(f"the tests did not run:\n{done.stdout}{done.stderr}")
+    return f"{found[1]}: {found[2]}"
+
+
+def main(parts: Sequence[str]) -> int:
+    """Make the mistakes whose names hold one of the parts, or all, and tell what noticed them."""
+    chosen = [each for each in MUTATIONS if not parts or any(part in each.name for part in parts)]
+    with _copy() as folder:
+        tests = sorted({name for mutation in chosen for name in mutation.tests})
+        failure = _first_failure(folder, tests)
+        if failure is not None:
+            raise SystemExit(f"without any mistake {failure} fails: mend that first")
+    num_missed = 0
+    print("| mistake | in | noticed by |\n|---|---|---|", flush=True)
+    for mutation in chosen:
+        with _copy() as folder:
+            _mutate(folder, mutation)
+            noticed = _first_failure(folder, mutation.tests)
+        num_missed += noticed is None
+        print(f"| {mutation.name} | `{mutation.module}` | {noticed or '**nothing**'} |", flush=True)
+    print(f"\n{len(chosen) - num_missed} of {len(chosen)} mistakes are noticed")
+    return int(num_missed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
