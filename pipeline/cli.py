@@ -66,6 +66,9 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 def main() -> None:
     """The console script."""
+    if not __debug__:
+        _say_error("python -O or PYTHONOPTIMIZE drops checks of Ray and vLLM; run without it")
+        raise SystemExit(ExitCode.USER_ERROR)
     app()
 
 
@@ -256,7 +259,7 @@ class _Terminal:
     """The user's terminal as a run's interface."""
 
     def say(self, line: str) -> None:
-        _errors_console().print(line, markup=False)
+        _errors_console().print(_visible(line), markup=False)
 
     @contextmanager
     def watch(self, log: Path) -> Iterator[Screen]:
@@ -287,7 +290,8 @@ def _write_certificate(proof: Certificate, target: Path) -> None:
 def _print_proof(proof: Certificate) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for finding in proof.findings[:_MOST_FINDINGS]:
-        console.print(f"{finding.damage}: {finding.key}: {finding.message}", markup=False)
+        line = f"{finding.damage}: {finding.key}: {finding.message}"
+        console.print(_visible(line), markup=False)
     if proof.findings[_MOST_FINDINGS:]:
         console.print(f"… and {len(proof.findings) - _MOST_FINDINGS:,} more")
     totals = proof.totals
@@ -312,13 +316,24 @@ def _print_rejects(tables: list[pa.Table], examples: int) -> None:
     for name, rows in sorted(by_class.items(), key=lambda item: -len(item[1])):
         shown.add_row(name, f"{len(rows):,}", "")
         for row in rows[:examples]:
-            shown.add_row("", "", Text(in_words(row)))
+            shown.add_row("", "", Text(_visible(in_words(row))))
     console = Console(highlight=False)
     console.print(shown if by_class else "no rejects")
 
 
 def _errors_console() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def _say_error(message: str) -> None:
+    _errors_console().print(f"error: {_visible(message)}", markup=False)
+
+
+def _visible(text: str) -> str:
+    """The text with its control characters written out: a terminal obeys those of a row."""
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
 
 
 def _print_summary(summary: Summary) -> None:
@@ -394,5 +409,5 @@ def one_line_errors(debug: bool) -> Iterator[None]:
                 f"{type(cause).__name__}: {' '.join(str(cause).split())} (--debug shows where)"
             )
             exit_code = ExitCode.FAILED
-        _errors_console().print(f"error: {message}", markup=False)
+        _say_error(message)
         raise typer.Exit(exit_code) from None

@@ -36,6 +36,8 @@ _CPU_ARGUMENTS = {
     # of that is taken.
     "kv_cache_memory_bytes": 2 * 2**30,
 }
+# What vLLM can hold an answer to, one at a time.
+_STRUCTURES = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,16 +306,16 @@ def _grammar_backend(arguments: Mapping[str, Any]) -> str:
 
 
 def _check_grammar(params: "SamplingParams | PoolingParams", backend: str) -> None:
-    """Raise `UserError` for a JSON schema of which vLLM makes no grammar.
+    """Raise `UserError` for a schema, regex or grammar of which vLLM makes none that it can run.
 
     What vLLM does for each request. Otherwise every row would be refused, one by one.
     """
-    from vllm.exceptions import VLLMValidationError  # noqa: PLC0415
     from vllm.v1.structured_output import backend_guidance, backend_xgrammar  # noqa: PLC0415
 
     structured = getattr(params, "structured_outputs", None)
-    if structured is None or structured.json is None:
+    if structured is None:
         return
+    kind = next(name for name in _STRUCTURES if getattr(structured, name) is not None)
     # Checking writes into the parameters.
     params = params.clone()
     try:
@@ -322,15 +324,15 @@ def _check_grammar(params: "SamplingParams | PoolingParams", backend: str) -> No
         elif backend == "guidance":
             backend_guidance.validate_guidance_grammar(params)
         return
-    except VLLMValidationError as error:
+    except ValueError as error:
         first = error
     try:
         if backend == "auto":
             backend_guidance.validate_guidance_grammar(params)
             return
-    except VLLMValidationError as error:
+    except ValueError as error:
         first = error
-    raise UserError(f"structured_outputs.json: vLLM refuses it: {_one_line(first)}") from first
+    raise UserError(f"structured_outputs.{kind}: vLLM refuses it: {_one_line(first)}") from first
 
 
 def check_argument_names(

@@ -9,9 +9,11 @@ import hashlib
 import json
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     field_validator,
@@ -54,6 +56,18 @@ AnyTask = Annotated[
     BeforeValidator(_with_kind),
 ]
 
+
+def _without_credentials(url: str) -> str:
+    if "@" in urlsplit(url).netloc:
+        raise ValueError(
+            "a name or password in it would be stored with the output; credentials come from the "
+            "AWS chain"
+        )
+    return url
+
+
+EndpointUrl = Annotated[str, AfterValidator(_without_credentials)]
+
 # Change no answer; so they may differ between a run and its resume.
 _SAME_ANSWERS = ("name", "output", "units", "max_reject_rate", "max_rejects")
 # Change how fast answers come, not what they are.
@@ -91,7 +105,7 @@ class Input(Section):
     on_bad_shard: Literal["stop", "skip"] = Field(
         default="stop", description="A shard that cannot be read: stop before the run, or skip it."
     )
-    endpoint_url: str | None = Field(
+    endpoint_url: EndpointUrl | None = Field(
         default=None, description="S3 endpoint; by default AWS_ENDPOINT_URL."
     )
 
@@ -142,7 +156,7 @@ class Output(Section):
     path: str = Field(
         min_length=1, description="A folder or an s3:// prefix, new or a former run's."
     )
-    endpoint_url: str | None = Field(
+    endpoint_url: EndpointUrl | None = Field(
         default=None, description="S3 endpoint; by default AWS_ENDPOINT_URL."
     )
 

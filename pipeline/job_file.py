@@ -21,6 +21,9 @@ from pipeline.section import unknown
 
 # An environment variable of such a name holds a secret, and jobs are written to the output.
 _SECRET_NAME = re.compile(r"SECRET|PASSW|CREDENTIAL|ACCESS_?KEY|API_?KEY|PRIVATE|_TOKEN$|^TOKEN$")
+# Of a job with each reference written out; one of a thousand labels has some 20,000.
+_MOST_CHARACTERS = 2**22
+_MOST_DEPTH = 50
 _ENVIRONMENT = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
@@ -54,7 +57,21 @@ def _validated(data: dict[str, Any], where: str) -> Job:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Safe, and a key that stands twice is an error instead of the last one winning."""
+    """Safe, and a key that stands twice is an error instead of the last one winning.
+
+    So is a file that is nested deeply or, its references written out, huge.
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        try:
+            node: yaml.Node | None = super().get_single_node()
+        except RecursionError:
+            raise yaml.YAMLError("it is nested too deeply") from None
+        if node is not None and _num_characters(node, {}, 0) > _MOST_CHARACTERS:
+            raise yaml.YAMLError(
+                f"with its references written out it has more than {_MOST_CHARACTERS:,} characters"
+            )
+        return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
@@ -64,6 +81,21 @@ class _StrictLoader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(
                 None, None, str(error), node.start_mark
             ) from error
+
+
+def _num_characters(node: yaml.Node, known: dict[int, int], depth: int) -> int:
+    """The characters of a node, references written out; `known` are those of other nodes."""
+    if depth > _MOST_DEPTH:
+        raise yaml.YAMLError(f"it is nested more than {_MOST_DEPTH} deep")
+    if isinstance(node, yaml.ScalarNode):
+        return 1 + len(node.value)
+    if id(node) not in known:
+        # A node in itself is refused where it is constructed.
+        known[id(node)] = 0
+        pairs = node.value if isinstance(node, yaml.MappingNode) else [node.value]
+        parts = [part for pair in pairs for part in pair]
+        known[id(node)] = 1 + sum(_num_characters(part, known, depth + 1) for part in parts)
+    return known[id(node)]
 
 
 def _construct_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:

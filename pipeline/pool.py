@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import os
+import secrets
 import signal
 import socket
 import uuid
@@ -39,7 +40,7 @@ from pipeline.commit import (
     sum_of,
 )
 from pipeline.engine import EngineInfo, MachineShare
-from pipeline.errors import RunFailed, TokenmillError, root_cause
+from pipeline.errors import RunFailed, TokenmillError, UserError, root_cause
 from pipeline.job import Job, ReplicaRange
 from pipeline.monitor import PoolState
 from pipeline.parcel import pack, unpack
@@ -62,6 +63,8 @@ _UNITS_IN_FLIGHT = (3, 32)
 # rendering inside of the replicas.
 _CPUS_PER_REPLICA = 2
 _FACTS_KEY = b"tokenmill"
+# Ray's head answers within milliseconds; this is for a network that does not.
+_ANSWER_S = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,8 +226,11 @@ def _start_ray(address: str | None, replicas: int) -> None:
     """Join the cluster at `address` or RAY_ADDRESS, or start one on this machine."""
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
     on_sigterm = signal.getsignal(signal.SIGTERM)
+    is_ours = address is None and not os.environ.get("RAY_ADDRESS")
+    if is_ours:
+        _require_token()
     try:
-        if address is None and not os.environ.get("RAY_ADDRESS"):
+        if is_ours:
             ray.init(
                 address="local",
                 # The replicas' share comes on top of the cores: reading must not wait for them.
@@ -240,12 +246,45 @@ def _start_ray(address: str | None, replicas: int) -> None:
         where = address or os.environ.get("RAY_ADDRESS") or "a local cluster"
         reason = " ".join(str(error).split())
         raise RunFailed(f"Ray at {where} did not answer: {reason}") from error
+    if not is_ours and os.environ.get("RAY_AUTH_MODE") != "disabled":
+        refuse_open_cluster(ray.get_runtime_context().gcs_address)
     # Ray puts its own in its place, which ends the process on the spot.
     signal.signal(signal.SIGTERM, on_sigterm)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     # An engine that cannot start will not start the next time.
     context.max_consecutive_actor_init_deaths = 0
+
+
+def _require_token() -> None:
+    """Have the Ray that is started here obey only who knows its token. Raises `UserError`."""
+    mode = os.environ.get("RAY_AUTH_MODE", "token")
+    if mode != "token":
+        raise UserError(
+            f"RAY_AUTH_MODE={mode}: the Ray that is started here would run whatever any user of "
+            "this machine sends it; unset the variable"
+        )
+    if not os.environ.get("RAY_AUTH_TOKEN") and not os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        # Ray 2.60 would keep one in ~/.ray/auth_token, where all users may read it (mode 644).
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def refuse_open_cluster(gcs_address: str) -> None:
+    """Raise `UserError` if the cluster whose head is there answers who has no token."""
+    # Half a second of import, for a cluster of the user's only.
+    import grpc  # noqa: PLC0415
+
+    with grpc.insecure_channel(gcs_address) as channel:
+        ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
+        try:
+            ask(b"", timeout=_ANSWER_S)
+        except grpc.RpcError:
+            # Refused, or not understood: it wants a token, or TLS with certificates.
+            return
+    raise UserError(
+        f"Ray at {gcs_address} runs the code of anyone who reaches it: it asks for no token; start "
+        "it with RAY_AUTH_MODE=token, or set RAY_AUTH_MODE=disabled here to use it all the same"
+    )
 
 
 def _object_store_bytes() -> int:

@@ -70,7 +70,7 @@ def check_job(job: Job) -> None:
     if len(set(job.input.keep)) != len(job.input.keep):
         raise UserError("input.keep: a column stands twice")
     _check_cleaned(job, input_columns(job.steps))
-    models = _models(job)
+    models = models_by_place(job)
     for place, model in models.items():
         refuse_gguf_file(model, place)
         check_source(model)
@@ -112,11 +112,11 @@ def _check_cleaned(job: Job, read: Mapping[str, str]) -> None:
 
 def check_formats(job: Job) -> None:
     """Refuse models on this machine, without a GPU, that it cannot run. Raises `UserError`."""
-    for place, model in _models(job).items():
+    for place, model in models_by_place(job).items():
         check_on_cpu(model, place)
 
 
-def _models(job: Job) -> dict[str, ModelSource]:
+def models_by_place(job: Job) -> dict[str, ModelSource]:
     """The job's models by their places."""
     return {"model": job.model, **{at: side.source for at, side in job.side_models.items()}}
 

@@ -26,10 +26,18 @@ from pipeline.models import cache_folder
 from pipeline.monitor import EventLog, PoolState, Progress, Screen
 from pipeline.output import Opened, Totals, committed_keys, write_success
 from pipeline.plan import Unit
-from pipeline.prepare import Prepared, check_formats, check_job, finished_before, prepare
+from pipeline.prepare import (
+    Prepared,
+    check_formats,
+    check_job,
+    finished_before,
+    models_by_place,
+    prepare,
+)
 from pipeline.rejects import example
 from pipeline.store import Store, open_store
 from pipeline.tools import resolve
+from pipeline.trust import warnings
 from pipeline.verify import Expected, Level, require_whole, verify
 
 if TYPE_CHECKING:
@@ -169,6 +177,8 @@ class Run:
         """Run the units on the cluster at `address`, verify the output, sum it up."""
         try:
             if self._units:
+                for line in warnings(models_by_place(self._job)):
+                    self._interface.say(line)
                 self._execute(address)
             return self._finish()
         except (KeyboardInterrupt, Exception) as error:

@@ -81,6 +81,11 @@ class ModelSource(Section):
         for key in ("model", "revision", "tokenizer_revision"):
             if key in self.engine:
                 raise ValueError(f"engine.{key} is set by model.source and model.revision")
+        if isinstance(self.engine.get("hf_token"), str):
+            raise ValueError(  # noqa: TRY004 - what pydantic reports
+                "engine.hf_token: jobs are stored with their output; set HF_TOKEN in the "
+                "environment instead"
+            )
         if self.revision is not None and not self.is_hub_id:
             raise ValueError(f"revision applies to hub ids only, not to {self.source}")
         return self

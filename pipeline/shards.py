@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from fsspec.utils import glob_translate
 
 from pipeline.errors import UserError
+from pipeline.footer import read_footer
 from pipeline.plan import BadShard, RowGroup, Shard
 from pipeline.store import ObjectInfo, Store, open_store
 
@@ -169,8 +169,7 @@ def _read_footer(
 ) -> tuple[Shard | BadShard, pa.Schema]:
     try:
         with store.open(item.key) as file:
-            metadata = pq.read_metadata(file)
-        schema = metadata.schema.to_arrow_schema()
+            metadata, schema = read_footer(file, measured)
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split()) if item.size else "it is empty (0 bytes)"
         return BadShard(item.key, f"not a readable Parquet file: {reason}"), pa.schema([])

@@ -15,6 +15,8 @@ Chat = Sequence[tuple[str, str]]
 Item = TypeVar("Item", str, tuple[str, str])
 Encoded = TypeVar("Encoded")
 
+# What a job says where transformers names an argument.
+_TRUST = "model.engine.trust_remote_code: true"
 # Stands for an answer in a chat, to see what the template writes behind it.
 _MARK = "tokenmill-answer"
 
@@ -107,12 +109,23 @@ def encode_after(tokenizer: Tokenizer, before: str, texts: Sequence[str]) -> lis
 class ModelTokenizer:
     """A Hugging Face tokenizer, loaded the way vLLM loads it, so that the ids are the same."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, trusts_code: bool = False) -> None:
+        """Raises `UserError` for a folder whose tokenizer cannot be loaded.
+
+        `trusts_code` says whether Python files in it may run.
+        """
         # Imported late: it costs seconds, and the driver never needs it.
         from transformers import AutoTokenizer  # noqa: PLC0415
 
         self._folder = folder
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        try:
+            # Without the argument transformers asks on the terminal whether code may run.
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=trusts_code
+            )
+        except ValueError as error:
+            reason = " ".join(str(error).replace("trust_remote_code=True", _TRUST).split())
+            raise UserError(f"{folder}: its tokenizer cannot be loaded: {reason}") from error
         self.controls = Controls(self.special_tokens, self._normalizer())
 
     def encode_chats(self, chats: Sequence[Chat]) -> list[Sequence[int] | Reject]:

@@ -14,6 +14,7 @@ from pipeline.section import ModelSource
 from pipeline.tasks.base import Runner, TaskSection, Tools
 from pipeline.tasks.row import RowTasks
 from pipeline.tokenizer import ModelTokenizer
+from pipeline.trust import refuse_pickled, trusts_code
 
 # Kinds of rotary scaling by whose factor vLLM multiplies the context.
 _STRETCHING = ("linear", "dynamic")
@@ -59,9 +60,10 @@ def _load_tools(model: ModelSource, runner: Runner, place: str) -> Tools:
         settings = fake_settings(model.engine, place)
         return Tools(FakeTokenizer(), settings.max_model_len, fake_config(settings))
     folder = fetch(model)
+    refuse_pickled(folder, model)
     config = read_config(folder)
     context = _max_model_len(model, runner, place, folder, config)
-    return Tools(ModelTokenizer(folder), context, config)
+    return Tools(ModelTokenizer(folder, trusts_code=trusts_code(model)), context, config)
 
 
 def _stretch(config: Mapping[str, Any]) -> float:

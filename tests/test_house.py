@@ -16,6 +16,7 @@ TESTS = sorted((ROOT / "tests").glob("test_*.py"))
 #: Who may import what from outside: the modules of ours that are its doors.
 DOORS = {
     "ray": {"pool"},
+    "grpc": {"pool"},
     "vllm": {"engine"},
     "s3fs": {"store"},
     "fsspec": {"store"},

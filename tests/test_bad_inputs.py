@@ -1,0 +1,134 @@
+"""Bad inputs (`bad_inputs`): each becomes what its table says, and never something silent.
+
+Driven without Ray and processes: the job is checked, planned, read, rendered, answered by the fake
+engine, committed, and the output held against the input row by row.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pytest
+import yaml
+from bad_inputs import BAD_INPUTS, BadInput, Refused, Rejected, Stopped, Unchanged
+from factories import job_data
+
+from pipeline.columns import added_fields, answered_table, output_rows, output_schema
+from pipeline.commit import UnitRecord, commit, count_rejects
+from pipeline.errors import RunFailed, TokenmillError, UserError
+from pipeline.fake import FakeEngine, fake_settings
+from pipeline.job import Job
+from pipeline.job_file import stored_job
+from pipeline.output import Opened
+from pipeline.plan import UNIT_KEY, Unit
+from pipeline.prepare import Prepared, check_job, prepare
+from pipeline.render import Renderer
+from pipeline.run import expected_of
+from pipeline.scheduler import Scheduler
+from pipeline.store import open_store
+from pipeline.tasks.row import RowTasks
+from pipeline.tools import load_tasks
+from pipeline.verify import Level, verify
+
+
+def job_of(bad: BadInput, folder: Path) -> Job:
+    changes = {"input.path": str(folder / "in"), "output.path": str(folder / "out"), **bad.job}
+    return stored_job(yaml.safe_dump(job_data(changes)), "job.yaml")
+
+
+def planned(job: Job) -> Prepared:
+    """Everything that is done before Ray or an engine starts."""
+    check_job(job)
+    return prepare(job, open_store(job.output.path), has_gpus=False)
+
+
+def run_unit(opened: Opened, tasks: RowTasks, unit: Unit) -> None:
+    """One unit's way from its shard to its object."""
+    job = opened.job
+    rendered = Renderer(tasks, job.input.keep).render(opened.source.read(unit))
+    scheduler = Scheduler(FakeEngine(fake_settings(job.model.engine)), tasks)
+    flight = scheduler.submit(rendered)
+    while scheduler.has_work:
+        scheduler.step()
+    answers = [answer for answer in flight.answers if answer is not None]
+    schema = output_schema(opened.kept_schema, added_fields(job))
+    rows = output_rows(answered_table(rendered, answers, tasks.fields), unit.shard, schema)
+    facts: dict[str, Any] = dict.fromkeys(UnitRecord.__dataclass_fields__, "")
+    facts |= {"unit": unit.key, "fingerprint": job.fingerprint, "shard_version": unit.version}
+    facts |= {"num_rows": rows.num_rows, "num_filtered": unit.num_rows - rows.num_rows}
+    facts |= {"rejects": count_rejects(rows), "input_tokens": 0, "generated_tokens": 0}
+    facts |= {"seconds": 0.0, "revision": None, "repairs": ()}
+    commit(opened.store, unit, rows, UnitRecord(**facts))
+
+
+def run(job: Job, prepared: Prepared) -> pa.Table:
+    """All units; the output's rows in the input's order, proved to be the input's."""
+    tasks = load_tasks(job)
+    for unit in prepared.missing:
+        run_unit(prepared.opened, tasks, unit)
+    proof = verify(prepared.opened.store, expected_of(prepared.opened), Level.INPUT)
+    assert proof.is_whole, proof.findings
+    assert all(UNIT_KEY.fullmatch(key) for key in proof.units)
+    schema = output_schema(prepared.opened.kept_schema, added_fields(job))
+    if not prepared.missing:
+        return schema.empty_table()
+    return ds.dataset(Path(job.output.path) / "data", format="parquet").to_table()
+
+
+@pytest.mark.parametrize("bad", BAD_INPUTS, ids=lambda bad: bad.name)
+def test_a_bad_input_becomes_what_the_table_says(bad: BadInput, tmp_path: Path) -> None:
+    """A reject beside answers, a refusal, a stop that names the shard, or a value as it was."""
+    source = tmp_path / "in"
+    source.mkdir()
+    bad.make(source)
+    job = None
+    match bad.fate:
+        case Refused(words):
+            with pytest.raises(UserError) as refused:
+                planned(job_of(bad, tmp_path))
+            check_line(refused.value, words)
+            assert not list(tmp_path.glob("out/data/**/*.parquet"))
+        case Stopped(words):
+            job = job_of(bad, tmp_path)
+            prepared = planned(job)
+            if bad.during is not None:
+                bad.during(source)
+            with pytest.raises((UserError, RunFailed)) as stopped:
+                run(job, prepared)
+            check_line(stopped.value, ["a.parquet", words])
+            assert not list(tmp_path.glob("out/data/**/*.parquet"))
+        case Rejected(reject_class, words):
+            job = job_of(bad, tmp_path)
+            one, error, other = run(job, planned(job)).column("error").to_pylist()
+            assert (one, other) == (None, None)
+            assert error["class"] == reject_class
+            assert words in error["message"]
+            assert "\n" not in error["message"]
+            assert len(error["message"]) < 500
+        case Unchanged(num_rows):
+            job = job_of(bad, tmp_path)
+            rows = run(job, planned(job))
+            assert rows.num_rows == num_rows
+            assert rows.column("error").null_count == num_rows
+            assert pc.all(pc.greater(rows.column("num_input_tokens"), 0)).as_py() is not False
+            check_nothing_escaped(tmp_path)
+
+
+def check_line(error: TokenmillError, words: Any) -> None:
+    assert "\n" not in str(error)
+    assert len(str(error)) < 1000
+    for word in words:
+        assert word in str(error)
+
+
+def check_nothing_escaped(folder: Path) -> None:
+    """All that was written stands in the output."""
+    assert {path.name for path in folder.iterdir()} == {"in", "out"}
+
+
+def test_there_are_enough_kinds() -> None:
+    """More than sixty, each with a name of its own."""
+    names = [bad.name for bad in BAD_INPUTS]
+    assert len(set(names)) == len(names) >= 60
