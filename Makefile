@@ -3,11 +3,13 @@
 MODEL := bundled:smollm2-135m
 UV_VERSION := 0.13.9
 LOCK_VENV := .cache/lock
+CYCLONEDX_VERSION := 7.5.0
+SBOM_VENV := .cache/sbom
 # More options for `make lock`, say --upgrade or --upgrade-package ray.
 LOCK_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit mutations check lock clean
+.PHONY: help setup demo test unit mutations check lock sbom clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 14
@@ -46,6 +48,12 @@ lock: setup  ## Write requirements/cpu.txt anew from pyproject.toml
 	@! grep -E '^(cuda|nvidia|torch|triton)' requirements/cpu.txt || \
 	  { echo "lock: these come with CUDA; name them in requirements/overrides.txt" >&2; exit 1; }
 
+sbom: setup  ## Write sbom.json, a bill of materials in CycloneDX's form
+	test -x $(SBOM_VENV)/bin/cyclonedx-py || .venv/bin/python -m venv $(SBOM_VENV)
+	$(SBOM_VENV)/bin/python -m pip install --quiet cyclonedx-bom==$(CYCLONEDX_VERSION)
+	cat requirements/torch.txt requirements/cpu.txt | \
+	  $(SBOM_VENV)/bin/cyclonedx-py requirements --output-reproducible --output-file sbom.json -
+
 clean:  ## Remove .venv, caches and the demo's output
-	rm -rf .venv .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache dist out
+	rm -rf .venv .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache dist out sbom.json
 	find infra jobs pipeline tests -name __pycache__ -prune -exec rm -rf {} +

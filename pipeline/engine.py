@@ -316,6 +316,12 @@ def _check_grammar(params: "SamplingParams | PoolingParams", backend: str) -> No
     if structured is None:
         return
     kind = next(name for name in _STRUCTURES if getattr(structured, name) is not None)
+    value = getattr(structured, kind)
+    if kind == "regex":
+        if "\0" in value:
+            raise UserError("structured_outputs.regex: a NUL in it is never matched; take it out")
+    elif not value and value != {}:
+        raise UserError(f"structured_outputs.{kind}: it is empty; leave it out")
     # Checking writes into the parameters.
     params = params.clone()
     try:
@@ -324,13 +330,13 @@ def _check_grammar(params: "SamplingParams | PoolingParams", backend: str) -> No
         elif backend == "guidance":
             backend_guidance.validate_guidance_grammar(params)
         return
-    except ValueError as error:
+    except _refusals() as error:
         first = error
     try:
         if backend == "auto":
             backend_guidance.validate_guidance_grammar(params)
             return
-    except ValueError as error:
+    except _refusals() as error:
         first = error
     raise UserError(f"structured_outputs.{kind}: vLLM refuses it: {_one_line(first)}") from first
 

@@ -158,6 +158,10 @@ def check_sampling(sampling: dict[str, Any], place: str = "") -> None:
         raise ValueError(
             f"{place}sampling.max_tokens must be a positive number, or null for no limit"
         )
+    seed = sampling.get("seed")
+    if isinstance(seed, int) and not -(2**63) <= seed < 2**63:
+        # The engine would die of it.
+        raise ValueError(f"{place}sampling.seed must fit into 64 bits")
     for key in ("output_kind", "detokenize"):
         if key in sampling:
             raise ValueError(f"{place}sampling.{key} is set by tokenmill; leave it out")

@@ -511,6 +511,7 @@ _BAD_JOBS = tuple(
         ("a negative bound", {"sampling": {"max_tokens": -1}}, ["sampling.max_tokens"]),
         ("a bound of infinity", {"sampling": {"max_tokens": float("inf")}}, ["max_tokens"]),
         ("a bound in words", {"sampling": {"max_tokens": "many"}}, ["sampling.max_tokens"]),
+        ("a seed too large", {"sampling": {"max_tokens": 1, "seed": 2**63}}, ["sampling.seed"]),
         ("two answers a row", {"sampling": {"max_tokens": 1, "n": 2}}, ["sampling.n"]),
         ("a part of a row", {"input.limit": 0.5}, ["input.limit"]),
     )

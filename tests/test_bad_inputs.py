@@ -4,6 +4,9 @@ Driven without Ray and processes: the job is checked, planned, read, rendered, a
 engine, committed, and the output held against the input row by row.
 """
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import pyarrow.dataset as ds
 import pytest
 import yaml
 from bad_inputs import BAD_INPUTS, BadInput, Refused, Rejected, Stopped, Unchanged
+from command import ROOT
 from factories import job_data
 
 from pipeline.columns import added_fields, answered_table, output_rows, output_schema
@@ -114,6 +118,63 @@ def test_a_bad_input_becomes_what_the_table_says(bad: BadInput, tmp_path: Path) 
             assert rows.column("error").null_count == num_rows
             assert pc.all(pc.greater(rows.column("num_input_tokens"), 0)).as_py() is not False
             check_nothing_escaped(tmp_path)
+
+
+GARBAGE: tuple[dict[str, Any], ...] = (
+    *({"regex": regex} for regex in ("(", "[a", "a\0", "(?=a)b")),
+    *({"grammar": grammar} for grammar in ("", "not a grammar", "root ::= nope")),
+    *({"json": schema} for schema in ("", "{", {"type": "nope"}, {"$ref": "#/nope"})),
+    {"choice": []},
+    {"json_object": False},
+    {"structural_tag": "x"},
+    {},
+    {"regex": "a", "choice": ["b"]},
+)
+EXTREMES: tuple[dict[str, Any], ...] = (
+    *({"temperature": value} for value in (-1, float("nan"), float("inf"))),
+    *({"top_p": value} for value in (0, 1.1)),
+    {"top_k": -2},
+    {"min_p": 2},
+    {"repetition_penalty": 0},
+    {"presence_penalty": 3},
+    {"frequency_penalty": -3},
+    *({"stop": value} for value in ([""], 5)),
+    {"logprobs": -2},
+    *({"min_tokens": value} for value in (9, -1)),
+    {"stop_token_ids": ["a"]},
+    {"bad_words": [""]},
+)
+
+
+# Here vLLM's import would warn, which is an error in tests.
+PARAMETERS = """
+import json, sys
+from pipeline.engine import _check_grammar, vllm_params
+from pipeline.errors import UserError
+from pipeline.schema import Sampling
+for bad in json.load(sys.stdin):
+    try:
+        _check_grammar(vllm_params(Sampling({"max_tokens": 4, **bad})), "auto")
+    except UserError:
+        continue
+    print("taken:", bad)
+"""
+
+
+@pytest.mark.integration
+def test_parameters_that_no_engine_can_follow_are_refused_before_it_starts() -> None:
+    """Garbage for schema, regex or grammar, and values out of range, are the user's mistakes."""
+    bad = [*({"structured_outputs": garbage} for garbage in GARBAGE), *EXTREMES]
+    done = subprocess.run(
+        [sys.executable, "-c", PARAMETERS],
+        input=json.dumps(bad),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert [line for line in done.stdout.splitlines() if line.startswith("taken:")] == []
 
 
 def check_line(error: TokenmillError, words: Any) -> None:
