@@ -9,7 +9,7 @@ SBOM_VENV := .cache/sbom
 LOCK_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit mutations check lock sbom clean
+.PHONY: help setup demo test unit mutations check bench lock sbom clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 14
@@ -37,6 +37,9 @@ check: setup  ## Check format, lint and types
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
+
+bench: setup  ## Time tokenmill beside vLLM alone and others, in turns (an hour, a quiet machine)
+	.venv/bin/python -m bench
 
 lock: setup  ## Write requirements/cpu.txt anew from pyproject.toml
 	test -x $(LOCK_VENV)/bin/uv || .venv/bin/python -m venv $(LOCK_VENV)

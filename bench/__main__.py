@@ -1,0 +1,144 @@
+"""How fast tokenmill is beside others, on this machine: ratios of runs that take turns.
+
+    python -m bench [PART…] [--rounds 3] [--output out/bench]
+
+Parts: `steady` (W1 to W3 beside one `LLM.generate` call), `peers` (W1 beside `ray.data.llm` and
+`map_batches` by hand), `skew` (W5 beside one call and calls of sixteen rows), `repeats` (W6 with
+and without `deduplicate`). Prints a table; writes figures.json, and a plot where matplotlib is.
+"""
+
+import argparse
+import json
+import platform
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench import timing, workloads
+from bench.workloads import ENGINE, Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A workload and the systems on it; `base` is what the others are held against.
+
+    `changes` are a system's own keys of the job: a second name for the same system.
+    """
+
+    make: Callable[[Path], Workload]
+    base: str
+    others: Sequence[str]
+    changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+_MODEL = {"source": workloads.MODEL, "engine": ENGINE}
+_ALL = {"tokenmill-all": {"model": {**_MODEL, "deduplicate": False}}}
+PARTS: Mapping[str, Sequence[Comparison]] = {
+    "steady": [
+        Comparison(make, "llm", ["tokenmill"])
+        for make in (workloads.tagging, workloads.translation, workloads.scoring)
+    ],
+    "peers": [
+        Comparison(workloads.translation, "ray_llm", ["ray_llm_tuned", "by_hand", "tokenmill"])
+    ],
+    "skew": [Comparison(workloads.skewed, "llm", ["llm_in_groups", "tokenmill"])],
+    "repeats": [
+        Comparison(partial(workloads.repeated, share=share), "tokenmill-all", ["tokenmill"], _ALL)
+        for share in (0.0, 0.3, 0.6)
+    ],
+}
+
+
+def compare(comparison: Comparison, folder: Path, rounds: int) -> dict[str, Any]:
+    """The blocks of all systems, and each one's ratio to the base."""
+    workload = comparison.make(folder)
+
+    def run(system: str, number: int) -> timing.Block:
+        name = f"{system}-{number}"
+        changes = comparison.changes.get(system, {})
+        job_file = folder / f"{name}.yaml"
+        workload.write_job(job_file, changes, str(folder / name))
+        return timing.run_block(system.split("-", maxsplit=1)[0], job_file, folder / f"{name}.log")
+
+    systems = [comparison.base, *comparison.others]
+    blocks = timing.alternate(systems, run, rounds)
+    return {
+        "workload": workload.name,
+        "about": workload.about,
+        "base": comparison.base,
+        "systems": {
+            system: {
+                "blocks": [asdict(block) for block in blocks[system]],
+                "tokens_per_s": [block.rate for block in blocks[system]],
+                "ratios": timing.ratios(blocks[system], blocks[comparison.base]),
+            }
+            for system in systems
+        },
+    }
+
+
+def print_table(results: Sequence[Mapping[str, Any]]) -> None:
+    """A line a system: median, least and most of its rounds."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("workload", "system", "tokens/s", "beside the base", "others' cores"):
+        table.add_column(heading)
+    for result in results:
+        for system, figures in result["systems"].items():
+            busy = max(block["foreign_cores"] for block in figures["blocks"])
+            is_base = system == result["base"]
+            table.add_row(
+                f"{result['workload']}: {result['about']}" if is_base else "",
+                system,
+                timing.spread(figures["tokens_per_s"], 0),
+                "base" if is_base else timing.spread(figures["ratios"]),
+                f"{busy:.2f}",
+            )
+    Console(width=140).print(table)
+
+
+def plot(results: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Each round's ratio as a point, a line a workload and system, as one HTML page."""
+    from plotly import graph_objects  # noqa: PLC0415 - takes a second
+
+    points = [
+        (f"{result['workload']}: {system} / {result['base']}", ratio)
+        for result in results
+        for system, figures in result["systems"].items()
+        if system != result["base"]
+        for ratio in figures["ratios"]
+    ]
+    names, values = zip(*points, strict=True)
+    figure = graph_objects.Figure(graph_objects.Scatter(x=values, y=names, mode="markers"))
+    figure.add_vline(x=1, line_color="grey")
+    figure.update_xaxes(title="tokens a second, over the base's in the same round")
+    figure.write_html(path)
+
+
+def main() -> None:
+    """Run the parts that the command line names; all of them by default."""
+    parser = argparse.ArgumentParser(prog="python -m bench")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=Path("out/bench"))
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    results = []
+    for part in arguments.parts or PARTS:
+        for comparison in PARTS[part]:
+            with tempfile.TemporaryDirectory() as folder:
+                results.append(compare(comparison, Path(folder), arguments.rounds))
+            print_table(results[-1:])
+            machine = {"machine": platform.machine(), "python": platform.python_version()}
+            figures = json.dumps({**machine, "results": results}, indent=2)
+            (arguments.output / "figures.json").write_text(figures)
+    plot(results, arguments.output / "ratios.html")
+
+
+if __name__ == "__main__":
+    main()

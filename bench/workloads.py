@@ -1,0 +1,158 @@
+"""What is measured: jobs over real text whose cost is known beforehand.
+
+Every row asks for a fixed number of tokens (`ignore_eos`), so that two systems do the same work
+whatever the model writes.
+"""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import yaml
+
+ROOT = Path(__file__).parents[1]
+# 57,169 package descriptions of Debian 12, where it is; else the demo's documents, again and again.
+CORPUS = ROOT.parent / "shared" / "data" / "packages"
+DEMO = ROOT / "jobs" / "demo" / "documents.yaml"
+
+#: The same for all systems. vLLM's own defaults differ between its front ends.
+ENGINE = {
+    "dtype": "float32",
+    "max_model_len": 2048,
+    "max_num_seqs": 64,
+    "max_num_batched_tokens": 2048,
+    "enforce_eager": True,
+    "kv_cache_memory_bytes": 2 * 2**30,
+}
+MODEL = "bundled:smollm2-135m"
+_SEED = 1
+_UNIT_ROWS = 32
+# About 400 tokens.
+_INSTRUCTION = (
+    "You assign tags to short descriptions of software packages for a catalogue. "
+    + " ".join(
+        f"Rule {number}: read the description as a whole, look for what the package does, for whom "
+        f"it is meant and how it is used, and prefer the tag that a careful librarian would give."
+        for number in range(1, 11)
+    )
+    + " Answer with the tags alone, separated by commas."
+)
+# Of the normal distribution under the log-normal lengths of W5: one row in sixteen is long.
+_LONG_EVERY, _SHORT_TOKENS, _LONG_FACTOR = 16, 16, 16
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A corpus in a folder and the job over it, as the job file's keys."""
+
+    name: str
+    about: str
+    corpus: Path
+    job: Mapping[str, Any]
+
+    def write_job(self, path: Path, changes: Mapping[str, Any], output: str) -> Path:
+        """The job file, some top-level keys changed, to an output of its own."""
+        path.write_text(yaml.safe_dump({**self.job, **changes, "output": {"path": output}}))
+        return path
+
+
+def tagging(folder: Path, num_rows: int = 256) -> Workload:
+    """W1: an instruction of 400 tokens that all rows share, a short text, 8 tokens out."""
+    prompt = {"system": _INSTRUCTION, "user": "{{ text }}"}
+    rows = {"text": _texts(num_rows, 200, 400)}
+    return _workload(folder, "W1 tagging", "400 shared + 80 in, 8 out", rows, prompt, _limit(8))
+
+
+def translation(folder: Path, num_rows: int = 128) -> Workload:
+    """W2: as much out as in."""
+    prompt = {"user": "Translate into French:\n\n{{ text }}"}
+    rows = {"text": _texts(num_rows, 200, 400)}
+    return _workload(folder, "W2 translation", "110 in, 80 out", rows, prompt, _limit(80))
+
+
+def scoring(folder: Path, num_rows: int = 192) -> Workload:
+    """W3: no decoding, the log-probability of every token of the text."""
+    rows = {"text": _texts(num_rows, 400, 900)}
+    made = _workload(folder, "W3 scoring", "150 scored, 0 out", rows, {"text": "{{ text }}"}, None)
+    return _with(made, {"task": {"kind": "score"}})
+
+
+def skewed(folder: Path, num_rows: int = 256) -> Workload:
+    """W5: one row in sixteen writes sixteen times as much."""
+    lengths = [
+        _SHORT_TOKENS * (_LONG_FACTOR if row % _LONG_EVERY == 0 else 1) for row in range(num_rows)
+    ]
+    random.Random(_SEED).shuffle(lengths)  # noqa: S311 - no secret
+    rows: dict[str, list[Any]] = {"text": _texts(num_rows, 80, 200), "length": lengths}
+    prompt = {"user": "Go on:\n\n{{ text }}"}
+    about = (
+        f"60 in, 1 of {_LONG_EVERY} rows {_LONG_FACTOR * _SHORT_TOKENS} out, else {_SHORT_TOKENS}"
+    )
+    made = _workload(folder, "W5 skewed", about, rows, prompt, _limit(_SHORT_TOKENS))
+    return _with(made, {"overrides": {"max_tokens": "length"}})
+
+
+def repeated(folder: Path, share: float, num_rows: int = 192) -> Workload:
+    """W6: so large a share of the rows repeat another's text."""
+    distinct = _texts(round(num_rows * (1 - share)), 200, 400)
+    draw = random.Random(_SEED)  # noqa: S311 - no secret
+    texts = distinct + draw.choices(distinct, k=num_rows - len(distinct))
+    draw.shuffle(texts)
+    prompt = {"user": "Sum up in one sentence:\n\n{{ text }}"}
+    about = f"110 in, 24 out, {share:.0%} repeat another row"
+    return _workload(folder, f"W6 repeats {share:.0%}", about, {"text": texts}, prompt, _limit(24))
+
+
+def _limit(tokens: int) -> dict[str, Any]:
+    return {"temperature": 0, "max_tokens": tokens, "ignore_eos": True}
+
+
+def _workload(  # noqa: PLR0913, PLR0917 - a job's parts
+    folder: Path,
+    name: str,
+    about: str,
+    rows: Mapping[str, list[Any]],
+    prompt: Mapping[str, str],
+    sampling: Mapping[str, Any] | None,
+) -> Workload:
+    corpus = folder / name.replace(" ", "-").replace("%", "")
+    corpus.mkdir(parents=True)
+    pq.write_table(pa.table(dict(rows)), corpus / "rows.parquet", row_group_size=_UNIT_ROWS)
+    job = {
+        "name": "bench",
+        "input": {"path": str(corpus), "keep": ["text"]},
+        "model": {"source": MODEL, "engine": ENGINE},
+        "prompt": dict(prompt),
+        "units": {"rows": _UNIT_ROWS},
+    }
+    return Workload(name, about, corpus, job if sampling is None else {**job, "sampling": sampling})
+
+
+def _with(workload: Workload, keys: Mapping[str, Any]) -> Workload:
+    return Workload(workload.name, workload.about, workload.corpus, {**workload.job, **keys})
+
+
+def _texts(count: int, least: int, most: int) -> list[str]:
+    """Distinct texts of so many characters, the same ones each time."""
+    found = sorted({text[:most] for text in _corpus() if len(text) >= least}, key=_mixed)
+    if len(found) < count:
+        # The demo alone has some dozens: a number makes each of them another.
+        found = [f"{number}. {text}" for number in range(-(-count // len(found))) for text in found]
+    return found[:count]
+
+
+def _mixed(text: str) -> int:
+    """An order that has nothing to do with the corpus's own, the same in every process."""
+    return random.Random(text).getrandbits(64)  # noqa: S311 - no secret
+
+
+def _corpus() -> list[str]:
+    if CORPUS.is_dir():
+        texts: list[str] = ds.dataset(CORPUS).to_table(columns=["text"]).column("text").to_pylist()
+        return texts
+    return [entry["text"] for entry in yaml.safe_load(DEMO.read_text()) if entry.get("text")]
