@@ -25,6 +25,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
+from ray._private import ray_constants
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from ray.exceptions import RayError
 
@@ -63,6 +64,7 @@ _UNITS_IN_FLIGHT = (3, 32)
 # rendering inside of the replicas.
 _CPUS_PER_REPLICA = 2
 _FACTS_KEY = b"tokenmill"
+_LOOPBACK = "127.0.0.1"
 # Ray's head answers within milliseconds; this is for a network that does not.
 _ANSWER_S = 10
 
@@ -231,15 +233,16 @@ def _start_ray(address: str | None, replicas: int) -> None:
         _require_token()
     try:
         if is_ours:
-            ray.init(
-                address="local",
-                # The replicas' share comes on top of the cores: reading must not wait for them.
-                num_cpus=(os.cpu_count() or 1) + _CPUS_PER_REPLICA * replicas,
-                include_dashboard=False,
-                _node_ip_address="127.0.0.1",
-                object_store_memory=_object_store_bytes(),
-                **options,
-            )
+            with _on_loopback():
+                ray.init(
+                    address="local",
+                    # The replicas' share comes on top of the cores: reading must not wait for them.
+                    num_cpus=(os.cpu_count() or 1) + _CPUS_PER_REPLICA * replicas,
+                    include_dashboard=False,
+                    _node_ip_address=_LOOPBACK,
+                    object_store_memory=_object_store_bytes(),
+                    **options,
+                )
         else:
             ray.init(address=address, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -254,6 +257,21 @@ def _start_ray(address: str | None, replicas: int) -> None:
     context.enable_progress_bars = False
     # An engine that cannot start will not start the next time.
     context.max_consecutive_actor_init_deaths = 0
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Have Ray listen where it is told to.
+
+    On Linux Ray 2.60 takes a loopback address for a mistake and the machine's own in its place
+    (`services.resolve_ip_for_localhost`), and then listens on all of them.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _require_token() -> None:

@@ -400,20 +400,30 @@ def test_nothing_stored_is_a_pickle(ran: Ran) -> None:
 # Ray.
 
 OWN_CLUSTER = """
-import os, sys, ray
+import ipaddress, os, psutil, sys, ray
 sys.path.insert(0, "tests")
 from factories import job
 from pipeline.pool import Pool, refuse_open_cluster
 pool = Pool(None, job())
 assert "RAY_AUTH_TOKEN" in os.environ
+own = psutil.Process()
+listening = [
+    connection.laddr.ip
+    for process in (own, *own.children(recursive=True))
+    for connection in process.net_connections("inet")
+    if connection.status == psutil.CONN_LISTEN
+]
+assert len(listening) > 3, listening
+for address in map(ipaddress.ip_address, listening):
+    assert (getattr(address, "ipv4_mapped", None) or address).is_loopback, listening
 refuse_open_cluster(ray.get_runtime_context().gcs_address)
 pool.close()
 """
 
 
 @pytest.mark.integration
-def test_our_ray_wants_a_token_that_is_on_no_disk(tmp_path: Path) -> None:
-    """The cluster that a run starts refuses who has no token."""
+def test_our_ray_is_on_loopback_and_wants_a_token_that_is_on_no_disk(tmp_path: Path) -> None:
+    """The cluster that a run starts is to be reached from this machine only, by who has a token."""
     done = subprocess.run(
         [sys.executable, "-c", OWN_CLUSTER],
         cwd=ROOT,
