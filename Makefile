@@ -9,7 +9,7 @@ SBOM_VENV := .cache/sbom
 LOCK_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit mutations check bench lock sbom clean
+.PHONY: help setup demo test unit chaos mutations check bench lock sbom clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 14
@@ -29,6 +29,11 @@ test: setup  ## Run all tests (minutes)
 
 unit: setup  ## Run the quick tests
 	.venv/bin/pytest -m "not integration"
+
+chaos: setup  ## Kill, mislead and starve runs by the hundred; prove that no row is lost (minutes)
+	.venv/bin/pytest -m chaos
+	PYTHONPATH=tests .venv/bin/python -m faults.chaos --seeds 5 --rounds 4 --ray-rounds 1 \
+	  --report out/chaos.json
 
 mutations: setup  ## Break the code in known ways, and see that the quick tests notice (minutes)
 	.venv/bin/python tests/faults/mutations.py

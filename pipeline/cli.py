@@ -93,7 +93,8 @@ def run(  # noqa: PLR0913, PLR0917 - options of a command
     Example: tokenmill run jobs/summarize.yaml --limit 20 --output out/try
 
     Exit codes: 0 finished, 1 failed (run it again to resume), 2 a mistake in the job, input or
-    output, 3 finished with more rejects than the job allows.
+    output, 3 finished with more rejects than the job allows, 4 stopped by Ctrl-C or SIGTERM (run it
+    again to resume).
     """
     with one_line_errors(debug):
         settings = list(overrides or [])
@@ -397,7 +398,7 @@ def one_line_errors(debug: bool) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise typer.Exit(ExitCode.FAILED) from None
+        raise typer.Exit(ExitCode.STOPPED) from None
     except Exception as error:
         if debug or isinstance(error, typer.Exit):
             raise

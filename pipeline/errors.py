@@ -20,6 +20,7 @@ class ExitCode(IntEnum):
     FAILED = 1
     USER_ERROR = 2
     OVER_REJECT_BUDGET = 3
+    STOPPED = 4
 
 
 class TokenmillError(Exception):

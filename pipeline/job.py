@@ -149,6 +149,11 @@ class Model(ModelSource):
         description="Ask an engine only once what is asked again with nothing left to chance.",
     )
 
+    @property
+    def most_replicas(self) -> int:
+        """How many engines there may be at a time."""
+        return self.replicas.max if isinstance(self.replicas, ReplicaRange) else self.replicas
+
 
 class Output(Section):
     """Where the result stands."""

@@ -95,16 +95,25 @@ class RunSpec:
 
 
 class _Board:
-    """Where replicas tell what they do: an actor, so that nobody waits for the driver."""
+    """Where replicas tell what they do: an actor, so that nobody waits for the driver.
+
+    If its process is killed, its next one knows nothing: what is suspected is suspected anew.
+    """
 
     def __init__(self) -> None:
         self._loads: dict[str, Load] = {}
-        self._deaths = 0
+        self._running: dict[int, str] = {}
+        self._dead: set[str] = set()
         self._last_death = ""
         self._failure: TokenmillError | None = None
         self._suspects = Suspects()
 
-    def begin(self, unit: int) -> Advice:
+    def begin(self, unit: int, replica: str) -> Advice:
+        before = self._running.get(unit, replica)
+        if before != replica:
+            # An engine that takes its process along says nothing.
+            self.died(before, "a killed process")
+        self._running[unit] = replica
         return self._suspects.begin(unit)
 
     def next_group(self, unit: int, unanswered: Sequence[int]) -> Sequence[int]:
@@ -114,6 +123,7 @@ class _Board:
         self._suspects.survived(unit)
 
     def end(self, unit: int) -> None:
+        self._running.pop(unit, None)
         self._suspects.end(unit)
 
     def report(self, replica: str, load: Load) -> None:
@@ -121,8 +131,9 @@ class _Board:
 
     def died(self, replica: str, reason: str) -> None:
         self._loads.pop(replica, None)
-        self._deaths += 1
-        self._last_death = reason
+        if replica not in self._dead:
+            self._dead.add(replica)
+            self._last_death = reason
 
     def failed(self, failure: TokenmillError) -> None:
         self._failure = self._failure or failure
@@ -132,7 +143,7 @@ class _Board:
 
     def state(self) -> PoolState:
         condemned = self._suspects.num_condemned
-        return PoolState(dict(self._loads), self._deaths, self._last_death, condemned)
+        return PoolState(dict(self._loads), len(self._dead), self._last_death, condemned)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +165,8 @@ class Pool:
     """A Ray cluster, ours or the user's, and one run's way through it."""
 
     def __init__(self, address: str | None, job: Job) -> None:
-        _start_ray(address, _most_replicas(job))
-        board = ray.remote(num_cpus=0)(_Board)
+        _start_ray(address, job.model.most_replicas)
+        board = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Board)
         self._board: Any = board.remote()
 
     def state(self) -> PoolState:
@@ -314,14 +325,9 @@ def _cluster_has_gpus() -> bool:
     return bool(ray.cluster_resources().get("GPU", 0))
 
 
-def _most_replicas(job: Job) -> int:
-    replicas = job.model.replicas
-    return replicas.max if isinstance(replicas, ReplicaRange) else replicas
-
-
 def _render_tasks(job: Job) -> int:
     """Half of the cores that the replicas leave: a tokenizer takes seconds of each to load."""
-    left = int(ray.cluster_resources().get("CPU", 1)) - _CPUS_PER_REPLICA * _most_replicas(job)
+    left = int(ray.cluster_resources().get("CPU", 1)) - _CPUS_PER_REPLICA * job.model.most_replicas
     return max(1, left // 2)
 
 
@@ -329,7 +335,7 @@ def _threads_per_replica(job: Job) -> int:
     """This machine's cores, shared by the replicas that stand on it."""
     cores = len(os.sched_getaffinity(0))
     nodes = sum(node["Alive"] for node in ray.nodes())
-    return max(1, int(cores * nodes // max(nodes, _most_replicas(job))))
+    return max(1, int(cores * nodes // max(nodes, job.model.most_replicas)))
 
 
 def _strategy(spec: RunSpec, num_gpus: int) -> ActorPoolStrategy:
@@ -396,7 +402,8 @@ class _ReplicaStage:
     """One actor of the pool: several units at a time are inside of `__call__`."""
 
     def __init__(self, job: Job, num_gpus: int, board: Any) -> None:
-        name = f"{socket.gethostname()}-{os.getpid()}"
+        # A process number comes again, on another machine or later.
+        self._name = name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._board = board
 
         def on_load(load: Load) -> None:
@@ -428,7 +435,7 @@ class _ReplicaStage:
         return pa.concat_tables(parcels)
 
     def _answer(self, position: int, rendered: pa.Table) -> AnsweredUnit:
-        advice: Advice = ray.get(self._board.begin.remote(position))
+        advice: Advice = ray.get(self._board.begin.remote(position, self._name))
         if advice.is_alone:
             journal = _UnitJournal(self._board, position)
             answered = self._replica.answer_alone(rendered, advice.condemned, journal)

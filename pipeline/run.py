@@ -44,8 +44,9 @@ if TYPE_CHECKING:
     from pipeline.pool import Pool, Repair, RunSpec
 
 # An engine that dies again and again without a unit getting through will not get better; but one
-# row that kills is found only by 2 + log2(rows of its unit) deaths.
+# row that kills is found only by 3 + log2(rows of its unit) deaths, and each replica may have one.
 _MOST_DEATHS_BESIDES_SEARCH = 3
+_MOST_DEATHS_OF_A_SEARCH = 3
 # Rows that kill engines are rare; so many are a sign that the engine itself is sick.
 _MOST_CONDEMNED = 8
 _TICK_S = 1.0
@@ -227,6 +228,7 @@ class Run:
     def _stopped(self, error: BaseException) -> None:
         """Leave a summary of a run that did not end well, and say what stays of it."""
         self._events.add("stop", reason=f"{type(error).__name__}: {root_cause(error)}")
+        by_signal = isinstance(error, KeyboardInterrupt)
         # The store may be what failed; the reason for the stop matters more.
         with suppress(TokenmillError):
             plan = self._opened.plan
@@ -236,7 +238,7 @@ class Run:
                 f"stopped: {done:,} of {len(plan.units):,} units are committed and stay; "
                 "the same command runs the rest"
             )
-            self._write(self._summary(None, ExitCode.FAILED))
+            self._write(self._summary(None, ExitCode.STOPPED if by_signal else ExitCode.FAILED))
 
     def _summary(self, totals: Totals | None, exit_code: ExitCode) -> Summary:
         progress, now = self._progress, time.monotonic()
@@ -300,7 +302,8 @@ def _follow(
     pool: "Pool", spec: "RunSpec", progress: Progress, screen: Screen, events: EventLog
 ) -> None:
     """Count the commits as they come, and look after the replicas about once a second."""
-    patience = Patience(max(unit.num_rows for unit in spec.units))
+    rows_per_unit = max(unit.num_rows for unit in spec.units)
+    patience = Patience(rows_per_unit, spec.job.model.most_replicas)
     next_tick_at = 0.0
     for commit in _or_none_each_tick(lambda: pool.commits(spec)):
         if commit is not None:
@@ -322,8 +325,9 @@ def _follow(
 class Patience:
     """How many deaths of engines are borne before a run is given up."""
 
-    def __init__(self, rows_per_unit: int) -> None:
-        self._allowance = _MOST_DEATHS_BESIDES_SEARCH + rows_per_unit.bit_length()
+    def __init__(self, rows_per_unit: int, replicas: int) -> None:
+        search = _MOST_DEATHS_OF_A_SEARCH + rows_per_unit.bit_length()
+        self._allowance = _MOST_DEATHS_BESIDES_SEARCH + replicas * search
         self._deaths_before = 0
         self._condemned = 0
 

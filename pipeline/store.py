@@ -7,6 +7,7 @@ folder, fsync, and `os.link`, which fails if the name exists.
 """
 
 import errno
+import io
 import os
 import stat
 import uuid
@@ -255,8 +256,9 @@ class S3Store:
         with _s3_errors(self.url):
             found = self._fs.find(self._path(prefix), detail=True)
         for path in sorted(found):
-            # Consoles make folders out of empty objects whose keys end so.
-            if not path.endswith("/"):
+            # Consoles make folders out of empty objects whose keys end so. s3fs tells of the folder
+            # itself where its first object was made right after a listing that found nothing.
+            if not path.endswith("/") and found[path]["type"] != "directory":
                 yield self._info(path, found[path])
 
     def info(self, key: str) -> ObjectInfo:
@@ -278,7 +280,8 @@ class S3Store:
     def open(self, key: str) -> BinaryIO:
         with _s3_errors(self._url(key)):
             # pyarrow asks for the exact ranges that it needs; a read-ahead would fetch more.
-            return cast(BinaryIO, self._fs.open(self._path(key), "rb", cache_type="none"))
+            file = self._fs.open(self._path(key), "rb", cache_type="none")
+        return cast(BinaryIO, _S3File(file, self._url(key)))
 
     def create(self, key: str, data: bytes) -> bool:
         with _s3_errors(self._url(key)):
@@ -315,6 +318,34 @@ class S3Store:
 
     def _url(self, key: str) -> str:
         return f"{self.url}/{key}"
+
+
+class _S3File(io.RawIOBase):
+    """An open object whose reads raise as the store does: a network's fault is not the file's."""
+
+    def __init__(self, file: Any, where: str) -> None:
+        self._file = file
+        self._where = where
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return cast(int, self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return cast(int, self._file.tell())
+
+    def read(self, size: int = -1) -> bytes:
+        with _s3_errors(self._where):
+            return cast(bytes, self._file.read(size))
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def _answer_to(error: BaseException | None) -> tuple[str | None, int | None]:
@@ -354,7 +385,8 @@ def _s3_errors(where: str) -> Iterator[None]:
         ) from error
     except PermissionError as error:
         raise UserError(
-            f"{where}: refused by the store ({error}); check the credentials and their rights"
+            f"{where}: refused by the store ({error}); renew the credentials if they have expired, "
+            "check their rights, and run the command again"
         ) from error
     except FileNotFoundError as error:
         if _answer_to(error.__cause__)[0] == "NoSuchBucket":
@@ -364,4 +396,7 @@ def _s3_errors(where: str) -> Iterator[None]:
         reason = " ".join(str(error).split())
         raise UserError(f"{where}: {reason}; mend the URL or the endpoint") from error
     except (BotoCoreError, OSError) as error:
+        if getattr(error, "errno", None) == errno.EBUSY:
+            # s3fs's word for an ETag that is not the one with which reading began.
+            raise RunFailed(f"{where}: changed while it was read; run the command again") from error
         raise RunFailed(f"{where}: {error}; check the store and run the command again") from error

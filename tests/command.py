@@ -33,12 +33,15 @@ def tokenmill(
     )
 
 
-def start_tokenmill(*arguments: str | Path) -> subprocess.Popen[str]:
+def start_tokenmill(
+    *arguments: str | Path, env: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
     """Start `tokenmill` in the background; the caller ends it."""
     return subprocess.Popen(
         # Whoever runs the tests in a shell's background has them ignore Ctrl-C, and us with them.
         ["/usr/bin/env", "--default-signal=INT", *command(*arguments)],
         cwd=ROOT,
+        env={**os.environ, **(env or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

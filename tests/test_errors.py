@@ -63,8 +63,8 @@ def test_an_error_ends_with_its_exit_code(
 
 
 def test_exit_codes_are_as_documented() -> None:
-    """Scripts depend on the numbers: 0 finished, 1 failed, 2 user error, 3 too many rejects."""
-    assert [int(code) for code in ExitCode] == [0, 1, 2, 3]
+    """Scripts depend on them: 0 finished, 1 failed, 2 user error, 3 too many rejects, 4 stopped."""
+    assert [int(code) for code in ExitCode] == [0, 1, 2, 3, 4]
     assert (ExitCode.FINISHED, ExitCode.OVER_REJECT_BUDGET) == (0, 3)
 
 

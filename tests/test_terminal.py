@@ -95,10 +95,10 @@ def test_a_terminal_shows_the_run_and_nothing_else(job: Path) -> None:
 
 @pytest.mark.integration
 def test_a_run_that_is_stopped_while_it_starts_gives_the_terminal_back(job: Path) -> None:
-    """Ctrl-C before there is an engine ends with 1, says what is kept, and shows the cursor."""
+    """Ctrl-C before there is an engine ends with 4, says what is kept, and shows the cursor."""
     terminal = Terminal("run", job)
     terminal.read_until("starting")
     terminal.process.send_signal(signal.SIGINT)
-    assert terminal.read_to_end() == ExitCode.FAILED, terminal.text
+    assert terminal.read_to_end() == ExitCode.STOPPED, terminal.text
     assert terminal.text.rindex(SHOW_CURSOR) > terminal.text.rindex(HIDE_CURSOR)
     assert "0 of 1 units are committed and stay" in " ".join(terminal.lines)

@@ -1,0 +1,38 @@
+"""The bad network before the tests' S3 server."""
+
+from collections.abc import Iterator
+
+import pytest
+import s3fs
+from s3_server import S3Server
+
+from faults.proxy import Calm, FaultyS3
+from pipeline.store import S3Store
+
+
+@pytest.fixture(scope="session")
+def proxy_before_s3(s3_server: S3Server) -> Iterator[FaultyS3]:
+    """The proxy, started once."""
+    with FaultyS3(s3_server.endpoint_url).running() as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxy(proxy_before_s3: FaultyS3) -> FaultyS3:
+    """The proxy in calm weather."""
+    proxy_before_s3.weather = Calm()
+    proxy_before_s3.writes.clear()
+    return proxy_before_s3
+
+
+@pytest.fixture
+def far(proxy: FaultyS3, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> S3Store:
+    """A store behind the proxy; an answer that is lost costs a second."""
+    monkeypatch.setattr(s3fs.S3FileSystem, "read_timeout", 1)
+    return S3Store(f"s3://{s3_bucket}/out", proxy.endpoint_url)
+
+
+@pytest.fixture
+def near(s3_server: S3Server, s3_bucket: str) -> S3Store:
+    """The same place, without the proxy."""
+    return S3Store(f"s3://{s3_bucket}/out", s3_server.endpoint_url)

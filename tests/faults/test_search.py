@@ -1,0 +1,160 @@
+"""The search for rows that kill engines keeps its promise, and no run is given up before it."""
+
+import random
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import RunFailed
+from pipeline.monitor import PoolState
+from pipeline.pool import _Board
+from pipeline.run import Patience
+from pipeline.suspects import Suspects
+
+
+class Replicas:
+    """Replicas with some units in each, whose engines die of some rows, until all are answered.
+
+    What waits at a replica's gate when its engine dies is sent again with the rest, in any order.
+    """
+
+    def __init__(self, units: Sequence[tuple[int, frozenset[int]]], replicas: int) -> None:
+        self._units = list(units)
+        self._replicas = replicas
+        self.suspects = Suspects()
+        self.deaths = 0
+        self.condemned: dict[int, frozenset[int]] = {}
+        self.states: list[tuple[str, PoolState]] = []
+
+    def run(self, draw: random.Random) -> None:
+        queues = [list(range(at, len(self._units), self._replicas)) for at in range(self._replicas)]
+        while any(queues):
+            queue = draw.choice([queue for queue in queues if queue])
+            draw.shuffle(queue)
+            self._life_of_an_engine(queue)
+
+    def _life_of_an_engine(self, queue: list[int]) -> None:
+        advice = {unit: self.suspects.begin(unit) for unit in queue}
+        together = [unit for unit in queue if not advice[unit].is_alone]
+        if any(self._units[unit][1] for unit in together):
+            self._note("death")
+            return
+        for unit in together:
+            self._end(queue, unit, frozenset())
+        for unit in [unit for unit in queue if advice[unit].is_alone]:
+            if not self._alone(unit, advice[unit].condemned):
+                self._note("death")
+                return
+            self._end(queue, unit, advice[unit].condemned)
+
+    def _alone(self, unit: int, condemned: frozenset[int]) -> bool:
+        num_rows, killers = self._units[unit]
+        left = [row for row in range(num_rows) if row not in condemned]
+        while left:
+            group = self.suspects.next_group(unit, left)
+            if not killers.isdisjoint(group):
+                return False
+            self.suspects.survived(unit)
+            left = [row for row in left if row not in group]
+        return True
+
+    def _end(self, queue: list[int], unit: int, condemned: frozenset[int]) -> None:
+        self.suspects.end(unit)
+        self.condemned[unit] = condemned
+        queue.remove(unit)
+        self._note("commit")
+
+    def _note(self, event: str) -> None:
+        self.deaths += event == "death"
+        state = PoolState({}, self.deaths, "a row", self.suspects.num_condemned)
+        self.states.append((event, state))
+
+
+def given_up(replicas: Replicas, rows: int, num_replicas: int) -> bool:
+    """Whether a run that watches would have lost its patience."""
+    patience = Patience(rows, num_replicas)
+    try:
+        for event, state in replicas.states:
+            if event == "commit":
+                patience.renew(state.deaths)
+            patience.observe(state)
+    except RunFailed:
+        return True
+    return False
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.integers(1, 1500), seed=st.integers(0, 10**6), replicas=st.integers(1, 4))
+def test_a_killer_in_each_replica_is_found_and_nobody_gives_up(
+    rows: int, seed: int, replicas: int
+) -> None:
+    """Each costs at most 2 log2(rows) + 3 deaths; innocent units beside them are answered whole."""
+    draw = random.Random(seed)
+    guilty = [(rows, frozenset({draw.randrange(rows)})) for _ in range(replicas)]
+    world = Replicas([*guilty, *[(rows, frozenset[int]())] * 6], replicas)
+    world.run(draw)
+    assert world.condemned == {unit: killers for unit, (_, killers) in enumerate(world._units)}
+    assert world.deaths <= replicas * (2 * max(rows - 1, 0).bit_length() + 3)
+    assert not given_up(world, rows, replicas)
+
+
+@settings(max_examples=50, deadline=None)
+@given(rows=st.integers(1, 300), seed=st.integers(0, 10**6), guilty=st.integers(2, 5))
+def test_units_that_wait_for_their_turn_forget_nothing(rows: int, seed: int, guilty: int) -> None:
+    """Several units with a killer each, in one replica and in any order: no search begins anew."""
+    draw = random.Random(seed)
+    world = Replicas([(rows, frozenset({draw.randrange(rows)})) for _ in range(guilty)], 1)
+    world.run(draw)
+    assert world.condemned == {unit: killers for unit, (_, killers) in enumerate(world._units)}
+    assert world.deaths <= guilty * (2 * max(rows - 1, 0).bit_length() + 3)
+
+
+def test_a_row_does_not_pay_for_a_kill_from_outside() -> None:
+    """A row in an engine that is killed once, twice in all, is not condemned."""
+    suspects = Suspects()
+    suspects.begin(1)
+    suspects.begin(1)
+    suspects.next_group(1, [0])
+    advice = suspects.begin(1)
+    assert not advice.condemned
+    assert suspects.next_group(1, [0]) == (0,)
+    suspects.survived(1)
+    suspects.end(1)
+    assert suspects.num_condemned == 0
+
+
+def test_a_board_that_was_lost_is_begun_anew() -> None:
+    """A replica in the middle of a unit of which nothing is known any more gets its answers."""
+    suspects = Suspects()
+    suspects.survived(1)
+    assert suspects.next_group(1, [3, 4]) == (3, 4)
+    suspects.end(1)
+    assert not suspects.begin(1).is_alone
+
+
+def test_a_process_that_is_killed_counts_as_one_death() -> None:
+    """Whatever was in it; one that told of its end is not counted again."""
+    board = _Board()
+    for unit in range(3):
+        board.begin(unit, "first")
+    for unit in range(3):
+        assert board.begin(unit, "second").is_alone
+    assert board.state().deaths == 1
+    board.died("second", "of a row")
+    assert board.begin(0, "third").is_alone
+    state = board.state()
+    assert (state.deaths, state.last_death) == (2, "of a row")
+
+
+def test_engines_that_die_of_everything_are_given_up() -> None:
+    """Deaths without a unit getting through end the run, whatever the search says."""
+    patience = Patience(8, 1)
+
+    def die(times: int) -> None:
+        for deaths in range(times):
+            patience.observe(PoolState({}, deaths, "everything", deaths // 3))
+
+    with pytest.raises(RunFailed, match="everything"):
+        die(60)
