@@ -59,7 +59,8 @@ class Source:
             raise UserError(changed_shard(self.store, unit.shard, "has changed"))
 
     def _read_rows(self, file: BinaryIO, unit: Unit) -> pa.Table:
-        parquet = pq.ParquetFile(file, pre_buffer=True)
+        # Whose pages bear no checksums is read without.
+        parquet = pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True)
         where = None if self.where is None else where_expression(self.where, self.schema)
         schema = self.schema.append(pa.field(ROW_COLUMN, pa.int64(), nullable=False))
         pieces = [schema.empty_table()]

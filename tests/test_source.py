@@ -293,3 +293,18 @@ def test_a_value_that_the_common_type_cannot_hold_fails_the_run(tmp_path: Path) 
     unit = write(tmp_path, pa.table({"n": pa.array([2**64 - 1], pa.uint64())}))
     with pytest.raises(RunFailed, match="rows 0 to 1 cannot be read"):
         source(tmp_path, pa.schema([("n", pa.int64())])).read(unit)
+
+
+def test_a_damaged_page_is_not_taken_for_its_text(tmp_path: Path) -> None:
+    """A byte of a text that changed on its way is an error where the page bears a checksum."""
+    table = pa.table({"text": ["a text to be damaged"]})
+    unit = write(tmp_path, table)
+    options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    path = tmp_path / KEY
+    pq.write_table(table, path, write_page_checksum=True, **options)
+    assert path.read_bytes().count(b"damaged") == 1
+    path.write_bytes(path.read_bytes().replace(b"damaged", b"damagee"))
+    info = LocalStore(str(tmp_path)).info(KEY)
+    unit = replace(unit, size=info.size, version=info.version)
+    with pytest.raises(RunFailed, match="checksum"):
+        source(tmp_path, table.schema).read(unit)

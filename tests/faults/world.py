@@ -44,7 +44,9 @@ def write_corpus(folder: Path, shards: int = 3, rows: int = 60, poison: bool = T
         if poison and shard == shards - 1:
             texts[rows // 4] = f"a cup of {POISON}"
         ids = [f"{shard}-{row}" for row in range(rows)]
-        pq.write_table(pa.table({"doc_id": ids, "text": texts}), folder / f"shard-{shard}.parquet")
+        table = pa.table({"doc_id": ids, "text": texts})
+        # Or a bit that is flipped on its way would be a row's own.
+        pq.write_table(table, folder / f"shard-{shard}.parquet", write_page_checksum=True)
 
 
 def write_job(path: Path, engine: str = "") -> Path:
