@@ -15,18 +15,20 @@ import os
 import secrets
 import signal
 import socket
+import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 from ray._private import ray_constants
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.exceptions import RayError
 
 from pipeline import __version__
@@ -161,10 +163,30 @@ class _UnitJournal:
         ray.get(self.board.survived.remote(self.unit))
 
 
+class _Stop(ExecutionCallback):  # type: ignore[misc]
+    """Ends Ray Data's loop on behalf of another thread: it is called at each turn of it.
+
+    The event is the class's own, as Ray makes the instance.
+    """
+
+    asked: ClassVar = threading.Event()
+
+    def before_execution_starts(self, _executor: Any) -> None:
+        self._heed()
+
+    def on_execution_step(self, _executor: Any) -> None:
+        self._heed()
+
+    def _heed(self) -> None:
+        if self.asked.is_set():
+            raise RunFailed("stopped")
+
+
 class Pool:
     """A Ray cluster, ours or the user's, and one run's way through it."""
 
     def __init__(self, address: str | None, job: Job) -> None:
+        _Stop.asked.clear()
         _start_ray(address, job.model.most_replicas)
         board = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Board)
         self._board: Any = board.remote()
@@ -223,6 +245,10 @@ class Pool:
                 data = json.loads(text)
                 yield Commit(UnitRecord.from_facts(data["record"]), data["is_ours"])
 
+    def stop(self) -> None:
+        """Have the iteration over `commits`, in another thread, end soon, with an error."""
+        _Stop.asked.set()
+
     def close(self) -> None:
         """Leave the cluster; a local one ends, and its processes with it."""
         # Ray ends the process, without a word and with 1, if another thread frees an object of its
@@ -268,6 +294,7 @@ def _start_ray(address: str | None, replicas: int) -> None:
     context.enable_progress_bars = False
     # An engine that cannot start will not start the next time.
     context.max_consecutive_actor_init_deaths = 0
+    context.custom_execution_callback_classes = [_Stop]
 
 
 @contextmanager

@@ -10,8 +10,8 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -50,6 +50,9 @@ _MOST_DEATHS_OF_A_SEARCH = 3
 # Rows that kill engines are rare; so many are a sign that the engine itself is sick.
 _MOST_CONDEMNED = 8
 _TICK_S = 1.0
+# Ray Data's loop turns ten times a second, and more slowly on a busy machine.
+_END_S = 10.0
+_LEAVE_S = 10.0
 # Of rejects, in the one line that says why a run was given up.
 _MOST_CLASSES = 3
 _MOST_CHARACTERS = 200
@@ -226,19 +229,29 @@ class Run:
         return summary
 
     def _stopped(self, error: BaseException) -> None:
-        """Leave a summary of a run that did not end well, and say what stays of it."""
+        """Leave a summary of a run that did not end well, and say what stays of it.
+
+        A spot machine is gone in 30 s, whether the store answers or not.
+        """
         self._events.add("stop", reason=f"{type(error).__name__}: {root_cause(error)}")
         by_signal = isinstance(error, KeyboardInterrupt)
-        # The store may be what failed; the reason for the stop matters more.
-        with suppress(TokenmillError):
-            plan = self._opened.plan
-            # Counted anew: commits of the last moments have not reached the driver.
-            done = len(committed_keys(self._opened.store, plan))
-            self._interface.say(
-                f"stopped: {done:,} of {len(plan.units):,} units are committed and stay; "
-                "the same command runs the rest"
-            )
-            self._write(self._summary(None, ExitCode.STOPPED if by_signal else ExitCode.FAILED))
+        exit_code = ExitCode.STOPPED if by_signal else ExitCode.FAILED
+        counted: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+        def leave() -> None:
+            # The store may be what failed; the reason for the stop matters more.
+            with suppress(TokenmillError):
+                plan = self._opened.plan
+                # Counted anew: commits of the last moments have not reached the driver.
+                done = len(committed_keys(self._opened.store, plan))
+                counted.put(f"{done:,} of {len(plan.units):,} units are committed and stay")
+                self._write(self._summary(None, exit_code))
+
+        thread = threading.Thread(target=leave, name="leave", daemon=True)
+        thread.start()
+        thread.join(_LEAVE_S)
+        stays = "the units that are committed stay" if counted.empty() else counted.get()
+        self._interface.say(f"stopped: {stays}; the same command runs the rest")
 
     def _summary(self, totals: Totals | None, exit_code: ExitCode) -> Summary:
         progress, now = self._progress, time.monotonic()
@@ -305,19 +318,20 @@ def _follow(
     rows_per_unit = max(unit.num_rows for unit in spec.units)
     patience = Patience(rows_per_unit, spec.job.model.most_replicas)
     next_tick_at = 0.0
-    for commit in _or_none_each_tick(lambda: pool.commits(spec)):
-        if commit is not None:
-            progress.add(commit)
-            events.add_commit(commit)
-            patience.renew(progress.engine_deaths)
-            refuse_lost_cause(spec.job, progress, spec.output)
-        now = time.monotonic()
-        if now >= next_tick_at:
-            next_tick_at = now + _TICK_S
-            state = pool.state()
-            progress.observe(state, now)
-            screen.update(progress, now)
-            patience.observe(state)
+    with _or_none_each_tick(pool, spec) as commits:
+        for commit in commits:
+            if commit is not None:
+                progress.add(commit)
+                events.add_commit(commit)
+                patience.renew(progress.engine_deaths)
+                refuse_lost_cause(spec.job, progress, spec.output)
+            now = time.monotonic()
+            if now >= next_tick_at:
+                next_tick_at = now + _TICK_S
+                state = pool.state()
+                progress.observe(state, now)
+                screen.update(progress, now)
+                patience.observe(state)
     progress.observe(pool.state(), time.monotonic())
     screen.update(progress, time.monotonic())
 
@@ -376,23 +390,37 @@ def _as_example(output: Store, unit: str, reject_class: str) -> str:
     return ""
 
 
-def _or_none_each_tick(commits: Callable[[], Iterator[Commit]]) -> Iterator[Commit | None]:
+@contextmanager
+def _or_none_each_tick(pool: "Pool", spec: "RunSpec") -> Iterator[Iterator[Commit | None]]:
     """The commits as they come, and None after each second without one.
 
-    Iterated in a thread of its own, so that the main thread stays free for signals and drawing.
+    Iterated in a thread of its own, so that the main thread stays free for signals and drawing. It
+    has ended when the context has: Ray ends a process in which a thread uses it while it shuts
+    down.
     """
     arrived: queue.SimpleQueue[Commit | Exception | None] = queue.SimpleQueue()
 
     def iterate() -> None:
         try:
-            for commit in commits():
+            for commit in pool.commits(spec):
                 arrived.put(commit)
         except Exception as error:  # noqa: BLE001 - raised again in the main thread
             arrived.put(error)
         else:
             arrived.put(None)
 
-    threading.Thread(target=iterate, name="commits", daemon=True).start()
+    thread = threading.Thread(target=iterate, name="commits", daemon=True)
+    thread.start()
+    try:
+        yield _until_none(arrived)
+    finally:
+        pool.stop()
+        thread.join(_END_S)
+
+
+def _until_none(
+    arrived: "queue.SimpleQueue[Commit | Exception | None]",
+) -> Iterator[Commit | None]:
     while True:
         try:
             item = arrived.get(timeout=_TICK_S)

@@ -113,6 +113,9 @@ def run(seeds: Sequence[str], rounds: int, ray_rounds: int, say: Callable[[str],
     """All rounds of all seeds: many at a time, then those over Ray one by one."""
     started_at = time.monotonic()
     verdicts: list[Verdict] = []
+    # With their stores, until the proxy has ended: s3fs closes a store that is collected as garbage
+    # in the loop of the thread where that happens, were it the proxy's.
+    played: list[Any] = []
     with (
         tempfile.TemporaryDirectory(prefix="chaos-") as name,
         bad_network(Path(name) / "s3") as (proxy, server),
@@ -123,11 +126,13 @@ def run(seeds: Sequence[str], rounds: int, ray_rounds: int, say: Callable[[str],
             # A row that kills engines is found in seconds here, over Ray in a minute.
             world.write_corpus(folder / "corpus", poison=kind == "chaos")
             job = world.write_job(folder / "job.yaml", engine)
-            stage = Stage(proxy, server.environment, job, *undisturbed(folder, job))
+            stage = Stage(folder, proxy, server.environment, job, *undisturbed(folder, job))
 
             def one(bucket: str) -> Verdict:
                 fill_bucket(server, bucket, folder / "corpus")
-                verdict: Verdict = round_of(stage, bucket, folder).run()
+                round_ = round_of(stage, bucket)
+                played.append(round_)
+                verdict: Verdict = round_.run()
                 server.delete_bucket(bucket)
                 say(f"{bucket}: {verdict.drivers} drivers, {verdict.seconds} s, {verdict.losses}")
                 return verdict

@@ -87,6 +87,7 @@ def _pool_class(folder: Path, draw: random.Random) -> Any:  # noqa: C901 - one c
     from pipeline import pool  # noqa: PLC0415
     from pipeline.commit import Commit  # noqa: PLC0415
     from pipeline.engine import MachineShare  # noqa: PLC0415
+    from pipeline.errors import RunFailed  # noqa: PLC0415
     from pipeline.job import Job  # noqa: PLC0415
     from pipeline.monitor import PoolState  # noqa: PLC0415
     from pipeline.parcel import unpack  # noqa: PLC0415
@@ -114,6 +115,7 @@ def _pool_class(folder: Path, draw: random.Random) -> Any:  # noqa: C901 - one c
             self._suspects = Suspects()
             self._deaths: set[int] = set()
             self._lock = threading.Lock()
+            self._stopped = threading.Event()
             self._replica = self._new_replica()
 
         def _new_replica(self) -> Replica:
@@ -140,6 +142,8 @@ def _pool_class(folder: Path, draw: random.Random) -> Any:  # noqa: C901 - one c
                     threads.shutdown(cancel_futures=True)
 
         def _unit(self, spec: pool.RunSpec, position: int) -> Commit:
+            if self._stopped.is_set():
+                raise RunFailed("stopped")
             ((_, rendered),) = unpack(pool._render_unit(spec, position))
             answered = self._answer(position, rendered)
             with open(folder / "answered", "a") as file:
@@ -170,6 +174,9 @@ def _pool_class(folder: Path, draw: random.Random) -> Any:  # noqa: C901 - one c
                 with self._lock:
                     self._suspects.end(position)
                 return answered
+
+        def stop(self) -> None:
+            self._stopped.set()
 
         def close(self) -> None:
             """Nothing runs beside this process."""

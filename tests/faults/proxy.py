@@ -165,8 +165,8 @@ class FaultyS3:
     async def _serve_one(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
             return await self._answer(request)
-        except ConnectionError:
-            # The client was killed: nobody is there to be answered.
+        except (ConnectionError, web.RequestPayloadError, aiohttp.ClientError):
+            # The client was killed, or the server has hung up: who is left tries again.
             return _break(request)
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:

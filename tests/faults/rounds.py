@@ -84,8 +84,12 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Where rounds take place: the proxy, the server behind it, the job, what should come out."""
+    """Where rounds take place: the proxy, the server behind it, the job, what should come out.
 
+    Below `folder`, each round keeps what its drivers say.
+    """
+
+    folder: Path
     proxy: FaultyS3
     environment: Mapping[str, str]
     job: Path
@@ -96,11 +100,12 @@ class Stage:
 class Round:
     """Runs on one bucket, whose input is there already."""
 
-    def __init__(self, stage: Stage, bucket: str, folder: Path) -> None:
+    def __init__(self, stage: Stage, bucket: str) -> None:
         self._stage = stage
         self._bucket = bucket
-        self._folder = folder / bucket
+        self._folder = stage.folder / bucket
         self._output = f"s3://{bucket}/out"
+        self._store: Store = S3Store(self._output, stage.environment["AWS_ENDPOINT_URL"])
         self._storm = Expiring(bucket, _FAULT_RATE, _STORM)
         self._lock = threading.Lock()
         self._zombies: list[BaseProcess] = []
@@ -124,10 +129,6 @@ class Round:
         self._judge("retry", self._stage.after_retry)
         self.verdict.seconds = round(time.monotonic() - started_at, 1)
         return self.verdict
-
-    @property
-    def _store(self) -> Store:
-        return S3Store(self._output, self._stage.environment["AWS_ENDPOINT_URL"])
 
     def _until_finished(self, what: str, arguments: Sequence[str | Path]) -> None:
         self._stage.proxy.storms[self._bucket] = self._storm

@@ -77,6 +77,7 @@ def test_the_run_goes_on_where_a_part_of_it_is_killed(
     prove(output, undisturbed)
 
 
+@pytest.mark.chaos
 def test_two_drivers_that_start_together_make_one_output(
     folder: Path, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
@@ -90,6 +91,7 @@ def test_two_drivers_that_start_together_make_one_output(
     assert sum(ours) == 20
 
 
+@pytest.mark.chaos
 def test_a_driver_that_sleeps_through_the_end_changes_nothing(
     folder: Path, undisturbed: Undisturbed, s3_server: S3Server, s3_bucket: str
 ) -> None:
@@ -111,6 +113,7 @@ def test_a_driver_that_sleeps_through_the_end_changes_nothing(
     assert losses(store, undisturbed).none
 
 
+@pytest.mark.chaos
 def test_a_spot_notice_ends_the_run_in_time_and_the_next_one_finishes_it(
     folder: Path, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
@@ -150,6 +153,7 @@ def two_nodes(head_cpus: int, second_cpus: int) -> Iterator["subprocess.Popen[st
             cluster.wait(60)
 
 
+@pytest.mark.chaos
 def test_the_run_outlives_a_node(folder: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
     """A node is lost with a replica on it: the other one goes on, and the lost one comes again."""
     output = tmp_path / "out"
@@ -166,6 +170,7 @@ def test_the_run_outlives_a_node(folder: Path, undisturbed: Undisturbed, tmp_pat
     prove(output, undisturbed)
 
 
+@pytest.mark.chaos
 def test_a_poison_row_among_a_thousand_is_found_while_other_units_go_on(tmp_path: Path) -> None:
     """At most 2 log2(1000) + 3 engines die of it, and its neighbours are answered."""
     world.write_corpus(tmp_path / "corpus", shards=2, rows=1000, poison=True)

@@ -12,7 +12,7 @@ from faults import real
 from pipeline.errors import ExitCode
 from pipeline.schema import RejectClass
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.chaos]
 
 # Read by every Python that starts; only Ray's workers hold engines.
 HOOK = """
