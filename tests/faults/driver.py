@@ -5,8 +5,10 @@ Stages, store, plan, verification, messages and exit codes are the command's own
 """
 
 import contextlib
+import faulthandler
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import random
 import signal
@@ -26,6 +28,8 @@ _IMPORTED_ONCE = [
     *("pipeline.cli", "pipeline.pool", "pipeline.tools", "pyarrow.dataset"),
 ]
 _THREADS = 3
+# Starting a process asks after all others, and the end of one can be read only once.
+_asking = threading.Lock()
 # What a lost answer costs; the default of 15 s would make a storm last for hours.
 _READ_TIMEOUT_S = 2
 
@@ -37,8 +41,16 @@ def start(
     _forks.set_forkserver_preload(_IMPORTED_ONCE)
     words = [str(argument) for argument in arguments]
     process = _forks.Process(target=_main, args=(words, dict(environment), str(folder), seed))
-    process.start()
+    with _asking:
+        process.start()
     return process
+
+
+def wait(process: BaseProcess, within_s: float) -> int | None:
+    """The driver's exit code; None if it has not ended by then."""
+    multiprocessing.connection.wait([process.sentinel], within_s)
+    with _asking:
+        return process.exitcode
 
 
 def said(folder: Path, process: BaseProcess) -> str:
@@ -66,6 +78,7 @@ def _main(words: Sequence[str], environment: dict[str, str], folder: str, seed: 
     # Not the server's own: it has that of the moment at which it started.
     os.environ.update(environment, TOKENMILL_CACHE=folder)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    faulthandler.register(signal.SIGUSR1)
 
     import s3fs  # noqa: PLC0415 - the tests' own process does without
 
@@ -186,7 +199,7 @@ def _pool_class(folder: Path, draw: random.Random) -> Any:  # noqa: C901 - one c
 
 def signal_if_alive(process: BaseProcess, number: int) -> bool:
     """Send a signal; False if the process has ended before."""
-    if process.pid is None or not process.is_alive():
+    if process.pid is None or wait(process, 0) is not None:
         return False
     with contextlib.suppress(ProcessLookupError):
         os.kill(process.pid, number)

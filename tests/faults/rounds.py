@@ -144,8 +144,8 @@ class Round:
         for number in range(_MOST_DISTURBED):
             draw = random.Random(f"{self._bucket} {name} {number}")
             process = self._start(f"{name} {number}", arguments)
-            process.join(draw.uniform(0.05, 1.2))
-            fate = draw.choice(_FATES) if process.is_alive() else Fate.LIVE
+            has_ended = driver.wait(process, draw.uniform(0.05, 1.2)) is not None
+            fate = Fate.LIVE if has_ended else draw.choice(_FATES)
             if self._meet(fate, process) == ExitCode.FINISHED:
                 return
         self._live(self._start(f"{name} last", arguments))
@@ -171,7 +171,7 @@ class Round:
             return None
         if fate is Fate.EXPIRE:
             self._storm.expired = True
-            process.join(0.5)
+            driver.wait(process, 0.5)
             self._storm.expired = False
         return self._live(process)
 
@@ -180,17 +180,20 @@ class Round:
 
     def _ended(self, process: BaseProcess, within_s: float) -> int | None:
         """The driver's exit code; it must have ended by then, and with a reason."""
-        process.join(within_s)
-        if process.is_alive():
+        exit_code = driver.wait(process, within_s)
+        if exit_code is None:
+            # It tells where its threads are.
+            driver.signal_if_alive(process, signal.SIGUSR1)
+            driver.wait(process, 1)
             self._fail(f"a driver hung for {within_s:.0f} s: {driver.said(self._folder, process)}")
-            process.kill()
-            process.join()
+            driver.signal_if_alive(process, signal.SIGKILL)
+            exit_code = driver.wait(process, _HANGS_S)
         said = driver.said(self._folder, process)
         with self._lock:
-            self.verdict.exit_codes[str(process.exitcode)] += 1
+            self.verdict.exit_codes[str(exit_code)] += 1
         if driver.is_unexplained(said):
             self._fail(f"a driver ended without a reason of ours: {said}")
-        return process.exitcode
+        return exit_code
 
     def _wake_zombies(self, may_write: bool = False) -> None:
         """Drivers that slept through the end; of a run, they change nothing that stands."""
