@@ -53,6 +53,11 @@ def wait(process: BaseProcess, within_s: float) -> int | None:
         return process.exitcode
 
 
+def listens(folder: Path, process: BaseProcess) -> bool:
+    """Whether the driver heeds signals by now."""
+    return (folder / f"{process.pid}.log").exists()
+
+
 def said(folder: Path, process: BaseProcess) -> str:
     """What a driver has said."""
     path = folder / f"{process.pid}.log"
@@ -72,13 +77,14 @@ def answered_units(folder: Path) -> list[str]:
 
 
 def _main(words: Sequence[str], environment: dict[str, str], folder: str, seed: str) -> None:
+    # Ignored until now: by the server, and by what a shell runs in its background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    faulthandler.register(signal.SIGUSR1)
     with open(os.path.join(folder, f"{os.getpid()}.log"), "wb", buffering=0) as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     # Not the server's own: it has that of the moment at which it started.
     os.environ.update(environment, TOKENMILL_CACHE=folder)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    faulthandler.register(signal.SIGUSR1)
 
     import s3fs  # noqa: PLC0415 - the tests' own process does without
 

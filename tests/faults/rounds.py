@@ -162,6 +162,8 @@ class Round:
         with self._lock:
             self.verdict.fates[fate] += 1
         if fate in _SIGNALS:
+            while not driver.listens(self._folder, process) and driver.wait(process, 0.02) is None:
+                pass
             driver.signal_if_alive(process, _SIGNALS[fate])
             return self._ended(process, GRACE_S)
         if fate is Fate.STOP:
