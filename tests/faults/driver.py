@@ -167,7 +167,11 @@ def _pool_class(folder: Path, draw: random.Random) -> Any:  # noqa: C901 - one c
             answered = self._answer(position, rendered)
             with open(folder / "answered", "a") as file:
                 file.write(f"{spec.units[position].key}\n")
-            facts = {"engine": asdict(self._replica.info), "seconds": answered.seconds}
+            facts = {
+                "engine": asdict(self._replica.info),
+                "seconds": answered.seconds,
+                "num_reused": answered.num_reused,
+            }
             metadata = {pool._FACTS_KEY: json.dumps(facts)}
             return pool._commit_unit(
                 spec, position, answered.rows.replace_schema_metadata(metadata)
