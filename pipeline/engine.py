@@ -12,13 +12,22 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 from weakref import WeakKeyDictionary
 
 from pydantic import ValidationError
 
 from pipeline.errors import UserError
-from pipeline.schema import Completion, Params, Pooling, Request, Sampling, TokenLogprob
+from pipeline.media import decoded
+from pipeline.schema import (
+    Completion,
+    Params,
+    Pooling,
+    RejectClass,
+    Request,
+    Sampling,
+    TokenLogprob,
+)
 from pipeline.section import unknown
 
 if TYPE_CHECKING:
@@ -68,6 +77,10 @@ class EngineInfo:
 
 class RequestRefused(Exception):
     """The engine does not take this request; it goes on with the others."""
+
+    def __init__(self, message: str, reject_class: RejectClass = RejectClass.ENGINE_ERROR) -> None:
+        super().__init__(message)
+        self.reject_class = reject_class
 
 
 class Engine(Protocol):
@@ -123,8 +136,8 @@ class VllmEngine:
             self._adapters[name] = request
 
     def add(self, key: int, request: Request) -> None:
-        prompt = {"prompt_token_ids": list(request.prompt_token_ids)}
         self._refuse_mixed_logprobs(request.params)
+        prompt = self._prompt(request)
         adapter = None if request.adapter is None else self._adapters[request.adapter]
         try:
             self._engine.add_request(
@@ -146,6 +159,36 @@ class VllmEngine:
     def abort(self, key: int) -> None:
         del self._params[key]
         self._engine.abort_request([str(key)])
+
+    def _prompt(self, request: Request) -> Mapping[str, Any]:
+        """VLLM's prompt; with media it is made ready here, since only then its length is known.
+
+        Raises `RequestRefused` for media that vLLM does not take, or that need too many tokens.
+        """
+        prompt: dict[str, Any] = {"prompt_token_ids": list(request.prompt_token_ids)}
+        if request.media is None:
+            return prompt
+        from vllm.renderers.inputs.preprocess import parse_model_prompt  # noqa: PLC0415
+
+        prompt["multi_modal_data"] = {request.media.kind: decoded(request.media)}
+        renderer = self._engine.renderer
+        try:
+            parsed = parse_model_prompt(self._engine.model_config, prompt)
+            (ready,) = renderer.render_cmpl([parsed], renderer.default_cmpl_tok_params)
+        # The model's own processor raises whatever it likes, torch's errors among it.
+        except Exception as error:
+            reason = f"vLLM does not take the {request.media.kind}: {_one_line(error)}"
+            raise RequestRefused(reason) from error
+        num_tokens = len(ready.get("prompt_token_ids", ()))
+        needed = num_tokens + (request.params.max_tokens or 1)
+        if needed > self.info.max_model_len:
+            raise RequestRefused(
+                f"the prompt's {num_tokens} tokens, with those of the {request.media.kind}, and "
+                f"{needed - num_tokens} for the answer exceed the context of "
+                f"{self.info.max_model_len}; raise engine.max_model_len or lower max_pixels",
+                RejectClass.PROMPT_TOO_LONG,
+            )
+        return cast(Mapping[str, Any], ready)
 
     def _refuse_mixed_logprobs(self, params: Params) -> None:
         """Jobs that mix them are refused (`check_logprobs`); a wrong number must not pass either.

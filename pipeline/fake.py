@@ -74,6 +74,12 @@ class FakeTokenizer:
             text if isinstance(text, Reject) else _encode(text) for text in self.render_chats(chats)
         ]
 
+    def encode_chats_with_image(self, chats: Sequence[Chat]) -> list[Sequence[int] | Reject]:
+        """The image's place is a token, as of a model that has few."""
+        return self.encode_chats(
+            [[*chat[:-1], (role, f"<|image|>{content}")] for *chat, (role, content) in chats]
+        )
+
     def encode_texts(self, texts: Sequence[str]) -> list[Sequence[int] | Reject]:
         return [_encode(text) for text in texts]
 
@@ -157,6 +163,8 @@ class FakeEngine:
             raise RuntimeError(f"the fake engine dies of {self._settings.crash_on!r}")
         # As with a real engine, another seed or adapter is another answer.
         chance = (request.params.values.get("seed"), request.adapter)
+        if request.media is not None:
+            prompt += request.media.data
         source = prompt + "".join(f"\0{part}" for part in chance if part is not None).encode()
         draw = random.Random(hashlib.sha256(source).digest())  # noqa: S311 - no secret
         if draw.random() < self._settings.refuse_rate:
@@ -336,6 +344,8 @@ def fake_config(settings: FakeSettings) -> dict[str, Any]:
     return {
         "embedding_size": FAKE_DIMENSIONS,
         "is_matryoshka": True,
+        "model_type": "whisper",
+        "vision_config": {},
         "num_labels": settings.num_labels,
         "id2label": {str(at): f"LABEL_{at}" for at in range(settings.num_labels)},
     }

@@ -32,6 +32,7 @@ from pipeline.tasks.base import (
     check_overrides,
 )
 from pipeline.tasks.classify import Classify
+from pipeline.tasks.describe import Describe
 from pipeline.tasks.embed import Embed
 from pipeline.tasks.extract import Extract
 from pipeline.tasks.generate import Generate
@@ -39,6 +40,7 @@ from pipeline.tasks.rerank import Rerank
 from pipeline.tasks.reward import Reward
 from pipeline.tasks.score import Score
 from pipeline.tasks.tag import Tag
+from pipeline.tasks.transcribe import Transcribe
 from pipeline.tasks.translate import Translate
 
 
@@ -50,7 +52,17 @@ def _with_kind(value: Any) -> Any:
 #: Every kind of task; `kind` says which.
 AnyTask = Annotated[
     Annotated[
-        Generate | Classify | Tag | Extract | Translate | Score | Embed | Reward | Rerank,
+        Generate
+        | Classify
+        | Tag
+        | Extract
+        | Translate
+        | Score
+        | Embed
+        | Reward
+        | Rerank
+        | Describe
+        | Transcribe,
         Field(discriminator="kind"),
     ],
     BeforeValidator(_with_kind),

@@ -53,7 +53,7 @@ from pipeline.render import Renderer
 from pipeline.replica import AnsweredUnit, Replica, load_engine
 from pipeline.scheduler import Load
 from pipeline.source import ROW_COLUMN, Source
-from pipeline.store import Store
+from pipeline.store import Store, open_store
 from pipeline.suspects import Advice, Suspects
 from pipeline.tasks.row import RowTasks
 from pipeline.tools import load_tasks
@@ -226,7 +226,7 @@ class Pool:
             _ReplicaStage,
             batch_size=None,
             batch_format="pyarrow",
-            fn_constructor_args=(spec.job, num_gpus, self._board),
+            fn_constructor_args=(spec.job, spec.source.store.url, num_gpus, self._board),
             compute=_strategy(spec, num_gpus),
             num_cpus=_CPUS_PER_REPLICA,
             num_gpus=num_gpus,
@@ -410,7 +410,9 @@ def _render(batch: pa.Table, spec: RunSpec, board: Any) -> pa.Table:
 
 def _render_unit(spec: RunSpec, position: int) -> pa.Table:
     job = spec.job
-    renderer = Renderer(_tasks(job.model_dump_json()), job.input.keep, job.clean)
+    renderer = Renderer(
+        _tasks(job.model_dump_json(), spec.source.store.url), job.input.keep, job.clean
+    )
     unit = spec.units[position]
     rows = spec.source.read(unit)
     if spec.repair is not None:
@@ -420,15 +422,16 @@ def _render_unit(spec: RunSpec, position: int) -> pa.Table:
 
 
 @lru_cache(maxsize=1)
-def _tasks(job_json: str) -> RowTasks:
+def _tasks(job_json: str, storage_url: str) -> RowTasks:
     """Loaded once in a worker process: a tokenizer takes seconds."""
-    return load_tasks(Job.model_validate_json(job_json))
+    job = Job.model_validate_json(job_json)
+    return load_tasks(job, open_store(storage_url, job.input.endpoint_url))
 
 
 class _ReplicaStage:
     """One actor of the pool: several units at a time are inside of `__call__`."""
 
-    def __init__(self, job: Job, num_gpus: int, board: Any) -> None:
+    def __init__(self, job: Job, storage_url: str, num_gpus: int, board: Any) -> None:
         # A process number comes again, on another machine or later.
         self._name = name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._board = board
@@ -443,7 +446,7 @@ class _ReplicaStage:
             os._exit(1)
 
         with _failures_told(board):
-            tasks = load_tasks(job)
+            tasks = load_tasks(job, open_store(storage_url, job.input.endpoint_url))
             self._replica = Replica(
                 load=lambda: load_engine(job, MachineShare(num_gpus, _threads_per_replica(job))),
                 tasks=tasks,

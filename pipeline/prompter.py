@@ -3,13 +3,13 @@
 A row that cannot be rendered becomes a `Reject` in its place; the others go on.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.schema import Reject, RejectClass
 from pipeline.template import PromptTemplates
-from pipeline.tokenizer import Tokenizer
+from pipeline.tokenizer import Chat, Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +26,22 @@ class Prompter:
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[Sequence[int] | Reject]:
         """Each row's prompt as token ids; rows are mappings from column to value."""
+        return self._encode(rows, self.tokenizer.encode_chats)
+
+    def encode_with_image(self, rows: Sequence[Mapping[str, Any]]) -> list[Sequence[int] | Reject]:
+        """As `encode`, a chat with the place of an image; a plain text has the job's own."""
+        return self._encode(rows, self.tokenizer.encode_chats_with_image)
+
+    def _encode(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        encode_chats: Callable[[Sequence[Chat]], list[Sequence[int] | Reject]],
+    ) -> list[Sequence[int] | Reject]:
         rendered = self.render(rows)
         contents = [item for item in rendered if not isinstance(item, Reject)]
         if self.templates.is_chat:
             roles = self.templates.roles
-            encoded = self.tokenizer.encode_chats(
-                [list(zip(roles, item, strict=True)) for item in contents]
-            )
+            encoded = encode_chats([list(zip(roles, item, strict=True)) for item in contents])
         else:
             encoded = self.tokenizer.encode_texts([text for (text,) in contents])
         answers = iter(encoded)

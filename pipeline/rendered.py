@@ -1,7 +1,7 @@
 """A rendered unit's table: what crosses from the processes that render to those with an engine.
 
-The kept columns, `ROW_COLUMN`, the row's prompts as token ids, and what its tasks noted. Nearly all
-rows have one task, one prompt and no notes; those cost no JSON.
+The kept columns, `ROW_COLUMN`, the row's prompts as token ids, its media, and what its tasks noted.
+Nearly all rows have one task, one prompt and no notes; those cost no JSON.
 """
 
 import json
@@ -11,15 +11,21 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.schema import Reject, reject_from_cell
+from pipeline.schema import Media, Reject, reject_from_cell
 from pipeline.tasks.base import Prepared
 
 PROMPTS_COLUMN = "__tokenmill_prompts"
 NOTES_COLUMN = "__tokenmill_notes"
 #: The input's values that a task needs once an earlier one has answered, as a struct.
 LATE_COLUMN = "__tokenmill_late"
-_OWN_COLUMNS = (PROMPTS_COLUMN, NOTES_COLUMN, LATE_COLUMN)
+#: There only where a row has media.
+MEDIA_COLUMN = "__tokenmill_media"
+_OWN_COLUMNS = (PROMPTS_COLUMN, NOTES_COLUMN, LATE_COLUMN, MEDIA_COLUMN)
 _PROMPTS_TYPE = pa.list_(pa.list_(pa.int32()))
+# Large: a unit's media may exceed the 2 GiB of a plain binary column.
+_MEDIA_TYPE = pa.list_(
+    pa.struct([pa.field("kind", pa.string()), pa.field("data", pa.large_binary())])
+)
 
 #: A row's entries: one a task, None for a task that waits for another's answer.
 Entries = Sequence[Prepared | Reject | None]
@@ -39,6 +45,12 @@ def rendered_table(kept: pa.Table, rows: Sequence[Entries], late: pa.Table) -> p
     notes = [_notes(entries) for entries in rows]
     table = kept.append_column(PROMPTS_COLUMN, pa.array(prompts, _PROMPTS_TYPE))
     table = table.append_column(NOTES_COLUMN, pa.array(notes, pa.string()))
+    media = [
+        [asdict(each) for entry in entries if isinstance(entry, Prepared) for each in entry.media]
+        for entries in rows
+    ]
+    if any(media):
+        table = table.append_column(MEDIA_COLUMN, pa.array(media, _MEDIA_TYPE))
     if late.num_columns:
         table = table.append_column(LATE_COLUMN, late.to_struct_array())
     return table
@@ -61,6 +73,7 @@ class RenderedRows:
         self._tokens = prompts.values.to_numpy()
         self._notes: list[str | None] = table.column(NOTES_COLUMN).to_pylist()
         self._late = table.column(LATE_COLUMN) if LATE_COLUMN in table.schema.names else None
+        self._media = table.column(MEDIA_COLUMN) if MEDIA_COLUMN in table.schema.names else None
 
     def __len__(self) -> int:
         return len(self._notes)
@@ -71,11 +84,16 @@ class RenderedRows:
         notes = self._notes[row]
         if notes is None:
             return [Prepared(list(prompts))]
-        return [_entry(cell, prompts) for cell in json.loads(notes)]
+        media = self._row_media(row)
+        return [_entry(cell, prompts, media) for cell in json.loads(notes)]
 
     def late(self, row: int) -> Mapping[str, Any]:
         """The input's values for tasks that follow others."""
         return {} if self._late is None else dict(self._late[row].as_py())
+
+    def _row_media(self, row: int) -> Iterator[Media]:
+        cells = () if self._media is None else self._media[row].as_py()
+        return (Media(**cell) for cell in cells)
 
     def _prompts(self, row: int) -> Iterator[list[int]]:
         for prompt in range(self._row_ends[row], self._row_ends[row + 1]):
@@ -85,15 +103,16 @@ class RenderedRows:
 
 def _notes(entries: Entries) -> str | None:
     match entries:
-        case [Prepared(prompts=[_], notes=notes)] if not notes:
+        case [Prepared(prompts=[_], notes=notes, media=media)] if not notes and not media:
             return None
     return json.dumps([_cell(entry) for entry in entries])
 
 
 def _cell(entry: Prepared | Reject | None) -> dict[str, Any] | None:
     match entry:
-        case Prepared(prompts=prompts, notes=notes):
-            return {"num_prompts": len(prompts), "notes": dict(notes)}
+        case Prepared(prompts=prompts, notes=notes, media=media):
+            counts = {"num_prompts": len(prompts), "num_media": len(media)}
+            return {**counts, "notes": dict(notes)}
         case Reject():
             cell = asdict(entry)
             return {"reject": {"class": cell.pop("reject_class"), **cell}}
@@ -102,10 +121,14 @@ def _cell(entry: Prepared | Reject | None) -> dict[str, Any] | None:
 
 
 def _entry(
-    cell: Mapping[str, Any] | None, prompts: Iterator[Sequence[int]]
+    cell: Mapping[str, Any] | None, prompts: Iterator[Sequence[int]], media: Iterator[Media]
 ) -> Prepared | Reject | None:
     if cell is None:
         return None
     if "reject" in cell:
         return reject_from_cell(cell["reject"])
-    return Prepared([next(prompts) for _ in range(cell["num_prompts"])], cell["notes"])
+    return Prepared(
+        [next(prompts) for _ in range(cell["num_prompts"])],
+        cell["notes"],
+        tuple(next(media) for _ in range(cell["num_media"])),
+    )

@@ -1,4 +1,4 @@
-"""Requests whose answer is known: the same prompt, asked in the same way, has the same answer.
+"""Requests whose answer is known: the same prompt and media, asked alike, have the same answer.
 
 Corpora repeat themselves. A request that leaves nothing to chance (greedy, or with a seed) is
 answered once by an engine; whoever asks the same again gets that answer. Answers are kept in
@@ -42,8 +42,12 @@ class Reuse:
         if digest is None:
             return None
         digest = digest.copy()
-        digest.update(f"{request.model}\0{request.adapter}\0".encode())
+        num_tokens = len(request.prompt_token_ids)
+        digest.update(f"{request.model}\0{request.adapter}\0{num_tokens}\0".encode())
         digest.update(array("i", request.prompt_token_ids))
+        if request.media is not None:
+            digest.update(request.media.kind.encode())
+            digest.update(request.media.data)
         mark: bytes = digest.digest()
         return mark
 

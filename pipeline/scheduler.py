@@ -302,7 +302,7 @@ class Scheduler:
         try:
             self._engine.add(key, asked.request)
         except RequestRefused as error:
-            self._place(asked, Reject(RejectClass.ENGINE_ERROR, str(error), attempts=1))
+            self._place(asked, Reject(error.reject_class, str(error), attempts=1))
             return
         sent = self._sent[key] = _Sent(asked, mark)
         self._behind.append(key)

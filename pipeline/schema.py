@@ -30,6 +30,7 @@ class RejectClass(StrEnum):
     TIMEOUT = "timeout"
     TASK_ERROR = "task_error"
     CHECK_FAILED = "check_failed"
+    BAD_MEDIA = "bad_media"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +75,31 @@ Params = Sampling | Pooling
 
 
 @dataclass(frozen=True, slots=True)
+class Media:
+    """A checked image or piece of audio beside a prompt.
+
+    An image is a PNG in RGB; audio is one channel of 16,000 samples a second, each a signed integer
+    of 16 bits, little-endian.
+    """
+
+    kind: Literal["image", "audio"]
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One engine call: a prompt's token ids, and how it is to be answered.
 
     `model` is the place in the job of the model that answers, None for the job's own; `adapter`
-    the name of the LoRA adapter that it wears, if any.
+    the name of the LoRA adapter that it wears, if any; `media` what stands in the place of the
+    prompt's one placeholder, or is the input of a model whose prompt begins its answer.
     """
 
     prompt_token_ids: Sequence[int]
     params: Params
     model: str | None = None
     adapter: str | None = None
+    media: Media | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """From texts and chats to token ids, with the model's own tokenizer and chat template."""
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -55,6 +56,9 @@ class Tokenizer(Protocol):
 
     def encode_chats(self, chats: Sequence[Chat]) -> list[Sequence[int] | Reject]:
         """Token ids of chats of (role, content), ready for the assistant's turn."""
+
+    def encode_chats_with_image(self, chats: Sequence[Chat]) -> list[Sequence[int] | Reject]:
+        """As `encode_chats`, with the place of an image before the last turn's text."""
 
     def encode_texts(self, texts: Sequence[str]) -> list[Sequence[int] | Reject]:
         """Token ids of plain texts, with the special tokens that the model puts around a text."""
@@ -126,10 +130,20 @@ class ModelTokenizer:
         except ValueError as error:
             reason = " ".join(str(error).replace("trust_remote_code=True", _TRUST).split())
             raise UserError(f"{folder}: its tokenizer cannot be loaded: {reason}") from error
+        legacy = folder / "chat_template.json"
+        if self._tokenizer.chat_template is None and legacy.is_file():
+            # Models with images keep it here, for their processor.
+            self._tokenizer.chat_template = json.loads(legacy.read_text())["chat_template"]
         self.controls = Controls(self.special_tokens, self._normalizer())
 
     def encode_chats(self, chats: Sequence[Chat]) -> list[Sequence[int] | Reject]:
         return self._encode_all(self.render_chats(chats))
+
+    def encode_chats_with_image(self, chats: Sequence[Chat]) -> list[Sequence[int] | Reject]:
+        self._require_template()
+        return self._encode_all(
+            [self._render_messages(_with_image(chat), add_generation_prompt=True) for chat in chats]
+        )
 
     def encode_answered_chats(self, chats: Sequence[Chat]) -> list[Sequence[int] | Reject]:
         return self._encode_all(self._render(chats, add_generation_prompt=False))
@@ -143,11 +157,14 @@ class ModelTokenizer:
         return self._render(chats, add_generation_prompt=True)
 
     def _render(self, chats: Sequence[Chat], *, add_generation_prompt: bool) -> list[str | Reject]:
+        self._require_template()
+        return [self._apply_template(chat, add_generation_prompt) for chat in chats]
+
+    def _require_template(self) -> None:
         if self._tokenizer.chat_template is None:
             raise UserError(
                 f"{self._folder}: the model has no chat template; give prompt.text instead"
             )
-        return [self._apply_template(chat, add_generation_prompt) for chat in chats]
 
     def encode_continuations(self, texts: Sequence[str]) -> list[Sequence[int]]:
         # The template has written the special tokens already.
@@ -237,9 +254,14 @@ class ModelTokenizer:
 
     def _apply_template(self, chat: Chat, add_generation_prompt: bool) -> str | Reject:
         messages = [{"role": role, "content": content} for role, content in chat]
+        return self._render_messages(messages, add_generation_prompt)
+
+    def _render_messages(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool
+    ) -> str | Reject:
         try:
             text = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt
+                list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
             )
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             return Reject(RejectClass.CHAT_TEMPLATE_ERROR, " ".join(str(error).split()))
@@ -303,6 +325,15 @@ class ModelTokenizer:
             return None
         normalizer = self._tokenizer.backend_tokenizer.normalizer
         return None if normalizer is None else normalizer.normalize_str
+
+
+def _with_image(chat: Chat) -> list[dict[str, Any]]:
+    """Messages in parts, as chat templates of models with images take them."""
+    messages = [
+        {"role": role, "content": [{"type": "text", "text": content}]} for role, content in chat
+    ]
+    messages[-1]["content"] = [{"type": "image"}, *messages[-1]["content"]]
+    return messages
 
 
 def _text_span(

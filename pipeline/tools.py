@@ -11,6 +11,7 @@ from pipeline.fake import FakeTokenizer, fake_config, fake_settings
 from pipeline.job import Job
 from pipeline.models import fetch, fetch_config, read_config
 from pipeline.section import ModelSource
+from pipeline.store import Store
 from pipeline.tasks.base import Runner, TaskSection, Tools
 from pipeline.tasks.row import RowTasks
 from pipeline.tokenizer import ModelTokenizer
@@ -19,7 +20,13 @@ from pipeline.trust import refuse_pickled, trusts_code
 # Kinds of rotary scaling by whose factor vLLM multiplies the context.
 _STRETCHING = ("linear", "dynamic")
 # What the usual architectures call their context in config.json.
-_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+_CONTEXT_KEYS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "seq_length",
+    "max_target_positions",
+)
 
 
 def resolve(job: Job) -> Job:
@@ -41,8 +48,11 @@ def _config(model: ModelSource, place: str) -> Mapping[str, Any]:
     return fetch_config(model)
 
 
-def load_tasks(job: Job) -> RowTasks:
-    """The job's tasks, ready to prepare and to answer. Raises `UserError`."""
+def load_tasks(job: Job, storage: Store | None = None) -> RowTasks:
+    """The job's tasks, ready to prepare and to answer; `storage` is where its input stands.
+
+    Raises `UserError`.
+    """
     beside = {
         place: _load_tools(side.source, side.runner, place)
         for place, side in job.side_models.items()
@@ -51,6 +61,7 @@ def load_tasks(job: Job) -> RowTasks:
         _load_tools(job.model, job.runner, "model"),
         adapters=tuple(job.model.adapters),
         beside=beside,
+        storage=storage,
     )
     return RowTasks(job.steps, own)
 

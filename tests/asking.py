@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.fake import FakeTokenizer
+from pipeline.fake import FakeSettings, FakeTokenizer, fake_config
 from pipeline.job import Job
 from pipeline.schema import Answer, Completion, Reject, Request
 from pipeline.tasks.base import Cells, Row, TaskSection, Tools
@@ -46,7 +46,13 @@ class Asked:
         adapters: Sequence[str] = (),
     ) -> None:
         beside = {place: Tools(FakeTokenizer(), 8192) for place in step.side_models}
-        tools = Tools(tokenizer or FakeTokenizer(), 8192, beside=beside, adapters=tuple(adapters))
+        tools = Tools(
+            tokenizer or FakeTokenizer(),
+            8192,
+            config=fake_config(FakeSettings()),
+            beside=beside,
+            adapters=tuple(adapters),
+        )
         task = built(step, tools)
         self.requests: list[Request] = []
         (prepared,) = task.prepare([row])

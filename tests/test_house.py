@@ -23,6 +23,9 @@ DOORS = {
     "botocore": {"store"},
     "typer": {"cli"},
     "rich": {"cli", "screen"},
+    "PIL": {"media"},
+    "soundfile": {"media"},
+    "soxr": {"media"},
     "torch": {"tokenizer", "models"},
     "transformers": {"tokenizer", "models"},
     "huggingface_hub": {"tokenizer", "models"},
@@ -30,7 +33,7 @@ DOORS = {
 #: A pure function of strings, and no way out.
 EXCEPTIONS = {("shards", "fsspec.utils.glob_translate")}
 #: Seconds of import each, which `tokenmill --help` must not cost.
-SLOW = ["ray", "vllm", "torch", "transformers", "s3fs"]
+SLOW = ["ray", "vllm", "torch", "transformers", "s3fs", "PIL", "soundfile"]
 
 
 def dotted(path: Path) -> str:

@@ -15,7 +15,7 @@ from pipeline.rendered import (
     rendered_table,
     without_own_columns,
 )
-from pipeline.schema import Reject, RejectClass
+from pipeline.schema import Media, Reject, RejectClass
 from pipeline.source import ROW_COLUMN
 from pipeline.tasks.base import Prepared
 
@@ -39,10 +39,14 @@ NOTES = st.dictionaries(
     max_size=2,
 )
 PROMPTS = st.lists(st.lists(st.integers(0, 2**31 - 1), max_size=4), max_size=3)
+MEDIA = st.lists(
+    st.builds(Media, st.sampled_from(["image", "audio"]), st.binary(max_size=4)), max_size=2
+).map(tuple)
 ENTRIES = st.one_of(
     st.none(),
     st.builds(Prepared, PROMPTS),
     st.builds(Prepared, PROMPTS, NOTES),
+    st.builds(Prepared, PROMPTS, NOTES, MEDIA),
     st.builds(Reject, st.sampled_from(RejectClass), ANY_TEXTS, st.integers(0, 3)),
 )
 ROWS = st.integers(1, 3).flatmap(
@@ -57,7 +61,7 @@ ROWS = st.integers(1, 3).flatmap(
 @example(rows=[[Prepared([[1]])], [Prepared([])], [Prepared([[]])]], chunk=1, start=1)
 @example(rows=[[None, Prepared([[1], [2]]), None]], chunk=8, start=0)
 def test_entries_come_back_as_they_were(rows: list[Entries], chunk: int, start: int) -> None:
-    """Prompts, notes, rejects and what waits: in any chunks, and in any slice of the table."""
+    """Prompts, notes, media, rejects, what waits: in any chunks, and any slice of the table."""
     table = rendered_rows(rows)
     pieces = [table.slice(at, chunk) for at in range(start, len(rows), chunk)]
     found = RenderedRows(pa.concat_tables([table.slice(0, 0), *pieces]))

@@ -236,6 +236,20 @@ def test_a_unit_whose_rows_are_all_refused_comes_back() -> None:
     assert len(rejects) == 30
 
 
+def test_an_engine_says_of_what_class_its_refusal_is() -> None:
+    """A prompt whose length only the engine knows, with its image, is too long like any other."""
+
+    class Full(ScriptedEngine):
+        def add(self, key: int, request: Request) -> None:  # noqa: ARG002
+            raise RequestRefused("too long", RejectClass.PROMPT_TOO_LONG)
+
+    scheduler = Scheduler(Full(), answering(1))
+    unit = scheduler.submit(rendered([[1, 0]]))
+    assert scheduler.step() == [unit]
+    (reject,) = rejects_of(unit)
+    assert reject == Reject(RejectClass.PROMPT_TOO_LONG, "too long", attempts=1)
+
+
 def test_a_long_answer_does_not_hold_back_the_next_unit() -> None:
     """There is no batch barrier: beside one long answer the next units' rows run and finish."""
     scheduler = Scheduler(ScriptedEngine(max_num_seqs=4), answering(1))

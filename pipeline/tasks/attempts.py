@@ -6,7 +6,7 @@ A part of a dialogue, for any task that writes text and can tell whether an answ
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from pipeline.schema import Completion, Reject, RejectClass, Request, Sampling
+from pipeline.schema import Completion, Media, Reject, RejectClass, Request, Sampling
 from pipeline.tasks.base import Dialogue, Result
 
 _MOST_ANSWER_CHARACTERS = 1000
@@ -16,6 +16,7 @@ def ask_until_valid(
     prompt: Sequence[int],
     samplings: Sequence[Sampling],
     check: Callable[[Completion], Result | Reject],
+    media: Media | None = None,
 ) -> Dialogue[Result | Reject]:
     """Send the prompt with one sampling after the other until `check` makes a result of an answer.
 
@@ -25,7 +26,7 @@ def ask_until_valid(
     """
     last: Reject | None = None
     for attempt, sampling in enumerate(samplings, start=1):
-        (answer,) = yield [Request(prompt, sampling)]
+        (answer,) = yield [Request(prompt, sampling, media=media)]
         if isinstance(answer, Reject):
             if last is None:
                 return answer

@@ -15,8 +15,9 @@ from pydantic import Field, field_validator
 from pipeline.length import Chunk, JoinKind, JoinPrompt, Length
 from pipeline.overrides import OVERRIDABLE
 from pipeline.prompter import Prompter
-from pipeline.schema import Answer, Params, Reject, Request, Sampling
+from pipeline.schema import Answer, Media, Params, Reject, Request, Sampling
 from pipeline.section import ModelSource, Prompt, Retries, Section, check_retries
+from pipeline.store import Store
 from pipeline.template import PromptTemplates, compile_prompt
 from pipeline.tokenizer import Tokenizer
 
@@ -33,11 +34,13 @@ Dialogue = Generator[Sequence[Request], Sequence[Answer], Result]
 class Prepared:
     """A row made ready for its dialogue: prompts' token ids, and what the task notes of the row.
 
-    Notes are values that JSON holds: they cross from the process that renders to the engine's.
+    Notes are values that JSON holds: they cross from the process that renders to the engine's, as
+    `media`, the row's checked image or pieces of audio, does.
     """
 
     prompts: Sequence[Sequence[int]]
     notes: Mapping[str, Any] = field(default_factory=dict)
+    media: Sequence[Media] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,8 @@ class Tools:
     """What a task is built with: the model's tokenizer, its context in tokens, its config.json.
 
     `adapters` are the names of the job's LoRA adapters; `beside` holds the tools of the models
-    beside the job's own, by their places in the job.
+    beside the job's own, by their places in the job; `storage` is where the input stands, for tasks
+    that take media.
     """
 
     tokenizer: Tokenizer
@@ -53,6 +57,7 @@ class Tools:
     config: Mapping[str, Any] = field(default_factory=dict)
     beside: Mapping[str, "Tools"] = field(default_factory=dict)
     adapters: Sequence[str] = ()
+    storage: Store | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,7 +149,11 @@ def _named(step: _Step, reject: Reject) -> Reject:
 
 def _step(section: TaskSection, tools: Tools, follows: Sequence[int]) -> _Step:
     place = section.model_place
-    own = tools if place is None else replace(tools.beside[place], beside=tools.beside)
+    own = (
+        tools
+        if place is None
+        else replace(tools.beside[place], beside=tools.beside, storage=tools.storage)
+    )
     return _Step(section.name, fitted(section, own), place, _column_names(section), follows)
 
 
