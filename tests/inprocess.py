@@ -42,7 +42,7 @@ class InProcessPool:
     def __init__(self, _address: str | None, job: Job) -> None:
         self._job = job
         self._working = threading.Lock()
-        self._is_closed = False
+        self._is_stopped = False
 
     def state(self) -> PoolState:
         return PoolState()
@@ -59,7 +59,7 @@ class InProcessPool:
         )
         for position in range(len(spec.units)):
             with self._working:
-                if self._is_closed:
+                if self._is_stopped:
                     return
                 try:
                     made = _run_unit(spec, position, replica)
@@ -67,9 +67,12 @@ class InProcessPool:
                     raise DriverDied from crash
             yield made
 
+    def stop(self) -> None:
+        self._is_stopped = True
+
     def close(self) -> None:
         """Nothing is written after this, as when a cluster is gone."""
-        self._is_closed = True
+        self._is_stopped = True
         # Whoever is at work ends it first.
         with self._working:
             return

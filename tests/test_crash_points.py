@@ -22,6 +22,11 @@ from pipeline.run import expected_of
 from pipeline.store import LocalStore, Store
 from pipeline.verify import Level, verify
 
+# The thread in which a run takes its leave dies as the others do.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Exception in thread leave:pytest.PytestUnhandledThreadExceptionWarning"
+)
+
 # Half of the requests fail; with another seed, others do.
 FLAKY = {"source": "fake", "engine": {"error_rate": 0.5}}
 SOUND = "model.engine.error_rate=0"
