@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from answering import answered
-from command import tokenmill
+from command import ROOT, tokenmill
 
 pytestmark = pytest.mark.integration
 
@@ -240,3 +241,15 @@ def test_a_classification_models_probabilities_are_those_of_transformers(tmp_pat
         named = dict(zip(["good", "bad", "neither"], probabilities, strict=True))
         assert row["label_scores"] == pytest.approx(named, abs=TOLERANCE)
         assert row["label"] == max(named, key=lambda label: named[label])
+
+
+def test_the_sentiment_job_gives_each_text_a_mood_or_abstains() -> None:
+    """`jobs/sentiment.yaml`: three probabilities, and a label where the best is at least 0.4."""
+    shipped = yaml.safe_load((ROOT / "jobs" / "sentiment.yaml").read_text())
+    (rows,) = answered([shipped], [{**row, "title": "A letter"} for row in ROWS])
+    for row in rows:
+        assert row["error"] is None
+        assert row["label_scores"].keys() == {"positive", "neutral", "negative"}
+        assert sum(row["label_scores"].values()) == pytest.approx(1)
+        best = max(row["label_scores"], key=lambda label: row["label_scores"][label])
+        assert row["label"] == (best if row["label_scores"][best] >= 0.4 else None)
