@@ -23,13 +23,15 @@ _LEAST_PACE_S = 1.0
 class PoolState:
     """What the replicas last said of themselves, by name, and how many engines have died.
 
-    `condemned` counts the rows that were found to kill engines.
+    `condemned` counts the rows that were found to kill engines; `ready_s` are the seconds since a
+    replica was first ready.
     """
 
     loads: Mapping[str, Load] = field(default_factory=dict)
     deaths: int = 0
     last_death: str = ""
     condemned: int = 0
+    ready_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -79,7 +81,7 @@ class Progress:
         self.pool = pool
         self.observed_at = now
         if pool.loads and self.first_load_at is None:
-            self.first_load_at = now
+            self.first_load_at = now - pool.ready_s
 
     @property
     def rejected(self) -> int:

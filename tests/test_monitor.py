@@ -90,6 +90,14 @@ def test_rates_count_from_the_first_replica_that_is_ready() -> None:
     assert one.rates(30.0) == (100, 15)
 
 
+def test_a_replica_that_was_ready_before_it_was_asked_counts_from_then() -> None:
+    """The driver asks once a second; the board knows for how long a replica has been there."""
+    one = progress()
+    one.observe(PoolState({"replica": Load(0, 0, 0, 0)}, ready_s=0.75), 20.0)
+    one.observe(PoolState({"replica": Load(0, 0, 0, 0)}, ready_s=10.75), 30.0)
+    assert one.engine_seconds(30.0) == 10.75
+
+
 @pytest.mark.parametrize("seconds", [0.0, 1e-6, 0.5])
 def test_moments_after_the_first_report_there_is_no_pace_yet(seconds: float) -> None:
     """A report with tokens in it, seen for the first time, is not divided by next to nothing."""
