@@ -1,4 +1,4 @@
-"""The command line: `tokenmill run`, `schema`, `models`.
+"""The command line: `tokenmill run`, `verify`, `retry` and the others.
 
 Turns errors into one line and an exit code; with `--debug` they keep their traceback.
 """
@@ -6,8 +6,9 @@ Turns errors into one line and an exit code; with `--debug` they keep their trac
 import json
 import signal
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -15,6 +16,7 @@ from typing import Annotated, Any
 import pyarrow as pa
 import typer
 from pydantic import ValidationError
+from rich.box import HORIZONTALS
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -25,16 +27,21 @@ from pipeline.job import Job, Model
 from pipeline.job_file import load_job
 from pipeline.monitor import Screen, duration
 from pipeline.output import open_output
+from pipeline.preview import PreviewedRow, preview
 from pipeline.rejects import Selection, export_rows, in_words, rejected_rows
 from pipeline.retry import retry_rejects
 from pipeline.run import Summary, expected_of, run_job
 from pipeline.schema import RejectClass
 from pipeline.screen import chatter_into, make_screen
 from pipeline.section import unknown
+from pipeline.validate import Validation, validate
 from pipeline.verify import Certificate, Level, verify
 
 # More would scroll the count away.
 _MOST_FINDINGS = 20
+# Of a cell in a preview; and what a table may take of a wide terminal.
+_MOST_CHARACTERS = 600
+_WIDTH = 100
 
 app = typer.Typer(
     help="Run LLMs over whole corpora: Parquet in, Parquet out, every row exactly once.",
@@ -62,6 +69,16 @@ ClassOption = Annotated[
     typer.Option("--class", metavar="CLASS", help="Only rejects of this class; repeatable."),
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+InputOption = Annotated[
+    str | None, typer.Option("--input", metavar="PATH", help="Instead of input.path.")
+]
+OutputOption = Annotated[
+    str | None, typer.Option("--output", metavar="PATH", help="Instead of output.path.")
+]
+LimitOption = Annotated[
+    int | None, typer.Option("--limit", metavar="N", help="Only the first N rows.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
 def main() -> None:
@@ -75,15 +92,9 @@ def main() -> None:
 @app.command()
 def run(  # noqa: PLR0913, PLR0917 - options of a command
     job_file: JobArgument,
-    input_path: Annotated[
-        str | None, typer.Option("--input", metavar="PATH", help="Instead of input.path.")
-    ] = None,
-    output_path: Annotated[
-        str | None, typer.Option("--output", metavar="PATH", help="Instead of output.path.")
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", metavar="N", help="Only the first N rows.")
-    ] = None,
+    input_path: InputOption = None,
+    output_path: OutputOption = None,
+    limit: LimitOption = None,
     overrides: SetOption = None,
     address: AddressOption = None,
     debug: DebugOption = False,
@@ -97,17 +108,79 @@ def run(  # noqa: PLR0913, PLR0917 - options of a command
     again to resume).
     """
     with one_line_errors(debug):
-        settings = list(overrides or [])
-        for key, value in (("input.path", input_path), ("output.path", output_path)):
-            if value is not None:
-                settings.append(f"{key}={json.dumps(value)}")
-        if limit is not None:
-            settings.append(f"input.limit={limit}")
+        settings = _settings(
+            overrides, {"input.path": input_path, "output.path": output_path, "input.limit": limit}
+        )
         with _stoppable():
             summary = run_job(load_job(job_file, settings), address, _Terminal())
         if summary is not None:
             _print_summary(summary)
             raise typer.Exit(summary.exit_code)
+
+
+@app.command("validate")
+def validate_command(  # noqa: PLR0913, PLR0917 - options of a command
+    job_file: JobArgument,
+    input_path: InputOption = None,
+    output_path: OutputOption = None,
+    limit: LimitOption = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Check a job against its input, its models and this machine; write and start nothing.
+
+    Example: tokenmill validate jobs/summarize.yaml
+
+    Exit codes: 0 it can be run, 2 a mistake in the job or its input.
+    """
+    with one_line_errors(debug):
+        settings = _settings(
+            overrides, {"input.path": input_path, "output.path": output_path, "input.limit": limit}
+        )
+        with chatter_into(models.cache_folder() / "logs" / "validate.log"):
+            found = validate(load_job(job_file, settings))
+        if as_json:
+            typer.echo(json.dumps(asdict(found), indent=2))
+        else:
+            _print_validation(job_file, found)
+
+
+@app.command("preview")
+def preview_command(  # noqa: PLR0913, PLR0917 - options of a command
+    job_file: JobArgument,
+    rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="How many rows.")] = 5,
+    seed: Annotated[int, typer.Option(help="Which rows: another seed draws others.")] = 0,
+    where: Annotated[
+        str | None, typer.Option(metavar="SQL", help="Instead of input.where.")
+    ] = None,
+    input_path: InputOption = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Answer a few rows and show them; write nothing.
+
+    Example: tokenmill preview jobs/summarize.yaml -n 3 --where "language = 'en'"
+    """
+    with one_line_errors(debug):
+        settings = _settings(overrides, {"input.path": input_path, "input.where": where})
+        job = load_job(job_file, settings)
+        log = models.cache_folder() / "logs" / "preview.log"
+        with chatter_into(log) as console, _stoppable():
+            if not as_json:
+                console.print(f"loading {job.model.source}; the log is {log}", markup=False)
+            previewed = preview(job, rows, seed)
+        if as_json:
+            typer.echo(json.dumps([asdict(row) for row in previewed], indent=2, default=str))
+        else:
+            _print_preview(previewed)
+
+
+def _settings(overrides: list[str] | None, options: Mapping[str, str | int | None]) -> list[str]:
+    """The overrides that `--set` and a command's own options name."""
+    named = [f"{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
+    return [*(overrides or []), *named]
 
 
 @app.command("verify")
@@ -286,6 +359,50 @@ def _write_certificate(proof: Certificate, target: Path) -> None:
         target.write_text(proof.to_json())
     except OSError as error:
         raise UserError(f"--certificate {target}: {error.strerror or error}") from error
+
+
+def _print_validation(job_file: Path, found: Validation) -> None:
+    lines = {
+        "rows": f"{found.rows:,} in {found.shards:,} shards and {found.units:,} units",
+        "skipped": ", ".join(found.skipped_shards),
+        "columns": ", ".join(f"{name} {type_}" for name, type_ in found.columns.items()),
+        "models": ", ".join(model.source for model in found.models),
+        "to fetch": ", ".join(model.source for model in found.missing_models),
+    }
+    console = Console(highlight=False, width=_WIDTH)
+    console.print(_visible(f"{job_file} can be run"), markup=False, soft_wrap=True)
+    shown = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in lines.items():
+        if value:
+            shown.add_row(name, Text(_visible(value)))
+    console.print(shown)
+    if found.missing_models:
+        console.print("what follows from a model's tokenizer is known once it is fetched")
+
+
+def _print_preview(previewed: list[PreviewedRow]) -> None:
+    """A block a row: what the job reads, and beside it what it would write."""
+    console = Console(highlight=False, width=_WIDTH)
+    for row in previewed:
+        where = f"{row.source_file} row {row.source_row:,}"
+        shown = Table(box=HORIZONTALS, title=_visible(where), title_justify="left", expand=True)
+        shown.add_column("read", ratio=1)
+        shown.add_column("written", ratio=1)
+        shown.add_row(_cells_text(row.read), _cells_text(row.written))
+        console.print(shown)
+
+
+def _cells_text(cells: Mapping[str, Any]) -> Text:
+    """Each column's name and value, long ones cut; nulls are left out."""
+    text = Text()
+    for name, value in cells.items():
+        if value is None:
+            continue
+        said = value if isinstance(value, str) else json.dumps(value, default=str)
+        if len(said) > _MOST_CHARACTERS:
+            said = f"{said[:_MOST_CHARACTERS]} …"
+        text.append(f"{name}  ", "bold").append(f"{_visible(said)}\n")
+    return text
 
 
 def _print_proof(proof: Certificate) -> None:

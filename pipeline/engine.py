@@ -265,6 +265,11 @@ def _prompt_logprobs(logprobs: Any) -> list[float] | None:
     return [logprobs.logprobs[start] for start in logprobs.start_indices[1:]]
 
 
+def has_local_gpus() -> bool:
+    """Whether this machine has GPUs for engines."""
+    return Path("/dev/nvidiactl").exists()
+
+
 def load_vllm(
     model: Path,
     arguments: Mapping[str, Any],

@@ -154,6 +154,11 @@ def _replan(job: Job, store: Store, standing: Plan, plan: Plan) -> Plan:
     return replace_plan(store, plan, job)
 
 
+def plan_input(job: Job, has_gpus: bool) -> Plan:
+    """The plan of a new output; nothing is written. Raises `UserError`."""
+    return _make_plan(job, list_input(job.input.path, job.input.endpoint_url), has_gpus)
+
+
 def _make_plan(job: Job, listing: Listing, has_gpus: bool) -> Plan:
     read = input_columns(job.steps)
     footers = read_footers(listing, _needed_columns(job, read), frozenset(read))

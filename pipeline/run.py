@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 from pipeline import __version__
 from pipeline.columns import added_fields, output_schema
 from pipeline.commit import Commit
-from pipeline.engine import vllm_params
+from pipeline.engine import has_local_gpus, vllm_params
 from pipeline.errors import ExitCode, OverBudget, RunFailed, TokenmillError, root_cause
 from pipeline.job import Job
 from pipeline.models import cache_folder
@@ -109,7 +109,7 @@ def run_job(job: Job, address: str | None, interface: Interface) -> Summary | No
     `KeyboardInterrupt` passes through. In each case what is committed stays.
     """
     check_job(job)
-    has_gpus = address is not None or _has_local_gpus()
+    has_gpus = address is not None or has_local_gpus()
     if not has_gpus and not os.environ.get("RAY_ADDRESS"):
         check_formats(job)
     job = resolve(job)
@@ -294,10 +294,6 @@ def over_budget(job: Job, totals: Totals) -> bool:
     """Whether more rows were rejected than the job allows."""
     too_many = job.max_rejects is not None and totals.rejected > job.max_rejects
     return too_many or totals.reject_rate > job.max_reject_rate
-
-
-def _has_local_gpus() -> bool:
-    return Path("/dev/nvidiactl").exists()
 
 
 def _initial_progress(planned: tuple[Unit, ...], units: tuple[Unit, ...]) -> Progress:

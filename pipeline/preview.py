@@ -1,0 +1,104 @@
+"""Real answers for a few rows, without Ray and without an output: a look before a run.
+
+The rows go through the same stages as in a run, in this process and with an engine of its own.
+"""
+
+import math
+import os
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.columns import added_fields, answered_table, output_rows, output_schema
+from pipeline.engine import MachineShare, has_local_gpus
+from pipeline.errors import UserError
+from pipeline.job import Job
+from pipeline.plan import Plan
+from pipeline.prepare import check_formats, check_job, plan_input
+from pipeline.render import Renderer
+from pipeline.replica import load_engine
+from pipeline.scheduler import Scheduler
+from pipeline.source import Source
+from pipeline.store import open_store
+from pipeline.tools import load_tasks, resolve
+
+# With a condition that hardly any row meets, the search for some must end.
+_MOST_UNITS_READ = 50
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewedRow:
+    """A row's place in the input, what the job reads of it, and what it would write."""
+
+    source_file: str
+    source_row: int
+    read: Mapping[str, Any]
+    written: Mapping[str, Any]
+
+
+def preview(job: Job, count: int, seed: int) -> list[PreviewedRow]:
+    """Answer so many rows, drawn by the seed from all over the input; fewer if there are fewer.
+
+    Raises `UserError` for what a run would refuse, and where no row is found.
+    """
+    check_job(job)
+    has_gpus = has_local_gpus()
+    if not has_gpus:
+        check_formats(job)
+    job = resolve(job)
+    plan = plan_input(job, has_gpus)
+    source = Source(
+        open_store(plan.input_url, job.input.endpoint_url), plan.schema, job.input.where
+    )
+    drawn = _draw(plan, source, count, random.Random(seed))  # noqa: S311 - no secret
+    tasks = load_tasks(job, source.store)
+    shown = list(dict.fromkeys([*tasks.columns, *job.input.keep]))
+    renderer = Renderer(tasks, shown, job.clean)
+    share = MachineShare(
+        job.model.gpus_per_replica if has_gpus else 0, len(os.sched_getaffinity(0))
+    )
+    scheduler = Scheduler(load_engine(job, share), tasks, job.model.request_timeout_s)
+    rendered = [renderer.render(rows) for _, rows in drawn]
+    units = [scheduler.submit(rows) for rows in rendered]
+    while scheduler.has_work:
+        scheduler.step()
+    previewed: list[PreviewedRow] = []
+    for (shard, _), rows, unit in zip(drawn, rendered, units, strict=True):
+        answers = [answer for answer in unit.answers if answer is not None]
+        schema = output_schema(rows.select(shown).schema, added_fields(job))
+        table = output_rows(answered_table(rows, answers, tasks.fields), shard, schema)
+        previewed += map(partial(_previewed, shown), table.to_pylist(maps_as_pydicts="strict"))
+    return previewed
+
+
+def _previewed(shown: Sequence[str], row: dict[str, Any]) -> PreviewedRow:
+    place = row.pop("source_file"), row.pop("source_row")
+    read = {name: row.pop(name) for name in shown}
+    return PreviewedRow(*place, read, row)
+
+
+def _draw(
+    plan: Plan, source: Source, count: int, draw: random.Random
+) -> list[tuple[str, pa.Table]]:
+    """Rows by shard, in a random order; as few of each unit as there are units for."""
+    units = draw.sample(plan.units, min(len(plan.units), _MOST_UNITS_READ))
+    per_unit = math.ceil(count / max(1, len(units)))
+    drawn: list[tuple[str, pa.Table]] = []
+    for unit in units:
+        if count <= 0:
+            break
+        rows = source.read(unit)
+        chosen = draw.sample(range(rows.num_rows), min(rows.num_rows, per_unit, count))
+        if chosen:
+            drawn.append((unit.shard, rows.take(pa.array(sorted(chosen), pa.int64()))))
+            count -= len(chosen)
+    if not drawn:
+        raise UserError(
+            f"no row to show: {len(units):,} units of {source.store.url} have none that passes "
+            "input.where"
+        )
+    return drawn

@@ -1,0 +1,76 @@
+"""What can be known of a job in seconds: its file, its models, its input, its output's columns.
+
+Nothing is written, no row is read, and no Ray and no engine are started.
+"""
+
+from dataclasses import dataclass
+
+from pipeline.columns import added_fields, output_schema
+from pipeline.engine import has_local_gpus
+from pipeline.job import Job
+from pipeline.models import local_path
+from pipeline.output import Opened
+from pipeline.plan import Plan
+from pipeline.prepare import check_formats, check_job, models_by_place, plan_input
+from pipeline.store import open_store
+from pipeline.tools import load_tasks, resolve
+
+
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """A model of the job, and whether it is on this machine."""
+
+    place: str
+    source: str
+    is_fetched: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """A job that can be run, as far as is known before an engine is there.
+
+    `columns` maps the output's columns to their Arrow types. What follows from tokenizers (labels
+    that begin alike, prompts that are too long) is known only where all models are fetched.
+    """
+
+    rows: int
+    shards: int
+    units: int
+    skipped_shards: tuple[str, ...]
+    columns: dict[str, str]
+    models: tuple[ModelState, ...]
+
+    @property
+    def missing_models(self) -> tuple[ModelState, ...]:
+        """Those that a run would download first."""
+        return tuple(model for model in self.models if not model.is_fetched)
+
+
+def validate(job: Job) -> Validation:
+    """Hold a job against its input, its models and this machine. Raises `UserError`."""
+    check_job(job)
+    has_gpus = has_local_gpus()
+    if not has_gpus:
+        check_formats(job)
+    job = resolve(job)
+    store = open_store(job.output.path, job.output.endpoint_url)
+    plan = plan_input(job, has_gpus)
+    models = tuple(
+        ModelState(place, model.source, model.is_fake or local_path(model) is not None)
+        for place, model in models_by_place(job).items()
+    )
+    if all(model.is_fetched for model in models):
+        load_tasks(job)
+    schema = output_schema(Opened(store, plan, job).kept_schema, added_fields(job))
+    return Validation(
+        rows=plan.num_rows,
+        shards=_num_shards(plan),
+        units=len(plan.units),
+        skipped_shards=tuple(bad.path for bad in plan.skipped),
+        columns={field.name: str(field.type) for field in schema},
+        models=models,
+    )
+
+
+def _num_shards(plan: Plan) -> int:
+    return len({unit.shard for unit in plan.units})
