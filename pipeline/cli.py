@@ -5,6 +5,7 @@ Turns errors into one line and an exit code; with `--debug` they keep their trac
 
 import json
 import signal
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ import typer
 from pydantic import ValidationError
 from rich.box import HORIZONTALS
 from rich.console import Console
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -34,6 +36,7 @@ from pipeline.run import Summary, expected_of, run_job
 from pipeline.schema import RejectClass
 from pipeline.screen import chatter_into, make_screen
 from pipeline.section import unknown
+from pipeline.status import Status, Watch
 from pipeline.validate import Validation, validate
 from pipeline.verify import Certificate, Level, verify
 
@@ -42,6 +45,7 @@ _MOST_FINDINGS = 20
 # Of a cell in a preview; and what a table may take of a wide terminal.
 _MOST_CHARACTERS = 600
 _WIDTH = 100
+_WATCH_S = 5.0
 
 app = typer.Typer(
     help="Run LLMs over whole corpora: Parquet in, Parquet out, every row exactly once.",
@@ -208,6 +212,38 @@ def verify_command(
         _print_proof(proof)
         if not proof.is_whole:
             raise typer.Exit(ExitCode.FAILED)
+
+
+@app.command("status")
+def status_command(
+    output: OutputArgument,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Look again every few seconds, until it is finished.")
+    ] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Show what of an output is done and left, from its objects alone, on any machine.
+
+    Example: tokenmill status s3://bucket/summaries --watch
+
+    Exit codes: 0 whatever its state, 2 no output.
+    """
+    with one_line_errors(debug):
+        watcher = Watch(open_output(output))
+        console = Console(highlight=False, width=_WIDTH)
+        status = watcher.look()
+        if not watch:
+            if as_json:
+                typer.echo(json.dumps({**asdict(status), "state": status.state}, indent=2))
+            else:
+                console.print(_status_table(status))
+            return
+        with Live(_status_table(status), console=console, auto_refresh=False) as live:
+            while not status.is_finished:
+                time.sleep(_WATCH_S)
+                status = watcher.look()
+                live.update(_status_table(status), refresh=True)
 
 
 @app.command("rejects")
@@ -390,6 +426,26 @@ def _print_preview(previewed: list[PreviewedRow]) -> None:
         shown.add_column("written", ratio=1)
         shown.add_row(_cells_text(row.read), _cells_text(row.written))
         console.print(shown)
+
+
+def _status_table(status: Status) -> Table:
+    facts = {
+        "job": status.job,
+        "output": status.output,
+        "state": " ".join([status.state, *status.running]),
+        "units": f"{status.units_done:,} of {status.units:,}",
+        "rows": f"{status.rows_done:,} of {status.rows:,}",
+        "filtered out": f"{status.filtered:,}" if status.filtered else "",
+        "rejects": ", ".join(f"{count:,} {name}" for name, count in status.rejects.items()) or "0",
+        "tokens": f"{status.input_tokens:,} in, {status.generated_tokens:,} out",
+        "pace": "" if status.rows_per_s is None else f"{status.rows_per_s:,.1f} rows/s",
+        "ETA": "" if status.remaining_s is None else duration(status.remaining_s),
+    }
+    shown = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in facts.items():
+        if value:
+            shown.add_row(name, Text(_visible(value)))
+    return shown
 
 
 def _cells_text(cells: Mapping[str, Any]) -> Text:

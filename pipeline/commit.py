@@ -33,7 +33,8 @@ class UnitRecord:
     `attempt` names the one write that made it; `shard_version` the input that was read; `num_rows`
     counts the object's rows, rejects included, `num_filtered` the unit's rows that `input.where`
     left out; `rejects` counts the rejected rows by class; `num_reused` the requests that were not
-    sent, as others had asked the same: their tokens are counted, though no engine made them.
+    sent, as others had asked the same: their tokens are counted, though no engine made them;
+    `written_at` is in Unix seconds, by the writer's clock.
     `body_sha256` is the SHA-256 of the object's bytes before its footer. `repairs` tells of later
     runs that answered rejected rows again, each with its run, its attempt, the job's fields that it
     changed and the number of rows that it answered.
@@ -56,6 +57,7 @@ class UnitRecord:
     generated_tokens: int
     seconds: float
     num_reused: int = 0
+    written_at: float = 0.0
     body_sha256: str = ""
     repairs: tuple[Mapping[str, Any], ...] = field(default=())
 

@@ -3,7 +3,7 @@
 data/…/rows-….parquet            one object a unit
 _tokenmill/plan.parquet          the plan; it decides what this is the output of
 _tokenmill/job.yaml              the resolved job, for people
-_tokenmill/runs/<run>/…          each run's summary and events
+_tokenmill/runs/<run>/…          each run's summary and events, and a sign of life while it runs
 _SUCCESS                         written last, when all units are committed and verified
 """
 
@@ -26,6 +26,9 @@ from pipeline.store import Store, open_store
 PLAN_KEY = "_tokenmill/plan.parquet"
 JOB_KEY = "_tokenmill/job.yaml"
 SUCCESS_KEY = "_SUCCESS"
+RUNS_FOLDER = "_tokenmill/runs"
+#: In a run's folder, written when it ends, however it ends.
+SUMMARY_NAME = "summary.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,11 @@ class Totals:
     def reject_rate(self) -> float:
         """Rejected rows as a share of the output's rows."""
         return self.rejected / self.rows if self.rows else 0.0
+
+
+def run_folder(run: str) -> str:
+    """Where a run leaves what it has to say."""
+    return f"{RUNS_FOLDER}/{run}"
 
 
 def totals_of(records: Collection[UnitRecord]) -> Totals:

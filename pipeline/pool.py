@@ -530,4 +530,5 @@ def _record(spec: RunSpec, unit: Unit, answered: pa.Table, facts: Mapping[str, A
         generated_tokens=sum_of(answered, "num_generated_tokens"),
         seconds=round(facts["seconds"], 3),
         num_reused=facts["num_reused"],
+        written_at=round(time.time(), 3),
     )

@@ -21,10 +21,18 @@ from pipeline.columns import added_fields, output_schema
 from pipeline.commit import Commit
 from pipeline.engine import has_local_gpus, vllm_params
 from pipeline.errors import ExitCode, OverBudget, RunFailed, TokenmillError, root_cause
+from pipeline.heartbeat import Heartbeat
 from pipeline.job import Job
 from pipeline.models import cache_folder
 from pipeline.monitor import EventLog, PoolState, Progress, Screen
-from pipeline.output import Opened, Totals, committed_keys, write_success
+from pipeline.output import (
+    SUMMARY_NAME,
+    Opened,
+    Totals,
+    committed_keys,
+    run_folder,
+    write_success,
+)
 from pipeline.plan import Unit
 from pipeline.prepare import (
     Prepared,
@@ -195,7 +203,8 @@ class Run:
             # before it loads anything, and ten seconds of import are saved here.
             for params in self._job.params:
                 vllm_params(params)
-        with self._interface.watch(self._log) as screen:
+        beating = Heartbeat(self._opened.store, self._run)
+        with self._interface.watch(self._log) as screen, beating:
             screen.update(self._progress, time.monotonic())
             # Ray is imported only by runs that have something to do.
             from pipeline.pool import Pool, RunSpec  # noqa: PLC0415
@@ -279,9 +288,9 @@ class Run:
         )
 
     def _write(self, summary: Summary) -> None:
-        folder = f"_tokenmill/runs/{summary.run}"
+        folder = run_folder(summary.run)
         self._opened.store.replace(f"{folder}/events.jsonl", self._events.to_bytes())
-        self._opened.store.replace(f"{folder}/summary.json", summary.to_json().encode())
+        self._opened.store.replace(f"{folder}/{SUMMARY_NAME}", summary.to_json().encode())
 
 
 def expected_of(opened: Opened) -> Expected:
