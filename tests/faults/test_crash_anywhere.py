@@ -1,10 +1,11 @@
 """Real processes that die: the run goes on by itself, or the same command carries on."""
 
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,14 @@ def undisturbed(folder: Path) -> Undisturbed:
     return by_place(read_rows(LocalStore(str(folder / "peace")))[0])
 
 
-def start(folder: Path, output: Path | str, *more: str) -> "subprocess.Popen[str]":
-    return real.start(folder / "job.yaml", folder / "corpus", output, *more)
+#: A cluster that is not tokenmill's own must ask for a token.
+WITH_TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "of-the-cluster-with-two-nodes"}
+
+
+def start(
+    folder: Path, output: Path | str, *more: str, env: Mapping[str, str] | None = None
+) -> "subprocess.Popen[str]":
+    return real.start(folder / "job.yaml", folder / "corpus", output, *more, env=env)
 
 
 def finished(driver: "subprocess.Popen[str]") -> str:
@@ -140,6 +147,7 @@ def two_nodes(head_cpus: int, second_cpus: int) -> Iterator["subprocess.Popen[st
     with subprocess.Popen(
         command,
         cwd=ROOT / "tests",
+        env={**os.environ, **WITH_TOKEN},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -160,7 +168,8 @@ def test_the_run_outlives_a_node(folder: Path, undisturbed: Undisturbed, tmp_pat
     with two_nodes(head_cpus=6, second_cpus=2) as cluster:
         assert cluster.stdin is not None and cluster.stdout is not None
         address = cluster.stdout.readline().strip()
-        driver = start(folder, output, "--address", address, "--set", "model.replicas=3")
+        more = ("--address", address, "--set", "model.replicas=3")
+        driver = start(folder, output, *more, env=WITH_TOKEN)
         wait_for_commit(driver, output)
         cluster.stdin.write("lose\n")
         cluster.stdin.flush()
