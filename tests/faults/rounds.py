@@ -21,6 +21,7 @@ from faults import driver, world
 from faults.proxy import Asked, Fault, FaultyS3, Storm
 from faults.world import Losses, Place
 from pipeline.errors import ExitCode
+from pipeline.heartbeat import ALIVE_NAME
 from pipeline.store import LocalStore, S3Store, Store
 
 _SLOTS = 2
@@ -217,7 +218,12 @@ class Round:
             self._fail(f"a zombie changed {changed} and made {foreign}")
 
     def _versions(self) -> dict[str, tuple[str, int]]:
-        return {item.key: (item.version, item.size) for item in self._store.list()}
+        """All that stands but for signs of life, which each run gives in a folder of its own."""
+        return {
+            item.key: (item.version, item.size)
+            for item in self._store.list()
+            if not item.key.endswith(ALIVE_NAME)
+        }
 
     def _judge(self, what: str, undisturbed: dict[Place, dict[str, Any]]) -> None:
         """What `verify --deep` says, and how the rows differ from an undisturbed run's."""
