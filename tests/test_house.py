@@ -12,7 +12,10 @@ from command import ROOT
 
 PACKAGE = ROOT / "pipeline"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-TESTS = sorted((ROOT / "tests").glob("test_*.py"))
+TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
+#: What stands at the top of the project, besides files that begin with a dot.
+ROOMS = {"bench", "docs", "infra", "jobs", "pipeline", "requirements", "tests"}
+PAPERS = {"CHANGELOG.md", "LICENSE", "Makefile", "README.md", "SECURITY.md", "pyproject.toml"}
 #: Who may import what from outside: the modules of ours that are its doors.
 DOORS = {
     "ray": {"pool"},
@@ -70,6 +73,17 @@ def imported_modules(path: Path) -> set[str]:
             package = ".".join([*parts[:-1], "__init__"])
             found.add(module or (package if package in NAMES else "__init__"))
     return found
+
+
+def test_nothing_is_left_lying_at_the_door() -> None:
+    """What git keeps at the top level is known here: no output of a run, no scratch file."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("a copy without git")
+    listed = subprocess.run(
+        ["/usr/bin/env", "git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True
+    )
+    kept = {name.split("/")[0] for name in listed.stdout.decode().split("\0") if name}
+    assert {name for name in kept if not name.startswith(".")} == ROOMS | PAPERS
 
 
 @pytest.mark.parametrize("module", NAMES)
