@@ -3,7 +3,7 @@
 Ground floor: imports nothing of ours.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
@@ -135,6 +135,14 @@ class Completion:
     tokens: Sequence[TokenLogprob] | None = None
     stop_reason: str | int | None = None
     vector: npt.NDArray[np.float32] | None = None
+
+    def job_stop(self, stop_token_ids: Collection[int]) -> str | None:
+        """The stop string or token of the job's that ended the answer; a model's own end is none.
+
+        `stop_token_ids` are the job's.
+        """
+        reason = self.stop_reason
+        return str(reason) if isinstance(reason, str) or reason in stop_token_ids else None
 
 
 Answer = Completion | Reject

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from pipeline.schema import Completion, Media, Reject, RejectClass, Request, Sampling
-from pipeline.tasks.base import Dialogue, Result
+from pipeline.tasks.base import Dialogue, Result, TaskSection
 
 _MOST_ANSWER_CHARACTERS = 1000
 
@@ -39,6 +39,15 @@ def ask_until_valid(
     if last is None:
         raise ValueError("a task asks at least once")
     return last
+
+
+def check_whole_answers(section: TaskSection, *, complete: bool) -> None:
+    """Raise `ValueError` for retries of a section whose every answer does, unless it is cut off."""
+    if section.retries is not None and not complete:
+        raise ValueError(
+            f"{section.place}retries: every answer does; "
+            "write complete: true to ask again for those that are cut off"
+        )
 
 
 def cut_off(answer: Completion) -> Reject | None:

@@ -164,6 +164,13 @@ class TaskSection(Section):
         """Those of the requests that are known without a model, for the engine to check early."""
         return self.own_samplings if self.samples else ()
 
+    @property
+    def has_stops(self) -> bool:
+        """Whether an answer may end by a stop of the job's."""
+        sampling = self.sampling or {}
+        stops = sampling.get("stop") or sampling.get("stop_token_ids")
+        return bool(stops) or "stop" in (self.overrides or {})
+
     def check(self) -> None:
         """Raise `ValueError` for what cannot work, now that prompt and sampling are known."""
         if self.retries is None:

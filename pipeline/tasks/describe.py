@@ -2,55 +2,37 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 from pydantic import Field
 
 from pipeline.errors import UserError
-from pipeline.length import Chunk, Truncate
-from pipeline.media import MediaAccess, image_media, read_media
+from pipeline.media import image_media, read_media
 from pipeline.schema import Completion, Reject
 from pipeline.tasks.attempts import ask_until_valid, cut_off
-from pipeline.tasks.base import Cells, Dialogue, Prepared, Row, TaskSection, Tools
+from pipeline.tasks.base import Cells, Dialogue, Prepared, Row, Tools
+from pipeline.tasks.media_task import MediaSection
 from pipeline.template import PromptTemplates, compile_templates
 
 # What config.json calls the part that sees, by model: vision_config, img_processor, visual, …
 _SEEING = ("vision", "image", "img", "visual")
 
 
-class Describe(TaskSection):
+class Describe(MediaSection):
     """`task: {kind: describe}`: text about an image."""
-
-    joins_by_prompt: ClassVar[bool] = False
 
     kind: Literal["describe"]
     image: str = Field(min_length=1, description="The column with an image's bytes or path.")
     max_pixels: int = Field(
         default=2**22, ge=1, description="Images with more are scaled down before the model's own."
     )
-    complete: bool = Field(
-        default=False, description="An answer that max_tokens cuts off does not do."
-    )
-    media: MediaAccess = Field(default=MediaAccess(), description="What a row may name.")
-
-    def check(self) -> None:
-        super().check()
-        check_whole(self)
-        check_retries_of(self, complete=self.complete)
 
     @property
     def fields(self) -> tuple[pa.Field, ...]:
         """The text and how it ended; with stops in the sampling, by which."""
         fields = (pa.field("description", pa.string()), pa.field("finish_reason", pa.string()))
         return (*fields, pa.field("stop_reason", pa.string())) if self.has_stops else fields
-
-    @property
-    def has_stops(self) -> bool:
-        """Whether an answer may end by a stop of the job's."""
-        sampling = self.sampling or {}
-        stops = sampling.get("stop") or sampling.get("stop_token_ids")
-        return bool(stops) or "stop" in (self.overrides or {})
 
     @property
     def columns(self) -> Mapping[str, str]:
@@ -69,24 +51,6 @@ class Describe(TaskSection):
                 "needs a model that takes them"
             )
         return Describer(self, tools)
-
-
-def check_whole(section: TaskSection) -> None:
-    """Raise `ValueError` for a length policy that would cut a text, which is not what is long."""
-    if isinstance(section.length, Truncate | Chunk):
-        raise ValueError(  # noqa: TRY004 - a mistake in the job
-            f"{section.place}length: {section.kind} takes its media whole; leave "
-            f"{section.length.policy} out, or give this task length: {{policy: reject}}"
-        )
-
-
-def check_retries_of(section: TaskSection, *, complete: bool) -> None:
-    """Raise `ValueError` for retries where every answer does."""
-    if section.retries is not None and not complete:
-        raise ValueError(
-            f"{section.place}retries: every answer does; write complete: true to ask again for "
-            "those that are cut off"
-        )
 
 
 class Describer:
@@ -125,12 +89,8 @@ class Describer:
             return cut
         cells: dict[str, Any] = {"description": answer.text, "finish_reason": answer.finish_reason}
         if self._section.has_stops:
-            cells["stop_reason"] = self._stop_reason(answer.stop_reason)
+            cells["stop_reason"] = answer.job_stop(self._stop_token_ids)
         return cells
-
-    def _stop_reason(self, reason: str | int | None) -> str | None:
-        """The stop string or token of the job's; a model's own end is none."""
-        return str(reason) if isinstance(reason, str) or reason in self._stop_token_ids else None
 
 
 def _prepared(prompt: Any, media: Any) -> Prepared | Reject:

@@ -6,7 +6,7 @@ prompt is in the engine's prefix cache behind the first), so that one that fails
 
 import math
 import statistics
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ from pipeline.schema import (
     TokenLogprob,
 )
 from pipeline.section import ModelSource, Section
-from pipeline.tasks.attempts import ask_until_valid, cut_off
+from pipeline.tasks.attempts import ask_until_valid, check_whole_answers, cut_off
 from pipeline.tasks.base import (
     Cells,
     Dialogue,
@@ -110,11 +110,7 @@ class Generate(TaskSection):
         super().check()
         if self.retries is not None and self.num_samples > 1:
             raise ValueError(f"{self.place}retries: several samples are tries enough; leave it out")
-        if self.retries is not None and not self.complete:
-            raise ValueError(
-                f"{self.place}retries: every answer does; "
-                "write complete: true to ask again for those that are cut off"
-            )
+        check_whole_answers(self, complete=self.complete)
         sampling = self.sampling or {}
         if self.tokens is not None and "logprobs" in sampling:
             raise ValueError(f"{self.place}sampling.logprobs: tokens.top says it; leave it out")
@@ -166,9 +162,8 @@ class Generate(TaskSection):
     @property
     def wanted(self) -> tuple["_Column", ...]:
         """What is told of each answer."""
-        stops = (self.sampling or {}).get("stop") or (self.sampling or {}).get("stop_token_ids")
         absent = set()
-        if not stops and "stop" not in (self.overrides or {}):
+        if not self.has_stops:
             absent.add("stop_reason")
         if self.reasoning is None:
             absent.add("reasoning_text")
@@ -231,13 +226,7 @@ class Sample:
 
     completion: Completion
     thought: Thought
-    stop_token_ids: Collection[int]
-
-    @property
-    def stop_reason(self) -> str | None:
-        """The stop string or token of the job's; a model's own end is none."""
-        reason = self.completion.stop_reason
-        return str(reason) if isinstance(reason, str) or reason in self.stop_token_ids else None
+    stop_reason: str | None
 
 
 class Generator:
@@ -327,7 +316,7 @@ class Generator:
             thought = self._splitter.split(answer, is_open=is_open)
         if isinstance(thought, Reject):
             return thought
-        return Sample(answer, thought, self._stop_token_ids)
+        return Sample(answer, thought, answer.job_stop(self._stop_token_ids))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,11 @@ import pyarrow as pa
 from pydantic import Field
 
 from pipeline.errors import UserError
-from pipeline.media import SAMPLE_RATE, MediaAccess, audio_samples, read_media
+from pipeline.media import SAMPLE_RATE, audio_samples, read_media
 from pipeline.schema import Completion, Media, Reject
 from pipeline.tasks.attempts import ask_until_valid, cut_off
-from pipeline.tasks.base import Cells, Dialogue, Prepared, Row, TaskSection, Tools, gather
-from pipeline.tasks.describe import check_retries_of, check_whole
+from pipeline.tasks.base import Cells, Dialogue, Prepared, Row, Tools, gather
+from pipeline.tasks.media_task import MediaSection
 
 # Whisper hears so much at a time (Radford et al. 2022, Robust Speech Recognition via Large-Scale
 # Weak Supervision, 2.2).
@@ -26,25 +26,15 @@ _UNSPACED = frozenset({"zh", "yue", "ja", "th", "lo", "my", "km", "bo"})
 _NOTE = "seconds"
 
 
-class Transcribe(TaskSection):
+class Transcribe(MediaSection):
     """`task: {kind: transcribe}`: the words of an audio file."""
 
     asks_by_prompt: ClassVar[bool] = False
-    joins_by_prompt: ClassVar[bool] = False
 
     kind: Literal["transcribe"]
     audio: str = Field(min_length=1, description="The column with an audio file's bytes or path.")
     language: str = Field(pattern=r"^[a-z]{2,3}$", description="What is spoken: en, fr, …")
     max_seconds: float = Field(default=600.0, gt=0, description="Longer audio is a reject.")
-    complete: bool = Field(
-        default=False, description="An answer that max_tokens cuts off does not do."
-    )
-    media: MediaAccess = Field(default=MediaAccess(), description="What a row may name.")
-
-    def check(self) -> None:
-        super().check()
-        check_whole(self)
-        check_retries_of(self, complete=self.complete)
 
     @property
     def fields(self) -> tuple[pa.Field, ...]:
