@@ -112,9 +112,7 @@ def run(  # noqa: PLR0913, PLR0917 - options of a command
     again to resume).
     """
     with one_line_errors(debug):
-        settings = _settings(
-            overrides, {"input.path": input_path, "output.path": output_path, "input.limit": limit}
-        )
+        settings = _settings(overrides, input_path, output_path, limit)
         with _stoppable():
             summary = run_job(load_job(job_file, settings), address, _Terminal())
         if summary is not None:
@@ -139,9 +137,7 @@ def validate_command(  # noqa: PLR0913, PLR0917 - options of a command
     Exit codes: 0 it can be run, 2 a mistake in the job or its input.
     """
     with one_line_errors(debug):
-        settings = _settings(
-            overrides, {"input.path": input_path, "output.path": output_path, "input.limit": limit}
-        )
+        settings = _settings(overrides, input_path, output_path, limit)
         with chatter_into(models.cache_folder() / "logs" / "validate.log"):
             found = validate(load_job(job_file, settings))
         if as_json:
@@ -168,7 +164,7 @@ def preview_command(  # noqa: PLR0913, PLR0917 - options of a command
     Example: tokenmill preview jobs/summarize.yaml -n 3 --where "language = 'en'"
     """
     with one_line_errors(debug):
-        settings = _settings(overrides, {"input.path": input_path, "input.where": where})
+        settings = _settings(overrides, input_path, where=where)
         job = load_job(job_file, settings)
         log = models.cache_folder() / "logs" / "preview.log"
         with chatter_into(log) as console, _stoppable():
@@ -181,8 +177,20 @@ def preview_command(  # noqa: PLR0913, PLR0917 - options of a command
             _print_preview(previewed)
 
 
-def _settings(overrides: list[str] | None, options: Mapping[str, str | int | None]) -> list[str]:
+def _settings(
+    overrides: list[str] | None,
+    input_path: str | None,
+    output_path: str | None = None,
+    limit: int | None = None,
+    where: str | None = None,
+) -> list[str]:
     """The overrides that `--set` and a command's own options name."""
+    options = {
+        "input.path": input_path,
+        "output.path": output_path,
+        "input.limit": limit,
+        "input.where": where,
+    }
     named = [f"{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
     return [*(overrides or []), *named]
 
@@ -407,11 +415,7 @@ def _print_validation(job_file: Path, found: Validation) -> None:
     }
     console = Console(highlight=False, width=_WIDTH)
     console.print(_visible(f"{job_file} can be run"), markup=False, soft_wrap=True)
-    shown = Table(box=None, show_header=False, pad_edge=False)
-    for name, value in lines.items():
-        if value:
-            shown.add_row(name, Text(_visible(value)))
-    console.print(shown)
+    console.print(_facts_table(lines))
     if found.missing_models:
         console.print("what follows from a model's tokenizer is known once it is fetched")
 
@@ -441,6 +445,11 @@ def _status_table(status: Status) -> Table:
         "pace": "" if status.rows_per_s is None else f"{status.rows_per_s:,.1f} rows/s",
         "ETA": "" if status.remaining_s is None else duration(status.remaining_s),
     }
+    return _facts_table(facts)
+
+
+def _facts_table(facts: Mapping[str, str]) -> Table:
+    """A name and its value a line; what is empty is left out."""
     shown = Table(box=None, show_header=False, pad_edge=False)
     for name, value in facts.items():
         if value:

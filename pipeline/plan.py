@@ -119,6 +119,11 @@ class Plan:
     def num_rows(self) -> int:
         return sum(unit.num_rows for unit in self.units)
 
+    @property
+    def num_shards(self) -> int:
+        """The shards that units are of."""
+        return len({unit.shard for unit in self.units})
+
 
 def output_folder(shard: str) -> str:
     """`data/` plus the shard's path without its suffix, as a key that every store and reader takes.

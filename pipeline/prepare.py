@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.adapters import check_adapters
 from pipeline.columns import added_fields, output_schema
-from pipeline.engine import check_argument_names
+from pipeline.engine import check_argument_names, has_local_gpus
 from pipeline.errors import UserError
 from pipeline.fake import fake_settings
 from pipeline.job import Job, Units
@@ -34,8 +34,9 @@ from pipeline.quantized import check_on_cpu, refuse_gguf_file
 from pipeline.section import ModelSource
 from pipeline.shards import Listing, list_input, read_footers, refuse_output_inside
 from pipeline.source import changed_shard
-from pipeline.store import Store
+from pipeline.store import Store, open_store
 from pipeline.tasks.row import input_columns
+from pipeline.tools import resolve
 from pipeline.where import where_columns, where_expression
 
 # About a minute of one replica: 300 tokens a second on two cores, some 20,000 on a large GPU.
@@ -154,9 +155,19 @@ def _replan(job: Job, store: Store, standing: Plan, plan: Plan) -> Plan:
     return replace_plan(store, plan, job)
 
 
-def plan_input(job: Job, has_gpus: bool) -> Plan:
-    """The plan of a new output; nothing is written. Raises `UserError`."""
-    return _make_plan(job, list_input(job.input.path, job.input.endpoint_url), has_gpus)
+def look_ahead(job: Job) -> Opened:
+    """What a run on this machine would begin with in a new output; nothing is written.
+
+    Raises `UserError` for what such a run would refuse.
+    """
+    check_job(job)
+    has_gpus = has_local_gpus()
+    if not has_gpus:
+        check_formats(job)
+    job = resolve(job)
+    listing = list_input(job.input.path, job.input.endpoint_url)
+    store = open_store(job.output.path, job.output.endpoint_url)
+    return Opened(store, _make_plan(job, listing, has_gpus), job)
 
 
 def _make_plan(job: Job, listing: Listing, has_gpus: bool) -> Plan:

@@ -18,13 +18,12 @@ from pipeline.engine import MachineShare, has_local_gpus
 from pipeline.errors import UserError
 from pipeline.job import Job
 from pipeline.plan import Plan
-from pipeline.prepare import check_formats, check_job, plan_input
+from pipeline.prepare import look_ahead
 from pipeline.render import Renderer
 from pipeline.replica import load_engine
 from pipeline.scheduler import Scheduler
 from pipeline.source import Source
-from pipeline.store import open_store
-from pipeline.tools import load_tasks, resolve
+from pipeline.tools import load_tasks
 
 # With a condition that hardly any row meets, the search for some must end.
 _MOST_UNITS_READ = 50
@@ -45,22 +44,14 @@ def preview(job: Job, count: int, seed: int) -> list[PreviewedRow]:
 
     Raises `UserError` for what a run would refuse, and where no row is found.
     """
-    check_job(job)
-    has_gpus = has_local_gpus()
-    if not has_gpus:
-        check_formats(job)
-    job = resolve(job)
-    plan = plan_input(job, has_gpus)
-    source = Source(
-        open_store(plan.input_url, job.input.endpoint_url), plan.schema, job.input.where
-    )
-    drawn = _draw(plan, source, count, random.Random(seed))  # noqa: S311 - no secret
+    ahead = look_ahead(job)
+    job, source = ahead.job, ahead.source
+    drawn = _draw(ahead.plan, source, count, random.Random(seed))  # noqa: S311 - no secret
     tasks = load_tasks(job, source.store)
     shown = list(dict.fromkeys([*tasks.columns, *job.input.keep]))
     renderer = Renderer(tasks, shown, job.clean)
-    share = MachineShare(
-        job.model.gpus_per_replica if has_gpus else 0, len(os.sched_getaffinity(0))
-    )
+    gpus = job.model.gpus_per_replica if has_local_gpus() else 0
+    share = MachineShare(gpus, len(os.sched_getaffinity(0)))
     scheduler = Scheduler(load_engine(job, share), tasks, job.model.request_timeout_s)
     rendered = [renderer.render(rows) for _, rows in drawn]
     units = [scheduler.submit(rows) for rows in rendered]

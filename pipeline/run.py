@@ -134,9 +134,8 @@ def run_job(job: Job, address: str | None, interface: Interface) -> Summary | No
 
 def _announce(prepared: Prepared, interface: Interface) -> None:
     plan, missing = prepared.opened.plan, prepared.missing
-    shards = len({unit.shard for unit in plan.units})
     interface.say(
-        f"{prepared.opened.job.name}: {plan.num_rows:,} rows in {shards:,} shards, "
+        f"{prepared.opened.job.name}: {plan.num_rows:,} rows in {plan.num_shards:,} shards, "
         f"{len(plan.units):,} units, to {prepared.opened.store.url}"
     )
     for bad in plan.skipped:

@@ -6,14 +6,10 @@ Nothing is written, no row is read, and no Ray and no engine are started.
 from dataclasses import dataclass
 
 from pipeline.columns import added_fields, output_schema
-from pipeline.engine import has_local_gpus
 from pipeline.job import Job
 from pipeline.models import local_path
-from pipeline.output import Opened
-from pipeline.plan import Plan
-from pipeline.prepare import check_formats, check_job, models_by_place, plan_input
-from pipeline.store import open_store
-from pipeline.tools import load_tasks, resolve
+from pipeline.prepare import look_ahead, models_by_place
+from pipeline.tools import load_tasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,29 +44,20 @@ class Validation:
 
 def validate(job: Job) -> Validation:
     """Hold a job against its input, its models and this machine. Raises `UserError`."""
-    check_job(job)
-    has_gpus = has_local_gpus()
-    if not has_gpus:
-        check_formats(job)
-    job = resolve(job)
-    store = open_store(job.output.path, job.output.endpoint_url)
-    plan = plan_input(job, has_gpus)
+    ahead = look_ahead(job)
+    plan = ahead.plan
     models = tuple(
         ModelState(place, model.source, model.is_fake or local_path(model) is not None)
-        for place, model in models_by_place(job).items()
+        for place, model in models_by_place(ahead.job).items()
     )
     if all(model.is_fetched for model in models):
-        load_tasks(job)
-    schema = output_schema(Opened(store, plan, job).kept_schema, added_fields(job))
+        load_tasks(ahead.job)
+    schema = output_schema(ahead.kept_schema, added_fields(ahead.job))
     return Validation(
         rows=plan.num_rows,
-        shards=_num_shards(plan),
+        shards=plan.num_shards,
         units=len(plan.units),
         skipped_shards=tuple(bad.path for bad in plan.skipped),
         columns={field.name: str(field.type) for field in schema},
         models=models,
     )
-
-
-def _num_shards(plan: Plan) -> int:
-    return len({unit.shard for unit in plan.units})
