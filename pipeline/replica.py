@@ -23,7 +23,6 @@ from pipeline.fake import FakeEngine, fake_settings
 from pipeline.job import Job
 from pipeline.models import fetch, read_config
 from pipeline.quantized import cpu_arguments
-from pipeline.reuse import Reuse
 from pipeline.scheduler import AnsweredRow, Load, Scheduler, UnitInFlight
 from pipeline.schema import Reject, RejectClass
 from pipeline.tasks.base import SideModel
@@ -225,8 +224,7 @@ class Replica:
             ready.set_exception(error)
             return
         ready.set_result(engine.info)
-        reuse = Reuse() if self._deduplicate else None
-        scheduler = Scheduler(engine, self._tasks, self._timeout_s, reuse)
+        scheduler = Scheduler(engine, self._tasks, self._timeout_s, deduplicate=self._deduplicate)
         if math.isfinite(self._timeout_s):
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         try:

@@ -125,10 +125,12 @@ class Scheduler:
         engine: Engine,
         tasks: RowTasks,
         timeout_s: float = math.inf,
-        reuse: Reuse | None = None,
+        *,
+        deduplicate: bool = False,
     ) -> None:
         self._engine = engine
-        self._reuse = reuse
+        self._reuse = Reuse()
+        self._deduplicates = deduplicate
         self._contexts = Contexts(engine.info.max_model_len, engine.info.beside)
         self._tasks = tasks
         self._timeout_s = timeout_s
@@ -251,7 +253,7 @@ class Scheduler:
     def _answered(self, sent: _Sent, answer: Answer) -> None:
         """Hand an answer to all that wait for it; without one, the others ask anew."""
         self._place(sent.asked, answer)
-        if sent.mark is None or self._reuse is None:
+        if sent.mark is None:
             return
         del self._leaders[sent.mark]
         self._num_followers -= len(sent.followers)
@@ -294,7 +296,7 @@ class Scheduler:
         if reject is not None:
             self._place(asked, reject)
             return
-        mark = None if self._reuse is None else self._reuse.mark(asked.request)
+        mark = self._reuse.mark(asked.request) if self._deduplicates else None
         if mark is not None and self._reused(mark, asked):
             return
         key = self._next_key
@@ -311,7 +313,7 @@ class Scheduler:
 
     def _reused(self, mark: bytes, asked: _Asked) -> bool:
         """Whether another's answer does: one that is there, or that will be."""
-        completion = None if self._reuse is None else self._reuse.find(mark)
+        completion = self._reuse.find(mark)
         if completion is not None:
             self._place_reused(asked, completion)
             return True

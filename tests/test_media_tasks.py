@@ -17,7 +17,6 @@ from pipeline.job import Job
 from pipeline.media import decoded
 from pipeline.render import Renderer
 from pipeline.replica import load_engine
-from pipeline.reuse import Reuse
 from pipeline.scheduler import Scheduler
 from pipeline.schema import Answer, Reject, RejectClass
 from pipeline.source import ROW_COLUMN
@@ -194,7 +193,7 @@ def run(job: Job, rows: pa.Table, storage: Store | None) -> list[Any]:
     """The rows' results on the fake engine, by way of the rendered table."""
     tasks = load_tasks(job, storage)
     numbered = rows.append_column(ROW_COLUMN, pa.array(range(rows.num_rows), pa.int64()))
-    scheduler = Scheduler(load_engine(job, MachineShare(0, 1)), tasks, reuse=Reuse())
+    scheduler = Scheduler(load_engine(job, MachineShare(0, 1)), tasks, deduplicate=True)
     unit = scheduler.submit(Renderer(tasks, []).render(numbered))
     while scheduler.has_work:
         scheduler.step()

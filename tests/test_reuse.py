@@ -33,12 +33,13 @@ class Asked(FakeEngine):
 def run(
     engine: Asked,
     units: Sequence[Sequence[int]],
-    reuse: Reuse | None,
     sampling: dict[str, Any] = GREEDY,
+    *,
+    deduplicate: bool = True,
 ) -> list[UnitInFlight]:
     """Units whose rows are prompts of one token, through a scheduler."""
     tasks = row_tasks(job({"sampling": sampling}).steps)
-    scheduler = Scheduler(engine, tasks, reuse=reuse)
+    scheduler = Scheduler(engine, tasks, deduplicate=deduplicate)
     submitted = [scheduler.submit(rendered([[token] for token in unit])) for unit in units]
     while scheduler.has_work:
         scheduler.step()
@@ -52,8 +53,8 @@ def test_what_repeats_is_asked_once_and_each_row_has_its_answer(
 ) -> None:
     """Across units, in flight and after: one request a prompt; the rows are as without reuse."""
     engine, plain = Asked(max_num_seqs=max_num_seqs), Asked(max_num_seqs=max_num_seqs)
-    reused = run(engine, units, Reuse())
-    expected = run(plain, units, None)
+    reused = run(engine, units, deduplicate=True)
+    expected = run(plain, units, deduplicate=False)
     assert [unit.answers for unit in reused] == [unit.answers for unit in expected]
     distinct = {token for unit in units for token in unit}
     assert sorted(engine.prompts) == sorted([token] for token in distinct)
@@ -74,7 +75,7 @@ def test_what_repeats_is_asked_once_and_each_row_has_its_answer(
 def test_what_is_drawn_is_asked_each_time(values: dict[str, Any], num_asked: int) -> None:
     """At a temperature above 0 (vLLM's default is 1) answers differ, unless a seed fixes them."""
     engine = Asked()
-    run(engine, [[1, 1, 1]], Reuse(), {"max_tokens": 6, **values})
+    run(engine, [[1, 1, 1]], {"max_tokens": 6, **values})
     assert len(engine.prompts) == num_asked
 
 
@@ -98,7 +99,7 @@ class Unlucky(Asked):
 def test_a_request_that_fails_takes_no_other_along() -> None:
     """Those that waited for its answer ask again, one after another, until one is answered."""
     engine = Unlucky(2)
-    (unit,) = run(engine, [[1] * 5], Reuse())
+    (unit,) = run(engine, [[1] * 5])
     results = [answer.result.reject for answer in unit.answers if answer is not None]
     assert [reject is None for reject in results] == [False, False, True, True, True]
     assert (len(engine.prompts), unit.num_reused) == (3, 2)
@@ -108,7 +109,7 @@ def test_a_request_out_of_time_takes_no_other_along() -> None:
     """Each of the same kind has the time that it is allowed."""
     engine = Asked(hang_on="\x01")
     tasks = row_tasks(job({"sampling": GREEDY}).steps)
-    scheduler = Scheduler(engine, tasks, timeout_s=0.01, reuse=Reuse())
+    scheduler = Scheduler(engine, tasks, timeout_s=0.01, deduplicate=True)
     unit = scheduler.submit(rendered([[1], [1], [2]]))
     while scheduler.has_work:
         scheduler.step()
@@ -165,7 +166,7 @@ def test_rejected_rows_are_never_asked() -> None:
     """A prompt that is too long has no answer to share."""
     engine = Asked(max_model_len=8)
     tasks = row_tasks(job({"sampling": GREEDY}).steps)
-    scheduler = Scheduler(engine, tasks, reuse=Reuse())
+    scheduler = Scheduler(engine, tasks, deduplicate=True)
     unit = scheduler.submit(rendered([[1] * 5] * 3))
     scheduler.step()
     rejects = [answer.result.reject for answer in unit.answers if answer is not None]
