@@ -103,6 +103,7 @@ def test_a_job_that_cannot_be_run_is_refused(job_file: Path, corpus: Path) -> No
     for setting, part in (
         ("prompt.user={{ body }}", "body"),
         ("model.engine.step_seconds=1", "step_s"),
+        ("input.keep=[error]", "rename"),
         ("task={kind: classify, choices: [a, a]}", "choices"),
     ):
         done = tokenmill("validate", job_file, "--set", setting)
