@@ -22,13 +22,10 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from bench import metrics
+from bench import PACKAGES, ROOT, metrics
 from pipeline.job_file import load_job
 from pipeline.tasks.base import TaskSection
 from pipeline.tasks.choices import labels_of
-
-ROOT = Path(__file__).parents[1]
-DATA = ROOT.parent / "shared" / "data" / "packages"
 
 # Before the truths' names in the output, where the task may have a column of the same name.
 _TRUTH = "truth_"
@@ -141,7 +138,7 @@ def main() -> None:
     """Run a job and print its figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("job", type=Path, help="a job whose task has a truth in the corpus")
-    parser.add_argument("--data", type=Path, default=DATA, help="a folder of Parquet files")
+    parser.add_argument("--data", type=Path, default=PACKAGES, help="a folder of Parquet files")
     parser.add_argument("--truth", help="the column that holds the truth; by default the task's")
     parser.add_argument("--rows", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)

@@ -15,9 +15,9 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import yaml
 
-ROOT = Path(__file__).parents[1]
-# 57,169 package descriptions of Debian 12, where it is; else the demo's documents, again and again.
-CORPUS = ROOT.parent / "shared" / "data" / "packages"
+from bench import PACKAGES, ROOT
+
+# The texts where PACKAGES is not at hand: some dozens, again and again.
 DEMO = ROOT / "jobs" / "demo" / "documents.yaml"
 
 #: The same for all systems. vLLM's own defaults differ between its front ends.
@@ -152,7 +152,9 @@ def _mixed(text: str) -> int:
 
 
 def _corpus() -> list[str]:
-    if CORPUS.is_dir():
-        texts: list[str] = ds.dataset(CORPUS).to_table(columns=["text"]).column("text").to_pylist()
+    if PACKAGES.is_dir():
+        texts: list[str] = (
+            ds.dataset(PACKAGES).to_table(columns=["text"]).column("text").to_pylist()
+        )
         return texts
     return [entry["text"] for entry in yaml.safe_load(DEMO.read_text()) if entry.get("text")]

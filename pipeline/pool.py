@@ -451,10 +451,9 @@ class _ReplicaStage:
             os._exit(1)
 
         with _failures_told(board):
-            tasks = load_tasks(job, open_store(storage_url, job.input.endpoint_url))
             self._replica = Replica(
                 load=lambda: load_engine(job, MachineShare(num_gpus, _threads_per_replica(job))),
-                tasks=tasks,
+                tasks=_tasks(job.model_dump_json(), storage_url),
                 timeout_s=job.model.request_timeout_s,
                 deduplicate=job.model.deduplicate,
                 on_load=on_load,
