@@ -45,10 +45,10 @@ class Figures:
 
 def tokenmill(job_file: Path) -> Figures:
     """`tokenmill run`, in this process, as the command line does it."""
-    from pipeline.cli import _Terminal  # noqa: PLC0415
+    from pipeline.commands.terminal import Terminal  # noqa: PLC0415
     from pipeline.run import run_job  # noqa: PLC0415
 
-    summary = run_job(load_job(job_file, []), None, _Terminal())
+    summary = run_job(load_job(job_file, []), None, Terminal())
     if summary is None:
         raise SystemExit("the output is there already")
     return Figures(

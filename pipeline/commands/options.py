@@ -1,0 +1,66 @@
+"""The options that several commands share, and the keys of the job that they stand for."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.errors import UserError
+from pipeline.schema import RejectClass
+from pipeline.section import unknown
+
+JobArgument = Annotated[
+    # Whether it can be read is said by us, in one line.
+    Path, typer.Argument(metavar="JOB.yaml", help="The job file.", readable=False)
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a key of the job; repeatable."),
+]
+AddressOption = Annotated[
+    str | None, typer.Option(metavar="RAY", help="A Ray cluster; by default a local one.")
+]
+OutputArgument = Annotated[str, typer.Argument(metavar="OUTPUT", help="A folder or s3:// prefix.")]
+ClassOption = Annotated[
+    list[str] | None,
+    typer.Option("--class", metavar="CLASS", help="Only rejects of this class; repeatable."),
+]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+InputOption = Annotated[
+    str | None, typer.Option("--input", metavar="PATH", help="Instead of input.path.")
+]
+OutputOption = Annotated[
+    str | None, typer.Option("--output", metavar="PATH", help="Instead of output.path.")
+]
+LimitOption = Annotated[
+    int | None, typer.Option("--limit", metavar="N", help="Only the first N rows.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def job_settings(
+    overrides: list[str] | None,
+    input_path: str | None,
+    output_path: str | None = None,
+    limit: int | None = None,
+    where: str | None = None,
+) -> list[str]:
+    """The overrides that `--set` and a command's own options name."""
+    options = {
+        "input.path": input_path,
+        "output.path": output_path,
+        "input.limit": limit,
+        "input.where": where,
+    }
+    named = [f"{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
+    return [*(overrides or []), *named]
+
+
+def selected_classes(classes: list[str] | None) -> frozenset[str] | None:
+    """The classes that `--class` names; None for all. Raises `UserError` for one unknown."""
+    known = [str(name) for name in RejectClass]
+    for name in classes or ():
+        if name not in known:
+            raise UserError(f"--class {name}: {unknown(name, known)}")
+    return frozenset(classes) if classes else None

@@ -1,0 +1,98 @@
+"""The user's terminal: errors in one line, tables of facts, a run's screen, signals."""
+
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.errors import ExitCode, TokenmillError, root_cause
+from pipeline.monitor import Screen
+from pipeline.screen import chatter_into, make_screen
+
+#: What a table may take of a wide terminal.
+WIDTH = 100
+
+
+@contextmanager
+def one_line_errors(debug: bool) -> Iterator[None]:
+    """Report an error in one line and end with its exit code; with `debug` let it through."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise typer.Exit(ExitCode.STOPPED) from None
+    except Exception as error:
+        if debug or isinstance(error, typer.Exit):
+            raise
+        cause = root_cause(error)
+        if isinstance(cause, TokenmillError):
+            message, exit_code = str(cause), cause.exit_code
+        else:
+            message = (
+                f"{type(cause).__name__}: {' '.join(str(cause).split())} (--debug shows where)"
+            )
+            exit_code = ExitCode.FAILED
+        say_error(message)
+        raise typer.Exit(exit_code) from None
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """SIGTERM stops a run as Ctrl-C does."""
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class Terminal:
+    """The user's terminal as a run's interface."""
+
+    def say(self, line: str) -> None:
+        errors_console().print(visible(line), markup=False)
+
+    @contextmanager
+    def watch(self, log: Path) -> Iterator[Screen]:
+        with chatter_into(log) as console:
+            screen = make_screen(console)
+            try:
+                yield screen
+            finally:
+                # Also after a Ctrl-C before the first commit: a live display hides the cursor.
+                screen.close()
+
+
+def facts_table(facts: Mapping[str, str]) -> Table:
+    """A name and its value a line; what is empty is left out."""
+    shown = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in facts.items():
+        if value:
+            shown.add_row(name, Text(visible(value)))
+    return shown
+
+
+def errors_console() -> Console:
+    """Where errors and remarks go: beside what a program may read."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say_error(message: str) -> None:
+    """Print an error in one line."""
+    errors_console().print(f"error: {visible(message)}", markup=False)
+
+
+def visible(text: str) -> str:
+    """The text with its control characters written out: a terminal obeys those of a row."""
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
