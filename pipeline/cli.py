@@ -8,6 +8,7 @@ from pipeline import __version__
 from pipeline.commands.ahead import preview_command, validate_command
 from pipeline.commands.models import models_app
 from pipeline.commands.outputs import rejects_command, status_command, verify_command
+from pipeline.commands.plan import plan_command
 from pipeline.commands.run import retry_command, run_command
 from pipeline.commands.terminal import say_error
 from pipeline.errors import ExitCode
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 app.command("run")(run_command)
 app.command("validate")(validate_command)
+app.command("plan")(plan_command)
 app.command("preview")(preview_command)
 app.command("status")(status_command)
 app.command("verify")(verify_command)

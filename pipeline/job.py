@@ -82,7 +82,7 @@ EndpointUrl = Annotated[str, AfterValidator(_without_credentials)]
 
 # Change no answer; so they may differ between a run and its resume.
 _SAME_ANSWERS = ("name", "output", "units", "max_reject_rate", "max_rejects")
-# Change how fast answers come, not what they are.
+# Change how fast answers come and what they cost, not what they are.
 _SPEED_ONLY_ENGINE_ARGUMENTS = frozenset(
     {
         "disable_log_stats",
@@ -96,7 +96,13 @@ _SPEED_ONLY_ENGINE_ARGUMENTS = frozenset(
         "max_num_seqs",
     }
 )
-_SPEED_ONLY_MODEL_KEYS = ("replicas", "gpus_per_replica", "request_timeout_s", "deduplicate")
+_SPEED_ONLY_MODEL_KEYS = (
+    "replicas",
+    "gpus_per_replica",
+    "price_per_gpu_hour",
+    "request_timeout_s",
+    "deduplicate",
+)
 # What `Job.steps` makes one of.
 _ASKED = ("prompt", "sampling", "length", "task", "tasks")
 
@@ -143,6 +149,9 @@ class Model(ModelSource):
     )
     gpus_per_replica: Annotated[int, Field(ge=1)] = Field(
         default=1, description="Ignored on a machine without GPUs."
+    )
+    price_per_gpu_hour: Annotated[float, Field(ge=0)] | None = Field(
+        default=None, description="In your currency; with it the cost is told before a run."
     )
     adapters: dict[Annotated[str, Field(min_length=1)], Annotated[str, Field(min_length=1)]] = (
         Field(

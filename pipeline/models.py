@@ -7,6 +7,7 @@ whole.
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -324,6 +325,31 @@ def fetch_config(model: ModelSource) -> dict[str, Any]:
             if item.key.endswith("config.json") or item.key == "modules.json":
                 _copy(store, item.key, Path(folder))
         return read_config(Path(folder))
+
+
+def count_parameters(folder: Path) -> int:
+    """The numbers in a model folder's safetensors files, by their headers; 0 where it has none.
+
+    A file begins with its header's length, eight bytes little-endian, and the header as JSON. Of a
+    quantized model several weights are one number.
+    """
+    total = 0
+    for path in _weight_files(folder):
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        header.pop("__metadata__", None)
+        total += sum(math.prod(tensor["shape"]) for tensor in header.values())
+    return total
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Those of the index, if there is one: some folders hold the same weights in two forms."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = set(json.loads(index.read_text())["weight_map"].values())
+        return [folder / name for name in sorted(names)]
+    whole = folder / "model.safetensors"
+    return [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -53,17 +53,21 @@ def load_tasks(job: Job, storage: Store | None = None) -> RowTasks:
 
     Raises `UserError`.
     """
+    return RowTasks(job.steps, load_tools(job, storage))
+
+
+def load_tools(job: Job, storage: Store | None = None) -> Tools:
+    """What the job's tasks are built with. Raises `UserError`."""
     beside = {
         place: _load_tools(side.source, side.runner, place)
         for place, side in job.side_models.items()
     }
-    own = replace(
+    return replace(
         _load_tools(job.model, job.runner, "model"),
         adapters=tuple(job.model.adapters),
         beside=beside,
         storage=storage,
     )
-    return RowTasks(job.steps, own)
 
 
 def _load_tools(model: ModelSource, runner: Runner, place: str) -> Tools:

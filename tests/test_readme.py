@@ -91,7 +91,7 @@ def test_every_command_is_one_that_there_is() -> None:
         elif command.startswith("tokenmill run"):
             options = re.findall(r"--\w+", tokenmill("run", "--help").stdout)
             assert {*re.findall(r"--\w+", command), "--help"} == set(options)
-        elif words[0] in ("validate", "preview", "status", "verify", "rejects", "retry"):
+        elif words[0] in ("validate", "plan", "preview", "status", "verify", "rejects", "retry"):
             options = re.findall(r"--\w+", tokenmill(words[0], "--help").stdout)
             assert set(re.findall(r"--\w+", command)) <= set(options)
         else:

@@ -27,7 +27,8 @@ from pipeline.tasks.vary import built
 # Chunks whose prompts do not fit are cut anew so many times.
 _TRIES = 8
 
-_NOTE = "chunks"
+#: The note of a row that was divided.
+CHUNKS_NOTE = "chunks"
 
 
 class Join(Protocol):
@@ -135,11 +136,13 @@ def _packed(entries: Sequence[Prepared | Reject]) -> Prepared | Reject:
     if len(prepared) == 1:
         return prepared[0]
     notes = [{"num_prompts": len(entry.prompts), "notes": dict(entry.notes)} for entry in prepared]
-    return Prepared([prompt for entry in prepared for prompt in entry.prompts], {_NOTE: notes})
+    return Prepared(
+        [prompt for entry in prepared for prompt in entry.prompts], {CHUNKS_NOTE: notes}
+    )
 
 
 def _unpacked(prepared: Prepared) -> list[Prepared]:
-    notes: Sequence[Mapping[str, Any]] | None = prepared.notes.get(_NOTE)
+    notes: Sequence[Mapping[str, Any]] | None = prepared.notes.get(CHUNKS_NOTE)
     if notes is None:
         return [prepared]
     prompts = iter(prepared.prompts)

@@ -74,6 +74,11 @@ class RowTasks:
     def __len__(self) -> int:
         return len(self._steps)
 
+    @property
+    def waiting(self) -> list[bool]:
+        """For each task whether it waits for another's answer."""
+        return [bool(step.follows) for step in self._steps]
+
     def prepare(self, rows: Sequence[Row]) -> list[list[Prepared | Reject | None]]:
         """For each row an entry a task: None for one that waits for another's answer."""
         columns = [

@@ -9,7 +9,8 @@ from pipeline.schema import Reject
 from pipeline.tasks.base import Cells, Dialogue, Prepared, Row, Task, TaskSection, Tools
 from pipeline.tasks.fitting import Fit, Fitter, LongText, without
 
-_NOTE = "truncated_tokens"
+#: The note of a row that was cut: how many tokens of its column are left out.
+TRUNCATED_NOTE = "truncated_tokens"
 
 
 class Truncated:
@@ -39,8 +40,12 @@ class Truncated:
         return entries
 
     def answer(self, prepared: Prepared, row: Row) -> Dialogue[Cells | Reject]:  # noqa: ARG002
-        truncated = prepared.notes.get(_NOTE, 0)
-        own = Prepared(prepared.prompts, without(prepared.notes, _NOTE)) if truncated else prepared
+        truncated = prepared.notes.get(TRUNCATED_NOTE, 0)
+        own = (
+            Prepared(prepared.prompts, without(prepared.notes, TRUNCATED_NOTE))
+            if truncated
+            else prepared
+        )
         cells = yield from self._task.answer(own)
         if isinstance(cells, Reject):
             return cells
@@ -56,4 +61,4 @@ def _shortened(text: Measured, fit: Fit | Reject) -> Prepared | Reject:
     num_tokens, entry = fit
     if isinstance(entry, Reject):
         return entry
-    return Prepared(entry.prompts, {**entry.notes, _NOTE: text.num_tokens - num_tokens})
+    return Prepared(entry.prompts, {**entry.notes, TRUNCATED_NOTE: text.num_tokens - num_tokens})

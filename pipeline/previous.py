@@ -1,0 +1,66 @@
+"""What a former run tells of one to come: how long answers are, and how fast they were made."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.job import Job, differing_fields
+from pipeline.output import RUNS_FOLDER, SUMMARY_NAME, open_output
+from pipeline.status import Watch
+from pipeline.store import Store
+from pipeline.throughput import Speed
+
+# Of a run that was over in a moment no pace follows.
+_LEAST_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Previous:
+    """Means over an output's rows, rejects included.
+
+    `speed` is that of one replica; None where no run took long enough. `differs` names the fields
+    of the job in which it was another, but for where its input is.
+    """
+
+    output: str
+    rows: int
+    input_tokens_per_row: float
+    output_tokens_per_row: float
+    speed: Speed | None
+    differs: tuple[str, ...]
+
+
+def read_previous(path: str, job: Job) -> Previous:
+    """What the output at a path tells. Raises `UserError` where nothing is committed yet."""
+    opened = open_output(path)
+    status = Watch(opened).look()
+    rows = status.rows_done - status.filtered
+    if rows <= 0:
+        raise UserError(f"--from {path}: no row is answered there yet; name an output with some")
+    differing = differing_fields(opened.plan.answer_fields, job.answer_fields)
+    return Previous(
+        output=opened.store.url,
+        rows=rows,
+        input_tokens_per_row=status.input_tokens / rows,
+        output_tokens_per_row=status.generated_tokens / rows,
+        speed=_speed(opened.store, opened.job.model.most_replicas),
+        differs=tuple(name for name in differing if not name.startswith("input.")),
+    )
+
+
+def _speed(store: Store, replicas: int) -> Speed | None:
+    """Tokens in and out together: one run does not tell which of them took the time."""
+    runs = [run for run in _summaries(store) if run["engine_seconds"] >= _LEAST_S]
+    tokens = sum(run["input_tokens"] + run["generated_tokens"] for run in runs)
+    if not tokens:
+        return None
+    pace = round(tokens / replicas / sum(run["engine_seconds"] for run in runs), 1)
+    return Speed(pace, pace, f"{store.url}: {pace:,.0f} tokens/s a replica, in and out together")
+
+
+def _summaries(store: Store) -> Iterator[Mapping[str, Any]]:
+    for item in store.list(RUNS_FOLDER):
+        if item.key.endswith(f"/{SUMMARY_NAME}"):
+            yield json.loads(store.read(item.key))
