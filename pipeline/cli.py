@@ -6,6 +6,7 @@ import typer
 
 from pipeline import __version__
 from pipeline.commands.ahead import preview_command, validate_command
+from pipeline.commands.init import init_command
 from pipeline.commands.models import models_app
 from pipeline.commands.outputs import rejects_command, status_command, verify_command
 from pipeline.commands.plan import plan_command
@@ -20,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=True,
 )
+app.command("init")(init_command)
 app.command("run")(run_command)
 app.command("validate")(validate_command)
 app.command("plan")(plan_command)

@@ -6,6 +6,7 @@ A shard that cannot be read, or lacks a column, is a `BadShard`: the caller stop
 import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -143,12 +144,7 @@ def read_footers(listing: Listing, columns: Mapping[str, str], measured: frozens
     whose text counts into the estimate. Raises `UserError` if no shard can be used or a column's
     type is not the same in all.
     """
-    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-        outcomes = list(
-            pool.map(lambda item: _read_footer(listing.store, item, measured), listing.objects)
-        )
-    read = [(shard, schema) for shard, schema in outcomes if isinstance(shard, Shard)]
-    bad = [shard for shard, _ in outcomes if isinstance(shard, BadShard)]
+    read, bad = _read_all(listing, measured)
     usable = []
     for shard, schema in read:
         wrong = [name for name in columns if schema.names.count(name) != 1]
@@ -161,6 +157,36 @@ def read_footers(listing: Listing, columns: Mapping[str, str], measured: frozens
     schema = _common_schema(usable, tuple(columns))
     return Footers(
         tuple(shard for shard, _ in usable), tuple(sorted(bad, key=lambda item: item.path)), schema
+    )
+
+
+def read_shared_columns(listing: Listing) -> Footers:
+    """All footers, and the columns that every readable shard has: once, and of one type.
+
+    Raises `UserError` if no shard can be read.
+    """
+    read, bad = _read_all(listing, frozenset())
+    if not read:
+        raise UserError(f"{listing.store.url}/{bad[0].path}: {bad[0].reason}")
+    fields = []
+    for name in dict.fromkeys(read[0][1].names):
+        if all(schema.names.count(name) == 1 for _, schema in read):
+            with suppress(UserError):
+                fields.append(_common_schema(read, (name,)).field(0))
+    return Footers(tuple(shard for shard, _ in read), tuple(bad), pa.schema(fields))
+
+
+def _read_all(
+    listing: Listing, measured: frozenset[str]
+) -> tuple[list[tuple[Shard, pa.Schema]], list[BadShard]]:
+    """The readable shards with their schemas, and the others."""
+    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+        outcomes = list(
+            pool.map(lambda item: _read_footer(listing.store, item, measured), listing.objects)
+        )
+    return (
+        [(shard, schema) for shard, schema in outcomes if isinstance(shard, Shard)],
+        [shard for shard, _ in outcomes if isinstance(shard, BadShard)],
     )
 
 
