@@ -6,6 +6,7 @@ A row's dialogue is begun and dropped; no engine is there. Nothing is written.
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -151,12 +152,9 @@ def _begun(tasks: RowTasks, tools: Tools, rendered: RenderedRows, position: int)
     dialogue = tasks.answer(entries, rendered.late(position))
     requests: Sequence[Request] = ()
     reject = next((entry for entry in entries if isinstance(entry, Reject)), None)
-    try:
+    # Of a row whose every task has rejected it, nothing is asked.
+    with closing(dialogue), suppress(StopIteration):
         requests = next(dialogue)
-    except StopIteration as end:
-        reject = end.value.reject
-    finally:
-        dialogue.close()
     notes = [entry.notes for entry in entries if isinstance(entry, Prepared)]
     return SampledRow(
         input_tokens=sum(len(request.prompt_token_ids) for request in requests),

@@ -131,6 +131,13 @@ def test_the_text_is_asked_about_and_keys_are_kept(corpus: Path) -> None:
     assert job.model.source == "bundled:smollm2-135m"
 
 
+def test_what_many_rows_share_is_no_key(tmp_path: Path) -> None:
+    """A column that is only called like one is not kept."""
+    rows = {"doc_id": [1, 2], "group_id": [7, 7], "text": [PARAGRAPH] * 2}
+    pq.write_table(pa.table(rows), tmp_path / "a.parquet")
+    assert load_job(begun("a.parquet")).input.keep == ("doc_id",)
+
+
 def test_a_name_of_a_text_counts_against_a_longer_one(tmp_path: Path) -> None:
     """A column `content` is the text even beside some longer ones."""
     rows = {"content": ["a short text", "another one"], "notes": ["a little longer one " * 2] * 2}

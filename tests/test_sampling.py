@@ -144,3 +144,9 @@ def test_rows_are_drawn_from_few_units_and_as_many_as_it_takes() -> None:
     assert draw_units(small, 5000, random.Random(0)) == small
     chosen = draw_units(large, 500, random.Random(0))
     assert 500 <= sum(rows_of(each, chosen, 500) for each in chosen) <= 564
+
+
+def test_an_interval_is_the_formulas() -> None:
+    """Five of ten rows, 1 to 5: 30 ± t(4) · 5 = 30 ± 13.9, by the correction for few rows left."""
+    half = DrawnUnit(10, 10, [1.0, 2.0, 3.0, 4.0, 5.0])
+    assert sum_of([half], Population(1, 10)) == Interval(30, 16, 44)
