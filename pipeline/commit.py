@@ -35,6 +35,7 @@ class UnitRecord:
     left out; `rejects` counts the rejected rows by class; `num_reused` the requests that were not
     sent, as others had asked the same: their tokens are counted, though no engine made them;
     `written_at` is in Unix seconds, by the writer's clock.
+    `replica` names the engine's process; it is empty in objects of versions that did not tell.
     `body_sha256` is the SHA-256 of the object's bytes before its footer. `repairs` tells of later
     runs that answered rejected rows again, each with its run, its attempt, the job's fields that it
     changed and the number of rows that it answered.
@@ -58,6 +59,7 @@ class UnitRecord:
     seconds: float
     num_reused: int = 0
     written_at: float = 0.0
+    replica: str = ""
     body_sha256: str = ""
     repairs: tuple[Mapping[str, Any], ...] = field(default=())
 

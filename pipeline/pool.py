@@ -465,7 +465,7 @@ class _ReplicaStage:
         parcels = []
         for position, rendered in unpack(batch):
             answered = self._answer(position, rendered)
-            parcels.append(pack(position, _with_facts(answered, self._replica.info)))
+            parcels.append(pack(position, _with_facts(answered, self._replica.info, self._name)))
         return pa.concat_tables(parcels)
 
     def _answer(self, position: int, rendered: pa.Table) -> AnsweredUnit:
@@ -479,12 +479,13 @@ class _ReplicaStage:
         return answered
 
 
-def _with_facts(answered: AnsweredUnit, info: EngineInfo) -> pa.Table:
+def _with_facts(answered: AnsweredUnit, info: EngineInfo, replica: str) -> pa.Table:
     """A unit's answered rows; in their metadata, for the commit, how they were made."""
     facts = {
         "engine": asdict(info),
         "seconds": answered.seconds,
         "num_reused": answered.num_reused,
+        "replica": replica,
     }
     return answered.rows.replace_schema_metadata({_FACTS_KEY: json.dumps(facts)})
 
@@ -529,5 +530,6 @@ def _record(spec: RunSpec, unit: Unit, answered: pa.Table, facts: Mapping[str, A
         generated_tokens=sum_of(answered, "num_generated_tokens"),
         seconds=round(facts["seconds"], 3),
         num_reused=facts["num_reused"],
+        replica=facts["replica"],
         written_at=round(time.time(), 3),
     )
