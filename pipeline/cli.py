@@ -7,6 +7,7 @@ import typer
 from pipeline import __version__
 from pipeline.commands.ahead import preview_command, validate_command
 from pipeline.commands.init import init_command
+from pipeline.commands.look import compare_command, report_command
 from pipeline.commands.models import models_app
 from pipeline.commands.outputs import rejects_command, status_command, verify_command
 from pipeline.commands.plan import plan_command
@@ -27,6 +28,8 @@ app.command("validate")(validate_command)
 app.command("plan")(plan_command)
 app.command("preview")(preview_command)
 app.command("status")(status_command)
+app.command("report")(report_command)
+app.command("compare")(compare_command)
 app.command("verify")(verify_command)
 app.command("rejects")(rejects_command)
 app.command("retry")(retry_command)

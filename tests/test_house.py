@@ -28,6 +28,7 @@ DOORS = {
     "botocore": {"store"},
     "typer": {"cli", *COMMANDS},
     "rich": {"screen", *COMMANDS},
+    "plotly": {"page"},
     "PIL": {"media"},
     "soundfile": {"media"},
     "soxr": {"media"},
@@ -38,7 +39,7 @@ DOORS = {
 #: A pure function of strings, and no way out.
 EXCEPTIONS = {("shards", "fsspec.utils.glob_translate")}
 #: Seconds of import each, which `tokenmill --help` must not cost.
-SLOW = ["ray", "vllm", "torch", "transformers", "s3fs", "PIL", "soundfile"]
+SLOW = ["ray", "vllm", "torch", "transformers", "s3fs", "PIL", "plotly", "soundfile"]
 
 
 def dotted(path: Path) -> str:

@@ -16,7 +16,10 @@ from pipeline.schema import RejectClass
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 #: The commands of which the README shows some of the options.
-REPORTING = {"init", "validate", "plan", "preview", "status", "verify", "rejects", "retry"}
+REPORTING = {
+    *("init", "validate", "plan", "preview", "status", "report", "compare"),
+    *("verify", "rejects", "retry"),
+}
 DOCUMENTS = [
     path
     for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("infra/*/*.md")]

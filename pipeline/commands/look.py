@@ -1,0 +1,167 @@
+"""`report` and `compare`: a page to look at, and a gate."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.commands.options import DebugOption, JsonOption, OutputArgument
+from pipeline.commands.terminal import WIDTH, facts_table, one_line_errors, visible
+from pipeline.compare import ColumnComparison, Comparison, Limits, compare
+from pipeline.errors import ExitCode, UserError
+from pipeline.output import open_output, run_folder
+from pipeline.page import comparison_page, report_page
+from pipeline.report import make_report, read_plan_file
+
+ToOption = Annotated[
+    Path | None, typer.Option("--to", metavar="FILE.html", help="Write the page there.")
+]
+
+
+def report_command(  # noqa: PLR0913, PLR0917 - options of a command
+    output: OutputArgument,
+    plan: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json", help="What `plan` told, to set beside what came."),
+    ] = None,
+    price: Annotated[
+        float | None, typer.Option(min=0, metavar="P", help="Of a GPU-hour, to tell the cost.")
+    ] = None,
+    to: ToOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Write a page of what came out: throughput, lengths, rejects, labels, scores, rows.
+
+    One HTML file without a network, by default in the last run's folder; its place is printed. With
+    --json the figures are printed instead, and the page is written only where --to says.
+
+    Example: tokenmill report out/summaries --plan plan.json --to report.html
+
+    Exit codes: 0 written, 2 no output.
+    """
+    with one_line_errors(debug):
+        opened = open_output(output)
+        planned = None if plan is None else read_plan_file(_read(plan), f"--plan {plan}")
+        made = make_report(opened, planned, price)
+        if as_json:
+            typer.echo(json.dumps(made.facts(), indent=2, default=str))
+        if to is not None:
+            _write(report_page(made), to)
+        elif not as_json:
+            if not made.runs:
+                raise UserError(f"{output}: no run has left anything there; name a file with --to")
+            key = f"{run_folder(made.runs[-1].run)}/report.html"
+            opened.store.replace(key, report_page(made).encode())
+            typer.echo(f"{opened.store.url}/{key}")
+        if to is not None and not as_json:
+            typer.echo(to)
+
+
+def compare_command(  # noqa: PLR0913, PLR0917 - options of a command
+    first: Annotated[str, typer.Argument(metavar="OUT_A", help="The output to hold against.")],
+    second: Annotated[str, typer.Argument(metavar="OUT_B", help="The one that may have changed.")],
+    on: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN,…", help="Only changes in these columns count."),
+    ] = None,
+    max_changed: Annotated[
+        float, typer.Option(min=0, max=1, metavar="SHARE", help="Of the rows, that may change.")
+    ] = 0.02,
+    max_drift: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="D", help="That the mean of a numeric column may move."),
+    ] = None,
+    to: ToOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Hold two outputs over the same rows against each other: a gate before a model is changed.
+
+    A row has changed if a column differs in it, or if only one output rejects it, or has it at all.
+    Without --on all columns count that both have but for fractional numbers, reasons of an end and
+    numbers of attempts.
+
+    Example: tokenmill compare out/monday out/tuesday --on label --max-changed 0.01 --to diff.html
+
+    Exit codes: 0 within the limits, 1 beyond, 2 no output, or of different inputs.
+    """
+    with one_line_errors(debug):
+        limits = Limits(max_changed, max_drift)
+        names = None if on is None else [name.strip() for name in on.split(",")]
+        found = compare(open_output(first), open_output(second), names)
+        if to is not None:
+            _write(comparison_page(found, limits), to)
+        if as_json:
+            typer.echo(json.dumps({**found.facts(), **limits.verdict(found)}, indent=2))
+        else:
+            _print_comparison(found, limits)
+        if not limits.is_kept_by(found):
+            raise typer.Exit(ExitCode.FAILED)
+
+
+def _print_comparison(found: Comparison, limits: Limits) -> None:
+    console = Console(highlight=False, width=WIDTH)
+    gained, lost = found.rejects_gained, found.rejects_lost
+    facts = {
+        "rows": f"{found.rows:,} in both, {found.answered:,} answered in both",
+        "only in A": f"{found.only_a:,}" if found.only_a else "",
+        "only in B": f"{found.only_b:,}" if found.only_b else "",
+        "rejects gained": ", ".join(f"{count:,} {name}" for name, count in gained.items()),
+        "rejects lost": ", ".join(f"{count:,} {name}" for name, count in lost.items()),
+        "changed": f"{found.changed:,} rows",
+    }
+    console.print(facts_table(facts))
+    shown = Table(box=None, pad_edge=False)
+    shown.add_column("column")
+    shown.add_column("agree", justify="right")
+    shown.add_column("changed", justify="right")
+    shown.add_column("how")
+    for column in found.columns:
+        shown.add_row(
+            Text(visible(column.name)),
+            f"{column.agreement:.2%}",
+            f"{column.changed:,}",
+            _how(column),
+        )
+    console.print(shown)
+    state = "within the limits" if limits.is_kept_by(found) else "BEYOND the limits"
+    drift = "" if limits.max_drift is None else f", drift {found.largest_drift:.4g}"
+    allowed = "" if limits.max_drift is None else f", drift {limits.max_drift:.4g}"
+    console.print(
+        f"{state}: {found.changed_share:.2%} of the rows changed{drift}; "
+        f"allowed {limits.max_changed:.2%}{allowed}",
+        markup=False,
+    )
+
+
+def _how(column: ColumnComparison) -> str:
+    """What there is to say of a column's changes, in a few words."""
+    drift = column.drift
+    if drift is not None and drift.mean_difference is not None:
+        correlation = "" if drift.correlation is None else f", r {drift.correlation:.3f}"
+        return f"mean {drift.mean_a:.4g} → {drift.mean_b:.4g}{correlation}"
+    if column.likeness is not None:
+        return f"likeness {column.likeness:.3f} (chrF)"
+    if column.gained or column.lost:
+        gained, lost = sum(column.gained.values()), sum(column.lost.values())
+        return f"{gained:,} gained, {lost:,} lost"
+    return "" if column.is_gated else "does not count"
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--plan {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _write(page: str, target: Path) -> None:
+    try:
+        target.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--to {target}: {error.strerror or error}") from error
