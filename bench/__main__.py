@@ -1,17 +1,19 @@
-"""How fast tokenmill is beside others, on this machine: ratios of runs that take turns.
+"""How fast tokenmill is beside others, on this machine, and what it does without a model.
 
     python -m bench [PART…] [--rounds 3] [--output out/bench]
 
-Parts: `steady` (W1 to W3 beside one `LLM.generate` call), `peers` (W1 beside `ray.data.llm` and
-`map_batches` by hand), `skew` (W5 beside one call and calls of sixteen rows), `repeats` (W6 with
-and without `deduplicate`). Prints a table; writes figures.json, and a plot where matplotlib is.
+Comparisons are ratios of runs that take turns: `steady` (W1 to W3 beside one `LLM.generate` call),
+`peers` (W1 beside `ray.data.llm` and `map_batches` by hand), `skew` (W5 beside one call and calls
+of sixteen rows), `repeats` (W6 with and without `deduplicate`). Measurements are figures with their
+targets: `tail` (makespan and scaling on a virtual clock). Prints tables; writes figures.json, and a
+plot of the comparisons.
 """
 
 import argparse
 import json
 import platform
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,7 +22,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench import timing, workloads
+from bench import tail, timing, workloads
+from bench.measure import Figure, print_figures
 from bench.workloads import ENGINE, Workload
 
 
@@ -53,6 +56,8 @@ PARTS: Mapping[str, Sequence[Comparison]] = {
         for share in (0.0, 0.3, 0.6)
     ],
 }
+#: What needs no model and no other system.
+MEASUREMENTS: Mapping[str, Callable[[], Iterable[Figure]]] = {"tail": tail.figures}
 
 
 def compare(comparison: Comparison, folder: Path, rounds: int) -> dict[str, Any]:
@@ -120,24 +125,41 @@ def plot(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure.write_html(path)
 
 
+def measure(part: str) -> dict[str, Any]:
+    """A measurement's figures, printed."""
+    figures = list(MEASUREMENTS[part]())
+    print_figures(part, figures)
+    return {"part": part, "figures": [figure.to_json() for figure in figures]}
+
+
 def main() -> None:
     """Run the parts that the command line names; all of them by default."""
     parser = argparse.ArgumentParser(prog="python -m bench")
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, *MEASUREMENTS, []], metavar="PART")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("out/bench"))
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    results = []
-    for part in arguments.parts or PARTS:
+    compared: list[dict[str, Any]] = []
+    measured: list[dict[str, Any]] = []
+
+    def write() -> None:
+        machine = {"machine": platform.machine(), "python": platform.python_version()}
+        figures = {**machine, "results": compared, "measurements": measured}
+        (arguments.output / "figures.json").write_text(json.dumps(figures, indent=2))
+
+    for part in arguments.parts or [*PARTS, *MEASUREMENTS]:
+        if part in MEASUREMENTS:
+            measured.append(measure(part))
+            write()
+            continue
         for comparison in PARTS[part]:
             with tempfile.TemporaryDirectory() as folder:
-                results.append(compare(comparison, Path(folder), arguments.rounds))
-            print_table(results[-1:])
-            machine = {"machine": platform.machine(), "python": platform.python_version()}
-            figures = json.dumps({**machine, "results": results}, indent=2)
-            (arguments.output / "figures.json").write_text(figures)
-    plot(results, arguments.output / "ratios.html")
+                compared.append(compare(comparison, Path(folder), arguments.rounds))
+            print_table(compared[-1:])
+            write()
+    if compared:
+        plot(compared, arguments.output / "ratios.html")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,12 @@ _BYTES_PER_TOKEN = 4
 # No unit holds more rows than this, however short they are: a unit is built in memory.
 _MOST_ROWS = 100_000
 
+# Of a replica: rows for its engine, and units of which only the longest rows are left.
+_BATCHES_IN_FLIGHT = 8
+_UNITS_AT_THEIR_END = 3
+# Each of them waits in a thread.
+_MOST_UNITS_IN_FLIGHT = 64
+
 _COLUMNS = pa.schema(
     [
         pa.field("shard", pa.string(), nullable=False),
@@ -217,6 +223,20 @@ def plan_units(shards: Sequence[Shard], size: UnitSize, overhead_tokens: int) ->
                 f"write to the same folder {output_folder(shard.path)}; rename one"
             )
     return tuple(unit for shard in shards for unit in cut(shard, size, overhead_tokens))
+
+
+def units_in_flight(units: Sequence[Unit], max_num_seqs: int) -> int:
+    """How many units a replica has at a time, so that its engine's batch is always full.
+
+    A unit's place is taken until its last row is answered, and with log-normal lengths (sigma 1)
+    the longest of a hundred rows takes ten times the mean. Eight batches and three units keep the
+    batch full then. Four batches leave it so empty that a run of 64 sequences takes 1.6 times as
+    long (`python -m bench tail`). More would only wait: what a slow replica has been given is no
+    other's any more.
+    """
+    rows_per_unit = max(1, sum(unit.num_rows for unit in units) // len(units))
+    ahead = math.ceil(_BATCHES_IN_FLIGHT * max_num_seqs / rows_per_unit)
+    return min(_MOST_UNITS_IN_FLIGHT, ahead + _UNITS_AT_THEIR_END)
 
 
 def first_rows(shards: Sequence[Shard], limit: int) -> tuple[Shard, ...]:

@@ -10,7 +10,6 @@ commits, so that it sees each as it happens.
 import gc
 import json
 import logging
-import math
 import os
 import secrets
 import signal
@@ -49,7 +48,7 @@ from pipeline.job import Job, ReplicaRange
 from pipeline.monitor import PoolState
 from pipeline.parcel import pack, unpack
 from pipeline.persist import persist
-from pipeline.plan import Unit
+from pipeline.plan import Unit, units_in_flight
 from pipeline.render import Renderer
 from pipeline.replica import AnsweredUnit, Replica, load_engine
 from pipeline.scheduler import Load
@@ -61,8 +60,6 @@ from pipeline.tools import load_tasks
 
 # Parcels wait here between stages; Ray Data holds back reading when half of it is full.
 _OBJECT_STORE_BYTES = 2 * 2**30
-# Rows of later units that stand ready when the first unit's rows run out.
-_UNITS_IN_FLIGHT = (3, 32)
 # The engine and the thread that feeds it. Unlike the render tasks' one, or Ray Data would run
 # rendering inside of the replicas.
 _CPUS_PER_REPLICA = 2
@@ -374,10 +371,7 @@ def _strategy(spec: RunSpec, num_gpus: int) -> ActorPoolStrategy:
     """A pool that starts whole, with enough units in each replica to keep its engine full."""
     default = 1024 if num_gpus else 64
     num_seqs = int(spec.job.model.engine.get("max_num_seqs", default))
-    rows_per_unit = max(1, sum(unit.num_rows for unit in spec.units) // len(spec.units))
-    # What the engine holds is twice its batch; as much again stands ready behind it.
-    least, most = _UNITS_IN_FLIGHT
-    in_flight = min(most, max(least, math.ceil(4 * num_seqs / rows_per_unit)))
+    in_flight = units_in_flight(spec.units, num_seqs)
     replicas = spec.job.model.replicas
     pool = (
         {"min_size": replicas.min, "max_size": replicas.max}

@@ -27,6 +27,7 @@ from pipeline.plan import (
     plan_from_bytes,
     plan_to_bytes,
     plan_units,
+    units_in_flight,
 )
 
 MOST_ROWS = 100_000
@@ -379,3 +380,14 @@ def test_a_later_format_is_refused() -> None:
     data = parquet_with({b"tokenmill": b'{"format": 99}', b"tokenmill.schema": b""})
     with pytest.raises(UserError, match=r"s3://out/plan: .*format 99.*reads 1"):
         plan_from_bytes(data, "s3://out/plan")
+
+
+@pytest.mark.parametrize(
+    ("rows_per_unit", "max_num_seqs", "expected"), [(32, 64, 19), (2_000, 1_024, 8), (1, 1_024, 64)]
+)
+def test_a_replica_has_eight_batches_and_three_units(
+    rows_per_unit: int, max_num_seqs: int, expected: int
+) -> None:
+    """Eight batches of rows and three units more, and no more units than threads may wait."""
+    units = plan_units([shard("a.parquet", 10 * rows_per_unit)], UnitSize(rows=rows_per_unit), 0)
+    assert units_in_flight(units, max_num_seqs) == expected

@@ -1,0 +1,138 @@
+"""A pool of replicas on a virtual clock: the real scheduler, plan and in-flight rule, no waiting.
+
+Time goes from one request's end to the next, so that hours of 64 replicas take seconds, and every
+figure is the same each time.
+"""
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import pyarrow as pa
+
+from pipeline.engine import EngineInfo
+from pipeline.fake import FakeTokenizer
+from pipeline.job import Job
+from pipeline.plan import Unit
+from pipeline.rendered import rendered_table
+from pipeline.scheduler import Scheduler
+from pipeline.schema import Completion, Request
+from pipeline.source import ROW_COLUMN
+from pipeline.tasks.base import Prepared, Tools
+from pipeline.tasks.row import RowTasks
+
+_MAX_MODEL_LEN = 2**20
+
+
+class VirtualEngine:
+    """`max_num_seqs` requests at a time; its clock, `now` in seconds, is set from outside.
+
+    `seconds` says for how long a request stays in the batch as it enters it; `leave` hears of it
+    when it has left.
+    """
+
+    def __init__(
+        self,
+        max_num_seqs: int,
+        seconds: Callable[[Request], float],
+        leave: Callable[[Request], None] = lambda _: None,
+    ) -> None:
+        self.info = EngineInfo("virtual", "1", _MAX_MODEL_LEN, max_num_seqs)
+        self.now = 0.0
+        self.most_held = 0
+        self._seconds = seconds
+        self._leave = leave
+        self._waiting: deque[tuple[int, Request]] = deque()
+        # By their ends, then as they were added.
+        self._running: list[tuple[float, int, Request]] = []
+
+    @property
+    def next_end(self) -> float | None:
+        """When the next request ends; None for an empty batch."""
+        return self._running[0][0] if self._running else None
+
+    def add(self, key: int, request: Request) -> None:
+        self._waiting.append((key, request))
+        self.most_held = max(self.most_held, len(self._waiting) + len(self._running))
+
+    def abort(self, key: int) -> None:
+        raise NotImplementedError
+
+    def step(self) -> Sequence[Completion]:
+        """The requests that have ended by `now`; others take their places."""
+        ended = []
+        while self._running and self._running[0][0] <= self.now:
+            _, key, request = heapq.heappop(self._running)
+            self._leave(request)
+            ended.append(Completion(key, "", "stop", len(request.prompt_token_ids), 1, None))
+        while self._waiting and len(self._running) < self.info.max_num_seqs:
+            key, request = self._waiting.popleft()
+            heapq.heappush(self._running, (self.now + self._seconds(request), key, request))
+        return ended
+
+
+def generating() -> RowTasks:
+    """A task that asks a row's one prompt and takes the answer."""
+    job = Job.model_validate(
+        {
+            "name": "virtual",
+            "input": {"path": "in"},
+            "model": {"source": "fake"},
+            "prompt": {"text": "{{ text }}"},
+            "sampling": {"max_tokens": 1},
+            "output": {"path": "out"},
+        }
+    )
+    return RowTasks(job.steps, Tools(FakeTokenizer(), _MAX_MODEL_LEN))
+
+
+def unit_of(prompts: Sequence[Sequence[int]]) -> pa.Table:
+    """A rendered unit of these prompts."""
+    kept = pa.table({ROW_COLUMN: pa.array(range(len(prompts)), pa.int64())})
+    return rendered_table(kept, [[Prepared([prompt])] for prompt in prompts], kept.select([]))
+
+
+def simulate(
+    units: Sequence[Unit],
+    render: Callable[[Unit], pa.Table],
+    engines: Sequence[VirtualEngine],
+    in_flight: int,
+) -> float:
+    """The seconds in which the engines answer the units.
+
+    As Ray Data does, each next unit goes to the replica with the fewest, none has more than
+    `in_flight` of them, and what a replica has been given stays with it.
+    """
+    tasks = generating()
+    replicas = [Scheduler(engine, tasks) for engine in engines]
+    num_units = [0] * len(replicas)
+    waiting = deque(units)
+    ends: list[tuple[float, int]] = []
+    now = 0.0
+
+    def advance(place: int) -> None:
+        engines[place].now = now
+        num_units[place] -= len(replicas[place].step())
+        end = engines[place].next_end
+        if end is not None:
+            heapq.heappush(ends, (end, place))
+
+    def hand_out() -> None:
+        while waiting:
+            place = min(range(len(replicas)), key=num_units.__getitem__)
+            if num_units[place] >= in_flight:
+                return
+            num_units[place] += 1
+            replicas[place].submit(render(waiting.popleft()))
+            advance(place)
+
+    hand_out()
+    while ends:
+        end, place = heapq.heappop(ends)
+        # Other units may have come in between, and with them the same end again.
+        if end != engines[place].next_end:
+            continue
+        now = end
+        advance(place)
+        hand_out()
+    return now
