@@ -5,8 +5,8 @@
 Comparisons are ratios of runs that take turns: `steady` (W1 to W3 beside one `LLM.generate` call),
 `peers` (W1 beside `ray.data.llm` and `map_batches` by hand), `skew` (W5 beside one call and calls
 of sixteen rows), `repeats` (W6 with and without `deduplicate`). Measurements are figures with their
-targets: `tail` (makespan and scaling on a virtual clock). Prints tables; writes figures.json, and a
-plot of the comparisons.
+targets: `tail` (makespan and scaling) and `prefixes` (what of the prompts a cache holds), both on a
+virtual clock. Prints tables; writes figures.json, and a plot of the comparisons.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench import tail, timing, workloads
+from bench import prefixes, tail, timing, workloads
 from bench.measure import Figure, print_figures
 from bench.workloads import ENGINE, Workload
 
@@ -57,7 +57,10 @@ PARTS: Mapping[str, Sequence[Comparison]] = {
     ],
 }
 #: What needs no model and no other system.
-MEASUREMENTS: Mapping[str, Callable[[], Iterable[Figure]]] = {"tail": tail.figures}
+MEASUREMENTS: Mapping[str, Callable[[], Iterable[Figure]]] = {
+    "tail": tail.figures,
+    "prefixes": prefixes.figures,
+}
 
 
 def compare(comparison: Comparison, folder: Path, rounds: int) -> dict[str, Any]:

@@ -1,0 +1,139 @@
+"""How much of the prompts a prefix cache holds, as rows come in the pool's order to its replicas.
+
+The cache is vLLM's in small: blocks of tokens, found by all that stands before them, held while a
+request uses them, and forgotten in the order in which they were last used. What is told is the
+tokens found over those that one cache without a limit would have found for all replicas.
+"""
+
+import random
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+
+from bench.measure import Figure, at_least
+from bench.virtual import VirtualEngine, simulate, unit_of
+from pipeline.plan import RowGroup, Shard, Unit, UnitSize, plan_units, units_in_flight
+from pipeline.schema import Request
+
+Prompt = Sequence[int]
+
+_BLOCK_TOKENS = 16
+_MAX_NUM_SEQS = 64
+_UNIT_ROWS = 64
+_STEPS = 16
+_SEED = 1
+_UNIT = "of the unlimited"
+
+
+class PrefixCache:
+    """One engine's cache of `num_blocks` blocks; those of running requests are never forgotten."""
+
+    def __init__(self, num_blocks: int) -> None:
+        self.found_tokens = 0
+        self._num_blocks = num_blocks
+        self._users: Counter[int] = Counter()
+        # The blocks that no request uses, the one that was used the longest ago first.
+        self._free: OrderedDict[int, None] = OrderedDict()
+
+    def enter(self, request: Request) -> None:
+        """Count the request's tokens that are there, and hold all of its blocks."""
+        marks = block_marks(request.prompt_token_ids)
+        is_found = True
+        for mark in marks:
+            is_found = is_found and (mark in self._users or mark in self._free)
+            if is_found:
+                self.found_tokens += _BLOCK_TOKENS
+            self._free.pop(mark, None)
+            self._users[mark] += 1
+        while self._free and len(self._free) + len(self._users) > self._num_blocks:
+            self._free.popitem(last=False)
+
+    def leave(self, request: Request) -> None:
+        """Let go of the request's blocks; the last ones are forgotten first."""
+        for mark in reversed(block_marks(request.prompt_token_ids)):
+            self._users[mark] -= 1
+            if not self._users[mark]:
+                del self._users[mark]
+                self._free[mark] = None
+
+
+def block_marks(prompt: Prompt) -> list[int]:
+    """A number for each whole block and all that stands before it; the last token is computed."""
+    marks = []
+    mark = 0
+    for end in range(_BLOCK_TOKENS, len(prompt), _BLOCK_TOKENS):
+        mark = hash((mark, *prompt[end - _BLOCK_TOKENS : end]))
+        marks.append(mark)
+    return marks
+
+
+def found_by_unlimited(prompts: Sequence[Prompt]) -> int:
+    """The tokens that one cache would find if it forgot nothing."""
+    marks = [mark for prompt in prompts for mark in block_marks(prompt)]
+    return _BLOCK_TOKENS * (len(marks) - len(set(marks)))
+
+
+def share_found(
+    prompts: Sequence[Prompt], replicas: int, cache_tokens: int, rows_per_unit: int
+) -> float:
+    """The tokens found by the replicas' caches over those of a cache without a limit."""
+    shard = Shard("a.parquet", 1, "1", (RowGroup(len(prompts), 1),))
+    units = plan_units([shard], UnitSize(rows=rows_per_unit), 0)
+    caches = [PrefixCache(cache_tokens // _BLOCK_TOKENS) for _ in range(replicas)]
+
+    def render(unit: Unit) -> pa.Table:
+        return unit_of(prompts[unit.first_row : unit.end_row])
+
+    engines = [_engine(cache) for cache in caches]
+    simulate(units, render, engines, units_in_flight(units, _MAX_NUM_SEQS))
+    return sum(cache.found_tokens for cache in caches) / found_by_unlimited(prompts)
+
+
+def _engine(cache: PrefixCache) -> VirtualEngine:
+    def seconds(request: Request) -> float:
+        cache.enter(request)
+        # Not all at once, as lengths differ.
+        return _STEPS + request.prompt_token_ids[-1] % _STEPS
+
+    return VirtualEngine(_MAX_NUM_SEQS, seconds, cache.leave)
+
+
+def with_prefixes(num_prefixes: int, num_rows: int, prefix_tokens: int, own: int) -> list[Prompt]:
+    """Prompts of one of so many prefixes, drawn for each row, and tokens of the row's own."""
+    draw = random.Random(_SEED)  # noqa: S311 - no secret
+    prefixes = [_tokens(draw, prefix_tokens) for _ in range(num_prefixes)]
+    return [[*draw.choice(prefixes), *_tokens(draw, own)] for _ in range(num_rows)]
+
+
+def with_questions(num_documents: int, document_tokens: int, questions: int) -> list[Prompt]:
+    """Each document's questions, one behind the other; the document stands first in the prompt."""
+    draw = random.Random(_SEED)  # noqa: S311 - no secret
+    asked = [_tokens(draw, 2 * _BLOCK_TOKENS) for _ in range(questions)]
+    documents = [_tokens(draw, document_tokens) for _ in range(num_documents)]
+    return [[*document, *question] for document in documents for question in asked]
+
+
+def figures() -> Iterator[Figure]:
+    """The part `prefixes`: half a minute, four replicas."""
+    one = with_prefixes(1, 5_000, 400, 100)
+    yield at_least(0.95, "one instruction, cache of 40,000 tokens", _share(one, 40_000), _UNIT)
+    many = with_prefixes(200, 20_000, 512, 128)
+    name = "200 prefixes of 512 tokens, cache of"
+    yield at_least(0.90, f"{name} 200,000", _share(many, 200_000), _UNIT)
+    for tokens in (130_000, 90_000, 45_000):
+        yield Figure(f"{name} {tokens:,}", _share(many, tokens), _UNIT)
+    asked = with_questions(500, 1_500, 5)
+    name = "five questions to each document"
+    # A document's 1,500 tokens stand first.
+    yield at_least(0.95, f"{name}, in order", _share(asked, 130_000), _UNIT)
+    random.Random(_SEED).shuffle(asked)  # noqa: S311 - no secret
+    yield Figure(f"{name}, shuffled", _share(asked, 130_000), _UNIT)
+
+
+def _share(prompts: Sequence[Prompt], cache_tokens: int) -> float:
+    return share_found(prompts, 4, cache_tokens, _UNIT_ROWS)
+
+
+def _tokens(draw: random.Random, count: int) -> list[int]:
+    return [draw.randrange(50_000) for _ in range(count)]
