@@ -139,7 +139,7 @@ def _with(workload: Workload, keys: Mapping[str, Any]) -> Workload:
 
 def _texts(count: int, least: int, most: int) -> list[str]:
     """Distinct texts of so many characters, the same ones each time."""
-    found = sorted({text[:most] for text in _corpus() if len(text) >= least}, key=_mixed)
+    found = sorted({text[:most] for text in corpus() if len(text) >= least}, key=_mixed)
     if len(found) < count:
         # The demo alone has some dozens: a number makes each of them another.
         found = [f"{number}. {text}" for number in range(-(-count // len(found))) for text in found]
@@ -151,7 +151,8 @@ def _mixed(text: str) -> int:
     return random.Random(text).getrandbits(64)  # noqa: S311 - no secret
 
 
-def _corpus() -> list[str]:
+def corpus() -> list[str]:
+    """The texts that workloads are made of."""
     if PACKAGES.is_dir():
         texts: list[str] = (
             ds.dataset(PACKAGES).to_table(columns=["text"]).column("text").to_pylist()

@@ -29,6 +29,8 @@ from pipeline.tokenizer import Chat, Pair, TextSpan
 _BYTES_PER_TOKEN = 3
 # Fills the last token: a byte that UTF-8 never has, unlike zero.
 _FILLER = b"\xff"
+# Big-endian.
+_PLACES = 256 ** np.arange(_BYTES_PER_TOKEN - 1, -1, -1, np.int64)
 # More steps than any test takes.
 _FOREVER = 2**62
 _WORDS = ("ash", "birch", "cedar", "elm", "fir", "hazel", "larch", "maple", "oak", "pine", "rowan")
@@ -53,6 +55,9 @@ class FakeSettings(BaseModel):
     max_num_seqs: Annotated[int, Field(ge=1)] = 64
     output_tokens: Annotated[int, Field(ge=1)] = Field(8, description="Mean length of an answer.")
     step_s: Annotated[float, Field(ge=0)] = Field(0.0, description="Seconds that a step takes.")
+    instant: bool = Field(
+        False, description="Every answer is empty and there at the next step, to time the rest."
+    )
     refuse_rate: Share = Field(0.0, description="Requests that the engine refuses.")
     error_rate: Share = Field(0.0, description="Requests that end with an error.")
     num_labels: Annotated[int, Field(ge=1)] = Field(1, description="Of its classes' numbers.")
@@ -124,10 +129,10 @@ def _bytes(token_ids: Sequence[int]) -> bytes:
 
 def _encode(text: str) -> list[int]:
     data = text.encode()
-    return [
-        int.from_bytes(data[start : start + _BYTES_PER_TOKEN].ljust(_BYTES_PER_TOKEN, _FILLER))
-        for start in range(0, len(data), _BYTES_PER_TOKEN)
-    ]
+    data += _FILLER * (-len(data) % _BYTES_PER_TOKEN)
+    numbers = np.frombuffer(data, np.uint8).reshape(-1, _BYTES_PER_TOKEN) @ _PLACES
+    tokens: list[int] = numbers.tolist()
+    return tokens
 
 
 def _spans(text: str) -> list[tuple[int, int]]:
@@ -158,6 +163,10 @@ class FakeEngine:
         self._step = 0
 
     def add(self, key: int, request: Request) -> None:
+        if self._settings.instant:
+            empty = Completion(key, "", "stop", len(request.prompt_token_ids), 0, None)
+            self._waiting.append((1, empty))
+            return
         prompt = _bytes(request.prompt_token_ids)
         if self._settings.crash_on is not None and self._settings.crash_on.encode() in prompt:
             raise RuntimeError(f"the fake engine dies of {self._settings.crash_on!r}")

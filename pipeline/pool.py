@@ -44,6 +44,7 @@ from pipeline.commit import (
 )
 from pipeline.engine import EngineInfo, MachineShare
 from pipeline.errors import RunFailed, TokenmillError, UserError, root_cause
+from pipeline.garbage import collect_seldom
 from pipeline.job import Job, ReplicaRange
 from pipeline.monitor import PoolState
 from pipeline.parcel import pack, unpack
@@ -424,7 +425,9 @@ def _render_unit(spec: RunSpec, position: int) -> pa.Table:
 def _tasks(job_json: str, storage_url: str) -> RowTasks:
     """Loaded once in a worker process: a tokenizer takes seconds."""
     job = Job.model_validate_json(job_json)
-    return load_tasks(job, open_store(storage_url, job.input.endpoint_url))
+    tasks = load_tasks(job, open_store(storage_url, job.input.endpoint_url))
+    collect_seldom()
+    return tasks
 
 
 class _ReplicaStage:

@@ -5,6 +5,7 @@ Nearly all rows have one task, one prompt and no notes; those cost no JSON.
 """
 
 import json
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -21,7 +22,6 @@ LATE_COLUMN = "__tokenmill_late"
 #: There only where a row has media.
 MEDIA_COLUMN = "__tokenmill_media"
 _OWN_COLUMNS = (PROMPTS_COLUMN, NOTES_COLUMN, LATE_COLUMN, MEDIA_COLUMN)
-_PROMPTS_TYPE = pa.list_(pa.list_(pa.int32()))
 # Large: a unit's media may exceed the 2 GiB of a plain binary column.
 _MEDIA_TYPE = pa.list_(
     pa.struct([pa.field("kind", pa.string()), pa.field("data", pa.large_binary())])
@@ -33,17 +33,8 @@ Entries = Sequence[Prepared | Reject | None]
 
 def rendered_table(kept: pa.Table, rows: Sequence[Entries], late: pa.Table) -> pa.Table:
     """A unit's table; `kept` holds the kept columns and `ROW_COLUMN`, `late` the late values."""
-    prompts = [
-        [
-            list(prompt)
-            for entry in entries
-            if isinstance(entry, Prepared)
-            for prompt in entry.prompts
-        ]
-        for entries in rows
-    ]
     notes = [_notes(entries) for entries in rows]
-    table = kept.append_column(PROMPTS_COLUMN, pa.array(prompts, _PROMPTS_TYPE))
+    table = kept.append_column(PROMPTS_COLUMN, _prompts_array(rows))
     table = table.append_column(NOTES_COLUMN, pa.array(notes, pa.string()))
     media = [
         [asdict(each) for entry in entries if isinstance(entry, Prepared) for each in entry.media]
@@ -54,6 +45,22 @@ def rendered_table(kept: pa.Table, rows: Sequence[Entries], late: pa.Table) -> p
     if late.num_columns:
         table = table.append_column(LATE_COLUMN, late.to_struct_array())
     return table
+
+
+def _prompts_array(rows: Sequence[Entries]) -> pa.ListArray:
+    """Each row's prompts; built from its numbers and ends, in half the time of Arrow's own way."""
+    tokens = array("i")
+    prompt_ends, row_ends = [0], [0]
+    for entries in rows:
+        for entry in entries:
+            if isinstance(entry, Prepared):
+                for prompt in entry.prompts:
+                    tokens.fromlist(prompt if isinstance(prompt, list) else list(prompt))
+                    prompt_ends.append(len(tokens))
+        row_ends.append(len(prompt_ends) - 1)
+    numbers = pa.Array.from_buffers(pa.int32(), len(tokens), [None, pa.py_buffer(tokens)])
+    prompts = pa.ListArray.from_arrays(pa.array(prompt_ends, pa.int32()), numbers)
+    return pa.ListArray.from_arrays(pa.array(row_ends, pa.int32()), prompts)
 
 
 def without_own_columns(table: pa.Table) -> pa.Table:

@@ -300,3 +300,11 @@ def test_pooling_requests_end_in_one_step_and_can_fail() -> None:
         engine.add(key, Request(prompt, Pooling("classify")))
     assert [[done.key for done in engine.step()] for _ in range(2)] == [[0, 1], [2]]
     assert ask_one("x", Pooling("embed"), FakeSettings(error_rate=1)).finish_reason == "error"
+
+
+def test_an_instant_engine_answers_at_the_next_step() -> None:
+    """Nothing is made up: the answer is empty, and all that fit into the batch end together."""
+    engine = FakeEngine(FakeSettings(instant=True, max_num_seqs=2))
+    for key in range(3):
+        engine.add(key, Request([1, 2], Sampling({"max_tokens": 8})))
+    assert [[answer.key for answer in engine.step()] for _ in range(2)] == [[0, 1], [2]]

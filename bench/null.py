@@ -1,0 +1,132 @@
+"""What the pipeline itself costs a row: an engine that answers at once, all else as it is.
+
+The stages of a unit one after another in one process, Ray left out: rows a second of CPU time.
+"""
+
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bench import workloads
+from bench.measure import Figure, at_least
+from pipeline.columns import added_fields, output_rows, output_schema
+from pipeline.commit import UnitRecord, commit
+from pipeline.engine import MachineShare
+from pipeline.garbage import collect_seldom
+from pipeline.job import Job
+from pipeline.parcel import pack, unpack
+from pipeline.prepare import prepare
+from pipeline.render import Renderer
+from pipeline.replica import Replica, load_engine
+from pipeline.store import open_store
+from pipeline.tasks.row import RowTasks
+from pipeline.tools import load_tasks
+
+_ROW_BYTES = 1_000
+_UNIT_ROWS = 2_000
+_NULL = {"source": "fake", "engine": {"instant": True, "max_num_seqs": 256}}
+# About 190 tokens with the chat template.
+_CHARACTERS = 800
+
+
+def plain_job(folder: Path, num_rows: int) -> Job:
+    """Rows of 1 kB of letters, whose tokens are three bytes each, without words around them."""
+    letters = np.random.default_rng(1).integers(97, 123, (num_rows, _ROW_BYTES), np.uint8)
+    texts = [bytes(row).decode() for row in letters]
+    return _job(folder, texts, {"text": "{{ text }}"})
+
+
+def chat_job(folder: Path, num_rows: int) -> Job:
+    """English texts of 190 tokens in a chat."""
+    corpus = (text for _ in range(num_rows) for text in workloads.corpus())
+    joined = " ".join(text for _, text in zip(range(num_rows), corpus, strict=False))
+    pieces = [joined[at : at + _CHARACTERS] for at in range(0, len(joined), _CHARACTERS)]
+    texts = [f"{row} {pieces[row % len(pieces)]}" for row in range(num_rows)]
+    return _job(folder, texts, {"user": "Sum up:\n\n{{ text }}"})
+
+
+def _job(folder: Path, texts: list[str], prompt: dict[str, str]) -> Job:
+    corpus = folder / "corpus"
+    corpus.mkdir()
+    table = pa.table({"id": pa.array(range(len(texts))), "text": texts})
+    pq.write_table(table, corpus / "rows.parquet", row_group_size=_UNIT_ROWS)
+    return Job.model_validate(
+        {
+            "name": "null",
+            "input": {"path": str(corpus), "keep": ["id", "text"]},
+            "model": _NULL,
+            "prompt": prompt,
+            "sampling": {"max_tokens": 8, "temperature": 0},
+            "output": {"path": str(folder / "out")},
+            "units": {"rows": _UNIT_ROWS},
+        }
+    )
+
+
+def cpu_by_stage(job: Job, tasks: RowTasks) -> dict[str, float]:
+    """Microseconds of CPU a row of each stage, threads included."""
+    seconds: defaultdict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def stage(name: str) -> Iterator[None]:
+        began = time.process_time()
+        yield
+        seconds[name] += time.process_time() - began
+
+    store = open_store(job.output.path)
+    with stage("plan"):
+        prepared = prepare(job, store, has_gpus=False)
+    opened, renderer = prepared.opened, Renderer(tasks, job.input.keep)
+    replica = Replica(lambda: load_engine(job, MachineShare(0, 1)), tasks, _ignore, _ignore)
+    schema = output_schema(opened.kept_schema, added_fields(job))
+    collect_seldom()
+    for position, unit in enumerate(prepared.missing):
+        with stage("read"):
+            rows = opened.source.read(unit)
+        with stage("render"):
+            rendered = renderer.render(rows)
+        with stage("parcels"):
+            ((_, rendered),) = unpack(pack(position, rendered))
+        with stage("answer"):
+            answered = replica.answer(rendered).rows
+        with stage("parcels"):
+            ((_, answered),) = unpack(pack(position, answered))
+        with stage("commit"):
+            record = UnitRecord(
+                *("1", "run", "attempt", job.fingerprint, "fake", None, "fake", "1", unit.key),
+                *(unit.version, answered.num_rows, 0, {}, 0, 0, 0.0),
+            )
+            commit(store, unit, output_rows(answered, unit.shard, schema), record)
+    return {name: 1e6 * spent / opened.plan.num_rows for name, spent in seconds.items()}
+
+
+def figures() -> Iterator[Figure]:
+    """The part `null`: a quarter of a minute."""
+    with tempfile.TemporaryDirectory() as folder:
+        job = plain_job(Path(folder), 40_000)
+        yield from _figures("1 kB, no tokenizer", 8_000, cpu_by_stage(job, load_tasks(job)))
+    with tempfile.TemporaryDirectory() as folder:
+        job = chat_job(Path(folder), 10_000)
+        # The engine does nothing; templates and tokens are a real model's.
+        model = {"source": workloads.MODEL}
+        real = Job.model_validate({**job.model_dump(exclude_unset=True), "model": model})
+        yield from _figures("190 tokens, chat", 1_000, cpu_by_stage(job, load_tasks(real)))
+
+
+def _figures(name: str, least: float, microseconds: dict[str, float]) -> Iterator[Figure]:
+    whole = sum(microseconds.values())
+    yield at_least(least, name, 1e6 / whole, "rows a second of a core")
+    for stage, spent in microseconds.items():
+        yield Figure(f"  {stage}", spent, "µs a row")
+
+
+def _ignore(_: Any) -> None:
+    """Nobody looks."""
