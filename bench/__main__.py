@@ -4,10 +4,10 @@
 
 Comparisons are ratios of runs that take turns: `steady` (W1 to W3 beside one `LLM.generate` call),
 `peers` (W1 beside `ray.data.llm` and `map_batches` by hand), `skew` (W5 beside one call and calls
-of sixteen rows), `repeats` (W6 with and without `deduplicate`). Measurements are figures with their
-targets: `tail` (makespan and scaling) and `prefixes` (what of the prompts a cache holds), both on a
-virtual clock; `null` (what a row costs without an engine). Prints tables; writes figures.json, and a
-plot of the comparisons.
+of sixteen rows), `repeats` (W6 with and without `deduplicate`). Measurements are figures with a
+target: `tail` (makespan and scaling) and `prefixes` (what of the prompts a cache holds), both on a
+virtual clock; `null` (what a row costs without an engine); `planning` (many shards, many units).
+Prints tables; writes figures.json, and a plot of the comparisons.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench import null, prefixes, tail, timing, workloads
+from bench import null, planning, prefixes, tail, timing, workloads
 from bench.measure import Figure, print_figures
 from bench.workloads import ENGINE, Workload
 
@@ -62,6 +62,7 @@ MEASUREMENTS: Mapping[str, Callable[[], Iterable[Figure]]] = {
     "tail": tail.figures,
     "prefixes": prefixes.figures,
     "null": null.figures,
+    "planning": planning.figures,
 }
 
 
