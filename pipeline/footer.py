@@ -19,6 +19,8 @@ _MOST_ROWS_PER_BYTE = 100_000
 # What every file that Arrow writes keeps below.
 _MOST_FOOTER_BYTES = 2**30
 _TAIL_BYTES = 8
+# What Arrow reads first; of most footers it is the whole, and one request of the store.
+_END_BYTES = 64 * 2**10
 
 
 class _DataAsked(Exception):
@@ -26,10 +28,14 @@ class _DataAsked(Exception):
 
 
 class _FooterAlone(io.RawIOBase):
-    """A file of which nothing more can be read once it `is_shut`."""
+    """A file of which nothing more can be read once it `is_shut`; its end is read at once."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+        self.size = file.seek(0, os.SEEK_END)
+        self._end_at = file.seek(max(self.size - _END_BYTES, 0))
+        self._end = file.read(_END_BYTES)
+        self._position = 0
         self.is_shut = False
 
     def readable(self) -> bool:
@@ -39,15 +45,24 @@ class _FooterAlone(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self._file.seek(offset, whence)
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
+        self._position = start + offset
+        return self._position
 
     def tell(self) -> int:
-        return self._file.tell()
+        return self._position
 
     def read(self, size: int = -1) -> bytes:
         if self.is_shut:
             raise _DataAsked
-        return self._file.read(size)
+        if self._position >= self._end_at:
+            start = self._position - self._end_at
+            data = self._end[start:] if size < 0 else self._end[start : start + size]
+        else:
+            self._file.seek(self._position)
+            data = self._file.read(size)
+        self._position += len(data)
+        return data
 
 
 def read_footer(file: BinaryIO, columns: Collection[str]) -> tuple[pq.FileMetaData, pa.Schema]:
@@ -55,12 +70,12 @@ def read_footer(file: BinaryIO, columns: Collection[str]) -> tuple[pq.FileMetaDa
 
     Raises `pa.ArrowException`, `OSError` or `ValueError` for a file that cannot be read.
     """
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(size - _TAIL_BYTES, 0))
-    length = int.from_bytes(file.read(4), "little")
+    source = _FooterAlone(file)
+    size = source.size
+    source.seek(max(size - _TAIL_BYTES, 0))
+    length = int.from_bytes(source.read(4), "little")
     if length > min(size, _MOST_FOOTER_BYTES):
         raise ValueError(f"its footer of {length:,} bytes is longer than the file")
-    source = _FooterAlone(file)
     reader = pq.ParquetFile(source, pre_buffer=True)
     metadata = reader.metadata
     schema = metadata.schema.to_arrow_schema()
