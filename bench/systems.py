@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +101,13 @@ def _ray_llm(job_file: Path, options: dict[str, Any]) -> Figures:
 
     job = load_job(job_file, [])
     (step,) = job.steps
-    templates, sampling = step.compiled, dict(step.own_sampling.values)
+    sampling = dict(step.own_sampling.values)
 
     def ask(row: dict[str, Any]) -> dict[str, Any]:
+        # Compiled templates do not travel between processes.
+        from bench.systems import templates_of  # noqa: PLC0415
+
+        templates = templates_of(job_file)
         contents = templates.render(row)
         turns = zip(templates.roles, contents, strict=True)  # type: ignore[arg-type]
         messages = [{"role": role, "content": content} for role, content in turns]
@@ -132,6 +137,13 @@ def _ray_llm(job_file: Path, options: dict[str, Any]) -> Figures:
         sum(row["num_input_tokens"] for row in rows),
         sum(row["num_generated_tokens"] for row in rows),
     )
+
+
+@lru_cache(maxsize=1)
+def templates_of(job_file: Path) -> Any:
+    """The prompts of a job's only task, compiled once in a process."""
+    (step,) = load_job(job_file, []).steps
+    return step.compiled
 
 
 def by_hand(job_file: Path) -> Figures:
