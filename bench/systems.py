@@ -9,6 +9,7 @@ them at a time. Seconds count from the moment that the engine is ready.
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -118,7 +119,8 @@ def _ray_llm(job_file: Path, options: dict[str, Any]) -> Figures:
         names = ("num_input_tokens", "num_generated_tokens", "time_taken_llm", "generated_text")
         return {"ended": time.time(), **{name: row[name] for name in names}}
 
-    ray.init(include_dashboard=False, log_to_driver=False)
+    # Each of its stages takes a core for itself, and waits for one without end.
+    ray.init(num_cpus=8 + (os.cpu_count() or 1), include_dashboard=False, log_to_driver=False)
     config = vLLMEngineProcessorConfig(
         model_source=str(fetch(job.model)),
         engine_kwargs=dict(job.model.engine),

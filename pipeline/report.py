@@ -163,8 +163,9 @@ def finite(value: Any) -> Any:
 def make_report(
     opened: Opened, plan: Mapping[str, Any] | None = None, price: float | None = None
 ) -> Report:
-    """Read an output. `price` is that of a GPU-hour. Raises `UserError`."""
+    """Read an output. `price` is that of a GPU-hour, else the job's. Raises `UserError`."""
     store, job = opened.store, opened.job
+    price = job.model.price_per_gpu_hour if price is None else price
     committed = committed_keys(store, opened.plan)
     units = [unit for unit in opened.plan.units if unit.key in committed]
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:

@@ -183,6 +183,17 @@ def test_a_plan_stands_beside_what_came(output: str) -> None:
     assert "Plan and actual" in report_page(made)
 
 
+def test_the_jobs_price_is_taken_where_none_is_given(tmp_path: Path) -> None:
+    """What an hour of a GPU costs stands in the job once, not in each command."""
+    corpus = write_corpus(tmp_path / "corpus", TEXTS)
+    model = {"source": "fake", "engine": {}, "price_per_gpu_hour": 3600.0}
+    job = Job.model_validate(job_over(corpus, tmp_path / "out", model=model))
+    drive(job, LocalStore(str(tmp_path / "out")))
+    made = make_report(open_output(str(tmp_path / "out")))
+    assert made.gpu_hours is not None
+    assert made.cost == pytest.approx(3600 * made.gpu_hours)
+
+
 def test_an_unfinished_output_is_reported_as_far_as_it_is(tmp_path: Path) -> None:
     """Its figures are those of the units that stand."""
     output = finished(tmp_path)
