@@ -110,7 +110,7 @@ def _ray_llm(job_file: Path, options: dict[str, Any]) -> Figures:
 
         templates = templates_of(job_file)
         contents = templates.render(row)
-        turns = zip(templates.roles, contents, strict=True)  # type: ignore[arg-type]
+        turns = zip(templates.roles, contents, strict=True)
         messages = [{"role": role, "content": content} for role, content in turns]
         own = {key: row[column] for key, column in (job.overrides or {}).items()}
         return {"messages": messages, "sampling_params": {**sampling, **own}}

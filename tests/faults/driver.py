@@ -6,7 +6,6 @@ Stages, store, plan, verification, messages and exit codes are the command's own
 
 import contextlib
 import faulthandler
-import json
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -16,7 +15,6 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -167,15 +165,8 @@ def _pool_class(folder: Path, draw: random.Random) -> Any:  # noqa: C901 - one c
             answered = self._answer(position, rendered)
             with open(folder / "answered", "a") as file:
                 file.write(f"{spec.units[position].key}\n")
-            facts = {
-                "engine": asdict(self._replica.info),
-                "seconds": answered.seconds,
-                "num_reused": answered.num_reused,
-            }
-            metadata = {pool._FACTS_KEY: json.dumps(facts)}
-            return pool._commit_unit(
-                spec, position, answered.rows.replace_schema_metadata(metadata)
-            )
+            rows = pool._with_facts(answered, self._replica.info, str(os.getpid()))
+            return pool._commit_unit(spec, position, rows)
 
         def _answer(self, position: int, rendered: Any) -> AnsweredUnit:
             while True:
