@@ -15,7 +15,15 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
 #: What stands at the top of the project, besides files that begin with a dot.
 ROOMS = {"bench", "docs", "infra", "jobs", "pipeline", "requirements", "tests"}
-PAPERS = {"CHANGELOG.md", "LICENSE", "Makefile", "README.md", "SECURITY.md", "pyproject.toml"}
+PAPERS = {
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "Makefile",
+    "README.md",
+    "SECURITY.md",
+    "pyproject.toml",
+}
 #: The modules of the command line.
 COMMANDS = {f"commands.{path.stem}" for path in (ROOT / "pipeline" / "commands").glob("*.py")}
 #: Who may import what from outside: the modules of ours that are its doors.
