@@ -9,7 +9,7 @@ SBOM_VENV := .cache/sbom
 LOCK_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit chaos mutations check bench lock sbom clean
+.PHONY: help setup demo test unit chaos mutations check bench docs lock sbom clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 14
@@ -45,6 +45,9 @@ check: setup  ## Check format, lint and types
 
 bench: setup  ## Time tokenmill beside vLLM alone and others, in turns (an hour, a quiet machine)
 	.venv/bin/python -m bench
+
+docs: setup  ## Write docs/job.md anew from the job's model
+	.venv/bin/python docs/job_reference.py
 
 lock: setup  ## Write requirements/cpu.txt anew from pyproject.toml
 	test -x $(LOCK_VENV)/bin/uv || .venv/bin/python -m venv $(LOCK_VENV)
