@@ -49,7 +49,7 @@ bench: setup  ## Time tokenmill beside vLLM alone and others, in turns (an hour,
 docs: setup  ## Write docs/job.md anew from the job's model
 	.venv/bin/python docs/job_reference.py
 
-lock: setup  ## Write requirements/cpu.txt anew from pyproject.toml
+lock: setup  ## Write requirements/cpu.txt and gpu.txt anew from pyproject.toml
 	test -x $(LOCK_VENV)/bin/uv || .venv/bin/python -m venv $(LOCK_VENV)
 	$(LOCK_VENV)/bin/python -m pip install --quiet uv==$(UV_VERSION)
 	$(LOCK_VENV)/bin/uv pip compile pyproject.toml --extra cpu --extra dev \
@@ -58,6 +58,10 @@ lock: setup  ## Write requirements/cpu.txt anew from pyproject.toml
 	  --output-file requirements/cpu.txt $(LOCK_ARGS)
 	@! grep -E '^(cuda|nvidia|torch|triton)' requirements/cpu.txt || \
 	  { echo "lock: these come with CUDA; name them in requirements/overrides.txt" >&2; exit 1; }
+	printf '%s\n' 'hatchling>=1.27' 'ray[default]' | \
+	  $(LOCK_VENV)/bin/uv pip compile pyproject.toml - --extra gpu --extra audio \
+	  --python-version 3.12 --python-platform x86_64-manylinux_2_28 --generate-hashes \
+	  --no-header --quiet --output-file requirements/gpu.txt $(LOCK_ARGS)
 
 sbom: setup  ## Write sbom.json, a bill of materials in CycloneDX's form
 	test -x $(SBOM_VENV)/bin/cyclonedx-py || .venv/bin/python -m venv $(SBOM_VENV)
