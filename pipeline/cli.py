@@ -6,6 +6,7 @@ import typer
 
 from pipeline import __version__
 from pipeline.commands.ahead import preview_command, validate_command
+from pipeline.commands.exchange import export_command
 from pipeline.commands.init import init_command
 from pipeline.commands.look import compare_command, report_command
 from pipeline.commands.models import models_app
@@ -30,6 +31,7 @@ app.command("preview")(preview_command)
 app.command("status")(status_command)
 app.command("report")(report_command)
 app.command("compare")(compare_command)
+app.command("export")(export_command)
 app.command("verify")(verify_command)
 app.command("rejects")(rejects_command)
 app.command("retry")(retry_command)

@@ -17,7 +17,7 @@ import pyarrow as pa
 from pipeline.chrf import chrf
 from pipeline.columns import added_fields
 from pipeline.errors import UserError
-from pipeline.output import Opened, committed_keys
+from pipeline.output import Opened, committed_units
 from pipeline.plan import Unit
 from pipeline.report import BATCH_ROWS, as_text, batches, cut, finite, is_words
 from pipeline.section import unknown
@@ -289,10 +289,7 @@ def _place(row: Cells | None) -> tuple[bool, str, int]:
 
 def _rows(opened: Opened, names: Sequence[str]) -> Iterator[Cells]:
     """An output's rows by shard and position."""
-    committed = committed_keys(opened.store, opened.plan)
-    units = sorted(
-        (unit for unit in opened.plan.units if unit.key in committed), key=_order_of_units
-    )
+    units = sorted(committed_units(opened.store, opened.plan), key=_order_of_units)
     wanted = list(dict.fromkeys([*names, "error", "source_file", "source_row"]))
     for _, of_shard in groupby(units, key=lambda unit: unit.shard):
         for unit in of_shard:

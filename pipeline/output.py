@@ -200,6 +200,12 @@ def committed_keys(store: Store, plan: Plan) -> frozenset[str]:
     return found
 
 
+def committed_units(store: Store, plan: Plan) -> tuple[Unit, ...]:
+    """What is done, in the plan's order. Raises `UserError` as `committed_keys` does."""
+    committed = committed_keys(store, plan)
+    return tuple(unit for unit in plan.units if unit.key in committed)
+
+
 def missing_units(plan: Plan, committed: Collection[str]) -> tuple[Unit, ...]:
     """What is left to run, in the plan's order."""
     return tuple(unit for unit in plan.units if unit.key not in committed)

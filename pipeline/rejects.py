@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline.commit import read_record
 from pipeline.errors import UserError
-from pipeline.output import Opened, committed_keys
+from pipeline.output import Opened, committed_units
 from pipeline.plan import Unit
 from pipeline.store import Store
 
@@ -37,8 +37,7 @@ def rejected_rows(opened: Opened, selection: Selection) -> Iterator[tuple[Unit, 
 
     Reads the footers of all units, and the objects of those whose footers tell of such rows.
     """
-    committed = committed_keys(opened.store, opened.plan)
-    units = [unit for unit in opened.plan.units if unit.key in committed]
+    units = committed_units(opened.store, opened.plan)
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
         records = pool.map(lambda unit: read_record(opened.store, unit.key), units)
         for unit, record in zip(units, records, strict=True):

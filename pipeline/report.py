@@ -25,7 +25,7 @@ from pipeline.output import (
     RUNS_FOLDER,
     SUMMARY_NAME,
     Opened,
-    committed_keys,
+    committed_units,
     read_success,
     run_folder,
     totals_of,
@@ -166,8 +166,7 @@ def make_report(
     """Read an output. `price` is that of a GPU-hour, else the job's. Raises `UserError`."""
     store, job = opened.store, opened.job
     price = job.model.price_per_gpu_hour if price is None else price
-    committed = committed_keys(store, opened.plan)
-    units = [unit for unit in opened.plan.units if unit.key in committed]
+    units = committed_units(store, opened.plan)
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
         records = list(pool.map(lambda unit: read_record(store, unit.key), units))
     seen = _Seen(opened)

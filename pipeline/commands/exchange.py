@@ -1,0 +1,36 @@
+"""`export`: an output for other programs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.commands.options import DebugOption, OutputArgument
+from pipeline.commands.terminal import one_line_errors
+from pipeline.export import Format, export
+from pipeline.output import open_output
+
+
+def export_command(  # noqa: PLR0913, PLR0917 - options of a command
+    output: OutputArgument,
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="The file to write.")],
+    to: Annotated[Format, typer.Option("--to", help="What the file is.")] = Format.JSONL,
+    without_rejects: Annotated[
+        bool, typer.Option("--without-rejects", help="Only rows that have their answer.")
+    ] = False,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Also of an output that is not finished.")
+    ] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Write an output's rows, in the input's order, to one file for other programs.
+
+    Example: tokenmill export out/summaries summaries.jsonl --to jsonl --without-rejects
+
+    Exit codes: 0 written, 2 no output, an unfinished one, or a file that is there already.
+    """
+    with one_line_errors(debug):
+        num_rows = export(
+            open_output(output), target, to, rejects=not without_rejects, partial=partial
+        )
+        typer.echo(f"{target}: {num_rows:,} rows")
