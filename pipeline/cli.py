@@ -1,12 +1,10 @@
 """The command line: `tokenmill run`, `verify`, `retry` and the others, put together."""
 
-import json
-
 import typer
 
 from pipeline import __version__
 from pipeline.commands.ahead import preview_command, validate_command
-from pipeline.commands.exchange import export_command
+from pipeline.commands.exchange import export_command, schema_command
 from pipeline.commands.init import init_command
 from pipeline.commands.look import compare_command, report_command
 from pipeline.commands.models import models_app
@@ -15,7 +13,6 @@ from pipeline.commands.plan import plan_command
 from pipeline.commands.run import retry_command, run_command
 from pipeline.commands.terminal import say_error
 from pipeline.errors import ExitCode
-from pipeline.job import Job
 
 app = typer.Typer(
     help="Run LLMs over whole corpora: Parquet in, Parquet out, every row exactly once.",
@@ -35,16 +32,8 @@ app.command("export")(export_command)
 app.command("verify")(verify_command)
 app.command("rejects")(rejects_command)
 app.command("retry")(retry_command)
+app.command("schema")(schema_command)
 app.add_typer(models_app, name="models")
-
-
-@app.command()
-def schema() -> None:
-    """Print the job file's JSON schema, for editors that complete and check.
-
-    Example: tokenmill schema > tokenmill.schema.json
-    """
-    typer.echo(json.dumps(Job.model_json_schema(), indent=2))
 
 
 @app.command()

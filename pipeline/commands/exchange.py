@@ -1,5 +1,6 @@
-"""`export`: an output for other programs."""
+"""`export` and `schema`: what other programs read."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ from pipeline.commands.options import DebugOption, OutputArgument
 from pipeline.commands.terminal import one_line_errors
 from pipeline.export import Format, export
 from pipeline.output import open_output
+from pipeline.printed import NAMES, schema_of
 
 
 def export_command(  # noqa: PLR0913, PLR0917 - options of a command
@@ -34,3 +36,17 @@ def export_command(  # noqa: PLR0913, PLR0917 - options of a command
             open_output(output), target, to, rejects=not without_rejects, partial=partial
         )
         typer.echo(f"{target}: {num_rows:,} rows")
+
+
+def schema_command(
+    name: Annotated[
+        str, typer.Argument(metavar="[NAME]", help=f"Of what: {', '.join(NAMES)}.")
+    ] = "job",
+    debug: DebugOption = False,
+) -> None:
+    """Print the job file's JSON schema, or that of a command's --json or a run's summary.json.
+
+    Example: tokenmill schema > tokenmill.schema.json
+    """
+    with one_line_errors(debug):
+        typer.echo(json.dumps(schema_of(name), indent=2))
