@@ -46,6 +46,13 @@ class Format(StrEnum):
     OPENAI_BATCH = "openai-batch"
 
 
+def named_format(name: str) -> Format:
+    """The format of a name. Raises `UserError` if there is none."""
+    if name not in list(Format):
+        raise UserError(f"--to {name}: unknown; one of {', '.join(Format)}")
+    return Format(name)
+
+
 def export(
     opened: Opened, target: Path, form: Format, *, rejects: bool = True, partial: bool = False
 ) -> int:

@@ -219,6 +219,16 @@ def test_a_file_that_is_there_stays(tmp_path: Path) -> None:
     assert (done.exit_code, done.stdout.strip()) == (0, f"{tmp_path / 'new'}: 2 rows")
 
 
+def test_a_form_that_there_is_not_is_told_in_one_line(tmp_path: Path) -> None:
+    """It is refused with those that there are, and nothing is written."""
+    opened, target = output_of(tmp_path), tmp_path / "all.csv"
+    done = CliRunner().invoke(app, ["export", opened.store.url, str(target), "--to", "csv"])
+    assert done.exit_code == ExitCode.USER_ERROR
+    (line,) = done.stderr.splitlines()
+    assert "jsonl, parquet, openai-batch" in line
+    assert not target.exists()
+
+
 def test_cells_are_as_json_has_them() -> None:
     """Maps are pairs, durations their text, a flag stays a flag."""
     assert as_json([("a", True), ("b", None)]) == [["a", True], ["b", None]]

@@ -8,7 +8,7 @@ import typer
 
 from pipeline.commands.options import DebugOption, OutputArgument
 from pipeline.commands.terminal import one_line_errors
-from pipeline.export import Format, export
+from pipeline.export import Format, export, named_format
 from pipeline.output import open_output
 from pipeline.printed import NAMES, schema_of
 
@@ -16,7 +16,9 @@ from pipeline.printed import NAMES, schema_of
 def export_command(  # noqa: PLR0913, PLR0917 - options of a command
     output: OutputArgument,
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="The file to write.")],
-    to: Annotated[Format, typer.Option("--to", help="What the file is.")] = Format.JSONL,
+    to: Annotated[
+        str, typer.Option("--to", metavar="FORM", help=f"What it is: {', '.join(Format)}.")
+    ] = Format.JSONL,
     without_rejects: Annotated[
         bool, typer.Option("--without-rejects", help="Only rows that have their answer.")
     ] = False,
@@ -33,7 +35,11 @@ def export_command(  # noqa: PLR0913, PLR0917 - options of a command
     """
     with one_line_errors(debug):
         num_rows = export(
-            open_output(output), target, to, rejects=not without_rejects, partial=partial
+            open_output(output),
+            target,
+            named_format(to),
+            rejects=not without_rejects,
+            partial=partial,
         )
         typer.echo(f"{target}: {num_rows:,} rows")
 
