@@ -85,8 +85,6 @@ def _whole_or_nothing(target: Path) -> Iterator[IO[bytes]]:
             yield file
         temporary.rename(target)
     except OSError as error:
-        if error.filename is None and error.errno is None:
-            raise
         raise UserError(f"{target}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -98,7 +96,8 @@ def _rows(opened: Opened, units: tuple[Unit, ...], *, rejects: bool) -> Batches:
         try:
             for batch in batches(opened.store, unit, names):
                 yield unit, batch if rejects else batch.filter(pc.is_null(batch.column("error")))
-        except pa.ArrowException as error:
+        except (pa.ArrowException, OSError) as error:
+            # Arrow's word for bytes that it cannot decompress is an OSError.
             reason = " ".join(str(error).split())
             raise UserError(
                 f"{opened.store.url}/{unit.key}: {reason}; verify the output"

@@ -192,11 +192,16 @@ def test_an_unfinished_output_needs_a_word(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", list(Format))
-def test_a_failure_half_way_leaves_nothing(tmp_path: Path, form: Format) -> None:
+@pytest.mark.parametrize("whole_footer", [True, False])
+def test_a_failure_half_way_leaves_nothing(
+    tmp_path: Path, form: Format, whole_footer: bool
+) -> None:
     """If a later unit is damaged, neither the target nor a part of it is there."""
     opened = output_of(tmp_path)
     damaged = Path(opened.store.url, opened.plan.units[-1].key)
-    damaged.write_bytes(b"PAR1 nothing of the kind PAR1")
+    data = damaged.read_bytes()
+    body = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    damaged.write_bytes(b"\xff" * body + data[body:] if whole_footer else data[:body])
     folder = tmp_path / "exports"
     folder.mkdir()
     said = refusal(UserError, lambda: export(opened, folder / "all", form))
