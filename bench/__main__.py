@@ -3,7 +3,7 @@
     python -m bench [PART…] [--rounds 3] [--output out/bench]
 
 Comparisons are ratios of runs that take turns: `steady` (W1 to W3 beside one `LLM.generate` call),
-`peers` (W1 beside `ray.data.llm` and `map_batches` by hand), `skew` (W5 beside one call and calls
+`peers` (W2 beside `ray.data.llm` and `map_batches` by hand), `skew` (W5 beside one call and calls
 of sixteen rows), `repeats` (W6 with and without `deduplicate`). Measurements are figures with a
 target: `tail` (makespan and scaling) and `prefixes` (what of the prompts a cache holds), both on a
 virtual clock; `null` (what a row costs without an engine); `planning` (many shards, many units).

@@ -8,7 +8,6 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,9 @@ import pyarrow as pa
 from pipeline.chrf import chrf
 from pipeline.columns import added_fields
 from pipeline.errors import UserError
-from pipeline.output import Opened, committed_units
+from pipeline.output import BATCH_ROWS, Opened, batches, committed_units
 from pipeline.plan import Unit
-from pipeline.report import BATCH_ROWS, as_text, batches, cut, finite, is_words
+from pipeline.report import as_text, cut, finite, is_words, shown_cells
 from pipeline.section import unknown
 from pipeline.tally import Histogram, Reservoir
 
@@ -291,10 +290,9 @@ def _rows(opened: Opened, names: Sequence[str]) -> Iterator[Cells]:
     """An output's rows by shard and position."""
     units = sorted(committed_units(opened.store, opened.plan), key=_order_of_units)
     wanted = list(dict.fromkeys([*names, "error", "source_file", "source_row"]))
-    for _, of_shard in groupby(units, key=lambda unit: unit.shard):
-        for unit in of_shard:
-            for batch in batches(opened.store, unit, wanted):
-                yield from batch.to_pylist()
+    for unit in units:
+        for batch in batches(opened.store, unit, wanted):
+            yield from batch.to_pylist()
 
 
 def _order_of_units(unit: Unit) -> tuple[str, int]:
@@ -555,7 +553,7 @@ class _Seen:
 
 
 def _shown(row: Cells, names: Sequence[str]) -> dict[str, str]:
-    cells = {name: cut(as_text(row[name])) for name in names if row[name] is not None}
+    cells = shown_cells(row, names)
     if row["error"] is not None:
         cells["error"] = cut(f"{row['error']['class']}: {row['error']['message']}")
     return cells

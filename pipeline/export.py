@@ -21,9 +21,8 @@ import pyarrow.parquet as pq
 
 from pipeline.commit import UnitRecord, read_record
 from pipeline.errors import UserError
-from pipeline.output import Opened, committed_units
+from pipeline.output import Opened, batches, committed_units
 from pipeline.plan import Unit
-from pipeline.report import batches
 from pipeline.run import expected_of
 from pipeline.tasks.base import TaskSection
 from pipeline.tasks.embed import Embed

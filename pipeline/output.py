@@ -9,13 +9,17 @@ _SUCCESS                         written last, when all units are committed and 
 
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from pipeline.commit import UnitRecord
+from pipeline.commit import UnitRecord, read_record
 from pipeline.errors import RunFailed, UserError
 from pipeline.job import Job, differing_fields
 from pipeline.job_file import stored_job
@@ -29,6 +33,11 @@ SUCCESS_KEY = "_SUCCESS"
 RUNS_FOLDER = "_tokenmill/runs"
 #: In a run's folder, written when it ends, however it ends.
 SUMMARY_NAME = "summary.json"
+#: Rows that are in memory as Python's objects at most.
+BATCH_ROWS = 2048
+
+# Reading footers is waiting for the store.
+_FOOTER_THREADS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +80,14 @@ def totals_of(records: Collection[UnitRecord]) -> Totals:
         input_tokens=sum(record.input_tokens for record in records),
         generated_tokens=sum(record.generated_tokens for record in records),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """A run that left something; `summary` is None of one that was killed or is at work."""
+
+    run: str
+    summary: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,9 +223,36 @@ def committed_units(store: Store, plan: Plan) -> tuple[Unit, ...]:
     return tuple(unit for unit in plan.units if unit.key in committed)
 
 
+def read_records(store: Store, keys: Sequence[str]) -> Iterator[UnitRecord]:
+    """The records of units, in the keys' order; from the footers of their objects alone."""
+    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+        yield from pool.map(partial(read_record, store), keys)
+
+
+def batches(store: Store, unit: Unit, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """A unit's rows as they stand in its object, some columns of them, a few thousand at a time."""
+    with store.open(unit.key) as file:
+        yield from pq.ParquetFile(file).iter_batches(BATCH_ROWS, columns=list(names))
+
+
 def missing_units(plan: Plan, committed: Collection[str]) -> tuple[Unit, ...]:
     """What is left to run, in the plan's order."""
     return tuple(unit for unit in plan.units if unit.key not in committed)
+
+
+def runs_of(store: Store) -> tuple[RunFacts, ...]:
+    """The runs that left something in an output, the oldest first."""
+    keys = {item.key for item in store.list(RUNS_FOLDER)}
+    names = sorted({key.removeprefix(f"{RUNS_FOLDER}/").split("/")[0] for key in keys})
+    return tuple(
+        RunFacts(
+            name,
+            json.loads(store.read(f"{run_folder(name)}/{SUMMARY_NAME}"))
+            if f"{run_folder(name)}/{SUMMARY_NAME}" in keys
+            else None,
+        )
+        for name in names
+    )
 
 
 def read_success(store: Store) -> Totals | None:

@@ -1,13 +1,10 @@
 """What a former run tells of one to come: how long answers are, and how fast they were made."""
 
-import json
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.job import Job, differing_fields
-from pipeline.output import RUNS_FOLDER, SUMMARY_NAME, open_output
+from pipeline.output import open_output, runs_of
 from pipeline.status import Watch
 from pipeline.store import Store
 from pipeline.throughput import Speed
@@ -52,15 +49,10 @@ def read_previous(path: str, job: Job) -> Previous:
 
 def _speed(store: Store, replicas: int) -> Speed | None:
     """Tokens in and out together: one run does not tell which of them took the time."""
-    runs = [run for run in _summaries(store) if run["engine_seconds"] >= _LEAST_S]
+    summaries = [run.summary for run in runs_of(store) if run.summary is not None]
+    runs = [each for each in summaries if each["engine_seconds"] >= _LEAST_S]
     tokens = sum(run["input_tokens"] + run["generated_tokens"] for run in runs)
     if not tokens:
         return None
     pace = round(tokens / replicas / sum(run["engine_seconds"] for run in runs), 1)
     return Speed(pace, pace, f"{store.url}: {pace:,.0f} tokens/s a replica, in and out together")
-
-
-def _summaries(store: Store) -> Iterator[Mapping[str, Any]]:
-    for item in store.list(RUNS_FOLDER):
-        if item.key.endswith(f"/{SUMMARY_NAME}"):
-            yield json.loads(store.read(item.key))

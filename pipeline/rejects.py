@@ -3,7 +3,6 @@
 import io
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.commit import read_record
 from pipeline.errors import UserError
-from pipeline.output import Opened, committed_units
+from pipeline.output import Opened, committed_units, read_records
 from pipeline.plan import Unit
 from pipeline.store import Store
-
-_FOOTER_THREADS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +34,12 @@ def rejected_rows(opened: Opened, selection: Selection) -> Iterator[tuple[Unit, 
     Reads the footers of all units, and the objects of those whose footers tell of such rows.
     """
     units = committed_units(opened.store, opened.plan)
-    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-        records = pool.map(lambda unit: read_record(opened.store, unit.key), units)
-        for unit, record in zip(units, records, strict=True):
-            if selection.truncated or _has_any(record.rejects, selection.classes):
-                rows = _select(_read(opened.store, unit.key), selection)
-                if rows.num_rows:
-                    yield unit, rows
+    records = read_records(opened.store, [unit.key for unit in units])
+    for unit, record in zip(units, records, strict=True):
+        if selection.truncated or _has_any(record.rejects, selection.classes):
+            rows = _select(_read(opened.store, unit.key), selection)
+            if rows.num_rows:
+                yield unit, rows
 
 
 def example(store: Store, key: str, reject_class: str) -> str | None:

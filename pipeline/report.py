@@ -6,39 +6,33 @@ Memory is bounded by the units and the sizes of histograms and samples, not by t
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline import __version__
 from pipeline.columns import added_fields
-from pipeline.commit import UnitRecord, read_record
+from pipeline.commit import UnitRecord
 from pipeline.errors import UserError
 from pipeline.job import Job
 from pipeline.output import (
     JOB_KEY,
-    RUNS_FOLDER,
-    SUMMARY_NAME,
     Opened,
+    RunFacts,
+    batches,
     committed_units,
+    read_records,
     read_success,
-    run_folder,
+    runs_of,
     totals_of,
 )
 from pipeline.pace import ReplicaPace, busy_seconds, replica_paces
-from pipeline.plan import Unit
 from pipeline.rejects import in_words
-from pipeline.store import Store
 from pipeline.tally import Histogram, Reservoir, Values
 
-_FOOTER_THREADS = 32
-#: Rows that are in memory as Python's objects at most.
-BATCH_ROWS = 2048
 _SAMPLES = 20
 # As many of the samples are rejects, where there are.
 _REJECTED_SAMPLES = 5
@@ -81,14 +75,6 @@ class PlannedFigure:
     low: float | None
     high: float | None
     actual: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class RunFacts:
-    """A run that left something; `summary` is None of one that was killed or is at work."""
-
-    run: str
-    summary: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +153,7 @@ def make_report(
     store, job = opened.store, opened.job
     price = job.model.price_per_gpu_hour if price is None else price
     units = committed_units(store, opened.plan)
-    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-        records = list(pool.map(lambda unit: read_record(store, unit.key), units))
+    records = list(read_records(store, [unit.key for unit in units]))
     seen = _Seen(opened)
     for unit in units:
         for batch in batches(store, unit, seen.names):
@@ -245,27 +230,6 @@ def _gpu_hours(
     if price is None and (plan is None or _number(plan.get("gpu_hours")) is None):
         return None
     return round(replica_seconds / _SECONDS_AN_HOUR * job.model.gpus_per_replica, 6)
-
-
-def runs_of(store: Store) -> tuple[RunFacts, ...]:
-    """The runs that left something in an output, the oldest first."""
-    keys = {item.key for item in store.list(RUNS_FOLDER)}
-    names = sorted({key.removeprefix(f"{RUNS_FOLDER}/").split("/")[0] for key in keys})
-    return tuple(
-        RunFacts(
-            name,
-            json.loads(store.read(f"{run_folder(name)}/{SUMMARY_NAME}"))
-            if f"{run_folder(name)}/{SUMMARY_NAME}" in keys
-            else None,
-        )
-        for name in names
-    )
-
-
-def batches(store: Store, unit: Unit, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """A unit's rows as they stand in its object, some columns of them, a few thousand at a time."""
-    with store.open(unit.key) as file:
-        yield from pq.ParquetFile(file).iter_batches(BATCH_ROWS, columns=list(names))
 
 
 def read_plan_file(text: str, where: str) -> Mapping[str, Any]:
@@ -393,12 +357,17 @@ class _Seen:
 
 def shown_row(row: Mapping[str, Any], names: Sequence[str]) -> ShownRow:
     """A row's columns as text, without those that are null."""
-    cells = {name: cut(as_text(row[name])) for name in names if row[name] is not None}
+    cells = shown_cells(row, names)
     error = row["error"]
     if error is not None:
         cells["error"] = cut(error["message"])
     rejected = None if error is None else error["class"]
     return ShownRow(row["source_file"], row["source_row"], rejected, cells)
+
+
+def shown_cells(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, str]:
+    """Columns of a row as text, long ones cut, without those that are null."""
+    return {name: cut(as_text(row[name])) for name in names if row[name] is not None}
 
 
 def as_text(value: Any) -> str:

@@ -3,24 +3,22 @@
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from pipeline.commit import UnitRecord, read_record
+from pipeline.commit import UnitRecord
 from pipeline.heartbeat import ALIVE_NAME, alive_until
 from pipeline.output import (
     RUNS_FOLDER,
     SUMMARY_NAME,
     Opened,
     committed_keys,
+    read_records,
     read_success,
     run_folder,
     totals_of,
 )
 from pipeline.store import Store
 
-# Reading footers is waiting for the store.
-_THREADS = 32
 # What happened longer ago says nothing of the present pace.
 _PACE_S = 600.0
 
@@ -68,9 +66,7 @@ class Watch:
         store, plan = self._opened.store, self._opened.plan
         committed = committed_keys(store, plan)
         new = sorted(committed - self._records.keys())
-        with ThreadPoolExecutor(_THREADS) as pool:
-            read = pool.map(lambda key: read_record(store, key), new)
-            self._records.update(zip(new, read, strict=True))
+        self._records.update(zip(new, read_records(store, new), strict=True))
         totals = totals_of(list(self._records.values()))
         running = tuple(_running(store, time.time()))
         rows_done = totals.rows + totals.filtered

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.commands.options import DebugOption, JsonOption, OutputArgument
+from pipeline.commands.options import DebugOption, JsonOption, OutputArgument, write_file
 from pipeline.commands.terminal import WIDTH, facts_table, one_line_errors, visible
 from pipeline.compare import ColumnComparison, Comparison, Limits, compare
 from pipeline.errors import ExitCode, UserError
@@ -51,7 +51,7 @@ def report_command(  # noqa: PLR0913, PLR0917 - options of a command
         if as_json:
             typer.echo(json.dumps(made.facts(), indent=2, default=str))
         if to is not None:
-            _write(report_page(made), to)
+            write_file("--to", to, report_page(made))
         elif not as_json:
             if not made.runs:
                 raise UserError(f"{output}: no run has left anything there; name a file with --to")
@@ -95,7 +95,7 @@ def compare_command(  # noqa: PLR0913, PLR0917 - options of a command
         names = None if on is None else [name.strip() for name in on.split(",")]
         found = compare(open_output(first), open_output(second), names)
         if to is not None:
-            _write(comparison_page(found, limits), to)
+            write_file("--to", to, comparison_page(found, limits))
         if as_json:
             typer.echo(json.dumps({**found.facts(), **limits.verdict(found)}, indent=2))
         else:
@@ -158,10 +158,3 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--plan {path}: {getattr(error, 'strerror', None) or error}") from error
-
-
-def _write(page: str, target: Path) -> None:
-    try:
-        target.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--to {target}: {error.strerror or error}") from error

@@ -64,3 +64,11 @@ def selected_classes(classes: list[str] | None) -> frozenset[str] | None:
         if name not in known:
             raise UserError(f"--class {name}: {unknown(name, known)}")
     return frozenset(classes) if classes else None
+
+
+def write_file(option: str, target: Path, text: str) -> None:
+    """Write the file that an option names. Raises `UserError`."""
+    try:
+        target.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{option} {target}: {error.strerror or error}") from error

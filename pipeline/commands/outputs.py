@@ -20,9 +20,10 @@ from pipeline.commands.options import (
     JsonOption,
     OutputArgument,
     selected_classes,
+    write_file,
 )
 from pipeline.commands.terminal import WIDTH, facts_table, one_line_errors, visible
-from pipeline.errors import ExitCode, UserError
+from pipeline.errors import ExitCode
 from pipeline.monitor import duration
 from pipeline.output import open_output
 from pipeline.rejects import Selection, export_rows, in_words, rejected_rows
@@ -86,7 +87,7 @@ def verify_command(
         opened = open_output(output)
         proof = verify(opened.store, expected_of(opened), Level.INPUT if deep else Level.FOOTERS)
         if certificate is not None:
-            _write_certificate(proof, certificate)
+            write_file("--certificate", certificate, proof.to_json())
         _print_proof(proof)
         if not proof.is_whole:
             raise typer.Exit(ExitCode.FAILED)
@@ -111,13 +112,6 @@ def rejects_command(
         if export is not None:
             export_rows(tables, export)
         _print_rejects(tables, examples)
-
-
-def _write_certificate(proof: Certificate, target: Path) -> None:
-    try:
-        target.write_text(proof.to_json())
-    except OSError as error:
-        raise UserError(f"--certificate {target}: {error.strerror or error}") from error
 
 
 def _status_table(status: Status) -> Table:

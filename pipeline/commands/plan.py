@@ -20,9 +20,9 @@ from pipeline.commands.options import (
     LimitOption,
     SetOption,
     job_settings,
+    write_file,
 )
 from pipeline.commands.terminal import WIDTH, facts_table, one_line_errors, visible
-from pipeline.errors import UserError
 from pipeline.estimate import Estimate, estimate
 from pipeline.job_file import load_job
 from pipeline.monitor import duration
@@ -79,18 +79,11 @@ def plan_command(  # noqa: PLR0913, PLR0917 - options of a command
             found = estimate(load_job(job_file, settings), sample, seed, previous, device)
         text = json.dumps(asdict(found), indent=2)
         if save is not None:
-            _save(text, save)
+            write_file("--save", save, f"{text}\n")
         if as_json:
             typer.echo(text)
         else:
             _print_plan(found)
-
-
-def _save(text: str, target: Path) -> None:
-    try:
-        target.write_text(f"{text}\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--save {target}: {error.strerror or error}") from error
 
 
 def _print_plan(found: Estimate) -> None:
