@@ -8,7 +8,12 @@ from pipeline.commands.exchange import export_command, schema_command
 from pipeline.commands.init import init_command
 from pipeline.commands.look import compare_command, report_command
 from pipeline.commands.models import models_app
-from pipeline.commands.outputs import rejects_command, status_command, verify_command
+from pipeline.commands.outputs import (
+    publish_command,
+    rejects_command,
+    status_command,
+    verify_command,
+)
 from pipeline.commands.plan import plan_command
 from pipeline.commands.run import retry_command, run_command
 from pipeline.commands.terminal import say_error
@@ -30,6 +35,7 @@ app.command("report")(report_command)
 app.command("compare")(compare_command)
 app.command("export")(export_command)
 app.command("verify")(verify_command)
+app.command("publish")(publish_command)
 app.command("rejects")(rejects_command)
 app.command("retry")(retry_command)
 app.command("schema")(schema_command)

@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from pipeline.clean import Clean
+from pipeline.dates import on_its_day
 from pipeline.length import Length, RejectLong
 from pipeline.schema import Params
 from pipeline.section import ModelSource, Prompt, Section, check_sampling
@@ -81,7 +82,7 @@ def _without_credentials(url: str) -> str:
 EndpointUrl = Annotated[str, AfterValidator(_without_credentials)]
 
 # Change no answer; so they may differ between a run and its resume.
-_SAME_ANSWERS = ("name", "output", "units", "max_reject_rate", "max_rejects")
+_SAME_ANSWERS = ("name", "date", "output", "units", "max_reject_rate", "max_rejects", "notify")
 # Change how fast answers come and what they cost, not what they are.
 _SPEED_ONLY_ENGINE_ARGUMENTS = frozenset(
     {
@@ -123,9 +124,32 @@ class Input(Section):
     on_bad_shard: Literal["stop", "skip"] = Field(
         default="stop", description="A shard that cannot be read: stop before the run, or skip it."
     )
+    on_new_shard: Literal["leave", "add"] = Field(
+        default="leave",
+        description="A shard that came after the plan was made: leave it out, or add its units.",
+    )
+    on_changed_shard: Literal["stop", "redo"] = Field(
+        default="stop",
+        description="A shard that was changed after the plan was made: stop, or answer its rows "
+        "anew and drop their former answers.",
+    )
     endpoint_url: EndpointUrl | None = Field(
         default=None, description="S3 endpoint; by default AWS_ENDPOINT_URL."
     )
+
+    @model_validator(mode="after")
+    def _whole_if_it_grows(self) -> "Input":
+        if self.limit is not None and self.follows:
+            raise ValueError(
+                "limit: the first rows do not grow; leave it out, or on_new_shard and "
+                "on_changed_shard"
+            )
+        return self
+
+    @property
+    def follows(self) -> bool:
+        """Whether the plan follows what happens to the input's shards."""
+        return self.on_new_shard == "add" or self.on_changed_shard == "redo"
 
 
 class ReplicaRange(Section):
@@ -182,6 +206,12 @@ class Output(Section):
     path: str = Field(
         min_length=1, description="A folder or an s3:// prefix, new or a former run's."
     )
+    publish: str | None = Field(
+        default=None,
+        pattern=r".\.json$",
+        description="A small object, say s3://bucket/current.json, that names the output once it "
+        "is finished and verified.",
+    )
     endpoint_url: EndpointUrl | None = Field(
         default=None, description="S3 endpoint; by default AWS_ENDPOINT_URL."
     )
@@ -200,10 +230,37 @@ class Units(Section):
         return self
 
 
+class Notify(Section):
+    """Who is told how a run ended: its summary as JSON."""
+
+    command: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="A program and its arguments; it gets the summary on its standard input.",
+    )
+    webhook: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="The environment variable that holds the URL to which the summary is posted; "
+        "such URLs are secrets.",
+    )
+
+    @model_validator(mode="after")
+    def _someone(self) -> "Notify":
+        if self.command is None and self.webhook is None:
+            raise ValueError("give command, webhook, or both")
+        return self
+
+
 class Job(Section):
     """One task, or several, over the rows of a corpus."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    date: str | None = Field(
+        default=None,
+        description="The day that {date} in a path stands for: today, yesterday (in UTC), or "
+        "2026-01-31. `--date` sets it.",
+    )
     input: Input
     model: Model
     prompt: Prompt | None = Field(default=None, description="Of each task without its own.")
@@ -235,6 +292,12 @@ class Job(Section):
     max_rejects: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description="A finished run with more rejects exits with 3."
     )
+    notify: Notify | None = Field(default=None, description="Whom a run tells how it ended.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dated(cls, data: Any) -> Any:
+        return on_its_day(data) if isinstance(data, dict) else data
 
     @model_validator(mode="after")
     def _nothing_spare(self) -> "Job":
@@ -352,7 +415,7 @@ class Job(Section):
         for key in _SPEED_ONLY_MODEL_KEYS:
             data["model"].pop(key)
         _drop_speed(data["model"])
-        for key in ("endpoint_url", "on_bad_shard"):
+        for key in ("endpoint_url", "on_bad_shard", "on_new_shard", "on_changed_shard"):
             data["input"].pop(key)
         return dict(_flatten(data | self._asked()))
 

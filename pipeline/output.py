@@ -173,6 +173,18 @@ def replace_plan(store: Store, plan: Plan, job: Job) -> Plan:
     return plan
 
 
+def extend_plan(store: Store, plan: Plan, version: str, dropped: Collection[str]) -> bool:
+    """Put a plan in the place of the one of this `version`: False if there is another by now.
+
+    The output is unfinished from now on. The objects of `dropped` keys go first: a death in between
+    leaves units that are missing, never one that is taken for another's.
+    """
+    store.delete(SUCCESS_KEY)
+    for key in dropped:
+        store.delete(key)
+    return store.exchange(PLAN_KEY, plan_to_bytes(plan), version)
+
+
 def publish_plan(store: Store, plan: Plan, job: Job) -> Plan:
     """Write the plan if there is none yet; the plan that stands, ours or a faster driver's."""
     if not store.create(PLAN_KEY, plan_to_bytes(plan)):

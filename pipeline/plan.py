@@ -9,7 +9,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 from urllib.parse import quote
@@ -214,15 +214,20 @@ def _split_evenly(num_rows: int, tokens: int, parts: int) -> Iterator[tuple[int,
 
 def plan_units(shards: Sequence[Shard], size: UnitSize, overhead_tokens: int) -> tuple[Unit, ...]:
     """All units, shard by shard. Raises `UserError` where two shards would share an output."""
-    folders: dict[str, str] = {}
-    for shard in shards:
-        other = folders.setdefault(output_folder(shard.path), shard.path)
-        if other != shard.path:
-            raise UserError(
-                f"the shards {other} and {shard.path} differ only in their suffix and would "
-                f"write to the same folder {output_folder(shard.path)}; rename one"
-            )
+    refuse_shared_folders(shard.path for shard in shards)
     return tuple(unit for shard in shards for unit in cut(shard, size, overhead_tokens))
+
+
+def refuse_shared_folders(paths: Iterable[str]) -> None:
+    """Raise `UserError` for two shards whose output would stand in the same folder."""
+    folders: dict[str, str] = {}
+    for path in paths:
+        other = folders.setdefault(output_folder(path), path)
+        if other != path:
+            raise UserError(
+                f"the shards {other} and {path} differ only in their suffix and would "
+                f"write to the same folder {output_folder(path)}; rename one"
+            )
 
 
 def units_in_flight(units: Sequence[Unit], max_num_seqs: int) -> int:

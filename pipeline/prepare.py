@@ -4,7 +4,7 @@ Reads the listing and the footers of the input; no row, no Ray, no engine.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -13,12 +13,15 @@ from pipeline.columns import added_fields, output_schema
 from pipeline.engine import check_argument_names, has_local_gpus
 from pipeline.errors import UserError
 from pipeline.fake import fake_settings
+from pipeline.growth import changes_since, dropped_keys, grown
 from pipeline.job import Job, Units
 from pipeline.models import check_source
 from pipeline.output import (
+    PLAN_KEY,
     Opened,
     Totals,
     committed_keys,
+    extend_plan,
     has_results,
     keep_job,
     missing_units,
@@ -29,11 +32,10 @@ from pipeline.output import (
     refuse_other_job,
     replace_plan,
 )
-from pipeline.plan import Plan, Unit, UnitSize, first_rows, plan_units
+from pipeline.plan import Plan, Unit, UnitSize, first_rows, plan_from_bytes, plan_units
 from pipeline.quantized import check_on_cpu, refuse_gguf_file
 from pipeline.section import ModelSource
 from pipeline.shards import Listing, list_input, read_footers, refuse_output_inside
-from pipeline.source import changed_shard
 from pipeline.store import Store, open_store
 from pipeline.tasks.row import input_columns
 from pipeline.tools import resolve
@@ -126,9 +128,18 @@ def finished_before(job: Job, store: Store) -> Totals | None:
     """The totals of an output that this very job has finished; None if there is work to do."""
     plan = read_plan(store)
     totals = None if plan is None else read_success(store)
-    if plan is not None and totals is not None:
-        refuse_other_job(store, plan, job)
-    return totals
+    if plan is None or totals is None:
+        return None
+    refuse_other_job(store, plan, job)
+    return None if job.input.follows and _has_moved(job, plan) else totals
+
+
+def _has_moved(job: Job, plan: Plan) -> bool:
+    """Whether the input has shards to be planned, or some that the job does not follow."""
+    listing = list_input(job.input.path, job.input.endpoint_url)
+    changes = changes_since(plan, listing.objects)
+    changes.refuse(listing.store, job.input)
+    return bool(changes.followed(job.input))
 
 
 def prepare(job: Job, store: Store, has_gpus: bool) -> Prepared:
@@ -141,11 +152,32 @@ def prepare(job: Job, store: Store, has_gpus: bool) -> Prepared:
         plan = publish_plan(store, _make_plan(job, listing, has_gpus), job)
     elif plan.fingerprint == job.fingerprint:
         keep_job(store, job)
+        plan = _follow(job, store, listing, has_gpus)
     else:
         plan = _replan(job, store, plan, _make_plan(job, listing, has_gpus))
-    return Prepared(
-        Opened(store, plan, job), committed_keys(store, plan), _compare_shards(listing, plan, job)
-    )
+    changes = changes_since(plan, listing.objects)
+    changes.refuse(listing.store, job.input)
+    left_out = 0 if job.input.limit is not None else len(changes.new)
+    return Prepared(Opened(store, plan, job), committed_keys(store, plan), left_out)
+
+
+def _follow(job: Job, store: Store, listing: Listing, has_gpus: bool) -> Plan:
+    """The plan that stands, with what became of its input as far as the job follows it."""
+    while True:
+        version = store.info(PLAN_KEY).version
+        plan = plan_from_bytes(store.read(PLAN_KEY), f"{store.url}/{PLAN_KEY}")
+        changes = changes_since(plan, listing.objects)
+        changes.refuse(listing.store, job.input)
+        followed = changes.followed(job.input)
+        if not followed:
+            return plan
+        # Beside one that is as it was, so that none of the new ones need be readable.
+        looked_at = (*followed, *changes.unchanged[:1])
+        addition = _make_plan(job, replace(listing, objects=looked_at), has_gpus)
+        longer = grown(plan, addition, followed)
+        # Another night's driver may have been faster: what it planned is the beginning of ours.
+        if extend_plan(store, longer, version, dropped_keys(plan, changes.changed)):
+            return longer
 
 
 def _replan(job: Job, store: Store, standing: Plan, plan: Plan) -> Plan:
@@ -213,15 +245,3 @@ def _overhead_tokens(job: Job) -> int:
     templates = [text for step in job.steps for text in step.templates.values()]
     words = sum(len(template) for template in templates) // _CHARACTERS_PER_TOKEN
     return words + sum(params.max_tokens or 0 for params in job.params)
-
-
-def _compare_shards(listing: Listing, plan: Plan, job: Job) -> int:
-    """The number of shards that are not in the plan; raises `UserError` for one that changed."""
-    now = {item.key: (item.size, item.version) for item in listing.objects}
-    planned = {unit.shard: (unit.size, unit.version) for unit in plan.units}
-    for shard, before in planned.items():
-        if now.get(shard) != before:
-            what = "has changed" if shard in now else "is gone"
-            raise UserError(changed_shard(listing.store, shard, what))
-    known = planned.keys() | {bad.path for bad in plan.skipped}
-    return 0 if job.input.limit is not None else len(now.keys() - known)

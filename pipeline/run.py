@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -25,11 +25,13 @@ from pipeline.heartbeat import Heartbeat
 from pipeline.job import Job
 from pipeline.models import cache_folder
 from pipeline.monitor import EventLog, PoolState, Progress, Screen
+from pipeline.notify import notify
 from pipeline.output import (
     SUMMARY_NAME,
     Opened,
     Totals,
     committed_keys,
+    read_plan,
     run_folder,
     write_success,
 )
@@ -42,6 +44,7 @@ from pipeline.prepare import (
     models_by_place,
     prepare,
 )
+from pipeline.publish import publish
 from pipeline.rejects import example
 from pipeline.store import Store, open_store
 from pipeline.tools import resolve
@@ -90,6 +93,7 @@ class Summary:
     skipped_shards: tuple[str, ...]
     totals: Totals | None
     exit_code: int
+    error: str | None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
@@ -226,22 +230,60 @@ class Run:
     def _finish(self) -> Summary:
         """Verify the whole output, mark it as finished unless too many rows were rejected."""
         store = self._opened.store
+        left = self._added_meanwhile()
+        if left:
+            self._interface.say(
+                f"another run has added {left:,} units to the plan meanwhile, and is at work on "
+                "them; if it is not, the same command runs them"
+            )
+            return self._ended(None, ExitCode.FINISHED)
         totals = require_whole(verify(store, expected_of(self._opened), Level.FOOTERS))
-        within_budget = not over_budget(self._job, totals)
-        exit_code = ExitCode.FINISHED if within_budget else ExitCode.OVER_REJECT_BUDGET
+        if over_budget(self._job, totals):
+            return self._ended(totals, ExitCode.OVER_REJECT_BUDGET)
+        if self._opened.job.output.publish is not None:
+            self._publish(totals, self._opened.job.output.publish)
+        return self._ended(totals, ExitCode.FINISHED)
+
+    def _added_meanwhile(self) -> int:
+        """How many units are missing that another driver's plan has on top of ours.
+
+        The plan that stands is ours from here on.
+        """
+        store, before = self._opened.store, {unit.key for unit in self._opened.plan.units}
+        plan = read_plan(store) or self._opened.plan
+        self._opened = replace(self._opened, plan=plan)
+        added = {unit.key for unit in plan.units} - before
+        return len(added - committed_keys(store, plan)) if added else 0
+
+    def _publish(self, totals: Totals, target: str) -> None:
+        standing = publish(self._opened, totals, target)
+        if standing.output != self._opened.store.url:
+            self._interface.say(
+                f"{target} names {standing.output}, of a later night ({standing.night}), and stays"
+            )
+
+    def _ended(self, totals: Totals | None, exit_code: ExitCode) -> Summary:
+        """Leave the summary, mark a whole output as finished, tell whom the job names."""
         summary = self._summary(totals, exit_code)
         self._events.add("finish", exit_code=int(exit_code))
         self._write(summary)
-        if within_budget:
-            write_success(store, totals)
+        if totals is not None and exit_code == ExitCode.FINISHED:
+            write_success(self._opened.store, totals)
+        self._notify(summary)
         return summary
+
+    def _notify(self, summary: Summary) -> None:
+        if self._job.notify is not None:
+            for line in notify(self._job.notify, summary.to_json()):
+                self._interface.say(line)
 
     def _stopped(self, error: BaseException) -> None:
         """Leave a summary of a run that did not end well, and say what stays of it.
 
         A spot machine is gone in 30 s, whether the store answers or not.
         """
-        self._events.add("stop", reason=f"{type(error).__name__}: {root_cause(error)}")
+        reason = f"{type(error).__name__}: {root_cause(error)}"
+        self._events.add("stop", reason=reason)
         by_signal = isinstance(error, KeyboardInterrupt)
         exit_code = ExitCode.STOPPED if by_signal else ExitCode.FAILED
         counted: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -253,7 +295,9 @@ class Run:
                 # Counted anew: commits of the last moments have not reached the driver.
                 done = len(committed_keys(self._opened.store, plan))
                 counted.put(f"{done:,} of {len(plan.units):,} units are committed and stay")
-                self._write(self._summary(None, exit_code))
+                summary = self._summary(None, exit_code, reason)
+                self._write(summary)
+                self._notify(summary)
 
         thread = threading.Thread(target=leave, name="leave", daemon=True)
         thread.start()
@@ -261,7 +305,9 @@ class Run:
         stays = "the units that are committed stay" if counted.empty() else counted.get()
         self._interface.say(f"stopped: {stays}; the same command runs the rest")
 
-    def _summary(self, totals: Totals | None, exit_code: ExitCode) -> Summary:
+    def _summary(
+        self, totals: Totals | None, exit_code: ExitCode, error: str | None = None
+    ) -> Summary:
         progress, now = self._progress, time.monotonic()
         return Summary(
             job=self._opened.job.name,
@@ -284,6 +330,7 @@ class Run:
             skipped_shards=tuple(bad.path for bad in self._opened.plan.skipped),
             totals=totals,
             exit_code=int(exit_code),
+            error=error,
         )
 
     def _write(self, summary: Summary) -> None:

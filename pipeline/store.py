@@ -12,7 +12,7 @@ import os
 import stat
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -77,6 +77,9 @@ class Store(Protocol):
 
     def exchange(self, key: str, data: bytes, version: str) -> bool:
         """Write the object whole in the place of its `version`: False if it has another by now."""
+
+    def delete(self, key: str) -> None:
+        """Have no such object, whether it is there or not."""
 
 
 def open_store(url: str, endpoint_url: str | None = None) -> Store:
@@ -163,6 +166,12 @@ class LocalStore:
             os.replace(temporary, target)
             _sync_folder(os.path.dirname(target))
             return True
+
+    def delete(self, key: str) -> None:
+        target = self._path(key)
+        with _local_errors(target), suppress(FileNotFoundError):
+            os.unlink(target)
+            _sync_folder(os.path.dirname(target))
 
     def _path(self, key: str) -> str:
         return os.path.join(self.url, key)
@@ -309,6 +318,11 @@ class S3Store:
                     return False
                 raise
             return True
+
+    def delete(self, key: str) -> None:
+        bucket, name = self._path(key).split("/", 1)
+        with _s3_errors(self._url(key)):
+            self._fs.call_s3("delete_object", Bucket=bucket, Key=name)
 
     def _put(self, key: str, data: bytes, mode: str) -> None:
         self._fs.pipe_file(self._path(key), data, mode=mode, chunksize=_SINGLE_PUT_BYTES)

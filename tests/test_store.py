@@ -63,6 +63,16 @@ def test_replace_writes_and_overwrites(store: Store) -> None:
     assert store.read("folder/key") == b"b"
 
 
+def test_what_is_deleted_is_gone_and_may_be_made_again(store: Store) -> None:
+    """Once and again, and its neighbours stay."""
+    store.replace("folder/key", b"a")
+    store.replace("folder/key2", b"b")
+    for _ in range(2):
+        store.delete("folder/key")
+        assert contents(store) == {"folder/key2": b"b"}
+    assert store.create("folder/key", b"again") is True
+
+
 # Reading sees whole objects.
 
 

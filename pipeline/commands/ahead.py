@@ -14,6 +14,7 @@ from rich.text import Text
 
 from pipeline import models
 from pipeline.commands.options import (
+    DateOption,
     DebugOption,
     InputOption,
     JobArgument,
@@ -36,6 +37,7 @@ _MOST_CHARACTERS = 600
 def validate_command(  # noqa: PLR0913, PLR0917 - options of a command
     job_file: JobArgument,
     input_path: InputOption = None,
+    date: DateOption = None,
     output_path: OutputOption = None,
     limit: LimitOption = None,
     overrides: SetOption = None,
@@ -49,7 +51,7 @@ def validate_command(  # noqa: PLR0913, PLR0917 - options of a command
     Exit codes: 0 it can be run, 2 a mistake in the job or its input.
     """
     with one_line_errors(debug):
-        settings = job_settings(overrides, input_path, output_path, limit)
+        settings = job_settings(overrides, input_path, output_path, limit, date=date)
         with chatter_into(models.cache_folder() / "logs" / "validate.log"):
             found = validate(load_job(job_file, settings))
         if as_json:
@@ -66,6 +68,7 @@ def preview_command(  # noqa: PLR0913, PLR0917 - options of a command
         str | None, typer.Option(metavar="SQL", help="Instead of input.where.")
     ] = None,
     input_path: InputOption = None,
+    date: DateOption = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -75,7 +78,7 @@ def preview_command(  # noqa: PLR0913, PLR0917 - options of a command
     Example: tokenmill preview jobs/summarize.yaml -n 3 --where "language = 'en'"
     """
     with one_line_errors(debug):
-        settings = job_settings(overrides, input_path, where=where)
+        settings = job_settings(overrides, input_path, where=where, date=date)
         job = load_job(job_file, settings)
         log = models.cache_folder() / "logs" / "preview.log"
         with chatter_into(log) as console, stoppable():

@@ -33,18 +33,27 @@ InputOption = Annotated[
 OutputOption = Annotated[
     str | None, typer.Option("--output", metavar="PATH", help="Instead of output.path.")
 ]
+DateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--date",
+        metavar="DAY",
+        help="What {date} in paths stands for: today, yesterday (UTC), 2026-01-31.",
+    ),
+]
 LimitOption = Annotated[
     int | None, typer.Option("--limit", metavar="N", help="Only the first N rows.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
-def job_settings(
+def job_settings(  # noqa: PLR0913, PLR0917 - options of a command
     overrides: list[str] | None,
     input_path: str | None,
     output_path: str | None = None,
     limit: int | None = None,
     where: str | None = None,
+    date: str | None = None,
 ) -> list[str]:
     """The overrides that `--set` and a command's own options name."""
     options = {
@@ -52,6 +61,7 @@ def job_settings(
         "output.path": output_path,
         "input.limit": limit,
         "input.where": where,
+        "date": date,
     }
     named = [f"{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
     return [*(overrides or []), *named]

@@ -23,13 +23,14 @@ from pipeline.commands.options import (
     write_file,
 )
 from pipeline.commands.terminal import WIDTH, facts_table, one_line_errors, visible
-from pipeline.errors import ExitCode
+from pipeline.errors import ExitCode, UserError
 from pipeline.monitor import duration
-from pipeline.output import open_output
+from pipeline.output import open_output, read_success
+from pipeline.publish import publish
 from pipeline.rejects import Selection, export_rows, in_words, rejected_rows
 from pipeline.run import expected_of
 from pipeline.status import Status, Watch
-from pipeline.verify import Certificate, Level, verify
+from pipeline.verify import Certificate, Level, require_whole, verify
 
 # More would scroll the count away.
 _MOST_FINDINGS = 20
@@ -91,6 +92,27 @@ def verify_command(
         _print_proof(proof)
         if not proof.is_whole:
             raise typer.Exit(ExitCode.FAILED)
+
+
+def publish_command(
+    output: OutputArgument,
+    pointer: Annotated[str, typer.Argument(metavar="POINTER.json", help="A path or s3:// URL.")],
+    debug: DebugOption = False,
+) -> None:
+    """Have a small object name an output for its readers: the next night's, or a former one's.
+
+    Example: tokenmill publish s3://bucket/tags/dt=2026-01-30 s3://bucket/tags/current.json
+
+    Exit codes: 0 done, 2 no finished output.
+    """
+    with one_line_errors(debug):
+        opened = open_output(output)
+        if read_success(opened.store) is None:
+            raise UserError(f"{opened.store.url} is not finished; run its job to the end first")
+        totals = require_whole(verify(opened.store, expected_of(opened), Level.FOOTERS))
+        standing = publish(opened, totals, pointer, even_back=True)
+        before = "" if standing.previous is None else f", {standing.previous} before"
+        typer.echo(f"{pointer}: {standing.output}{before}")
 
 
 def rejects_command(

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from pipeline import models
 from pipeline.commands.options import (
+    DateOption,
     DebugOption,
     InputOption,
     JobArgument,
@@ -57,6 +58,7 @@ def plan_command(  # noqa: PLR0913, PLR0917 - options of a command
         ),
     ] = None,
     input_path: InputOption = None,
+    date: DateOption = None,
     limit: LimitOption = None,
     overrides: SetOption = None,
     save: Annotated[
@@ -72,7 +74,7 @@ def plan_command(  # noqa: PLR0913, PLR0917 - options of a command
     Example: tokenmill plan jobs/summarize.yaml --from out/try --price 2.50
     """
     with one_line_errors(debug):
-        settings = job_settings(overrides, input_path, limit=limit)
+        settings = job_settings(overrides, input_path, limit=limit, date=date)
         if price is not None:
             settings.append(f"model.price_per_gpu_hour={price}")
         with chatter_into(models.cache_folder() / "logs" / "plan.log"):

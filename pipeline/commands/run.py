@@ -8,6 +8,7 @@ import typer
 from pipeline.commands.options import (
     AddressOption,
     ClassOption,
+    DateOption,
     DebugOption,
     InputOption,
     JobArgument,
@@ -30,6 +31,7 @@ from pipeline.run import Summary, run_job
 def run_command(  # noqa: PLR0913, PLR0917 - options of a command
     job_file: JobArgument,
     input_path: InputOption = None,
+    date: DateOption = None,
     output_path: OutputOption = None,
     limit: LimitOption = None,
     overrides: SetOption = None,
@@ -45,7 +47,7 @@ def run_command(  # noqa: PLR0913, PLR0917 - options of a command
     again to resume).
     """
     with one_line_errors(debug):
-        settings = job_settings(overrides, input_path, output_path, limit)
+        settings = job_settings(overrides, input_path, output_path, limit, date=date)
         with stoppable():
             summary = run_job(load_job(job_file, settings), address, Terminal())
         if summary is not None:
