@@ -91,7 +91,7 @@ ESCAPES = """\
 @pytest.mark.parametrize("text", ESCAPES.splitlines())
 def test_no_template_leaves_its_sandbox(text: str) -> None:
     """The known ways out end as a refused job or a rejected row, in less than a second."""
-    before = time.monotonic()
+    before = time.thread_time()
     try:
         made: Any = compile_prompt(Prompt(text=text)).render({"text": "abc"})
     except UserError:
@@ -99,7 +99,7 @@ def test_no_template_leaves_its_sandbox(text: str) -> None:
     if made is not None:
         # What Jinja2 gives for an attribute that it does not give.
         assert isinstance(made, Reject) or "Undefined" in made[0], made
-    assert time.monotonic() - before < 1
+    assert time.thread_time() - before < 1
 
 
 def test_a_row_is_no_template() -> None:

@@ -53,6 +53,13 @@ def gets(asked: Asked) -> bool:
     return asked.method == "GET"
 
 
+@pytest.fixture(autouse=True)
+def _haste(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that never comes is waited for a second; elsewhere a busy machine has its time."""
+    if "fault" in request.fixturenames and request.getfixturevalue("fault") is Fault.HANG:
+        monkeypatch.setattr(s3fs.S3FileSystem, "read_timeout", 1)
+
+
 def meets(
     proxy: FaultyS3, fault: Fault, fits: Callable[[Asked], bool], deed: Callable[[], object]
 ) -> object:
