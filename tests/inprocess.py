@@ -11,8 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from stores import Crash
+from typer.testing import CliRunner, Result
 
 from pipeline import output, pool, run
+from pipeline.cli import app
 from pipeline.commit import Commit
 from pipeline.engine import MachineShare
 from pipeline.job import Job
@@ -124,6 +126,13 @@ def drive_retry(store: Store, selection: Selection, *overrides: str) -> Summary 
         patched.setattr(pool, "Pool", InProcessPool)
         patched.setattr(output, "open_store", open_ours)
         return retry_rejects(store.url, selection, overrides, None, Quiet())
+
+
+def invoke(*arguments: str | Path, env: Mapping[str, str] | None = None) -> Result:
+    """The command line with these arguments, its exit code and what it wrote."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pool, "Pool", InProcessPool)
+        return CliRunner().invoke(app, list(map(str, arguments)), env=env)
 
 
 def write_corpus(folder: Path, corpus: Mapping[str, Sequence[str | None]] | None = None) -> Path:

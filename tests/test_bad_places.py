@@ -9,7 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from command import ROOT, command, output_rows, tokenmill
+from command import ROOT, command, output_rows
+from inprocess import invoke
 
 from pipeline.errors import ExitCode
 
@@ -93,9 +94,9 @@ def test_a_full_disk_stops_the_run_and_keeps_its_commits(job: Path, tmp_path: Pa
     assert 0 < len(committed) < 20
 
     shutil.copytree(kept, disk, dirs_exist_ok=True)
-    resumed = tokenmill("run", job, "--output", output)
+    resumed = invoke("run", job, "--output", output)
 
-    assert resumed.returncode == ExitCode.FINISHED, resumed.stderr
+    assert resumed.exit_code == ExitCode.FINISHED, resumed.stderr
     assert f"resuming: {len(committed)} units are committed" in resumed.stderr
     assert [row["source_row"] for row in output_rows(output)] == list(range(NUM_ROWS))
 

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from command import tokenmill
+from inprocess import invoke
 
 from pipeline.errors import ExitCode
 
@@ -34,8 +35,8 @@ def job(tmp_path: Path) -> Path:
 
 def refusal(job: Path, *arguments: str) -> str:
     """The one line with which a run of the job is refused."""
-    done = tokenmill("run", job, *arguments)
-    assert done.returncode == ExitCode.USER_ERROR, done.stderr
+    done = invoke("run", job, *arguments)
+    assert done.exit_code == ExitCode.USER_ERROR, done.stderr
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
     return line
@@ -70,12 +71,21 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 
 
 def test_names_of_vllm_arguments_are_checked_before_anything_starts(job: Path) -> None:
-    """A mistyped engine or sampling argument is refused with the nearest one that vLLM has."""
-    real = ["--set", "model.source=bundled:smollm2-135m"]
-    engine = refusal(job, *real, "--set", "model.engine={max_model_length: 9}")
-    sampling = refusal(job, *real, "--set", "sampling.temprature=0")
-    assert "max_model_len?" in engine
-    assert "temperature?" in sampling
+    """A mistyped engine or sampling argument is refused with the nearest one that vLLM has.
+
+    In a process of its own: vLLM is imported.
+    """
+    real = ("run", job, "--set", "model.source=bundled:smollm2-135m")
+    mistakes = {
+        "model.engine={max_model_length: 9}": "max_model_len?",
+        "sampling.temprature=0": "temperature?",
+    }
+    for mistake, nearest in mistakes.items():
+        done = tokenmill(*real, "--set", mistake)
+        assert done.returncode == ExitCode.USER_ERROR, done.stderr
+        assert done.stdout == ""
+        (line,) = done.stderr.splitlines()
+        assert nearest in line
 
 
 def test_a_missing_job_file_is_named(tmp_path: Path) -> None:
@@ -124,12 +134,12 @@ def test_debug_shows_the_traceback(job: Path) -> None:
 
 def test_schema_is_json_schema_of_the_job_file() -> None:
     """`tokenmill schema` prints a schema with the job file's sections."""
-    schema = json.loads(tokenmill("schema").stdout)
+    schema = json.loads(invoke("schema").stdout)
     assert {"name", "input", "model", "prompt", "sampling", "output"} <= set(schema["properties"])
 
 
 def test_models_path_of_a_model_that_is_not_fetched(tmp_path: Path) -> None:
     """`models path` says how to fetch what is not there."""
-    done = tokenmill("models", "path", "bundled:minilm-l6", env={"TOKENMILL_CACHE": str(tmp_path)})
-    assert done.returncode == ExitCode.FAILED
+    done = invoke("models", "path", "bundled:minilm-l6", env={"TOKENMILL_CACHE": str(tmp_path)})
+    assert done.exit_code == ExitCode.FAILED
     assert "tokenmill models fetch bundled:minilm-l6" in done.stderr

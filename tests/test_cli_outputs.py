@@ -2,14 +2,13 @@
 
 import json
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from command import tokenmill
-from inprocess import drive, job_over, write_corpus
+from inprocess import drive, invoke, job_over, write_corpus
+from typer.testing import Result
 
 from pipeline.errors import ExitCode
 from pipeline.job import Job
@@ -38,17 +37,17 @@ def untouched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return finished(tmp_path_factory.mktemp("output"))
 
 
-def lines(done: subprocess.CompletedProcess[str], exit_code: ExitCode) -> list[str]:
+def lines(done: Result, exit_code: ExitCode) -> list[str]:
     """What was printed by a command that ended so."""
-    assert done.returncode == exit_code, (done.stdout, done.stderr)
+    assert done.exit_code == exit_code, (done.stdout, done.stderr)
     assert done.stderr == ""
     return done.stdout.splitlines()
 
 
 def mistake(*arguments: str | Path) -> str:
     """The one line with which a command is refused."""
-    done = tokenmill(*arguments)
-    assert done.returncode == ExitCode.USER_ERROR, done.stderr
+    done = invoke(*arguments)
+    assert done.exit_code == ExitCode.USER_ERROR, done.stderr
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
     return line
@@ -57,7 +56,7 @@ def mistake(*arguments: str | Path) -> str:
 @pytest.mark.parametrize("deep", [[], ["--deep"]])
 def test_a_whole_output_is_proved_with_0(untouched: Path, deep: list[str]) -> None:
     """One line says that it is whole, and counts."""
-    (line,) = lines(tokenmill("verify", untouched, *deep), ExitCode.FINISHED)
+    (line,) = lines(invoke("verify", untouched, *deep), ExitCode.FINISHED)
     assert line == f"{untouched}: whole; 5 units, 8 rows, 3 rejected, 0 filtered out"
 
 
@@ -66,7 +65,7 @@ def test_what_is_wrong_is_named_and_ends_with_1(output: Path) -> None:
     lost, foreign = open_output(str(output)).plan.units[0].key, "data/notes.txt"
     (output / lost).unlink()
     (output / foreign).write_text("mine")
-    said = lines(tokenmill("verify", output), ExitCode.FAILED)
+    said = lines(invoke("verify", output), ExitCode.FAILED)
     assert said[0].startswith(f"missing: {lost}: ")
     assert said[1].startswith(f"foreign: {foreign}: ")
     assert "NOT whole: 2 findings" in said[2]
@@ -76,7 +75,7 @@ def test_many_findings_are_cut_short_and_counted(output: Path) -> None:
     """The first twenty are shown, and how many more there are."""
     for number in range(30):
         (output / f"data/notes-{number}.txt").write_text("mine")
-    said = lines(tokenmill("verify", output), ExitCode.FAILED)
+    said = lines(invoke("verify", output), ExitCode.FAILED)
     assert len(said) == 22
     assert said[20] == "… and 10 more"
     assert "NOT whole: 30 findings" in said[21]
@@ -88,15 +87,15 @@ def test_rows_are_read_only_when_it_is_asked_to_be_deep(output: Path) -> None:
     data = bytearray(path.read_bytes())
     data[10] ^= 1
     path.write_bytes(data)
-    lines(tokenmill("verify", output), ExitCode.FINISHED)
-    said = lines(tokenmill("verify", output, "--deep"), ExitCode.FAILED)
+    lines(invoke("verify", output), ExitCode.FINISHED)
+    said = lines(invoke("verify", output, "--deep"), ExitCode.FAILED)
     assert said[0].startswith("checksum: ")
 
 
 def test_a_certificate_is_written_beside_the_verdict(untouched: Path, tmp_path: Path) -> None:
     """--certificate puts the proof into a file, as JSON."""
     target = tmp_path / "proof.json"
-    lines(tokenmill("verify", untouched, "--certificate", target), ExitCode.FINISHED)
+    lines(invoke("verify", untouched, "--certificate", target), ExitCode.FINISHED)
     proof = json.loads(target.read_text())
     assert proof["is_whole"] is True
     assert len(proof["units"]) == 5
@@ -113,17 +112,17 @@ def test_a_folder_that_is_no_output_is_refused(tmp_path: Path, command: str) -> 
 def test_rejects_are_counted_by_class_with_examples(untouched: Path) -> None:
     """The table has a class's count, and two rows of it with their place and reason."""
     wide = {"COLUMNS": "200"}
-    said = lines(tokenmill("rejects", untouched, env=wide), ExitCode.FINISHED)
+    said = lines(invoke("rejects", untouched, env=wide), ExitCode.FINISHED)
     assert re.search(r"^empty_input +3$", said[1].rstrip())
     assert len(said) == 4
     assert "a.parquet row 1: " in said[2] and "a.parquet row 3: " in said[3]
-    said = lines(tokenmill("rejects", untouched, "--examples", "0"), ExitCode.FINISHED)
+    said = lines(invoke("rejects", untouched, "--examples", "0"), ExitCode.FINISHED)
     assert len(said) == 2
 
 
 def test_classes_narrow_what_is_shown(untouched: Path) -> None:
     """A class without rows shows none; one that does not exist is the user's mistake."""
-    said = lines(tokenmill("rejects", untouched, "--class", "timeout"), ExitCode.FINISHED)
+    said = lines(invoke("rejects", untouched, "--class", "timeout"), ExitCode.FINISHED)
     assert said == ["no rejects"]
     line = mistake("rejects", untouched, "--class", "timeouts")
     assert "--class timeouts" in line and "did you mean timeout?" in line
@@ -132,15 +131,15 @@ def test_classes_narrow_what_is_shown(untouched: Path) -> None:
 def test_rejects_are_exported(untouched: Path, tmp_path: Path) -> None:
     """--export writes all rows of the classes; a suffix that says no format is refused."""
     target = tmp_path / "rejects.parquet"
-    lines(tokenmill("rejects", untouched, "--export", target), ExitCode.FINISHED)
+    lines(invoke("rejects", untouched, "--export", target), ExitCode.FINISHED)
     assert pq.read_table(target).num_rows == 3
     assert ".jsonl" in mistake("rejects", untouched, "--export", tmp_path / "rejects.csv")
 
 
 def test_a_retry_without_such_rows_says_so(untouched: Path) -> None:
     """Nothing is started, and it ends with 0."""
-    done = tokenmill("retry", untouched, "--class", "timeout")
-    assert done.returncode == ExitCode.FINISHED
+    done = invoke("retry", untouched, "--class", "timeout")
+    assert done.exit_code == ExitCode.FINISHED
     assert "no such rows. Nothing to do." in done.stderr
 
 

@@ -21,6 +21,7 @@ from command import (
     wait_for_commit,
     workers,
 )
+from inprocess import invoke
 
 from pipeline.errors import ExitCode
 from pipeline.schema import RejectClass
@@ -85,20 +86,14 @@ def one_by_one(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+FAKE = ("--set", "model.source=fake")
+
+
 def fake_run(corpus: Path, output: Path, *arguments: str) -> tuple[int, str]:
-    """Exit code and messages of the demo job with the fake engine."""
-    done = tokenmill(
-        "run",
-        SUMMARIZE,
-        "--set",
-        "model.source=fake",
-        "--input",
-        corpus,
-        "--output",
-        output,
-        *arguments,
-    )
-    return done.returncode, done.stderr
+    """Exit code and messages of the demo job with the fake engine, in this process."""
+    options = ("--input", corpus, "--output", output, *FAKE, *arguments)
+    done = invoke("run", SUMMARIZE, *options)
+    return done.exit_code, done.stderr
 
 
 def test_every_row_is_accounted_for(corpus: Path, summaries: Path) -> None:
@@ -140,7 +135,7 @@ def test_greedy_answers_are_those_of_vllm(corpus: Path, one_by_one: Path, tmp_pa
         ]
         for i in answered
     ]
-    model = tokenmill("models", "path", "bundled:smollm2-135m").stdout.strip()
+    model = invoke("models", "path", "bundled:smollm2-135m").stdout.strip()
     subprocess.run(
         [sys.executable, "-c", REFERENCE, tmp_path / "answers.json"],
         input=json.dumps([model, chats]),
@@ -185,7 +180,7 @@ def test_a_stopped_run_keeps_its_commits_and_says_so(
     output = tmp_path / "out"
     slow = "model.engine={step_s: 0.3, max_num_seqs: 4, output_tokens: 6}"
     arguments = ("run", SUMMARIZE, "--input", corpus, "--output", output)
-    arguments = (*arguments, "--set", "model.source=fake", "--set", "units.rows=2", "--set", slow)
+    arguments = (*arguments, *FAKE, "--set", "units.rows=2", "--set", slow)
     driver = start_tokenmill(*arguments)
     wait_for_commit(driver, output)
     started = workers(driver)
@@ -215,8 +210,8 @@ def test_a_shard_that_changed_since_the_plan_is_refused_by_name(
 def test_a_finished_output_is_left_alone(corpus: Path, summaries: Path) -> None:
     """A second run of a finished job says so, ends with 0 and writes nothing."""
     before = {path: path.stat().st_mtime_ns for path in summaries.rglob("*")}
-    done = tokenmill("run", SUMMARIZE, "--input", corpus, "--output", summaries, *SMALL)
-    assert done.returncode == ExitCode.FINISHED
+    done = invoke("run", SUMMARIZE, "--input", corpus, "--output", summaries, *SMALL)
+    assert done.exit_code == ExitCode.FINISHED
     assert "is finished" in done.stderr
     assert {path: path.stat().st_mtime_ns for path in summaries.rglob("*")} == before
 
@@ -252,19 +247,9 @@ def test_the_main_job_on_s3(corpus: Path, s3_bucket: str, tmp_path: Path) -> Non
 def test_a_filter_leaves_rows_out_and_counts_them(corpus: Path, tmp_path: Path) -> None:
     """The translation backfill answers only the rows without a translation."""
     output = tmp_path / "out"
-    done = tokenmill(
-        "run",
-        ROOT / "jobs" / "translate.yaml",
-        "--input",
-        corpus,
-        "--output",
-        output,
-        "--set",
-        "model.source=fake",
-        "--set",
-        "units.rows=3",
-    )
-    assert done.returncode == ExitCode.FINISHED, done.stderr
+    options = ("--input", corpus, "--output", output, *FAKE, "--set", "units.rows=3")
+    done = invoke("run", ROOT / "jobs" / "translate.yaml", *options)
+    assert done.exit_code == ExitCode.FINISHED, done.stderr
     wanted = [
         (shard.name, position)
         for shard in sorted(corpus.glob("*.parquet"))
@@ -292,10 +277,11 @@ def test_a_row_that_kills_engines_is_found_and_its_neighbours_are_answered(
     """A row of which each engine dies is a reject; all others are those of a run in peace."""
     arguments = ("--set", "units.rows=16", "--set", "max_reject_rate=1")
     fake_run(corpus, tmp_path / "peace", *arguments)
-    exit_code, said = fake_run(
-        corpus, tmp_path / "out", *arguments, "--set", "model.engine.crash_on=Weavers"
+    done = tokenmill(
+        *("run", SUMMARIZE, "--input", corpus, "--output", tmp_path / "out", *FAKE, *arguments),
+        *("--set", "model.engine.crash_on=Weavers"),
     )
-    assert exit_code == ExitCode.FINISHED, said
+    assert done.returncode == ExitCode.FINISHED, done.stderr
     rows, peaceful = output_rows(tmp_path / "out"), output_rows(tmp_path / "peace")
     changed = [(row, old) for row, old in zip(rows, peaceful, strict=True) if row != old]
     ((row, _),) = changed

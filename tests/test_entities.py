@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from command import ROOT, input_positions, output_rows, positions, tokenmill
+from inprocess import invoke
 from jsonschema import Draft202012Validator
 
 from pipeline.errors import ExitCode
@@ -45,18 +46,13 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(job: Path, corpus: Path, output: Path, *arguments: str) -> list[dict[str, Any]]:
-    """The rows that the job writes."""
-    done = tokenmill("run", job, "--input", corpus, "--output", output, *arguments)
-    assert done.returncode == ExitCode.FINISHED, done.stderr
-    return output_rows(output)
-
-
 def test_every_entity_answer_is_valid_and_stands_where_it_says(
     corpus: Path, tmp_path: Path
 ) -> None:
     """With vLLM, each answered row fits the schema, and each span is its string in the text."""
-    rows = run(ENTITIES, corpus, tmp_path / "out")
+    done = tokenmill("run", ENTITIES, "--input", corpus, "--output", tmp_path / "out")
+    assert done.returncode == ExitCode.FINISHED, done.stderr
+    rows = output_rows(tmp_path / "out")
     assert positions(rows) == input_positions(corpus)
     schema = yaml.safe_load(ENTITIES.read_text())["task"]["json_schema"]
     validator = Draft202012Validator(schema)
@@ -80,8 +76,12 @@ def test_the_jobs_that_write_take_the_rows_that_have_something_to_write_from(
     corpus: Path, tmp_path: Path, job: str, column: str
 ) -> None:
     """Only rows with the column are answered, and each has a text of its own."""
-    path = ROOT / "jobs" / f"{job}.yaml"
-    rows = run(path, corpus, tmp_path / "out", "--set", "model={source: fake}")
+    done = invoke(
+        *("run", ROOT / "jobs" / f"{job}.yaml", "--set", "model={source: fake}"),
+        *("--input", corpus, "--output", tmp_path / "out"),
+    )
+    assert done.exit_code == ExitCode.FINISHED, done.stderr
+    rows = output_rows(tmp_path / "out")
     with_column = [row for row in _documents(corpus) if row[column] is not None]
     assert [row["doc_id"] for row in rows] == [row["doc_id"] for row in with_column]
     assert len({row["generated_text"] for row in rows}) == len(rows)

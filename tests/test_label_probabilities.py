@@ -12,6 +12,7 @@ import pytest
 import yaml
 from answering import answered
 from command import ROOT, tokenmill
+from inprocess import invoke
 
 pytestmark = pytest.mark.integration
 
@@ -117,7 +118,7 @@ class Answers:
     """The answers of all jobs from one engine, and the reference of one run of transformers."""
 
     def __init__(self) -> None:
-        folder = tokenmill("models", "path", "bundled:smollm2-135m").stdout.strip()
+        folder = invoke("models", "path", "bundled:smollm2-135m").stdout.strip()
         classify: dict[str, Any] = {"kind": "classify", "choices": LABELS}
         tasks = {
             "sequence": job(folder, classify),

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from command import ROOT, tokenmill
+from inprocess import invoke
 from stores import refusal
 
 from pipeline import models
@@ -459,13 +460,13 @@ def test_what_is_neither_a_folder_nor_a_hub_id_is_refused(source: str) -> None:
 
 def test_the_bundled_models_fit_on_a_terminal() -> None:
     """The list has a line for each model and one above."""
-    listed = tokenmill("models", "list", env={"COLUMNS": "80"})
+    listed = invoke("models", "list", env={"COLUMNS": "80"})
     assert len(listed.stdout.splitlines()) == 1 + len(models.BUNDLED_MODELS)
 
 
 def test_a_revision_of_what_has_none_is_one_line() -> None:
     """Only the hub has revisions; elsewhere one is refused with the source's name."""
-    done = tokenmill("models", "fetch", "bundled:minilm-l6", "--revision", "main")
-    assert done.returncode == ExitCode.USER_ERROR
+    done = invoke("models", "fetch", "bundled:minilm-l6", "--revision", "main")
+    assert done.exit_code == ExitCode.USER_ERROR
     (line,) = done.stderr.splitlines()
     assert "bundled:minilm-l6" in line

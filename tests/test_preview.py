@@ -7,8 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from command import tokenmill
-from inprocess import job_over, write_corpus
+from inprocess import invoke, job_over, write_corpus
 
 from pipeline.errors import ExitCode, UserError
 from pipeline.job import Job
@@ -73,11 +72,11 @@ def test_only_rows_that_pass_the_filter_are_drawn(corpus: Path) -> None:
 def test_a_preview_is_shown_and_nothing_is_written(job_file: Path, tmp_path: Path) -> None:
     """On the terminal in 100 columns, with `--json` as data; there is no output afterwards."""
     before = sorted(tmp_path.rglob("*"))
-    shown = tokenmill("preview", job_file, "-n", "2", "--where", "id = 3")
-    assert shown.returncode == ExitCode.FINISHED, shown.stderr
+    shown = invoke("preview", job_file, "-n", "2", "--where", "id = 3")
+    assert shown.exit_code == ExitCode.FINISHED, shown.stderr
     assert shown.stdout.count("row 3") == 2
     assert max(map(len, shown.stdout.splitlines())) <= 100
-    data = tokenmill("preview", job_file, "-n", "2", "--where", "id = 3", "--json")
+    data = invoke("preview", job_file, "-n", "2", "--where", "id = 3", "--json")
     rows = json.loads(data.stdout)
     assert [row["source_row"] for row in rows] == [3, 3]
     assert all(row["written"]["generated_text"] in shown.stdout for row in rows)
@@ -87,10 +86,10 @@ def test_a_preview_is_shown_and_nothing_is_written(job_file: Path, tmp_path: Pat
 def test_a_valid_job_is_told_by_its_figures(job_file: Path, tmp_path: Path) -> None:
     """Rows, shards, units and the output's columns; nothing is written."""
     before = sorted(tmp_path.rglob("*"))
-    done = tokenmill("validate", job_file)
-    assert done.returncode == ExitCode.FINISHED, done.stderr
+    done = invoke("validate", job_file)
+    assert done.exit_code == ExitCode.FINISHED, done.stderr
     assert "40 in 4 shards and 20 units" in done.stdout
-    found = json.loads(tokenmill("validate", job_file, "--json").stdout)
+    found = json.loads(invoke("validate", job_file, "--json").stdout)
     assert (found["rows"], found["shards"], found["units"]) == (40, 4, 20)
     assert found["columns"]["id"] == "int64"
     assert found["columns"]["generated_text"] == "string"
@@ -106,9 +105,9 @@ def test_a_job_that_cannot_be_run_is_refused(job_file: Path, corpus: Path) -> No
         ("input.keep=[error]", "rename"),
         ("task={kind: classify, choices: [a, a]}", "choices"),
     ):
-        done = tokenmill("validate", job_file, "--set", setting)
-        assert done.returncode == ExitCode.USER_ERROR, done.stdout
+        done = invoke("validate", job_file, "--set", setting)
+        assert done.exit_code == ExitCode.USER_ERROR, done.stdout
         (line,) = done.stderr.splitlines()
         assert part in line
     pq.write_table(pa.table({"id": ["a"]}), corpus / "0.parquet")
-    assert "0.parquet" in tokenmill("validate", job_file).stderr
+    assert "0.parquet" in invoke("validate", job_file).stderr

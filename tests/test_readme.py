@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from command import ROOT, output_rows, tokenmill
+from inprocess import invoke
 
 from pipeline.errors import ExitCode
 from pipeline.job_file import load_job
@@ -94,21 +95,21 @@ def test_every_command_is_one_that_there_is() -> None:
                 ["/usr/bin/env", "make", "-n", *words], cwd=ROOT, check=True, capture_output=True
             )
         elif command.startswith("tokenmill run"):
-            options = re.findall(r"--\w+", tokenmill("run", "--help").stdout)
+            options = re.findall(r"--\w+", invoke("run", "--help").stdout)
             assert {*re.findall(r"--\w+", command), "--help"} == set(options)
         elif words[0] in REPORTING:
-            options = re.findall(r"--\w+", tokenmill(words[0], "--help").stdout)
+            options = re.findall(r"--\w+", invoke(words[0], "--help").stdout)
             assert set(re.findall(r"--\w+", command)) <= set(options)
         else:
             assert command == "tokenmill models list | fetch SOURCE | path SOURCE"
-            said = tokenmill("models", "--help").stdout
+            said = invoke("models", "--help").stdout
             assert all(word in said for word in ("list", "fetch", "path"))
 
 
 def test_the_bundled_models_are_listed() -> None:
     """`tokenmill models list` names the model of the README's job."""
-    listed = tokenmill("models", "list")
-    assert listed.returncode == ExitCode.FINISHED
+    listed = invoke("models", "list")
+    assert listed.exit_code == ExitCode.FINISHED
     assert "bundled:smollm2-135m" in listed.stdout
     assert "bundled:smollm2-135m" in README
 
@@ -116,7 +117,7 @@ def test_the_bundled_models_are_listed() -> None:
 def test_the_job_is_valid_and_complete(job: Path) -> None:
     """The job loads, and the README shows every section that there is."""
     load_job(job)
-    sections = set(json.loads(tokenmill("schema").stdout)["properties"])
+    sections = set(json.loads(invoke("schema").stdout)["properties"])
     shown = set(re.findall(r"^(\w+):", "".join(blocks("yaml")), re.MULTILINE))
     (others,) = re.findall(r"^A job may also have .*$", README, re.MULTILINE)
     assert sections == shown | set(re.findall(r"`(\w+)`", others))

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from command import ROOT, output_rows, tokenmill
+from inprocess import invoke
 
 from pipeline import models
 from pipeline.errors import ExitCode
@@ -206,13 +207,10 @@ def test_relevances_are_those_of_transformers(
     assert np.std(relevances) > 0.1
 
 
-def run(name: str, corpus: Path, output: Path, *arguments: str) -> list[dict[str, Any]]:
+def run(name: str, corpus: Path, output: Path) -> list[dict[str, Any]]:
     """The rows of a shipped job over the demo corpus."""
     job_file = ROOT / "jobs" / f"{name}.yaml"
-    done = tokenmill(
-        *("run", job_file, "--input", corpus, "--output", output, *arguments),
-        env={"REWARD_MODEL": "fake"},
-    )
+    done = tokenmill("run", job_file, "--input", corpus, "--output", output)
     assert done.returncode == ExitCode.FINISHED, done.stderr
     return output_rows(output)
 
@@ -254,7 +252,13 @@ def test_the_jobs_with_models_of_the_hub_run(
     corpus: Path, tmp_path: Path, name: str, column: str
 ) -> None:
     """With the fake engine in place of models that only the hub has."""
-    rows = run(name, corpus, tmp_path / "out", "--set", "model.source=fake")
+    done = invoke(
+        *("run", ROOT / "jobs" / f"{name}.yaml", "--set", "model.source=fake"),
+        *("--input", corpus, "--output", tmp_path / "out"),
+        env={"REWARD_MODEL": "fake"},
+    )
+    assert done.exit_code == ExitCode.FINISHED, done.stderr
+    rows = output_rows(tmp_path / "out")
     numbers = [row[column] for row in rows if row["error"] is None]
     assert numbers
     assert all(isinstance(number, float) for number in numbers)

@@ -5,8 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from command import tokenmill
-from inprocess import drive, job_over, write_corpus
+from inprocess import drive, invoke, job_over, write_corpus
 
 from pipeline.errors import ExitCode
 from pipeline.heartbeat import ALIVE_NAME, Heartbeat
@@ -105,11 +104,11 @@ def test_a_heartbeat_beats_until_its_context_ends(tmp_path: Path) -> None:
 
 def test_the_command_shows_it_in_words_and_as_json(store: LocalStore) -> None:
     """Each fact on a line within 100 columns; the same facts by name for programs."""
-    done = tokenmill("status", store.url)
-    assert done.returncode == ExitCode.FINISHED, done.stderr
+    done = invoke("status", store.url)
+    assert done.exit_code == ExitCode.FINISHED, done.stderr
     assert "8 of 8" in done.stdout and "3 empty_input" in done.stdout
-    facts = json.loads(tokenmill("status", store.url, "--json").stdout)
+    facts = json.loads(invoke("status", store.url, "--json").stdout)
     assert (facts["state"], facts["rows_done"]) == ("finished", 8)
-    watched = tokenmill("status", store.url, "--watch")
+    watched = invoke("status", store.url, "--watch")
     assert "finished" in watched.stdout
-    assert tokenmill("status", "/nowhere").returncode == ExitCode.USER_ERROR
+    assert invoke("status", "/nowhere").exit_code == ExitCode.USER_ERROR

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import ROOT, output_rows, tokenmill, wait_for_commit
+from command import ROOT, output_rows, wait_for_commit
+from inprocess import invoke
 from s3_server import S3Server
 from stores import contents
 
@@ -67,8 +68,8 @@ def finished(driver: "subprocess.Popen[str]") -> str:
 
 def prove(output: Path, undisturbed: Undisturbed) -> None:
     """Whole by the deepest proof, and row for row what an undisturbed run makes."""
-    proof = tokenmill("verify", output, "--deep")
-    assert proof.returncode == ExitCode.FINISHED, proof.stdout
+    proof = invoke("verify", output, "--deep")
+    assert proof.exit_code == ExitCode.FINISHED, proof.stdout
     assert losses(LocalStore(str(output)), undisturbed).none
 
 
