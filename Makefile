@@ -5,6 +5,8 @@ UV_VERSION := 0.13.9
 LOCK_VENV := .cache/lock
 CYCLONEDX_VERSION := 7.5.0
 SBOM_VENV := .cache/sbom
+# Real engines want the machine's cores for themselves; the other tests share them.
+QUICK := -m "not integration" -n 2 --dist loadfile
 # More options for `make lock`, say --upgrade or --upgrade-package ray.
 LOCK_ARGS ?=
 
@@ -25,10 +27,11 @@ demo: setup  ## Summarize the demo corpus with a small model, and show some rows
 
 test: setup  ## Run all tests (minutes)
 	.venv/bin/tokenmill models fetch $(MODEL)
-	.venv/bin/pytest
+	.venv/bin/pytest $(QUICK)
+	.venv/bin/pytest -m "integration and not chaos"
 
 unit: setup  ## Run the quick tests
-	.venv/bin/pytest -m "not integration"
+	.venv/bin/pytest $(QUICK)
 
 chaos: setup  ## Kill, mislead and starve runs by the hundred; prove that no row is lost (minutes)
 	.venv/bin/pytest -m chaos
