@@ -33,7 +33,7 @@ DOORS = {
     "vllm": {"engine"},
     "s3fs": {"store"},
     "fsspec": {"store"},
-    "botocore": {"store"},
+    "botocore": {"store", "s3_ends"},
     "typer": {"cli", *COMMANDS},
     "rich": {"screen", *COMMANDS},
     "plotly": {"page"},
