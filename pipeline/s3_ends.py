@@ -16,6 +16,7 @@ from urllib.parse import quote
 import aiohttp
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
+from botocore.utils import get_environ_proxies
 from yarl import URL
 
 # Objects that are asked for at a time, each over a connection of its own.
@@ -54,11 +55,11 @@ async def read_ends(fs: Any, wanted: Sequence[ObjectEnd]) -> list[bytes | None]:
     )
     try:
         async with (
-            # As s3fs does, by the environment's proxies.
             aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=_CONNECTIONS),
                 timeout=timeout,
-                trust_env=True,
+                # aiohttp itself would look the environment's up for each request, in a thread.
+                proxy=sender.proxy,
                 auto_decompress=False,
             ) as session,
             asyncio.TaskGroup() as group,
@@ -75,6 +76,8 @@ class _Sender:
 
     def __init__(self, meta: Any, credentials: Any) -> None:
         self._endpoint = meta.endpoint_url.rstrip("/")
+        scheme = self._endpoint.partition(":")[0]
+        self.proxy: str | None = get_environ_proxies(self._endpoint).get(scheme)
         region = meta.region_name
         # botocore's name for the region of a client that was told none.
         region = "us-east-1" if region in (None, "aws-global") else region
