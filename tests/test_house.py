@@ -34,6 +34,7 @@ DOORS = {
     "s3fs": {"store"},
     "fsspec": {"store"},
     "botocore": {"store", "s3_ends"},
+    "aiohttp": {"s3_ends"},
     "typer": {"cli", *COMMANDS},
     "rich": {"screen", *COMMANDS},
     "plotly": {"page"},

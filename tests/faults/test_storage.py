@@ -200,11 +200,11 @@ def test_a_storm_while_footers_are_read_passes(
     far: S3Store, near: S3Store, proxy: FaultyS3
 ) -> None:
     """Of all requests 30 % go wrong in one way or another: every end comes, in its place."""
-    for number in range(40):
+    for number in range(20):
         near.create(f"{number:02}", f"object {number:02}".encode())
     items = [*near.list()]
     proxy.weather = Storm("ends", 0.3, [Fault.SLOW_DOWN, Fault.SHORT_REPLY, Fault.LOST_REPLY])
-    assert far.read_ends(items, 2) == [f"{number:02}".encode() for number in range(40)]
+    assert far.read_ends(items, 2) == [f"{number:02}".encode() for number in range(20)]
     assert proxy.faults
 
 
