@@ -85,7 +85,8 @@ def _list_named(path: str, endpoint_url: str | None) -> Listing:
 def _list_folder(store: Store) -> list[ObjectInfo]:
     """What lies below the store's root: nothing if that is a file."""
     try:
-        return list(store.list())
+        # In S3 a file is listed too, with an empty key.
+        return [item for item in store.list() if item.key]
     except UserError as error:
         if isinstance(error.__cause__, NotADirectoryError):
             return []

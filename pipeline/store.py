@@ -291,11 +291,8 @@ class S3Store:
         return self._connected
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        folder = self._path(prefix)
         with _s3_errors(self.url):
-            found = self._fs.find(folder, detail=True)
-        # Below a file's own key s3fs finds the file.
-        found.pop(folder, None)
+            found = self._fs.find(self._path(prefix), detail=True)
         for path in sorted(found):
             # Consoles make folders out of empty objects whose keys end so. s3fs tells of the folder
             # itself where its first object was made right after a listing that found nothing.
@@ -311,7 +308,8 @@ class S3Store:
             return self._info(path, entry)
 
     def _info(self, path: str, entry: dict[str, Any]) -> ObjectInfo:
-        key = path.removeprefix(self._root + "/")
+        # s3fs lists a lone object below its own name; ours is the empty key then.
+        key = path.removeprefix(self._root).removeprefix("/")
         return ObjectInfo(key, int(entry["size"]), str(entry["ETag"]).strip('"'))
 
     def read(self, key: str) -> bytes:

@@ -54,6 +54,14 @@ def test_folder_markers_are_no_objects(s3_server: S3Server, s3_bucket: str) -> N
     assert contents(store) == {"data/a": b"1"}
 
 
+def test_an_object_at_the_root_itself_is_listed_with_an_empty_key(stub_s3: StubS3) -> None:
+    """A place that is an object is not taken for an empty one."""
+    stub_s3.store.create("file", b"1")
+    assert keys(
+        open_store(f"{stub_s3.store.url}/file", f"http://127.0.0.1:{stub_s3.server_port}")
+    ) == [""]
+
+
 # What the user can mend.
 
 
