@@ -156,8 +156,8 @@ def refuse_foreign_files(store: Store) -> None:
     first = next(iter(store.list()), None)
     if first is not None:
         raise UserError(
-            f"{store.url} is not empty and not an output of tokenmill (it holds {first.key}); "
-            "use a new folder"
+            f"{store.url} is not empty and not an output of tokenmill (it holds "
+            f"{first.key or 'an object of its own name'}); use a new folder"
         )
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 from fsspec.utils import glob_translate
 
 from pipeline.errors import UserError
-from pipeline.footer import read_footer
+from pipeline.footer import END_BYTES, num_end_bytes, read_footer
 from pipeline.plan import BadShard, RowGroup, Shard
 from pipeline.store import ObjectInfo, Store, open_store
 
@@ -25,8 +25,10 @@ _KINDS: tuple[Callable[[pa.DataType], bool], ...] = (
     pa.types.is_decimal,
     lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind),
 )
-# Footers are small reads that wait for the store; the figure is for S3, and harmless on a disk.
-_FOOTER_THREADS = 32
+# Objects whose ends are in memory at a time, and how many such batches: while the footers of one
+# are looked at, the other's are read.
+_BATCH = 512
+_BATCHES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,22 +59,38 @@ def list_input(path: str, endpoint_url: str | None) -> Listing:
     if wildcard is not None:
         listing = _list_glob(path, path[: wildcard.start()], endpoint_url)
     else:
-        listing = _find_single(path, endpoint_url) or _list_folder(path, endpoint_url)
+        listing = _list_named(path, endpoint_url)
     for item in listing.objects:
         _refuse_unreadable_name(listing.store, item.key)
     return listing
 
 
-def _list_folder(path: str, endpoint_url: str | None) -> Listing:
+def _list_named(path: str, endpoint_url: str | None) -> Listing:
+    """A folder whatever its name: Spark writes folders that are called `corpus.parquet`."""
     store = open_store(path, endpoint_url)
+    found = _list_folder(store)
+    single = None if found else _find_single(path, endpoint_url)
+    if single is not None:
+        return single
     objects = tuple(
-        item for item in store.list() if item.key.lower().endswith(_SUFFIXES) and _visible(item.key)
+        item for item in found if item.key.lower().endswith(_SUFFIXES) and _visible(item.key)
     )
     if not objects:
         raise UserError(
             f"input.path: {path}: no such file, or a folder without Parquet files; mend the path"
         )
     return Listing(store, objects, recursive=True)
+
+
+def _list_folder(store: Store) -> list[ObjectInfo]:
+    """What lies below the store's root: nothing if that is a file."""
+    try:
+        # In S3 a file is listed too, with an empty key.
+        return [item for item in store.list() if item.key]
+    except UserError as error:
+        if isinstance(error.__cause__, NotADirectoryError):
+            return []
+        raise
 
 
 def _list_glob(path: str, fixed: str, endpoint_url: str | None) -> Listing:
@@ -91,24 +109,10 @@ def _find_single(path: str, endpoint_url: str | None) -> Listing | None:
     if not name or path.endswith("/") or head in ("s3:", "s3:/"):
         return None
     store = open_store(head or ("/" if path.startswith("/") else "."), endpoint_url)
-    if _is_folder(store, name):
-        return None
     try:
         return Listing(store, (store.info(name),), recursive=False)
     except FileNotFoundError:
         return None
-
-
-def _is_folder(store: Store, name: str) -> bool:
-    """Whatever its name: Spark writes folders that are called `corpus.parquet`."""
-    try:
-        first = next(iter(store.list(name)), None)
-    except UserError as error:
-        if isinstance(error.__cause__, NotADirectoryError):
-            return False
-        raise
-    # Below a file's own key S3 lists the file.
-    return first is not None and first.key != name
 
 
 def _refuse_unreadable_name(store: Store, key: str) -> None:
@@ -180,22 +184,37 @@ def _read_all(
     listing: Listing, measured: frozenset[str]
 ) -> tuple[list[tuple[Shard, pa.Schema]], list[BadShard]]:
     """The readable shards with their schemas, and the others."""
-    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-        outcomes = list(
-            pool.map(lambda item: _read_footer(listing.store, item, measured), listing.objects)
-        )
-    return (
-        [(shard, schema) for shard, schema in outcomes if isinstance(shard, Shard)],
-        [shard for shard, _ in outcomes if isinstance(shard, BadShard)],
-    )
+    store, objects = listing.store, listing.objects
+    batches = [objects[at : at + _BATCH] for at in range(0, len(objects), _BATCH)]
+    readable: list[tuple[Shard, pa.Schema]] = []
+    bad: list[BadShard] = []
+    # Most shards have the same columns, and a schema of hundreds of them takes 100 KiB.
+    known: dict[pa.Schema, pa.Schema] = {}
+    with ThreadPoolExecutor(_BATCHES) as pool:
+        for outcomes in pool.map(lambda batch: _read_batch(store, batch, measured), batches):
+            for shard, schema in outcomes:
+                if isinstance(shard, Shard):
+                    readable.append((shard, known.setdefault(schema, schema)))
+                else:
+                    bad.append(shard)
+    return readable, bad
+
+
+def _read_batch(
+    store: Store, items: Sequence[ObjectInfo], measured: frozenset[str]
+) -> list[tuple[Shard | BadShard, pa.Schema]]:
+    ends = store.read_ends(items, END_BYTES)
+    return [_read_footer(store, item, end, measured) for item, end in zip(items, ends, strict=True)]
 
 
 def _read_footer(
-    store: Store, item: ObjectInfo, measured: frozenset[str]
+    store: Store, item: ObjectInfo, end: bytes, measured: frozenset[str]
 ) -> tuple[Shard | BadShard, pa.Schema]:
     try:
-        with store.open(item.key) as file:
-            metadata, schema = read_footer(file, measured)
+        num_bytes = num_end_bytes(end, item.size)
+        if num_bytes > len(end):
+            (end,) = store.read_ends((item,), num_bytes)
+        metadata, schema = read_footer(end, item.size, measured)
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split()) if item.size else "it is empty (0 bytes)"
         return BadShard(item.key, f"not a readable Parquet file: {reason}"), pa.schema([])

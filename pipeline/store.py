@@ -11,7 +11,8 @@ import io
 import os
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -33,6 +34,8 @@ _SINGLE_PUT_BYTES = 5 * 2**30
 # Per request, with exponential backoff; s3fs tries as often again where it was throttled. More
 # would make a mistyped endpoint hang for minutes.
 _S3_RETRIES = {"max_attempts": 5, "mode": "standard"}
+# Small reads that wait for a network; the figure is for S3, and harmless on a disk.
+_READ_THREADS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,12 @@ class Store(Protocol):
     def open(self, key: str) -> BinaryIO:
         """An object for random access, closed by the caller."""
 
+    def read_ends(self, items: Sequence[ObjectInfo], num_bytes: int) -> Sequence[bytes]:
+        """The last bytes of each object, or all of a shorter one, many at a time.
+
+        Raises `RunFailed` for an object that is not the one that was listed any more.
+        """
+
     def create(self, key: str, data: bytes) -> bool:
         """Make the object exist, whole, if it does not: True if this call made it."""
 
@@ -92,6 +101,23 @@ def open_store(url: str, endpoint_url: str | None = None) -> Store:
         scheme = url.split("://", 1)[0]
         raise UserError(f"{url}: cannot read or write {scheme}://; use a local path or s3://")
     return LocalStore(url)
+
+
+def _each(read: Callable[[ObjectInfo], bytes], items: Sequence[ObjectInfo]) -> list[bytes]:
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        return list(pool.map(read, items))
+
+
+def _changed(where: str) -> RunFailed:
+    return RunFailed(f"{where}: changed while it was read; run the command again")
+
+
+@contextmanager
+def _refusing_gone(where: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise RunFailed(f"{where}: is gone since it was listed; run the command again") from error
 
 
 class LocalStore:
@@ -130,6 +156,18 @@ class LocalStore:
     def open(self, key: str) -> BinaryIO:
         with _local_errors(self._path(key)):
             return open(self._path(key), "rb")
+
+    def read_ends(self, items: Sequence[ObjectInfo], num_bytes: int) -> Sequence[bytes]:
+        return _each(lambda item: self._read_end(item, num_bytes), items)
+
+    def _read_end(self, item: ObjectInfo, num_bytes: int) -> bytes:
+        path = self._path(item.key)
+        with _refusing_gone(path), _local_errors(path), open(path, "rb") as file:
+            found = os.fstat(file.fileno())
+            if (found.st_size, str(found.st_mtime_ns)) != (item.size, item.version):
+                raise _changed(path)
+            file.seek(max(item.size - num_bytes, 0))
+            return file.read(num_bytes)
 
     def create(self, key: str, data: bytes) -> bool:
         target = self._path(key)
@@ -279,7 +317,8 @@ class S3Store:
             return self._info(path, entry)
 
     def _info(self, path: str, entry: dict[str, Any]) -> ObjectInfo:
-        key = path.removeprefix(self._root + "/")
+        # s3fs lists a lone object below its own name; ours is the empty key then.
+        key = path.removeprefix(self._root).removeprefix("/")
         return ObjectInfo(key, int(entry["size"]), str(entry["ETag"]).strip('"'))
 
     def read(self, key: str) -> bytes:
@@ -291,6 +330,30 @@ class S3Store:
             # pyarrow asks for the exact ranges that it needs; a read-ahead would fetch more.
             file = self._fs.open(self._path(key), "rb", cache_type="none")
         return cast(BinaryIO, _S3File(file, self._url(key)))
+
+    def read_ends(self, items: Sequence[ObjectInfo], num_bytes: int) -> Sequence[bytes]:
+        # Imported late, as s3fs is.
+        from fsspec.asyn import sync  # noqa: PLC0415
+
+        from pipeline.s3_ends import ObjectEnd, read_ends  # noqa: PLC0415
+
+        wanted = [
+            ObjectEnd(self._path(item.key), max(item.size - num_bytes, 0), item.size, item.version)
+            for item in items
+        ]
+        with _s3_errors(self.url):
+            ends = sync(self._fs.loop, read_ends, self._fs, wanted)
+        left = [item for item, end in zip(items, ends, strict=True) if end is None]
+        asked_again = iter(_each(lambda item: self._read_end(item, num_bytes), left))
+        return [next(asked_again) if end is None else end for end in ends]
+
+    def _read_end(self, item: ObjectInfo, num_bytes: int) -> bytes:
+        where = self._url(item.key)
+        with _refusing_gone(where), self.open(item.key) as file:
+            if cast(_S3File, file).version != item.version:
+                raise _changed(where)
+            file.seek(max(item.size - num_bytes, 0))
+            return file.read(num_bytes)
 
     def create(self, key: str, data: bytes) -> bool:
         with _s3_errors(self._url(key)):
@@ -340,6 +403,10 @@ class _S3File(io.RawIOBase):
     def __init__(self, file: Any, where: str) -> None:
         self._file = file
         self._where = where
+
+    @property
+    def version(self) -> str:
+        return str(self._file.details["ETag"]).strip('"')
 
     def readable(self) -> bool:
         return True
@@ -412,5 +479,5 @@ def _s3_errors(where: str) -> Iterator[None]:
     except (BotoCoreError, OSError) as error:
         if getattr(error, "errno", None) == errno.EBUSY:
             # s3fs's word for an ETag that is not the one with which reading began.
-            raise RunFailed(f"{where}: changed while it was read; run the command again") from error
+            raise _changed(where) from error
         raise RunFailed(f"{where}: {error}; check the store and run the command again") from error

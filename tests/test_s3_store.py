@@ -12,7 +12,7 @@ from s3_server import S3Server, use_only
 from stores import Fault, StubS3, contents, keys, refusal
 
 from pipeline.errors import RunFailed, UserError
-from pipeline.store import Store, open_store
+from pipeline.store import ObjectInfo, Store, open_store
 
 MIB = 2**20
 
@@ -23,6 +23,7 @@ def every_operation(store: Store) -> list[Callable[[], object]]:
         lambda: store.info("key"),
         lambda: store.read("key"),
         lambda: store.open("key"),
+        lambda: store.read_ends([ObjectInfo("key", 1, "v1")], 1),
         lambda: store.create("key", b""),
         lambda: store.replace("key", b""),
     ]
@@ -51,6 +52,14 @@ def test_folder_markers_are_no_objects(s3_server: S3Server, s3_bucket: str) -> N
     assert keys(store) == []
     store.create("data/a", b"1")
     assert contents(store) == {"data/a": b"1"}
+
+
+def test_an_object_at_the_root_itself_is_listed_with_an_empty_key(stub_s3: StubS3) -> None:
+    """A place that is an object is not taken for an empty one."""
+    stub_s3.store.create("file", b"1")
+    assert keys(
+        open_store(f"{stub_s3.store.url}/file", f"http://127.0.0.1:{stub_s3.server_port}")
+    ) == [""]
 
 
 # What the user can mend.
@@ -103,6 +112,16 @@ def test_an_endpoint_of_the_job_wins(stub_s3: StubS3, monkeypatch: pytest.Monkey
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     assert stub_s3.store.create("key", b"1")
     assert pickle.loads(pickle.dumps(stub_s3.store)).read("key") == b"1"  # noqa: S301
+
+
+def test_an_end_is_one_request(stub_s3: StubS3) -> None:
+    """What was listed is not asked for its size again: the end of an object is one GET."""
+    for key in ("a", "b", "c"):
+        stub_s3.store.create(key, key.encode() * 9)
+    items = [*stub_s3.store.list()]
+    stub_s3.requests.clear()
+    assert list(stub_s3.store.read_ends(items, 2)) == [b"aa", b"bb", b"cc"]
+    assert stub_s3.requests == ["GET"] * 3
 
 
 # Bad networks.

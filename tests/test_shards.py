@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from stores import StubS3
 
 from pipeline.errors import UserError
 from pipeline.shards import Footers, list_input, read_footers, refuse_output_inside
@@ -98,6 +99,19 @@ def test_a_folder_may_be_called_like_a_file(tmp_path: Path) -> None:
     assert keys(tmp_path / "corpus.parquet") == ["part-0.parquet"]
 
 
+def test_a_path_in_s3_names_a_file_or_a_folder(stub_s3: StubS3) -> None:
+    """A key gives its own object, what lies below it the folder, whatever the names end in."""
+    for key in ("corpus.parquet/a.parquet", "corpus.parquet/b/c.parquet", "corpus.parquet-2"):
+        stub_s3.store.create(key, b"")
+    url = f"{stub_s3.store.url}/corpus.parquet"
+    endpoint = f"http://127.0.0.1:{stub_s3.server_port}"
+    listed = [item.key for item in list_input(url, endpoint).objects]
+    assert listed == ["a.parquet", "b/c.parquet"]
+    assert [item.key for item in list_input(f"{url}/a.parquet", endpoint).objects] == ["a.parquet"]
+    with pytest.raises(UserError, match="no such file"):
+        list_input(f"{url}/d.parquet", endpoint)
+
+
 @pytest.mark.parametrize("path", ["nope", "nope.parquet", "nope/", "empty", "corpus/a.parquet/b"])
 def test_a_path_without_shards_is_refused(corpus: Path, path: str) -> None:
     """A path that is not there, or a folder without shards, is refused by its name."""
@@ -162,6 +176,28 @@ def test_a_footer_tells_rows_bytes_and_types(tmp_path: Path) -> None:
     assert found.schema == pa.schema([("text", pa.string())])
     (dotted,) = footers(tmp_path, measured=frozenset({"x.y"})).shards
     assert dotted.row_groups[0].num_bytes > 999
+
+
+def test_a_footer_may_be_long(tmp_path: Path) -> None:
+    """A footer that does not fit into what is read first is read whole."""
+    columns = {f"a column whose name is long {number}": [number] for number in range(700)}
+    path = write(tmp_path / "a.parquet", {"text": ["abc"], **columns})
+    assert pq.read_metadata(path).serialized_size > 2**16
+    (shard,) = footers(tmp_path, measured=frozenset({"text"})).shards
+    assert shard.row_groups[0].num_rows == 1
+
+
+def test_shards_are_read_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More shards than are read at a time stay in the order of their keys, bad ones left out."""
+    monkeypatch.setattr("pipeline.shards._BATCH", 2)
+    for name in "abcdefg":
+        write(tmp_path / f"{name}.parquet", {"text": [name] * (ord(name) - 96)})
+    (tmp_path / "d.parquet").write_bytes(b"PAR1")
+    found = footers(tmp_path)
+    assert [(shard.path[0], shard.row_groups[0].num_rows) for shard in found.shards] == [
+        (name, ord(name) - 96) for name in "abcefg"
+    ]
+    assert [shard.path for shard in found.bad] == ["d.parquet"]
 
 
 def test_a_shard_may_have_no_rows(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from killing import killed_at_line
 from stores import contents, keys, refusal
 
 from pipeline.errors import NoSpace, RunFailed, TokenmillError, UserError
-from pipeline.store import LocalStore, Store, open_store
+from pipeline.store import LocalStore, ObjectInfo, Store, open_store
 
 KIB = 2**10
 MIB = 2**20
@@ -105,6 +105,38 @@ def test_an_open_object_reads_at_any_place(store: Store) -> None:
         assert file.read(3) == bytes([100, 101, 102])
         file.seek(-1, os.SEEK_END)
         assert file.read() == b"\xff"
+
+
+def test_the_ends_of_listed_objects_are_read(store: Store) -> None:
+    """Of many objects come their last bytes, or all of the shorter ones, each in its place."""
+    for key in ODD_KEYS:
+        store.create(key, key.encode() + b"0123456789")
+    store.create("empty", b"")
+    store.create("short", b"89")
+    items = [*store.list()]
+    ends = dict(zip((item.key for item in items), store.read_ends(items, 4), strict=True))
+    assert ends == dict.fromkeys(ODD_KEYS, b"6789") | {"empty": b"", "short": b"89"}
+    assert list(store.read_ends(items[:1], 99)) == [items[0].key.encode() + b"0123456789"]
+    assert list(store.read_ends([], 4)) == []
+
+
+@pytest.mark.parametrize("data", [b"54321", b"1", b"123456"], ids=["other", "shorter", "longer"])
+def test_the_end_of_an_object_that_has_changed_is_refused(store: Store, data: bytes) -> None:
+    """An object that was replaced between listing and reading is told, whatever its size is now."""
+    for key in ("a", "b"):
+        store.create(key, b"12345")
+    items = [*store.list()]
+    store.replace("b", data)
+    message = refusal(RunFailed, lambda: store.read_ends(items, 4))
+    assert f"{store.url}/b: changed while it was read" in message
+
+
+def test_the_end_of_an_object_that_is_gone_is_refused(store: Store) -> None:
+    """An object that is not there any more is told by its name, among others that are."""
+    store.create("a", b"1")
+    items = [*store.list(), ObjectInfo("b", 1, "v1")]
+    message = refusal(RunFailed, lambda: store.read_ends(items, 4))
+    assert f"{store.url}/b: is gone" in message
 
 
 @pytest.mark.parametrize("operation", ["info", "read", "open"])

@@ -128,6 +128,8 @@ def test_a_read_outlives_the_fault(
             return file.read(1_000_000)
 
     assert meets(proxy, fault, gets, by_range) == LARGE[3_000_000:4_000_000]
+    items = [*near.list()]
+    assert meets(proxy, fault, gets, lambda: far.read_ends(items, 1_000)) == [LARGE[-1_000:]]
 
 
 def test_a_damaged_answer_is_not_taken_for_the_object(
@@ -174,11 +176,17 @@ def test_a_listing_whose_second_page_fails_is_whole_or_none(
     assert "run the command again" in refusal(RunFailed, lambda: committed_keys(far, plan))
 
 
-def test_expired_credentials_are_named(far: S3Store, proxy: FaultyS3) -> None:
+def test_expired_credentials_are_named(far: S3Store, near: S3Store, proxy: FaultyS3) -> None:
     """From one moment on all is refused: the message says what, and what to do."""
     far.create("before", b"1")
     proxy.weather = Forecast([Fault.EXPIRED] * 99)
-    for deed in (lambda: far.create("after", b"2"), lambda: far.read("before"), lambda: keys(far)):
+    items = [*near.list()]
+    for deed in (
+        lambda: far.create("after", b"2"),
+        lambda: far.read("before"),
+        lambda: keys(far),
+        lambda: far.read_ends(items, 1),
+    ):
         message = refusal(UserError, deed)
         assert "expired" in message
         assert "credentials" in message
@@ -193,6 +201,18 @@ def test_a_storm_of_slow_downs_passes(far: S3Store, near: S3Store, proxy: Faulty
     assert all(one.is_ours for one in made)
     assert set(keys(near)) == {one.key for one in units}
     assert max(len(writes) for writes in proxy.writes.values()) <= 25
+
+
+def test_a_storm_while_footers_are_read_passes(
+    far: S3Store, near: S3Store, proxy: FaultyS3
+) -> None:
+    """Of all requests 30 % go wrong in one way or another: every end comes, in its place."""
+    for number in range(20):
+        near.create(f"{number:02}", f"object {number:02}".encode())
+    items = [*near.list()]
+    proxy.weather = Storm("ends", 0.3, [Fault.SLOW_DOWN, Fault.SHORT_REPLY, Fault.LOST_REPLY])
+    assert far.read_ends(items, 2) == [f"{number:02}".encode() for number in range(20)]
+    assert proxy.faults
 
 
 def test_a_unit_costs_one_write_and_no_delete(far: S3Store, proxy: FaultyS3) -> None:
