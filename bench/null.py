@@ -1,6 +1,7 @@
 """What the pipeline itself costs a row: an engine that answers at once, all else as it is.
 
-The stages of a unit one after another in one process, Ray left out: rows a second of CPU time.
+The stages of a unit one after another in one process: rows a second of CPU time. Then with Ray: the
+CPU time that each more row takes of all processes, those of Ray included.
 """
 
 import tempfile
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 
 from bench import workloads
 from bench.measure import Figure, at_least
+from bench.watched import Sample, watch
 from pipeline.columns import added_fields, output_rows, output_schema
 from pipeline.commit import UnitRecord, commit
 from pipeline.engine import MachineShare
@@ -32,6 +34,8 @@ from pipeline.tools import load_tasks
 
 _ROW_BYTES = 1_000
 _UNIT_ROWS = 2_000
+# With Ray: enough that its start, which is taken off, counts little.
+_MANY_ROWS = 200_000
 _NULL = {"source": "fake", "engine": {"instant": True, "max_num_seqs": 256}}
 # About 190 tokens with the chat template.
 _CHARACTERS = 800
@@ -109,23 +113,46 @@ def cpu_by_stage(job: Job, tasks: RowTasks) -> dict[str, float]:
 
 
 def figures() -> Iterator[Figure]:
-    """The part `null`: a quarter of a minute."""
+    """The part `null`: two minutes."""
     with tempfile.TemporaryDirectory() as folder:
         job = plain_job(Path(folder), 40_000)
-        yield from _figures("1 kB, no tokenizer", 8_000, cpu_by_stage(job, load_tasks(job)))
+        plain = cpu_by_stage(job, load_tasks(job))
+    yield from _figures("1 kB, no tokenizer", 8_000, plain)
     with tempfile.TemporaryDirectory() as folder:
         job = chat_job(Path(folder), 10_000)
         # The engine does nothing; templates and tokens are a real model's.
         model = {"source": workloads.MODEL}
         real = Job.model_validate({**job.model_dump(exclude_unset=True), "model": model})
-        yield from _figures("190 tokens, chat", 1_000, cpu_by_stage(job, load_tasks(real)))
+        chat = cpu_by_stage(job, load_tasks(real))
+    yield from _figures("190 tokens, chat", 1_000, chat)
+    few, many = _with_ray(_UNIT_ROWS), _with_ray(_UNIT_ROWS + _MANY_ROWS)
+    roles = {
+        role: 1e6 * (seconds - few.cpu_s.get(role, 0)) / _MANY_ROWS
+        for role, seconds in many.cpu_s.items()
+    }
+    yield from _figures("1 kB, no tokenizer, with Ray", 8_000, roles)
+    # A job has the null engine and its tokenizer, or neither.
+    of_ray = sum(roles.values()) - sum(plain.values())
+    both = 1e6 / (sum(chat.values()) + of_ray)
+    yield at_least(1_000, "190 tokens, chat, and Ray's share", both, "rows a second of a core")
+    wall_s = many.at - (many.ready_at or many.at)
+    yield Figure("1 kB, no tokenizer, with Ray, by the clock", many.committed / wall_s, "rows/s")
+
+
+def _with_ray(num_rows: int) -> Sample:
+    """The last sample of a run."""
+    with tempfile.TemporaryDirectory() as folder:
+        job_file = Path(folder) / "job.yaml"
+        # JSON is YAML.
+        job_file.write_text(plain_job(Path(folder), num_rows).model_dump_json(exclude_unset=True))
+        return watch(job_file)[-1]
 
 
 def _figures(name: str, least: float, microseconds: dict[str, float]) -> Iterator[Figure]:
     whole = sum(microseconds.values())
     yield at_least(least, name, 1e6 / whole, "rows a second of a core")
-    for stage, spent in microseconds.items():
-        yield Figure(f"  {stage}", spent, "µs a row")
+    for part, spent in microseconds.items():
+        yield Figure(f"  {part}", spent, "µs a row")
 
 
 def _ignore(_: Any) -> None:
