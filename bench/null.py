@@ -1,7 +1,6 @@
 """What the pipeline itself costs a row: an engine that answers at once, all else as it is.
 
-The stages of a unit one after another in one process: rows a second of CPU time. Then with Ray: the
-CPU time that each more row takes of all processes, those of Ray included.
+The stages of a unit one after another in one process: rows a second of CPU time. Then `with_ray`.
 """
 
 import tempfile
@@ -16,9 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench import workloads
+from bench import with_ray, workloads
 from bench.measure import Figure, at_least
-from bench.watched import Sample, watch
 from pipeline.columns import added_fields, output_rows, output_schema
 from pipeline.commit import UnitRecord, commit
 from pipeline.engine import MachineShare
@@ -34,8 +32,6 @@ from pipeline.tools import load_tasks
 
 _ROW_BYTES = 1_000
 _UNIT_ROWS = 2_000
-# With Ray: enough that its start, which is taken off, counts little.
-_MANY_ROWS = 200_000
 _NULL = {"source": "fake", "engine": {"instant": True, "max_num_seqs": 256}}
 # About 190 tokens with the chat template.
 _CHARACTERS = 800
@@ -125,27 +121,7 @@ def figures() -> Iterator[Figure]:
         real = Job.model_validate({**job.model_dump(exclude_unset=True), "model": model})
         chat = cpu_by_stage(job, load_tasks(real))
     yield from _figures("190 tokens, chat", 1_000, chat)
-    few, many = _with_ray(_UNIT_ROWS), _with_ray(_UNIT_ROWS + _MANY_ROWS)
-    roles = {
-        role: 1e6 * (seconds - few.cpu_s.get(role, 0)) / _MANY_ROWS
-        for role, seconds in many.cpu_s.items()
-    }
-    yield from _figures("1 kB, no tokenizer, with Ray", 8_000, roles)
-    # A job has the null engine and its tokenizer, or neither.
-    of_ray = sum(roles.values()) - sum(plain.values())
-    both = 1e6 / (sum(chat.values()) + of_ray)
-    yield at_least(1_000, "190 tokens, chat, and Ray's share", both, "rows a second of a core")
-    wall_s = many.at - (many.ready_at or many.at)
-    yield Figure("1 kB, no tokenizer, with Ray, by the clock", many.committed / wall_s, "rows/s")
-
-
-def _with_ray(num_rows: int) -> Sample:
-    """The last sample of a run."""
-    with tempfile.TemporaryDirectory() as folder:
-        job_file = Path(folder) / "job.yaml"
-        # JSON is YAML.
-        job_file.write_text(plain_job(Path(folder), num_rows).model_dump_json(exclude_unset=True))
-        return watch(job_file)[-1]
+    yield from with_ray.figures(plain_job, _UNIT_ROWS, sum(plain.values()), sum(chat.values()))
 
 
 def _figures(name: str, least: float, microseconds: dict[str, float]) -> Iterator[Figure]:

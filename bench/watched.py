@@ -1,27 +1,15 @@
-"""A run as the command line makes it, and what its processes hold and take, second by second.
-
-python -m bench.watched JOB.yaml SAMPLES.jsonl
-"""
+"""A run in a process of its own, and what it tells of itself, second by second (`sampler`)."""
 
 import json
 import os
 import subprocess
 import sys
-import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-
-import psutil
 
 from bench import ROOT
 from bench.timing import ENVIRONMENT
-from pipeline.commands.terminal import Terminal, stoppable
-from pipeline.job_file import load_job
-from pipeline.monitor import Progress, Screen
-from pipeline.run import run_job
 
 OURS = ("driver", "actor", "board", "worker")
 
@@ -48,17 +36,12 @@ class Sample:
     peak_mib: Mapping[str, float] = field(default_factory=dict)
     cpu_s: Mapping[str, float] = field(default_factory=dict)
 
-    @property
-    def all_cpu_s(self) -> float:
-        """CPU seconds of all processes since they began."""
-        return sum(self.cpu_s.values())
 
-
-def launch(job_file: Path, samples: Path, *command: str) -> subprocess.Popen[bytes]:
+def launch(job_file: Path, samples: Path) -> subprocess.Popen[bytes]:
     """A watched run in a process group of its own; its log stands beside the samples."""
     with samples.with_suffix(".log").open("ab") as log:
         return subprocess.Popen(
-            [*command, sys.executable, "-m", "bench.watched", job_file, samples],
+            [sys.executable, "-m", "bench.sampler", job_file, samples],
             cwd=ROOT,
             env={**os.environ, **ENVIRONMENT},
             stdout=log,
@@ -80,97 +63,3 @@ def read(samples: Path) -> list[Sample]:
     """What a run has told so far."""
     whole = samples.read_text().rpartition("\n")[0] if samples.exists() else ""
     return [Sample(**json.loads(line)) for line in whole.splitlines()]
-
-
-class _Watched(Terminal):
-    """The terminal, which writes a sample at each update of its screen."""
-
-    def __init__(self, samples: Path) -> None:
-        self._samples = samples
-        self._peak_mib: defaultdict[str, float] = defaultdict(float)
-        self._roles: dict[int, str] = {}
-        self._cpu_s: dict[int, float] = {}
-        self._sampling_s = 0.0
-        self.last = Sample(time.monotonic())
-
-    @contextmanager
-    def watch(self, log: Path) -> Iterator[Screen]:
-        with super().watch(log) as self._screen:
-            yield self
-
-    def update(self, progress: Progress, now: float) -> None:
-        self._screen.update(progress, now)
-        loads = progress.pool.loads.values()
-        self.last = Sample(
-            at=now,
-            ready_at=progress.first_load_at,
-            replicas=len(loads),
-            committed=progress.rows,
-            answered=sum(load.answered_rows for load in loads),
-            in_engine=sum(load.num_running for load in loads),
-            units=sum(load.num_units for load in loads),
-        )
-        self.write()
-
-    def close(self) -> None:
-        """The terminal closes its screen itself."""
-
-    def write(self) -> None:
-        """Look at the processes and write the last sample."""
-        began = time.thread_time()
-        mib: defaultdict[str, float] = defaultdict(float)
-        shared_mib: defaultdict[str, float] = defaultdict(float)
-        own = psutil.Process()
-        for process in [own, *own.children(recursive=True)]:
-            try:
-                role = "driver" if process == own else self._role(process)
-                resident, shared, peak = _held(process.pid)
-                self._cpu_s[process.pid] = sum(process.cpu_times()[:2])
-            except (psutil.Error, OSError, LookupError):
-                # It has ended meanwhile.
-                continue
-            self._roles[process.pid] = role
-            mib[role] = max(mib[role], resident)
-            shared_mib[role] = max(shared_mib[role], shared)
-            self._peak_mib[role] = max(self._peak_mib[role], peak)
-        cpu_s: defaultdict[str, float] = defaultdict(float)
-        for pid, seconds in self._cpu_s.items():
-            cpu_s[self._roles[pid]] += seconds
-        # Looking is not the run's work.
-        cpu_s["driver"] -= self._sampling_s
-        facts = {"mib": mib, "shared_mib": shared_mib, "peak_mib": self._peak_mib, "cpu_s": cpu_s}
-        with self._samples.open("a") as file:
-            file.write(json.dumps({**asdict(self.last), **facts}) + "\n")
-        self._sampling_s += time.thread_time() - began
-
-    def _role(self, process: psutil.Process) -> str:
-        """By its title, which Ray changes: between two tasks every worker is idle."""
-        title = process.cmdline()[0]
-        for role, mark in (("actor", "_ReplicaStage"), ("board", "_Board")):
-            if mark in title:
-                return role
-        if not title.startswith("ray::"):
-            return Path(title).name
-        before = self._roles.get(process.pid, "")
-        return before if before in OURS else "worker"
-
-
-def _held(pid: int) -> Sequence[float]:
-    """The MiB that a process holds now, those of them that are shared, the most it has held."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    facts = dict(line.split(":", maxsplit=1) for line in lines)
-    return [int(facts[name].split()[0]) / 1024 for name in ("VmRSS", "RssShmem", "VmHWM")]
-
-
-def main() -> None:
-    """Run a job file; a last sample follows the verification."""
-    job_file, samples = map(Path, sys.argv[1:])
-    watched = _Watched(samples)
-    with stoppable():
-        if run_job(load_job(job_file, []), None, watched) is None:
-            raise SystemExit("the output is there already")
-    watched.write()
-
-
-if __name__ == "__main__":
-    main()
