@@ -46,7 +46,7 @@ check: setup  ## Check format, lint and types
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 
-bench: setup  ## Time tokenmill beside vLLM alone and others, in turns (an hour, a quiet machine)
+bench: setup  ## Time tokenmill beside vLLM alone and others, in turns (two hours, a quiet machine)
 	.venv/bin/python -m bench
 
 docs: setup  ## Write docs/job.md anew from the job's model

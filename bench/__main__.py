@@ -1,13 +1,14 @@
 """How fast tokenmill is beside others, on this machine, and what it does without a model.
 
-    python -m bench [PART…] [--rounds 3] [--output out/bench]
+    python -m bench [PART…] [--rounds 3] [--rows 3000000] [--output out/bench]
 
 Comparisons are ratios of runs that take turns: `steady` (W1 to W3 beside one `LLM.generate` call),
 `peers` (W2 beside `ray.data.llm` and `map_batches` by hand), `skew` (W5 beside one call and calls
 of sixteen rows), `repeats` (W6 with and without `deduplicate`). Measurements are figures with a
 target: `tail` (makespan and scaling) and `prefixes` (what of the prompts a cache holds), both on a
-virtual clock; `null` (what a row costs without an engine); `planning` (many shards, many units).
-Prints tables; writes figures.json, and a plot of the comparisons.
+virtual clock; `null` (what a row costs without an engine); `planning` (many shards, many units);
+`memory` (what processes hold, with `--rows`); `restart` (what a kill costs); `start` (how long
+until engines are ready). Prints tables; writes figures.json, and plots of comparisons and memory.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench import null, planning, prefixes, tail, timing, workloads
+from bench import memory, null, planning, prefixes, restart, start, tail, timing, workloads
 from bench.measure import Figure, print_figures
 from bench.workloads import ENGINE, Workload
 
@@ -57,12 +58,15 @@ PARTS: Mapping[str, Sequence[Comparison]] = {
         for share in (0.0, 0.3, 0.6)
     ],
 }
-#: What needs no model and no other system.
-MEASUREMENTS: Mapping[str, Callable[[], Iterable[Figure]]] = {
-    "tail": tail.figures,
-    "prefixes": prefixes.figures,
-    "null": null.figures,
-    "planning": planning.figures,
+#: What needs no other system; each is told how many rows are many, and where plots go.
+MEASUREMENTS: Mapping[str, Callable[[int, Path], Iterable[Figure]]] = {
+    "tail": lambda *_: tail.figures(),
+    "prefixes": lambda *_: prefixes.figures(),
+    "null": lambda *_: null.figures(),
+    "planning": lambda *_: planning.figures(),
+    "memory": memory.figures,
+    "restart": lambda *_: restart.figures(),
+    "start": lambda *_: start.figures(),
 }
 
 
@@ -131,9 +135,9 @@ def plot(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure.write_html(path)
 
 
-def measure(part: str) -> dict[str, Any]:
+def measure(part: str, num_rows: int, output: Path) -> dict[str, Any]:
     """A measurement's figures, printed."""
-    figures = list(MEASUREMENTS[part]())
+    figures = list(MEASUREMENTS[part](num_rows, output))
     print_figures(part, figures)
     return {"part": part, "figures": [figure.to_json() for figure in figures]}
 
@@ -143,6 +147,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench")
     parser.add_argument("parts", nargs="*", choices=[*PARTS, *MEASUREMENTS, []], metavar="PART")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=memory.ROWS)
     parser.add_argument("--output", type=Path, default=Path("out/bench"))
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -156,7 +161,7 @@ def main() -> None:
 
     for part in arguments.parts or [*PARTS, *MEASUREMENTS]:
         if part in MEASUREMENTS:
-            measured.append(measure(part))
+            measured.append(measure(part, arguments.rows, arguments.output))
             write()
             continue
         for comparison in PARTS[part]:

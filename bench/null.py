@@ -1,6 +1,6 @@
 """What the pipeline itself costs a row: an engine that answers at once, all else as it is.
 
-The stages of a unit one after another in one process, Ray left out: rows a second of CPU time.
+The stages of a unit one after another in one process: rows a second of CPU time. Then `with_ray`.
 """
 
 import tempfile
@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench import workloads
+from bench import with_ray, workloads
 from bench.measure import Figure, at_least
 from pipeline.columns import added_fields, output_rows, output_schema
 from pipeline.commit import UnitRecord, commit
@@ -109,23 +109,26 @@ def cpu_by_stage(job: Job, tasks: RowTasks) -> dict[str, float]:
 
 
 def figures() -> Iterator[Figure]:
-    """The part `null`: a quarter of a minute."""
+    """The part `null`: two minutes."""
     with tempfile.TemporaryDirectory() as folder:
         job = plain_job(Path(folder), 40_000)
-        yield from _figures("1 kB, no tokenizer", 8_000, cpu_by_stage(job, load_tasks(job)))
+        plain = cpu_by_stage(job, load_tasks(job))
+    yield from _figures("1 kB, no tokenizer", 8_000, plain)
     with tempfile.TemporaryDirectory() as folder:
         job = chat_job(Path(folder), 10_000)
         # The engine does nothing; templates and tokens are a real model's.
         model = {"source": workloads.MODEL}
         real = Job.model_validate({**job.model_dump(exclude_unset=True), "model": model})
-        yield from _figures("190 tokens, chat", 1_000, cpu_by_stage(job, load_tasks(real)))
+        chat = cpu_by_stage(job, load_tasks(real))
+    yield from _figures("190 tokens, chat", 1_000, chat)
+    yield from with_ray.figures(plain_job, _UNIT_ROWS, sum(plain.values()), sum(chat.values()))
 
 
 def _figures(name: str, least: float, microseconds: dict[str, float]) -> Iterator[Figure]:
     whole = sum(microseconds.values())
     yield at_least(least, name, 1e6 / whole, "rows a second of a core")
-    for stage, spent in microseconds.items():
-        yield Figure(f"  {stage}", spent, "µs a row")
+    for part, spent in microseconds.items():
+        yield Figure(f"  {part}", spent, "µs a row")
 
 
 def _ignore(_: Any) -> None:

@@ -17,8 +17,8 @@ from typing import Any
 
 from bench import ROOT
 
-# The engine in the process that drives it, its threads on all cores: for every system alike.
-_ENVIRONMENT = {
+#: The engine in the process that drives it, its threads on all cores: for every system alike.
+ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_OMP_THREADS_BIND": f"0-{(os.cpu_count() or 1) - 1}",
     "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
@@ -53,7 +53,7 @@ def run_block(system: str, job_file: Path, log: Path) -> Block:
         done = subprocess.run(
             command,
             cwd=ROOT,
-            env={**os.environ, **_ENVIRONMENT},
+            env={**os.environ, **ENVIRONMENT},
             stdout=subprocess.PIPE,
             stderr=file,
             text=True,

@@ -6,7 +6,7 @@ figure is the same each time.
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import pyarrow as pa
 
@@ -15,7 +15,7 @@ from pipeline.fake import FakeTokenizer
 from pipeline.job import Job
 from pipeline.plan import Unit
 from pipeline.rendered import rendered_table
-from pipeline.scheduler import Scheduler
+from pipeline.scheduler import Scheduler, UnitInFlight
 from pipeline.schema import Completion, Request
 from pipeline.source import ROW_COLUMN
 from pipeline.tasks.base import Prepared, Tools
@@ -50,6 +50,11 @@ class VirtualEngine:
     def next_end(self) -> float | None:
         """When the next request ends; None for an empty batch."""
         return self._running[0][0] if self._running else None
+
+    @property
+    def num_running(self) -> int:
+        """The requests in its batch."""
+        return len(self._running)
 
     def add(self, key: int, request: Request) -> None:
         self._waiting.append((key, request))
@@ -97,22 +102,27 @@ def simulate(
     render: Callable[[Unit], pa.Table],
     engines: Sequence[VirtualEngine],
     in_flight: int,
+    look: Callable[[float, Collection[UnitInFlight]], None] = lambda *_: None,
 ) -> float:
     """The seconds in which the engines answer the units.
 
     As Ray Data does, each next unit goes to the replica with the fewest, none has more than
-    `in_flight` of them, and what a replica has been given stays with it.
+    `in_flight` of them, and what a replica has been given stays with it. `look` sees the time and
+    the units in flight each time that requests have ended.
     """
     tasks = generating()
     replicas = [Scheduler(engine, tasks) for engine in engines]
     num_units = [0] * len(replicas)
     waiting = deque(units)
+    open_units: list[UnitInFlight] = []
     ends: list[tuple[float, int]] = []
     now = 0.0
 
     def advance(place: int) -> None:
         engines[place].now = now
-        num_units[place] -= len(replicas[place].step())
+        for unit in replicas[place].step():
+            num_units[place] -= 1
+            open_units.remove(unit)
         end = engines[place].next_end
         if end is not None:
             heapq.heappush(ends, (end, place))
@@ -123,7 +133,7 @@ def simulate(
             if num_units[place] >= in_flight:
                 return
             num_units[place] += 1
-            replicas[place].submit(render(waiting.popleft()))
+            open_units.append(replicas[place].submit(render(waiting.popleft())))
             advance(place)
 
     hand_out()
@@ -135,4 +145,5 @@ def simulate(
         now = end
         advance(place)
         hand_out()
+        look(now, open_units)
     return now

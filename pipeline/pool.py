@@ -11,6 +11,7 @@ import gc
 import json
 import logging
 import os
+import pickle
 import secrets
 import signal
 import socket
@@ -19,7 +20,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -84,7 +85,7 @@ class Repair:
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:
-    """All that the stages need, as plain data: it is sent to every worker process once."""
+    """All that the stages need, as plain data."""
 
     run: str
     job: Job
@@ -93,6 +94,29 @@ class RunSpec:
     kept_schema: pa.Schema
     units: tuple[Unit, ...]
     repair: Repair | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Shipped:
+    """A spec on its way to worker processes.
+
+    Ray Data unpickles what a stage is given for each unit again: a plan of many units must not be
+    part of that. Arrow's buffer stays in Ray's shared memory.
+    """
+
+    run: str
+    pickled: pa.Buffer = field(compare=False, repr=False)
+
+    @classmethod
+    def of(cls, spec: RunSpec) -> "_Shipped":
+        return cls(spec.run, pa.py_buffer(pickle.dumps(spec)))
+
+
+@lru_cache(maxsize=1)
+def _opened(shipped: _Shipped) -> RunSpec:
+    """The spec; unpickled once in a worker process."""
+    spec: RunSpec = pickle.loads(shipped.pickled)  # noqa: S301 - our driver's
+    return spec
 
 
 class _Board:
@@ -215,6 +239,7 @@ class Pool:
         num_gpus = spec.job.model.gpus_per_replica if _cluster_has_gpus() else 0
         render_tasks = _render_tasks(spec.job)
         num_units = len(spec.units)
+        shipped = _Shipped.of(spec)
         # With the same concurrency it is fused with rendering; as a stage of its own it would take
         # the cores from the commits until its last unit.
         dataset = ray.data.range(num_units, concurrency=render_tasks, override_num_blocks=num_units)
@@ -222,7 +247,7 @@ class Pool:
             _render,
             batch_size=None,
             batch_format="pyarrow",
-            fn_kwargs={"spec": spec, "board": self._board},
+            fn_kwargs={"shipped": shipped, "board": self._board},
             compute=TaskPoolStrategy(render_tasks),
         )
         dataset = dataset.map_batches(
@@ -238,7 +263,7 @@ class Pool:
             _commit,
             batch_size=None,
             batch_format="pyarrow",
-            fn_kwargs={"spec": spec, "board": self._board},
+            fn_kwargs={"shipped": shipped, "board": self._board},
             num_cpus=0.5,
         )
         for batch in dataset.iter_batches(
@@ -295,6 +320,8 @@ def _start_ray(address: str | None, replicas: int) -> None:
     signal.signal(signal.SIGTERM, on_sigterm)
     context = DataContext.get_current()
     context.enable_progress_bars = False
+    # A thread for each unit, which nobody asks for what it finds.
+    context.memory_usage_poll_interval_s = None
     # An engine that cannot start will not start the next time.
     context.max_consecutive_actor_init_deaths = 0
     context.custom_execution_callback_classes = [_Stop]
@@ -400,9 +427,10 @@ def _failures_told(board: Any) -> Iterator[None]:
         raise
 
 
-def _render(batch: pa.Table, spec: RunSpec, board: Any) -> pa.Table:
+def _render(batch: pa.Table, shipped: _Shipped, board: Any) -> pa.Table:
     """Read units and render their rows: the first stage."""
     with _failures_told(board):
+        spec = _opened(shipped)
         return pa.concat_tables(
             [_render_unit(spec, position) for position in batch.column("id").to_pylist()]
         )
@@ -487,9 +515,10 @@ def _with_facts(answered: AnsweredUnit, info: EngineInfo, replica: str) -> pa.Ta
     return answered.rows.replace_schema_metadata({_FACTS_KEY: json.dumps(facts)})
 
 
-def _commit(batch: pa.Table, spec: RunSpec, board: Any) -> pa.Table:
+def _commit(batch: pa.Table, shipped: _Shipped, board: Any) -> pa.Table:
     """Write units: the last stage, whose rows are what the driver sees."""
     with _failures_told(board):
+        spec = _opened(shipped)
         commits = [_commit_unit(spec, position, rows) for position, rows in unpack(batch)]
     texts = [json.dumps({"record": asdict(c.record), "is_ours": c.is_ours}) for c in commits]
     return pa.table({"commit": pa.array(texts, pa.string())})

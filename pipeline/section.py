@@ -15,7 +15,12 @@ class Section(BaseModel):
     """A mapping in the job file: unknown keys are errors, values do not change."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, protected_namespaces=(), serialize_by_alias=True
+        extra="forbid",
+        frozen=True,
+        protected_namespaces=(),
+        serialize_by_alias=True,
+        # Each process of a run imports these; many validate none, and nested ones are built once.
+        defer_build=True,
     )
 
 

@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 
-from bench import prefixes, tail
+from bench import lost, prefixes, tail
 from bench.prefixes import PrefixCache, block_marks
 from bench.virtual import VirtualEngine, simulate, unit_of
 from pipeline.plan import RowGroup, Shard, UnitSize, plan_units
@@ -42,6 +42,13 @@ def test_eight_replicas_do_eight_times_the_work() -> None:
     """Eight times the rows on eight replicas take at most 1/0.95 of one's time."""
     one, eight = (outcome(*[1.0] * number).seconds for number in (1, 8))
     assert one / eight >= 0.95
+
+
+def test_a_kill_loses_the_batch_and_a_part_of_a_unit() -> None:
+    """Of rows that are equally long: units are answered one after another, whatever is ready."""
+    lengths = lost.equal_lengths(1_000)
+    assert lost.begun_and_lost(lengths, lost.SEQS) <= lost.SEQS
+    assert lost.begun_and_lost(lengths, 3 * lost.SEQS) <= 3 * lost.SEQS
 
 
 def request(prompt: list[int]) -> Request:

@@ -1,0 +1,115 @@
+"""A job run as the command line does it, which writes what its processes hold and take.
+
+python -m bench.sampler JOB.yaml SAMPLES.jsonl
+"""
+
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import psutil
+
+from bench.watched import OURS, Sample
+from pipeline.commands.terminal import Terminal, stoppable
+from pipeline.job_file import load_job
+from pipeline.monitor import Progress, Screen
+from pipeline.run import run_job
+
+
+class _Watched(Terminal):
+    """The terminal, which writes a sample at each update of its screen."""
+
+    def __init__(self, samples: Path) -> None:
+        self._samples = samples
+        self._peak_mib: defaultdict[str, float] = defaultdict(float)
+        self._roles: dict[int, str] = {}
+        self._cpu_s: dict[int, float] = {}
+        self._sampling_s = 0.0
+        self.last = Sample(time.monotonic())
+
+    @contextmanager
+    def watch(self, log: Path) -> Iterator[Screen]:
+        with super().watch(log) as self._screen:
+            yield self
+
+    def update(self, progress: Progress, now: float) -> None:
+        self._screen.update(progress, now)
+        loads = progress.pool.loads.values()
+        self.last = Sample(
+            at=now,
+            ready_at=progress.first_load_at,
+            replicas=len(loads),
+            committed=progress.rows,
+            answered=sum(load.answered_rows for load in loads),
+            in_engine=sum(load.num_running for load in loads),
+            units=sum(load.num_units for load in loads),
+        )
+        self.write()
+
+    def close(self) -> None:
+        """The terminal closes its screen itself."""
+
+    def write(self) -> None:
+        """Look at the processes and write the last sample."""
+        began = time.thread_time()
+        mib: defaultdict[str, float] = defaultdict(float)
+        shared_mib: defaultdict[str, float] = defaultdict(float)
+        own = psutil.Process()
+        for process in [own, *own.children(recursive=True)]:
+            try:
+                role = "driver" if process == own else self._role(process)
+                resident, shared, peak = _held(process.pid)
+                self._cpu_s[process.pid] = sum(process.cpu_times()[:2])
+            except (psutil.Error, OSError, LookupError):
+                # It has ended meanwhile.
+                continue
+            self._roles[process.pid] = role
+            mib[role] = max(mib[role], resident)
+            shared_mib[role] = max(shared_mib[role], shared)
+            self._peak_mib[role] = max(self._peak_mib[role], peak)
+        cpu_s: defaultdict[str, float] = defaultdict(float)
+        for pid, seconds in self._cpu_s.items():
+            cpu_s[self._roles[pid]] += seconds
+        # Looking is not the run's work.
+        cpu_s["driver"] -= self._sampling_s
+        facts = {"mib": mib, "shared_mib": shared_mib, "peak_mib": self._peak_mib, "cpu_s": cpu_s}
+        with self._samples.open("a") as file:
+            file.write(json.dumps({**asdict(self.last), **facts}) + "\n")
+        self._sampling_s += time.thread_time() - began
+
+    def _role(self, process: psutil.Process) -> str:
+        """By its title, which Ray changes: between two tasks every worker is idle."""
+        title = process.cmdline()[0]
+        for role, mark in (("actor", "_ReplicaStage"), ("board", "_Board")):
+            if mark in title:
+                return role
+        if not title.startswith("ray::"):
+            return Path(title).name
+        before = self._roles.get(process.pid, "")
+        return before if before in OURS else "worker"
+
+
+def _held(pid: int) -> Sequence[float]:
+    """The MiB that a process holds now, those of them that are shared, the most it has held."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    facts = dict(line.split(":", maxsplit=1) for line in lines)
+    return [int(facts[name].split()[0]) / 1024 for name in ("VmRSS", "RssShmem", "VmHWM")]
+
+
+def main() -> None:
+    """Run a job file; a last sample follows the verification."""
+    job_file, samples = map(Path, sys.argv[1:])
+    watched = _Watched(samples)
+    with stoppable():
+        if run_job(load_job(job_file, []), None, watched) is None:
+            raise SystemExit("the output is there already")
+    watched.write()
+
+
+if __name__ == "__main__":
+    main()
