@@ -4,6 +4,7 @@ The stages of a unit one after another in one process: rows a second of CPU time
 """
 
 import tempfile
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -19,9 +20,11 @@ from bench import with_ray, workloads
 from bench.measure import Figure, at_least
 from pipeline.columns import added_fields, output_rows, output_schema
 from pipeline.commit import UnitRecord, commit
+from pipeline.courier import LocalLine
 from pipeline.engine import MachineShare
 from pipeline.garbage import collect_seldom
 from pipeline.job import Job
+from pipeline.ledger import Ledger
 from pipeline.parcel import pack, unpack
 from pipeline.prepare import prepare
 from pipeline.render import Renderer
@@ -85,7 +88,9 @@ def cpu_by_stage(job: Job, tasks: RowTasks) -> dict[str, float]:
     with stage("plan"):
         prepared = prepare(job, store, has_gpus=False)
     opened, renderer = prepared.opened, Renderer(tasks, job.input.keep)
-    replica = Replica(lambda: load_engine(job, MachineShare(0, 1)), tasks, _ignore, _ignore)
+    replica = _replica(job, tasks)
+    # All that several replicas cost a row, but for the calls between processes.
+    one_of_many = _replica(job, tasks, LocalLine(Ledger(), threading.Condition(), "one"))
     schema = output_schema(opened.kept_schema, added_fields(job))
     collect_seldom()
     for position, unit in enumerate(prepared.missing):
@@ -97,6 +102,8 @@ def cpu_by_stage(job: Job, tasks: RowTasks) -> dict[str, float]:
             ((_, rendered),) = unpack(pack(position, rendered))
         with stage("answer"):
             answered = replica.answer(rendered).rows
+        with stage("answer, with a ledger"):
+            one_of_many.answer(rendered)
         with stage("parcels"):
             ((_, answered),) = unpack(pack(position, answered))
         with stage("commit"):
@@ -124,8 +131,14 @@ def figures() -> Iterator[Figure]:
     yield from with_ray.figures(plain_job, _UNIT_ROWS, sum(plain.values()), sum(chat.values()))
 
 
+def _replica(job: Job, tasks: RowTasks, ledger: LocalLine | None = None) -> Replica:
+    share = MachineShare(0, 1)
+    return Replica(lambda: load_engine(job, share), tasks, _ignore, _ignore, ledger=ledger)
+
+
 def _figures(name: str, least: float, microseconds: dict[str, float]) -> Iterator[Figure]:
-    whole = sum(microseconds.values())
+    # Of one replica: it is answered once.
+    whole = sum(spent for stage, spent in microseconds.items() if "ledger" not in stage)
     yield at_least(least, name, 1e6 / whole, "rows a second of a core")
     for part, spent in microseconds.items():
         yield Figure(f"  {part}", spent, "µs a row")

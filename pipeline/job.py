@@ -191,7 +191,8 @@ class Model(ModelSource):
     )
     deduplicate: bool = Field(
         default=True,
-        description="Ask an engine only once what is asked again with nothing left to chance.",
+        description="Compute only once, by all replicas, what is asked again with nothing left to "
+        "chance.",
     )
 
     @property

@@ -7,6 +7,7 @@ together is decided in `scheduler`, and what is done in `commit`. The driver ite
 commits, so that it sees each as it happens.
 """
 
+import asyncio
 import gc
 import json
 import logging
@@ -19,7 +20,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -47,6 +48,7 @@ from pipeline.engine import EngineInfo, MachineShare
 from pipeline.errors import RunFailed, TokenmillError, UserError, root_cause
 from pipeline.garbage import collect_seldom
 from pipeline.job import Job, ReplicaRange
+from pipeline.ledger import Answered, Ledger, News
 from pipeline.monitor import PoolState
 from pipeline.parcel import pack, unpack
 from pipeline.persist import persist
@@ -67,7 +69,7 @@ _OBJECT_STORE_BYTES = 2 * 2**30
 _CPUS_PER_REPLICA = 2
 _FACTS_KEY = b"tokenmill"
 _LOOPBACK = "127.0.0.1"
-# Ray's head answers within milliseconds; this is for a network that does not.
+# Ray's head and the board answer within milliseconds; this is for a network that does not.
 _ANSWER_S = 10
 
 
@@ -122,7 +124,9 @@ def _opened(shipped: _Shipped) -> RunSpec:
 class _Board:
     """Where replicas tell what they do: an actor, so that nobody waits for the driver.
 
-    If its process is killed, its next one knows nothing: what is suspected is suspected anew.
+    It is asynchronous, so that many may wait for the ledger's news; the rest takes no time. If its
+    process is killed, its next one knows nothing: what is suspected is suspected anew, and who took
+    part in the ledger is told to join again.
     """
 
     def __init__(self) -> None:
@@ -133,6 +137,8 @@ class _Board:
         self._failure: TokenmillError | None = None
         self._suspects = Suspects()
         self._ready_at: float | None = None
+        self._ledger = Ledger()
+        self._listening: dict[str, asyncio.Event] = {}
 
     def begin(self, unit: int, replica: str) -> Advice:
         before = self._running.get(unit, replica)
@@ -159,6 +165,8 @@ class _Board:
 
     def died(self, replica: str, reason: str) -> None:
         self._loads.pop(replica, None)
+        self._ledger.lost(replica)
+        self._wake_listeners()
         if replica not in self._dead:
             self._dead.add(replica)
             self._last_death = reason
@@ -168,6 +176,32 @@ class _Board:
 
     def failure(self) -> TokenmillError | None:
         return self._failure
+
+    def join(self, replica: str, membership: str) -> None:
+        self._ledger.join(replica, membership)
+        self._wake_listeners()
+
+    async def exchange(
+        self,
+        replica: str,
+        membership: str,
+        asked: Sequence[bytes],
+        answered: Sequence[Answered],
+        patience_s: float,
+    ) -> News | None:
+        news = self._ledger.exchange(replica, membership, asked, answered)
+        self._wake_listeners()
+        if news is None or news or not patience_s:
+            return news
+        has_news = self._listening[replica] = asyncio.Event()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(has_news.wait(), patience_s)
+        return self._ledger.exchange(replica, membership, (), ())
+
+    def _wake_listeners(self) -> None:
+        for replica in self._ledger.news:
+            if replica in self._listening:
+                self._listening.pop(replica).set()
 
     def state(self) -> PoolState:
         condemned = self._suspects.num_condemned
@@ -188,6 +222,37 @@ class _UnitJournal:
 
     def survived(self) -> None:
         ray.get(self.board.survived.remote(self.unit))
+
+
+@dataclass(frozen=True, slots=True)
+class _LedgerLine:
+    """A replica's way to the ledger on the board."""
+
+    board: Any
+    replica: str
+
+    def join(self, membership: str) -> bool:
+        try:
+            ray.get(self.board.join.remote(self.replica, membership), timeout=_ANSWER_S)
+        except RayError:
+            return False
+        return True
+
+    def exchange(
+        self,
+        membership: str,
+        asked: Sequence[bytes],
+        answered: Sequence[Answered],
+        patience_s: float,
+    ) -> News | None:
+        # What it hands out is handed out once; so a call is not to be tried again unseen.
+        call = self.board.exchange.options(max_task_retries=0)
+        told = call.remote(self.replica, membership, asked, answered, patience_s)
+        try:
+            news: News | None = ray.get(told, timeout=patience_s + _ANSWER_S)
+        except RayError:
+            return None
+        return news
 
 
 class _Stop(ExecutionCallback):  # type: ignore[misc]
@@ -466,6 +531,8 @@ class _ReplicaStage:
         self._name = name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._board = board
 
+        has_others = job.model.deduplicate and job.model.most_replicas > 1
+
         def on_load(load: Load) -> None:
             board.report.remote(name, load)
 
@@ -481,6 +548,7 @@ class _ReplicaStage:
                 tasks=_tasks(job.model_dump_json(), storage_url),
                 timeout_s=job.model.request_timeout_s,
                 deduplicate=job.model.deduplicate,
+                ledger=_LedgerLine(board, name) if has_others else None,
                 on_load=on_load,
                 on_death=on_death,
             )

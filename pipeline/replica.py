@@ -18,9 +18,11 @@ import pyarrow as pa
 
 from pipeline.adapters import adapter_arguments, fetch_adapters
 from pipeline.columns import answered_table
+from pipeline.courier import Courier, Line
 from pipeline.engine import Engine, EngineInfo, MachineShare, VllmEngine, load_vllm
 from pipeline.fake import FakeEngine, fake_settings
 from pipeline.job import Job
+from pipeline.ledger import News
 from pipeline.models import fetch, read_config
 from pipeline.quantized import cpu_arguments
 from pipeline.scheduler import AnsweredRow, Load, Scheduler, UnitInFlight
@@ -144,12 +146,28 @@ class _Gate:
             self._changed.notify_all()
 
 
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """A rendered unit, and who waits for it."""
+
+    rendered: pa.Table
+    future: Future[UnitInFlight]
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """What came from the ledger."""
+
+    news: News | None
+
+
 class Replica:
     """Owns an engine and the one thread that may touch it.
 
     The engine is loaded in that thread too: OpenMP gives each thread a team of its own, and only
     the loading thread's is bound to the cores. `on_load` is called about once a second while there
-    is work; `on_death` when the engine has died, and then every call raises what it died of.
+    is work; `on_death` when the engine has died, and then every call raises what it died of. What
+    repeats is computed once by all replicas whose `ledger` is the same.
     """
 
     def __init__(  # noqa: PLR0913 - an engine, its work, and whom to tell
@@ -161,6 +179,7 @@ class Replica:
         timeout_s: float = math.inf,
         *,
         deduplicate: bool = True,
+        ledger: Line | None = None,
     ) -> None:
         self._tasks = tasks
         self._deduplicate = deduplicate
@@ -169,7 +188,8 @@ class Replica:
         self._gate = _Gate()
         self._on_load = on_load
         self._on_death = on_death
-        self._inbox: queue.SimpleQueue[tuple[pa.Table, Future[UnitInFlight]]] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Unit | _Heard] = queue.SimpleQueue()
+        self._courier = None if ledger is None else Courier(ledger, self._hear)
         self._waiting: dict[int, Future[UnitInFlight]] = {}
         ready: Future[EngineInfo] = Future()
         threading.Thread(target=self._serve, args=(load, ready), name="engine", daemon=True).start()
@@ -203,8 +223,11 @@ class Replica:
 
     def _run(self, rendered: pa.Table) -> UnitInFlight:
         future: Future[UnitInFlight] = Future()
-        self._inbox.put((rendered, future))
+        self._inbox.put(_Unit(rendered, future))
         return future.result()
+
+    def _hear(self, news: News | None) -> None:
+        self._inbox.put(_Heard(news))
 
     def _answered(
         self,
@@ -223,8 +246,16 @@ class Replica:
         except BaseException as error:  # noqa: BLE001 - handed to the constructor's thread
             ready.set_exception(error)
             return
+        scheduler = Scheduler(
+            engine,
+            self._tasks,
+            self._timeout_s,
+            deduplicate=self._deduplicate,
+            tell=None if self._courier is None else self._courier.tell,
+        )
+        if self._courier is not None:
+            self._courier.start()
         ready.set_result(engine.info)
-        scheduler = Scheduler(engine, self._tasks, self._timeout_s, deduplicate=self._deduplicate)
         if math.isfinite(self._timeout_s):
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         try:
@@ -238,15 +269,16 @@ class Replica:
     def _loop(self, scheduler: Scheduler) -> None:
         reported_at = 0.0
         while True:
-            self._take_new_units(scheduler)
+            self._take_what_came(scheduler)
             self._stepping_since = time.monotonic()
             finished = scheduler.step()
             self._stepping_since = None
             for unit in finished:
                 self._waiting.pop(id(unit)).set_result(unit)
             now = time.monotonic()
-            if now - reported_at >= _REPORT_INTERVAL_S or not scheduler.has_work:
-                self._on_load(scheduler.load)
+            load = scheduler.load
+            if now - reported_at >= _REPORT_INTERVAL_S or not load.num_units:
+                self._on_load(load)
                 reported_at = now
 
     def _watch(self) -> None:
@@ -262,17 +294,20 @@ class Replica:
             # Never set: a sleep until the present step, if it is one, would be too long.
             stuck.wait(self._timeout_s - waited_s)
 
-    def _take_new_units(self, scheduler: Scheduler) -> None:
-        """Submit what has come in; with nothing else to do, wait for it."""
+    def _take_what_came(self, scheduler: Scheduler) -> None:
+        """Submit units and hear the ledger; with nothing else to do, wait for them."""
         while not (scheduler.has_work and self._inbox.empty()):
-            rendered, future = self._inbox.get()
-            unit = scheduler.submit(rendered)
-            self._waiting[id(unit)] = future
+            match self._inbox.get():
+                case _Heard(news):
+                    scheduler.hear(news)
+                case _Unit(rendered, future):
+                    self._waiting[id(scheduler.submit(rendered))] = future
 
     def _fail_all(self, error: BaseException) -> NoReturn:
         """Nobody waits for a dead engine: not those in it, not those that come later."""
         for future in self._waiting.values():
             future.set_exception(error)
         while True:
-            _, future = self._inbox.get()
-            future.set_exception(error)
+            came = self._inbox.get()
+            if isinstance(came, _Unit):
+                came.future.set_exception(error)

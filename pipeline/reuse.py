@@ -9,7 +9,8 @@ import hashlib
 import json
 from array import array
 from collections import OrderedDict
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 from pipeline.schema import Completion, Params, Pooling, Request
@@ -23,13 +24,41 @@ _BYTES_PER_TOKEN = 150
 _MARK_BYTES = 16
 
 
-class Reuse:
+T = TypeVar("T")
+
+
+class Memory(Generic[T]):
+    """Answers under their marks, in bounded memory; `num_bytes` says what one takes."""
+
+    def __init__(self, most_bytes: int, num_bytes: Callable[[T], int]) -> None:
+        self._most_bytes = most_bytes
+        self._num_bytes_of = num_bytes
+        self._num_bytes = 0
+        self._answers: OrderedDict[bytes, T] = OrderedDict()
+
+    def find(self, mark: bytes) -> T | None:
+        """The answer that was kept under the mark, if it still is."""
+        answer = self._answers.get(mark)
+        if answer is not None:
+            self._answers.move_to_end(mark)
+        return answer
+
+    def keep(self, mark: bytes, answer: T) -> None:
+        """Remember an answer, and forget others to make room; one that is kept already stays."""
+        if mark in self._answers:
+            return
+        self._answers[mark] = answer
+        self._num_bytes += self._num_bytes_of(answer)
+        while self._num_bytes > self._most_bytes:
+            _, oldest = self._answers.popitem(last=False)
+            self._num_bytes -= self._num_bytes_of(oldest)
+
+
+class Reuse(Memory[Completion]):
     """One engine's memory of its answers."""
 
     def __init__(self, most_bytes: int = _MOST_BYTES) -> None:
-        self._most_bytes = most_bytes
-        self._num_bytes = 0
-        self._completions: OrderedDict[bytes, Completion] = OrderedDict()
+        super().__init__(most_bytes, _num_bytes)
         # A task makes few parameters for its many requests. None: left to chance.
         self._digests: WeakKeyDictionary[Params, Any | None] = WeakKeyDictionary()
 
@@ -50,21 +79,6 @@ class Reuse:
             digest.update(request.media.data)
         mark: bytes = digest.digest()
         return mark
-
-    def find(self, mark: bytes) -> Completion | None:
-        """The answer that was kept under the mark, if it still is."""
-        completion = self._completions.get(mark)
-        if completion is not None:
-            self._completions.move_to_end(mark)
-        return completion
-
-    def keep(self, mark: bytes, completion: Completion) -> None:
-        """Remember an answer that is not kept yet, and forget others to make room."""
-        self._completions[mark] = completion
-        self._num_bytes += _num_bytes(completion)
-        while self._num_bytes > self._most_bytes:
-            _, oldest = self._completions.popitem(last=False)
-            self._num_bytes -= _num_bytes(oldest)
 
 
 def is_repeatable(params: Params) -> bool:

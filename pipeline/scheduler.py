@@ -3,8 +3,9 @@
 There is no batch: as a request ends, the next one takes its place, also from another row or unit.
 Each row is a dialogue of its tasks. At most `window` requests are in the engine; what rows under
 way ask goes before rows that have not begun, which stay as Arrow tokens. A request whose answer is
-known, or on its way (`reuse`), is not sent again. A unit is handed back when its last row has its
-result. Knows nothing of Ray, threads or vLLM.
+known, or on its way (`reuse`), is not sent again. Where other replicas may ask the same, the ledger
+is asked before (`claims`), and rows begin so much earlier that the engine does not wait for it. A
+unit is handed back when its last row has its result. Knows nothing of Ray, threads or vLLM.
 """
 
 import heapq
@@ -16,8 +17,10 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from pipeline.claims import Claims, Tell, unpacked
 from pipeline.context import Contexts
 from pipeline.engine import Engine, RequestRefused
+from pipeline.ledger import News
 from pipeline.rendered import RenderedRows
 from pipeline.reuse import Reuse
 from pipeline.schema import Answer, Completion, Reject, RejectClass, Request
@@ -28,6 +31,8 @@ from pipeline.tasks.row import RowResult, RowTasks
 _WINDOW_PER_SEQUENCE = 2
 # Requests that wait for another's answer take no place in the engine, but memory.
 _MOST_FOLLOWERS_PER_SEQUENCE = 32
+# Behind those in the engine, where a ledger is asked: one part ready to be sent, one being asked.
+_CHUNKS_AHEAD = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +93,7 @@ class _RowInFlight:
         return AnsweredRow(result, self.num_input_tokens, self.num_generated_tokens)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Asked:
     """A request of a row, and its place in the row's round."""
 
@@ -97,9 +102,9 @@ class _Asked:
     request: Request
 
 
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    """What is in the engine, and who waits for the same answer."""
+@dataclass(slots=True, eq=False)
+class _Leader:
+    """The request that is sent of all that ask the same, and those that wait for its answer."""
 
     asked: _Asked
     mark: bytes | None
@@ -127,6 +132,7 @@ class Scheduler:
         timeout_s: float = math.inf,
         *,
         deduplicate: bool = False,
+        tell: Tell | None = None,
     ) -> None:
         self._engine = engine
         self._reuse = Reuse()
@@ -134,19 +140,25 @@ class Scheduler:
         self._contexts = Contexts(engine.info.max_model_len, engine.info.beside)
         self._tasks = tasks
         self._timeout_s = timeout_s
-        self._window = _WINDOW_PER_SEQUENCE * engine.info.max_num_seqs
-        self._most_followers = _MOST_FOLLOWERS_PER_SEQUENCE * engine.info.max_num_seqs
+        max_num_seqs = engine.info.max_num_seqs
+        self._window = _WINDOW_PER_SEQUENCE * max_num_seqs
+        self._most_followers = _MOST_FOLLOWERS_PER_SEQUENCE * max_num_seqs
+        self._claims = None if tell is None else Claims(tell, max_num_seqs)
+        num_ahead = 0 if tell is None else _CHUNKS_AHEAD * max_num_seqs
+        self._most_taken_up = self._window + num_ahead
         # Units with rows that have not begun.
         self._sending: deque[UnitInFlight] = deque()
         # What rows under way ask, as a heap: by the row's number, then by the place in its round.
         self._pending: list[tuple[int, int, _Asked]] = []
-        self._sent: dict[int, _Sent] = {}
+        # What may be sent, in the same order.
+        self._ready: list[tuple[int, int, _Leader]] = []
+        self._sent: dict[int, _Leader] = {}
         # Time runs for as many as are in the engine's batch, the oldest; what waits behind one that
         # hangs must not end with it. With the same time for all, the first runs out of it first.
         self._deadlines: OrderedDict[int, float] = OrderedDict()
         self._behind: deque[int] = deque()
-        # The one in the engine of all that ask the same.
-        self._leaders: dict[bytes, _Sent] = {}
+        # Of all that may repeat and has no answer yet, in the engine or on its way to it.
+        self._leaders: dict[bytes, _Leader] = {}
         self._num_followers = 0
         self._finished: list[UnitInFlight] = []
         self._num_units = 0
@@ -168,8 +180,8 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would advance anything."""
-        return bool(self._num_units)
+        """Whether a step would advance anything; what is left waits for units, or for news."""
+        return bool(self._sent or self._ready or self._finished or self._may_take_up)
 
     def submit(self, rendered: pa.Table) -> UnitInFlight:
         """Take a rendered unit's table; its rows follow those of the units before it."""
@@ -198,24 +210,87 @@ class Scheduler:
             for completion in self._engine.step():
                 self._input_tokens += completion.num_input_tokens
                 self._generated_tokens += completion.num_generated_tokens
-                sent = self._sent.pop(completion.key)
+                leader = self._sent.pop(completion.key)
                 self._deadlines.pop(completion.key, None)
-                sent.asked.row.count(completion)
-                self._answered(sent, _checked(completion))
+                leader.asked.row.count(completion)
+                self._answered(leader, _checked(completion))
+        self._flush()
         finished, self._finished = self._finished, []
         self._num_units -= len(finished)
         return finished
 
+    def hear(self, news: News | None) -> None:
+        """Take what the ledger tells; None: it is away, and each replica alone."""
+        claims = self._claims
+        if claims is None:
+            return
+        if news is None:
+            for mark in claims.leave():
+                self._make_ready(self._leaders[mark])
+            return
+        claims.join()
+        for mark in news.granted:
+            if claims.settle(mark):
+                self._make_ready(self._leaders[mark])
+            elif mark not in self._leaders:
+                # Asked before the ledger was away: nobody waits for it here, but others may.
+                claims.answer(mark, self._reuse.find(mark))
+        for mark, answer in news.known:
+            if claims.settle(mark):
+                self._known(self._leaders.pop(mark), mark, unpacked(answer))
+        for mark in news.elsewhere:
+            claims.wait(mark)
+        self._flush()
+
+    def _flush(self) -> None:
+        if self._claims is not None:
+            self._claims.flush(len(self._ready), is_idle=not self._sent)
+
     def _fill(self) -> None:
         """Send requests until the window is full."""
-        while len(self._sent) < self._window and self._num_followers < self._most_followers:
-            if self._pending:
-                *_, asked = heapq.heappop(self._pending)
-                self._send(asked)
-            elif self._sending:
-                self._begin_row(self._sending[0])
-            else:
+        while True:
+            while self._may_take_up:
+                self._take_up()
+            if not self._ready or len(self._sent) >= self._window:
                 return
+            *_, leader = heapq.heappop(self._ready)
+            self._send(leader)
+
+    @property
+    def _may_take_up(self) -> bool:
+        """Whether there are requests to look at, and room for them.
+
+        Those that others compute take no place of those that can be sent, or two replicas might
+        wait for each other; but memory.
+        """
+        if not self._pending and not self._sending:
+            return False
+        num_taken_up, num_waiting = len(self._sent) + len(self._ready), self._num_followers
+        if self._claims is not None:
+            num_taken_up += self._claims.num_undecided
+            num_waiting += self._claims.num_elsewhere
+        return num_taken_up < self._most_taken_up and num_waiting < self._most_followers
+
+    def _take_up(self) -> None:
+        """Look at the next request of a row under way; if there is none, begin the next row."""
+        if not self._pending:
+            self._begin_row(self._sending[0])
+            return
+        *_, asked = heapq.heappop(self._pending)
+        reject = self._contexts.too_long(asked.request)
+        if reject is not None:
+            self._place(asked, reject)
+            return
+        mark = self._reuse.mark(asked.request) if self._deduplicates else None
+        if mark is None:
+            self._make_ready(_Leader(asked, None))
+        elif not self._reused(mark, asked):
+            leader = self._leaders[mark] = _Leader(asked, mark)
+            if self._claims is None or self._claims.ask(mark):
+                self._make_ready(leader)
+
+    def _make_ready(self, leader: _Leader) -> None:
+        heapq.heappush(self._ready, (leader.asked.row.number, leader.asked.place, leader))
 
     def _begin_row(self, unit: UnitInFlight) -> None:
         """Begin the dialogue of the unit's next row."""
@@ -250,20 +325,38 @@ class Scheduler:
         """Keep it until there is room for it."""
         heapq.heappush(self._pending, (asked.row.number, asked.place, asked))
 
-    def _answered(self, sent: _Sent, answer: Answer) -> None:
-        """Hand an answer to all that wait for it; without one, the others ask anew."""
-        self._place(sent.asked, answer)
-        if sent.mark is None:
+    def _answered(self, leader: _Leader, answer: Answer) -> None:
+        """Hand an answer to all that wait for it; without one, the next of them is sent."""
+        self._place(leader.asked, answer)
+        if leader.mark is None:
             return
-        del self._leaders[sent.mark]
-        self._num_followers -= len(sent.followers)
         if isinstance(answer, Completion):
-            self._reuse.keep(sent.mark, answer)
-        for follower in sent.followers:
-            if isinstance(answer, Completion):
-                self._place_reused(follower, answer)
-            else:
-                self._hold(follower)
+            del self._leaders[leader.mark]
+            self._reuse.keep(leader.mark, answer)
+            self._tell_answer(leader.mark, answer)
+            self._hand_on(leader, answer)
+        elif leader.followers:
+            leader.asked = leader.followers.pop(0)
+            self._num_followers -= 1
+            self._make_ready(leader)
+        else:
+            del self._leaders[leader.mark]
+            self._tell_answer(leader.mark, None)
+
+    def _tell_answer(self, mark: bytes, completion: Completion | None) -> None:
+        if self._claims is not None:
+            self._claims.answer(mark, completion)
+
+    def _known(self, leader: _Leader, mark: bytes, completion: Completion) -> None:
+        """Take an answer of another replica's."""
+        self._reuse.keep(mark, completion)
+        self._place_reused(leader.asked, completion)
+        self._hand_on(leader, completion)
+
+    def _hand_on(self, leader: _Leader, completion: Completion) -> None:
+        self._num_followers -= len(leader.followers)
+        for follower in leader.followers:
+            self._place_reused(follower, completion)
 
     def _place_reused(self, asked: _Asked, completion: Completion) -> None:
         asked.row.unit.num_reused += 1
@@ -290,26 +383,17 @@ class Scheduler:
         unit.finished_at = time.monotonic()
         self._finished.append(unit)
 
-    def _send(self, asked: _Asked) -> None:
-        """Put a request into the engine, unless it can be answered without."""
-        reject = self._contexts.too_long(asked.request)
-        if reject is not None:
-            self._place(asked, reject)
-            return
-        mark = self._reuse.mark(asked.request) if self._deduplicates else None
-        if mark is not None and self._reused(mark, asked):
-            return
+    def _send(self, leader: _Leader) -> None:
+        """Put a request into the engine."""
         key = self._next_key
         self._next_key += 1
         try:
-            self._engine.add(key, asked.request)
+            self._engine.add(key, leader.asked.request)
         except RequestRefused as error:
-            self._place(asked, Reject(error.reject_class, str(error), attempts=1))
+            self._answered(leader, Reject(error.reject_class, str(error), attempts=1))
             return
-        sent = self._sent[key] = _Sent(asked, mark)
+        self._sent[key] = leader
         self._behind.append(key)
-        if mark is not None:
-            self._leaders[mark] = sent
 
     def _reused(self, mark: bytes, asked: _Asked) -> bool:
         """Whether another's answer does: one that is there, or that will be."""
@@ -329,10 +413,10 @@ class Scheduler:
         now = time.monotonic()
         while self._deadlines and next(iter(self._deadlines.values())) <= now:
             key, _ = self._deadlines.popitem(last=False)
-            sent = self._sent.pop(key)
+            leader = self._sent.pop(key)
             self._engine.abort(key)
             message = f"no answer within model.request_timeout_s ({self._timeout_s:g} s)"
-            self._answered(sent, Reject(RejectClass.TIMEOUT, message, attempts=1))
+            self._answered(leader, Reject(RejectClass.TIMEOUT, message, attempts=1))
         while self._behind and len(self._deadlines) < self._engine.info.max_num_seqs:
             key = self._behind.popleft()
             if key in self._sent:

@@ -21,8 +21,9 @@ from command import (
     wait_for_commit,
     workers,
 )
-from inprocess import invoke
+from inprocess import invoke, job_over, write_corpus
 
+from pipeline.commit import record_from
 from pipeline.errors import ExitCode
 from pipeline.schema import RejectClass
 
@@ -322,3 +323,23 @@ def test_several_tasks_stand_side_by_side_in_each_row(corpus: Path, tmp_path: Pa
     assert all(len(row["verdict_generated_text"].split()) <= 2 for row in rows if not row["error"])
     costs = [row["num_generated_tokens"] is not None for row in rows]
     assert costs == [any(cells) for cells in filled]
+
+
+def test_what_repeats_on_another_replica_is_computed_once(tmp_path: Path) -> None:
+    """Two replicas take units of two shards with the same rows; half of the answers are reused."""
+    texts = [f"row {row}" for row in range(120)]
+    corpus = write_corpus(tmp_path / "corpus", {"a.parquet": texts, "b.parquet": texts})
+    output = tmp_path / "out"
+    model = {"source": "fake", "replicas": 2, "engine": {"step_s": 0.01, "max_num_seqs": 4}}
+    sampling = {"max_tokens": 16, "temperature": 0}
+    job = job_over(corpus, output, model=model, sampling=sampling, units={"rows": 10})
+    (tmp_path / "job.yaml").write_text(json.dumps(job))
+    done = tokenmill("run", tmp_path / "job.yaml")
+    assert done.returncode == ExitCode.FINISHED, done.stderr
+    records = [record_from(pq.read_metadata(path)) for path in output.glob("data/*/*.parquet")]
+    assert len({record.replica for record in records}) == 2
+    (summary,) = output.glob("_tokenmill/runs/*/summary.json")
+    assert json.loads(summary.read_text())["reused"] == len(texts)
+    answers = [row["generated_text"] for row in output_rows(output)]
+    assert answers[: len(texts)] == answers[len(texts) :]
+    assert len(set(answers)) > 1
