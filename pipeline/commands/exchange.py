@@ -1,7 +1,6 @@
 """`export` and `schema`: what other programs read."""
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,7 +14,9 @@ from pipeline.printed import NAMES, schema_of
 
 def export_command(  # noqa: PLR0913, PLR0917 - options of a command
     output: OutputArgument,
-    target: Annotated[Path, typer.Argument(metavar="TARGET", help="The file to write.")],
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="What to write: a path or s3://….")
+    ],
     to: Annotated[
         str, typer.Option("--to", metavar="FORM", help=f"What it is: {', '.join(Format)}.")
     ] = Format.JSONL,
@@ -25,13 +26,17 @@ def export_command(  # noqa: PLR0913, PLR0917 - options of a command
     partial: Annotated[
         bool, typer.Option("--partial", help="Also of an output that is not finished.")
     ] = False,
+    errors: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Of openai-batch: the rejected rows, in their own file."),
+    ] = None,
     debug: DebugOption = False,
 ) -> None:
-    """Write an output's rows, in the input's order, to one file for other programs.
+    """Write an output's rows, in the input's order, to a file or a table for other programs.
 
     Example: tokenmill export out/summaries summaries.jsonl --to jsonl --without-rejects
 
-    Exit codes: 0 written, 2 no output, an unfinished one, or a file that is there already.
+    Exit codes: 0 written, 2 no output, an unfinished one, or a target that is there already.
     """
     with one_line_errors(debug):
         num_rows = export(
@@ -40,6 +45,7 @@ def export_command(  # noqa: PLR0913, PLR0917 - options of a command
             named_format(to),
             rejects=not without_rejects,
             partial=partial,
+            errors=errors,
         )
         typer.echo(f"{target}: {num_rows:,} rows")
 
