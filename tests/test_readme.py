@@ -18,7 +18,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 #: The commands of which the README shows some of the options.
 REPORTING = {
     *("init", "validate", "plan", "preview", "status", "report", "compare"),
-    *("export", "schema", "verify", "rejects", "retry"),
+    *("export", "import-batch", "schema", "verify", "rejects", "retry"),
 }
 DOCUMENTS = [
     path
