@@ -55,7 +55,7 @@ docs: setup  ## Write docs/job.md anew from the job's model
 lock: setup  ## Write requirements/cpu.txt and gpu.txt anew from pyproject.toml
 	test -x $(LOCK_VENV)/bin/uv || .venv/bin/python -m venv $(LOCK_VENV)
 	$(LOCK_VENV)/bin/python -m pip install --quiet uv==$(UV_VERSION)
-	$(LOCK_VENV)/bin/uv pip compile pyproject.toml --extra cpu --extra dev \
+	$(LOCK_VENV)/bin/uv pip compile pyproject.toml --extra cpu --extra dev --extra export \
 	  --universal --python-version 3.11 --generate-hashes --no-header --quiet \
 	  --overrides requirements/overrides.txt --no-emit-package torch \
 	  --output-file requirements/cpu.txt $(LOCK_ARGS)

@@ -4,7 +4,11 @@ import typer
 
 from pipeline import __version__
 from pipeline.commands.ahead import preview_command, validate_command
-from pipeline.commands.exchange import export_command, schema_command
+from pipeline.commands.exchange import (
+    export_command,
+    import_batch_command,
+    schema_command,
+)
 from pipeline.commands.init import init_command
 from pipeline.commands.look import compare_command, report_command
 from pipeline.commands.models import models_app
@@ -34,6 +38,7 @@ app.command("status")(status_command)
 app.command("report")(report_command)
 app.command("compare")(compare_command)
 app.command("export")(export_command)
+app.command("import-batch")(import_batch_command)
 app.command("verify")(verify_command)
 app.command("publish")(publish_command)
 app.command("rejects")(rejects_command)

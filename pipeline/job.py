@@ -330,6 +330,7 @@ class Job(Section):
                 raise ValueError(f"{step.place}sampling is missing: say at least max_tokens")
             if step.samples and step.sampling is not None:
                 check_sampling(step.sampling, step.place)
+            step.check_chat()
             step.check()
             if step.final is not None:
                 step.final.check()

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.commit import UnitRecord, read_record
+from pipeline.commit import UnitRecord, read_record, record_from
 from pipeline.errors import RunFailed, UserError
 from pipeline.job import Job, differing_fields
 from pipeline.job_file import stored_job
@@ -244,7 +244,22 @@ def read_records(store: Store, keys: Sequence[str]) -> Iterator[UnitRecord]:
 def batches(store: Store, unit: Unit, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """A unit's rows as they stand in its object, some columns of them, a few thousand at a time."""
     with store.open(unit.key) as file:
-        yield from pq.ParquetFile(file).iter_batches(BATCH_ROWS, columns=list(names))
+        yield from _batches_in(pq.ParquetFile(file), names)
+
+
+def recorded_batches(
+    store: Store, unit: Unit, names: Sequence[str]
+) -> Iterator[tuple[UnitRecord, pa.RecordBatch]]:
+    """As `batches`, each with the unit's record, from one opening of the object."""
+    with store.open(unit.key) as file:
+        parquet = pq.ParquetFile(file)
+        record = record_from(parquet.metadata)
+        for batch in _batches_in(parquet, names):
+            yield record, batch
+
+
+def _batches_in(file: pq.ParquetFile, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    yield from file.iter_batches(BATCH_ROWS, columns=list(names))
 
 
 def missing_units(plan: Plan, committed: Collection[str]) -> tuple[Unit, ...]:

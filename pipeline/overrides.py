@@ -4,11 +4,14 @@ Rows are checked where they are prepared, long before an engine sees them; so th
 `SamplingParams` stand here as well.
 """
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any
 
+# Of a row: a grammar is made of it in the engine, which answers nobody meanwhile.
+_MOST_SCHEMA_CHARACTERS = 2**16
 #: What a value becomes on its way into the sampling; raises `ValueError` for one that cannot be.
 _Check = Callable[[Any], Any]
 
@@ -60,6 +63,23 @@ def _texts(value: Any) -> list[str]:
     return list(texts)
 
 
+def _structured(value: Any) -> dict[str, Any]:
+    """What vLLM's `structured_outputs` may be, as the text of a JSON object."""
+    says = 'must be JSON text: {"json": SCHEMA} or {"json_object": true}'
+    if not isinstance(value, str) or len(value) > _MOST_SCHEMA_CHARACTERS:
+        raise ValueError(f"{says}, of at most {_MOST_SCHEMA_CHARACTERS:,} characters")
+    try:
+        structured = json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(says) from error
+    match structured:
+        case {"json": dict() as schema} if len(structured) == 1:
+            return {"json": json.dumps(schema, ensure_ascii=False)}
+        case {"json_object": True} if len(structured) == 1:
+            return dict(structured)
+    raise ValueError(says)
+
+
 #: By name as in vLLM's `SamplingParams`.
 OVERRIDABLE: Mapping[str, _Check] = {
     "temperature": _number(0, 2),
@@ -73,4 +93,5 @@ OVERRIDABLE: Mapping[str, _Check] = {
     "frequency_penalty": _number(-2, 2),
     "repetition_penalty": _number(0, math.inf, above=True),
     "stop": _texts,
+    "structured_outputs": _structured,
 }

@@ -5,11 +5,13 @@ A row that cannot be rendered becomes a `Reject` in its place; the others go on.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.schema import Reject, RejectClass
 from pipeline.template import PromptTemplates
 from pipeline.tokenizer import Chat, Tokenizer
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +39,36 @@ class Prompter:
         rows: Sequence[Mapping[str, Any]],
         encode_chats: Callable[[Sequence[Chat]], list[Sequence[int] | Reject]],
     ) -> list[Sequence[int] | Reject]:
+        if self.templates.chat is not None:
+            chats = [self._own_chat(row[self.templates.chat]) for row in rows]
+            return _in_place(chats, encode_chats(_sound(chats)))
         rendered = self.render(rows)
-        contents = [item for item in rendered if not isinstance(item, Reject)]
+        contents = _sound(rendered)
         if self.templates.is_chat:
             roles = self.templates.roles
             encoded = encode_chats([list(zip(roles, item, strict=True)) for item in contents])
         else:
             encoded = self.tokenizer.encode_texts([text for (text,) in contents])
-        answers = iter(encoded)
-        return [item if isinstance(item, Reject) else next(answers) for item in rendered]
+        return _in_place(rendered, encoded)
+
+    def _own_chat(self, messages: Any) -> Chat | Reject:
+        """A row's own messages, their control tokens marked as text, as `render_row` does."""
+        column = self.templates.chat
+        if not messages:
+            return Reject(RejectClass.EMPTY_INPUT, f"the column {column} holds no messages")
+        chat = []
+        for number, message in enumerate(messages):
+            is_mapping = isinstance(message, Mapping)
+            parts = [message.get(key) if is_mapping else None for key in ("role", "content")]
+            for key, part in zip(("role", "content"), parts, strict=True):
+                if not isinstance(part, str):
+                    reason = f"the column {column}: message {number} has no {key} that is a text"
+                    return Reject(RejectClass.TEMPLATE_ERROR, reason)
+                if not is_unicode(part):
+                    return Reject(RejectClass.BAD_TEXT, "the prompt holds a lone surrogate")
+            role, content = map(self.tokenizer.controls.guard, parts)
+            chat.append((role, content))
+        return chat
 
     def render(self, rows: Sequence[Mapping[str, Any]]) -> list[list[str] | Reject]:
         """Each row's contents, as the templates write them."""
@@ -63,6 +86,18 @@ class Prompter:
                     return Reject(RejectClass.BAD_TEXT, "the prompt holds a lone surrogate")
             return [self.tokenizer.controls.guard(content) for content in contents]
         return contents
+
+
+def _sound(items: Sequence[Item | Reject]) -> list[Item]:
+    return [item for item in items if not isinstance(item, Reject)]
+
+
+def _in_place(
+    items: Sequence[object], encoded: Sequence[Sequence[int] | Reject]
+) -> list[Sequence[int] | Reject]:
+    """What came of the sound items, with the rejects in their places."""
+    answers = iter(encoded)
+    return [item if isinstance(item, Reject) else next(answers) for item in items]
 
 
 def is_unicode(text: str) -> bool:

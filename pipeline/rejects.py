@@ -1,7 +1,6 @@
 """The rows of an output that got no answer, or only the beginning of one."""
 
 import io
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
+from pipeline.json_lines import json_rows, write_line
 from pipeline.output import Opened, committed_units, read_records
 from pipeline.plan import Unit
 from pipeline.store import Store
@@ -97,9 +97,9 @@ def export_rows(tables: Sequence[pa.Table], target: Path) -> None:
 
 
 def _write_json_lines(rows: pa.Table, target: Path) -> None:
-    with target.open("w", encoding="utf-8") as file:
-        for row in rows.to_pylist():
-            file.write(json.dumps(row, default=str, ensure_ascii=False) + "\n")
+    with target.open("wb") as file:
+        for row in json_rows(rows):
+            write_line(row, file)
 
 
 _WRITERS: dict[str, Callable[[pa.Table, Path], None]] = {

@@ -32,7 +32,10 @@ class Message(Section):
 
 
 class Prompt(Section):
-    """Jinja2 templates over the row's columns: `system` and `user`, or `messages`, or `text`."""
+    """Jinja2 templates over the row's columns: `system` and `user`, or `messages`, or `text`.
+
+    Or `chat`, a column of whole chats.
+    """
 
     system: str | None = None
     user: str | None = None
@@ -40,19 +43,24 @@ class Prompt(Section):
     text: str | None = Field(
         default=None, description="A prompt as it is, without the model's chat template."
     )
+    chat: str | None = Field(
+        default=None,
+        min_length=1,
+        description="For generate: the column with a row's messages, a list of {role, content}.",
+    )
 
     @model_validator(mode="after")
     def _one_form(self) -> "Prompt":
-        forms = (self.user is not None, self.messages is not None, self.text is not None)
-        if sum(forms) != 1:
-            raise ValueError("give one of user (with or without system), messages, text")
+        forms = (self.user, self.messages, self.text, self.chat)
+        if sum(form is not None for form in forms) != 1:
+            raise ValueError("give one of user (with or without system), messages, text, chat")
         if self.system is not None and self.user is None:
             raise ValueError("system goes with user; with messages write a message of that role")
         return self
 
     @property
     def turns(self) -> tuple[Message, ...]:
-        """The chat's messages; empty for a plain `text`."""
+        """The chat's messages; empty for a plain `text`, and where each row has its own."""
         if self.messages is not None:
             return self.messages
         if self.user is None:

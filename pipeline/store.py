@@ -13,7 +13,7 @@ import stat
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -81,6 +81,12 @@ class Store(Protocol):
     def create(self, key: str, data: bytes) -> bool:
         """Make the object exist, whole, if it does not: True if this call made it."""
 
+    def creating(self, key: str) -> AbstractContextManager[BinaryIO]:
+        """Write a new object in pieces; it exists, whole, if the context ends without an error.
+
+        Raises `UserError` where the name is taken, before anything is written or at the end.
+        """
+
     def replace(self, key: str, data: bytes) -> None:
         """Write the object whole, whether it exists or not."""
 
@@ -118,6 +124,18 @@ def _refusing_gone(where: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise RunFailed(f"{where}: is gone since it was listed; run the command again") from error
+
+
+def open_place(url: str) -> tuple[Store, str]:
+    """The store and the key of one named object, in a folder that is there. Raises `UserError`."""
+    folder, name = os.path.split(url)
+    if not name or folder in ("s3:", "file:"):
+        raise UserError(f"{url}: names no file; write one behind it")
+    store = open_store(folder or ".")
+    if isinstance(store, LocalStore) and not os.path.isdir(store.url):
+        # A store makes its folders, and a mistyped path should make none.
+        raise UserError(f"{url}: there is no such folder; make it or mend the path")
+    return store, name
 
 
 class LocalStore:
@@ -172,18 +190,21 @@ class LocalStore:
     def create(self, key: str, data: bytes) -> bool:
         target = self._path(key)
         with _local_errors(target), _temporary_beside(target, data) as temporary:
-            try:
-                os.link(temporary, target)
-            except FileExistsError:
-                return False
-            except OSError as error:
-                if error.errno in _NO_HARD_LINKS:
-                    raise UserError(
-                        f"{target}: this file system has no hard links; use another path"
-                    ) from error
-                raise
-            _sync_folder(os.path.dirname(target))
-            return True
+            return _linked(temporary, target)
+
+    @contextmanager
+    def creating(self, key: str) -> Iterator[BinaryIO]:
+        target = self._path(key)
+        with _local_errors(target):
+            if os.path.lexists(target):
+                raise _taken(target)
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            with _temporary_for(target) as temporary:
+                with open(temporary, "xb") as file:
+                    yield file
+                    _sync(file)
+                if not _linked(temporary, target):
+                    raise _taken(target)
 
     def replace(self, key: str, data: bytes) -> None:
         target = self._path(key)
@@ -223,18 +244,49 @@ def _place_in_listing(entry: os.DirEntry[str]) -> str:
 @contextmanager
 def _temporary_beside(target: str, data: bytes) -> Iterator[str]:
     """A synced file with `data` in `target`'s folder; gone afterwards unless it was renamed."""
-    folder = os.path.dirname(target)
-    os.makedirs(folder, exist_ok=True)
-    path = os.path.join(folder, f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
-    try:
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    with _temporary_for(target) as path:
         with open(path, "xb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            _sync(file)
+        yield path
+
+
+@contextmanager
+def _temporary_for(target: str) -> Iterator[str]:
+    """A hidden name in `target`'s folder; what bears it is gone afterwards."""
+    path = os.path.join(os.path.dirname(target), f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+    try:
         yield path
     finally:
         if os.path.exists(path):
             os.unlink(path)
+
+
+def _sync(file: BinaryIO) -> None:
+    """Make what was written survive a power cut."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _linked(temporary: str, target: str) -> bool:
+    """Give a file its name, unless that is taken: whether it has it."""
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno in _NO_HARD_LINKS:
+            raise UserError(
+                f"{target}: this file system has no hard links; use another path"
+            ) from error
+        raise
+    _sync_folder(os.path.dirname(target))
+    return True
+
+
+def _taken(place: str) -> UserError:
+    return UserError(f"{place} is there already; remove it or name another one")
 
 
 def _sync_folder(folder: str) -> None:
@@ -364,6 +416,31 @@ class S3Store:
                     return False
                 raise
             return True
+
+    @contextmanager
+    def creating(self, key: str) -> Iterator[BinaryIO]:
+        where = self._url(key)
+        with _s3_errors(where):
+            if self._fs.exists(self._path(key)):
+                raise _taken(where)
+            # In parts of some megabytes; the last request makes the object, if there is none yet.
+            file = self._fs.open(self._path(key), "xb")
+        try:
+            with _s3_errors(where):
+                yield file
+                try:
+                    file.close()
+                except OSError as error:
+                    if _is_precondition_failed(error):
+                        raise _taken(where) from error
+                    raise
+        except BaseException:
+            # What went wrong matters more than parts that nobody sees.
+            with suppress(OSError):
+                file.discard()
+            # Whoever drops it would upload what is left.
+            file.closed = True
+            raise
 
     def replace(self, key: str, data: bytes) -> None:
         with _s3_errors(self._url(key)):

@@ -30,7 +30,8 @@ class PromptTemplates:
     `columns` maps each column used to the place that names it. `required` are the columns that
     are printed as they are, outside of any `{% if %}` or `{% for %}`: a row in which one of them is
     null or blank has nothing to ask about and is rejected. `given` are the names that stand for the
-    task's own values and not for columns. `sandbox` is where the `contents` were compiled.
+    task's own values and not for columns. `sandbox` is where the `contents` were compiled. `chat`
+    is the column with a row's own messages, where these stand in the place of templates.
     """
 
     roles: tuple[str, ...]
@@ -40,6 +41,7 @@ class PromptTemplates:
     given: Mapping[str, Any] = field(default_factory=dict)
     sandbox: CappedSandbox = field(default_factory=CappedSandbox)
     sources: tuple[str, ...] = ()
+    chat: str | None = None
 
     @property
     def is_chat(self) -> bool:
@@ -84,6 +86,9 @@ def compile_prompt(
     `place` stands before `prompt` in messages: `tasks.topic.` in a list of tasks. `given` are the
     task's own values for templates; a column of such a name is written `row["name"]`.
     """
+    if prompt.chat is not None:
+        columns = {prompt.chat: f"{place}prompt.chat"}
+        return PromptTemplates((), (), columns, frozenset(), given or {}, chat=prompt.chat)
     sources = {f"{place}prompt.{name}": source for name, source in prompt.templates.items()}
     templates = compile_templates(sources, tuple(turn.role for turn in prompt.turns), given)
     if not templates.columns:

@@ -1,4 +1,4 @@
-"""Export: every row once and in order, in each form; the file is whole or not there."""
+"""Export: every row once and in order, in each form; the target is whole or not there."""
 
 import base64
 import json
@@ -8,20 +8,24 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import datasets
+import deltalake
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from inprocess import drive, job_over
-from stores import refusal
+from pyiceberg.table import StaticTable
+from stores import ON_S3, refusal
 from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.commit import read_record
 from pipeline.errors import ExitCode, UserError
-from pipeline.export import Format, as_json, export
+from pipeline.export import Format, export
 from pipeline.job import Job
+from pipeline.json_lines import as_json
 from pipeline.output import Opened, open_output
-from pipeline.store import LocalStore
+from pipeline.store import LocalStore, open_place
 
 KEPT = pa.schema(
     [
@@ -75,8 +79,27 @@ def stored(opened: Opened) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def lines(path: Path | str) -> list[dict[str, Any]]:
+    store, key = open_place(str(path))
+    return [json.loads(line) for line in store.read(key).decode().splitlines()]
+
+
+def read_back(target: Path, form: Format) -> list[dict[str, Any]]:
+    """The rows as a program that knows the form finds them."""
+    match form:
+        case Format.JSONL | Format.OPENAI_BATCH:
+            return lines(target)
+        case Format.PARQUET:
+            return list(pq.read_table(target).to_pylist())
+        case Format.DELTA:
+            return list(deltalake.DeltaTable(target).to_pyarrow_table().to_pylist())
+        case Format.ICEBERG:
+            return list(StaticTable.from_metadata(str(target)).scan().to_arrow().to_pylist())
+        case Format.HF_DATASET:
+            datasets.disable_progress_bars()
+            cache = target.with_name("cache")
+            found = datasets.load_dataset(str(target), split="train", cache_dir=str(cache))
+            return list(found)
 
 
 def test_parquet_holds_the_same_table(tmp_path: Path) -> None:
@@ -115,12 +138,56 @@ def test_json_lines_hold_every_value(tmp_path: Path) -> None:
 def test_rejects_can_be_left_out(tmp_path: Path, form: Format) -> None:
     """Without rejects just the rows with an answer are written."""
     target = tmp_path / "answers"
-    assert export(output_of(tmp_path), target, form, rejects=False) == 2
-    if form == Format.PARQUET:
-        assert pq.read_table(target).column("source_row").to_pylist() == [0, 2]
-    else:
-        assert all(row["error"] is None for row in lines(target))
-        assert len(lines(target)) == 2
+    opened = output_of(tmp_path, keep=["custom_id", "blob", "nested"])
+    assert export(opened, target, form, rejects=False) == 2
+    rows = read_back(target, form)
+    assert [row["error"] for row in rows] == [None, None]
+    assert "första" in [row["custom_id"] for row in rows]
+
+
+@pytest.mark.parametrize("form", [Format.HF_DATASET, Format.DELTA, Format.ICEBERG])
+def test_tables_hold_the_same_rows(tmp_path: Path, form: Format) -> None:
+    """Each column reads back in the format's own library as the output holds it."""
+    keep = ["custom_id", "blob", "day", "big", "price", "nested"]
+    opened, target = output_of(tmp_path, keep=keep), tmp_path / "table"
+    assert export(opened, target, form) == len(ROWS)
+    # A table has no order of its own.
+    found = sorted(read_back(target, form), key=lambda row: row["source_row"])
+    assert found == stored(opened).to_pylist()
+
+
+@pytest.mark.parametrize("place", ["local", ON_S3])
+def test_errors_may_have_their_own_file(
+    tmp_path: Path, place: str, request: pytest.FixtureRequest
+) -> None:
+    """The two files together hold each row once; in S3 as on a disk, where names stay too."""
+    folder = str(tmp_path)
+    if place == "s3":
+        folder = f"s3://{request.getfixturevalue('s3_bucket')}/exports"
+    opened = output_of(tmp_path)
+    target, errors = f"{folder}/answers.jsonl", f"{folder}/errors.jsonl"
+    assert export(opened, target, Format.OPENAI_BATCH, errors=errors) == len(ROWS)
+    assert [line["custom_id"] for line in lines(target)] == ["första", "a.parquet:2"]
+    assert all(line["error"] is None for line in lines(target))
+    (line,) = lines(errors)
+    assert (line["custom_id"], line["response"]) == ("empty", None)
+    said = refusal(UserError, lambda: export(opened, target, Format.JSONL))
+    assert said.startswith(f"{target} is there already")
+    said = refusal(
+        UserError, lambda: export(opened, f"{folder}/new", Format.OPENAI_BATCH, errors=errors)
+    )
+    assert said.startswith(f"{errors} is there already")
+    for form, rejects in ((Format.JSONL, True), (Format.OPENAI_BATCH, False)):
+        said = refusal(
+            UserError,
+            lambda form=form, rejects=rejects: export(
+                opened, f"{folder}/new", form, rejects=rejects, errors=f"{folder}/other"
+            ),
+        )
+        assert said.startswith("--errors goes with")
+    store, _ = open_place(target)
+    left = {item.key for item in store.list() if item.key.endswith(("new", "other"))}
+    assert left == set()
 
 
 @pytest.mark.parametrize("samples", [1, 2])
@@ -197,7 +264,7 @@ def test_a_failure_half_way_leaves_nothing(
     tmp_path: Path, form: Format, whole_footer: bool
 ) -> None:
     """If a later unit is damaged, neither the target nor a part of it is there."""
-    opened = output_of(tmp_path)
+    opened = output_of(tmp_path, keep=["big"])
     damaged = Path(opened.store.url, opened.plan.units[-1].key)
     data = damaged.read_bytes()
     body = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
@@ -230,7 +297,7 @@ def test_a_form_that_there_is_not_is_told_in_one_line(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["export", opened.store.url, str(target), "--to", "csv"])
     assert done.exit_code == ExitCode.USER_ERROR
     (line,) = done.stderr.splitlines()
-    assert "jsonl, parquet, openai-batch" in line
+    assert all(form in line for form in Format)
     assert not target.exists()
 
 

@@ -39,6 +39,8 @@ DOORS = {
     "rich": {"screen", *COMMANDS},
     "plotly": {"page"},
     "PIL": {"media"},
+    "deltalake": {"tables"},
+    "pyiceberg": {"tables"},
     "soundfile": {"media"},
     "soxr": {"media"},
     "torch": {"tokenizer", "models"},
@@ -48,7 +50,18 @@ DOORS = {
 #: A pure function of strings, and no way out.
 EXCEPTIONS = {("shards", "fsspec.utils.glob_translate")}
 #: Seconds of import each, which `tokenmill --help` must not cost.
-SLOW = ["ray", "vllm", "torch", "transformers", "s3fs", "PIL", "plotly", "soundfile"]
+SLOW = [
+    "ray",
+    "vllm",
+    "torch",
+    "transformers",
+    "s3fs",
+    "PIL",
+    "plotly",
+    "soundfile",
+    "deltalake",
+    "pyiceberg",
+]
 
 
 def dotted(path: Path) -> str:

@@ -12,6 +12,7 @@ import yaml
 from factories import job, job_data
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from pipeline.cli import app
@@ -537,6 +538,26 @@ def test_prompts_come_in_three_forms() -> None:
     turns = Prompt.model_validate({"messages": messages}).turns
     assert [turn.model_dump() for turn in turns] == messages
     assert Prompt(text="{{ text }}").turns == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"task": {"kind": "tag", "choices": ["a"]}, "sampling": None}, "only generate takes"),
+        ({"length": {"policy": "truncate", "column": "m"}}, "whole chats are not cut"),
+        (
+            {"task": {"best_of": {"n": 2, "by": "reward", "model": {"source": "fake"}}}},
+            "a reward model reads templates",
+        ),
+        ({"prompt": {"chat": "m", "text": "{{ m }}"}}, "give one of"),
+    ],
+)
+def test_whole_chats_need_a_task_that_takes_them(changes: dict[str, Any], part: str) -> None:
+    """A row's own messages are asked by generate alone, uncut and without a judge of templates."""
+    data = {**job_data(), "prompt": {"chat": "m"}, "sampling": {"max_tokens": 4}}
+    assert Job.model_validate(data).steps[0].columns == {"m": "prompt.chat"}
+    with pytest.raises(ValidationError, match=part):
+        Job.model_validate(data | changes)
 
 
 def test_a_job_that_names_no_task_generates() -> None:

@@ -19,7 +19,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 #: The commands of which the README shows some of the options.
 REPORTING = {
     *("init", "validate", "plan", "preview", "status", "report", "compare"),
-    *("export", "schema", "verify", "publish", "rejects", "retry"),
+    *("export", "import-batch", "schema", "verify", "publish", "rejects", "retry"),
 }
 DOCUMENTS = [
     path

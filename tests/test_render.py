@@ -258,3 +258,43 @@ def test_an_unreadable_value_rejects_the_row_for_all_its_tasks() -> None:
     assert [isinstance(entry, Reject) and entry.reject_class for entry in rejected] == [
         RejectClass.BAD_TEXT
     ] * 3
+
+
+# Whole chats.
+
+
+def test_a_rows_own_messages_are_its_prompt() -> None:
+    """Each row's list of roles and contents goes to the chat template as it is, in its place."""
+    chats = [
+        [("system", "Be brief."), ("user", "One?"), ("assistant", "{{ text }}"), ("user", "Two?")],
+        [("user", "")],
+    ]
+    column = [[{"role": role, "content": text} for role, text in chat] for chat in chats]
+    table = rendered(pa.table({"messages": column}), {"chat": "messages"})
+    found = [entry.prompts[0] for entry in entries(table) if isinstance(entry, Prepared)]
+    assert found == FakeTokenizer().encode_chats(chats)
+
+
+@pytest.mark.parametrize(
+    ("cell", "kind"),
+    [
+        (None, RejectClass.EMPTY_INPUT),
+        ([], RejectClass.EMPTY_INPUT),
+        ([None], RejectClass.TEMPLATE_ERROR),
+        ([{"role": "user", "content": None}], RejectClass.TEMPLATE_ERROR),
+        ([{"role": None, "content": "x"}], RejectClass.TEMPLATE_ERROR),
+    ],
+)
+def test_messages_that_are_none_are_their_rows_reject(cell: object, kind: RejectClass) -> None:
+    """A row without whole messages is a reject that names the column; its neighbour is asked."""
+    sound = [{"role": "user", "content": "x"}]
+    table = rendered(pa.table({"m": [cell, sound]}), {"chat": "m"})
+    assert reject(table, 0).reject_class is kind
+    assert "the column m" in reject(table, 0).message
+    assert isinstance(entries(table)[1], Prepared)
+
+
+def test_a_column_of_texts_holds_no_messages() -> None:
+    """Of a column of another type every row is a reject, not a letter a message."""
+    table = rendered(pa.table({"m": ["Hello"]}), {"chat": "m"})
+    assert reject(table, 0).reject_class is RejectClass.TEMPLATE_ERROR

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from killing import killed_at_line
+from killing import create_in_pieces, killed_at_line
 from stores import contents, keys, refusal
 
 from pipeline.errors import NoSpace, RunFailed, TokenmillError, UserError
@@ -71,6 +71,63 @@ def test_what_is_deleted_is_gone_and_may_be_made_again(store: Store) -> None:
         store.delete("folder/key")
         assert contents(store) == {"folder/key2": b"b"}
     assert store.create("folder/key", b"again") is True
+
+
+# In pieces.
+
+
+@pytest.mark.parametrize("pieces", [[], [b"one", b"", b"two"], [b"0123456789abcdef" * 4 * MIB]])
+def test_an_object_made_in_pieces_is_there_at_the_end(store: Store, pieces: list[bytes]) -> None:
+    """Nothing is seen before the last piece, then the whole: empty, small, or of many megabytes."""
+    with store.creating("data/a") as file:
+        for piece in pieces:
+            file.write(piece)
+        assert keys(store) == []
+    assert contents(store) == {"data/a": b"".join(pieces)}
+
+
+def test_a_name_that_is_taken_stays(store: Store) -> None:
+    """Whoever writes in pieces is refused, at once, or later if it was taken meanwhile."""
+    store.create("data/a", b"first")
+
+    def write(key: str, meanwhile: Callable[[], object]) -> None:
+        with store.creating(key) as file:
+            file.write(b"late")
+            meanwhile()
+
+    for key in ("data/a", "data/b"):
+        said = refusal(UserError, lambda key=key: write(key, lambda: store.create(key, b"first")))
+        assert said.endswith(f"{key} is there already; remove it or name another one")
+    assert contents(store) == {"data/a": b"first", "data/b": b"first"}
+
+
+@pytest.mark.parametrize("piece", [b"half", b"0123456789abcdef" * 4 * MIB])
+def test_an_error_between_two_pieces_leaves_nothing(store: Store, root: str, piece: bytes) -> None:
+    """The object is not there, nor what was written of it, and the error comes through."""
+
+    def write() -> None:
+        with store.creating("data/a") as file:
+            file.write(piece)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write()
+    assert keys(store) == []
+    if isinstance(store, LocalStore):
+        assert list(Path(root, "data").iterdir()) == []
+
+
+def test_a_kill_between_two_pieces_leaves_all_or_nothing(tmp_path: Path) -> None:
+    """Wherever the process dies, the object is whole or not there, and another may make it."""
+    number, killed, seen = 0, True, []
+    while killed:
+        store = open_store(str(tmp_path / str(number)))
+        killed = killed_at_line(number, create_in_pieces, store, "data/a", [b"one", b"two"])
+        seen.append(contents(store))
+        assert store.create("data/a", b"another") is (seen[-1] == {})
+        number += 1
+    assert seen == sorted(seen, key=len)
+    assert seen[-1] == {"data/a": b"onetwo"}
 
 
 # Reading sees whole objects.

@@ -72,6 +72,7 @@ GOOD = {
     "frequency_penalty": [-2, 2.0],
     "repetition_penalty": [0.1, 5],
     "stop": ["a", ["a", "b"], []],
+    "structured_outputs": ['{"json": {"type": "object"}}', '{"json_object": true}'],
 }
 BAD = {
     "temperature": [-0.1, 2.1, math.nan, math.inf, "0.5", True],
@@ -85,6 +86,13 @@ BAD = {
     "frequency_penalty": [-2.1, 2.1],
     "repetition_penalty": [0, -1, math.inf],
     "stop": ["", ["a", ""], [None], 5],
+    "structured_outputs": ["", "{", "[1]", '{"json": "a"}', '{"regex": "a"}', "[" * 10**5, {}],
+}
+#: What a value is called in the request, where that is not the value itself.
+IN_REQUEST: dict[str, Any] = {
+    "a": ["a"],
+    '{"json": {"type": "object"}}': {"json": '{"type": "object"}'},
+    '{"json_object": true}': {"json_object": True},
 }
 
 
@@ -94,7 +102,7 @@ def test_good_values_reach_the_request(name: str) -> None:
     for value in GOOD[name]:
         asked = ask({"own": value}, overrides={name: "own"})
         (found,) = asked.sampled(name)
-        wanted = [value] if isinstance(value, str) else value
+        wanted = IN_REQUEST[value] if isinstance(value, str) else value
         assert found == wanted, value
         json.dumps(found)
 

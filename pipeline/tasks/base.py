@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
 import pyarrow as pa
 from pydantic import Field, field_validator
 
-from pipeline.length import Chunk, JoinKind, JoinPrompt, Length
+from pipeline.length import Chunk, JoinKind, JoinPrompt, Length, Truncate
 from pipeline.overrides import OVERRIDABLE
 from pipeline.prompter import Prompter
 from pipeline.schema import Answer, Media, Params, Reject, Request, Sampling
@@ -85,6 +85,8 @@ class TaskSection(Section):
     samples: ClassVar[bool] = True
     #: Whether the task asks by a `prompt`.
     asks_by_prompt: ClassVar[bool] = True
+    #: Whether a row's own messages may stand in the prompt's place.
+    takes_chats: ClassVar[bool] = False
     #: Whether a second prompt, over the answers of a long text's chunks, can join them.
     joins_by_prompt: ClassVar[bool] = True
 
@@ -170,6 +172,24 @@ class TaskSection(Section):
         sampling = self.sampling or {}
         stops = sampling.get("stop") or sampling.get("stop_token_ids")
         return bool(stops) or "stop" in (self.overrides or {})
+
+    def check_chat(self) -> None:
+        """Raise `ValueError` if the prompt is a row's own messages and the task cannot take them.
+
+        There is no text that a task could add to, and none that a length policy could cut.
+        """
+        final = None if self.final is None else self.final.prompt
+        own = self.prompt is not None and self.prompt.chat is not None
+        if final is not None and final.chat is not None:
+            raise ValueError(f"{self.place}length.join.prompt.chat: joins ask by templates")
+        if own and not self.takes_chats:
+            raise ValueError(
+                f"{self.place}prompt.chat: only generate takes whole chats; write templates"
+            )
+        if own and isinstance(self.length, Truncate | Chunk):
+            raise ValueError(
+                f"{self.place}length: whole chats are not cut; leave it out, or write templates"
+            )
 
     def check(self) -> None:
         """Raise `ValueError` for what cannot work, now that prompt and sampling are known."""

@@ -8,7 +8,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
@@ -80,6 +80,8 @@ class Tokens(Section):
 class Generate(TaskSection):
     """`task: {kind: generate}`, the task of a job that names none."""
 
+    takes_chats: ClassVar[bool] = True
+
     kind: Literal["generate"] = "generate"
     n: int = Field(default=1, ge=1, le=_MOST_SAMPLES, description="Answers to each row, in lists.")
     best_of: BestOf | None = Field(default=None, description="Of n answers the best alone.")
@@ -114,6 +116,8 @@ class Generate(TaskSection):
         sampling = self.sampling or {}
         if self.tokens is not None and "logprobs" in sampling:
             raise ValueError(f"{self.place}sampling.logprobs: tokens.top says it; leave it out")
+        if self.judge_place is not None and self.own_prompt.chat is not None:
+            raise ValueError(f"{self.place}best_of.by: a reward model reads templates, not chats")
         if self.best_of is not None and sampling.get("logprobs", 0) is None:
             raise ValueError(f"{self.place}sampling.logprobs: best_of compares them; leave it out")
         if self.num_samples == 1:
