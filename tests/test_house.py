@@ -47,7 +47,7 @@ DOORS = {
 #: A pure function of strings, and no way out.
 EXCEPTIONS = {("shards", "fsspec.utils.glob_translate")}
 #: Seconds of import each, which `tokenmill --help` must not cost.
-SLOW = ["ray", "vllm", "torch", "transformers", "s3fs", "PIL", "plotly", "soundfile"]
+SLOW = ["ray", "vllm", "torch", "transformers", "s3fs", "PIL", "plotly", "soundfile", "pandas"]
 
 
 def dotted(path: Path) -> str:

@@ -9,6 +9,7 @@ import typer
 from pipeline.commands.options import DebugOption, OutputArgument
 from pipeline.commands.terminal import one_line_errors
 from pipeline.export import Format, export, named_format
+from pipeline.monitor import counted
 from pipeline.output import open_output
 from pipeline.printed import NAMES, schema_of
 
@@ -41,7 +42,7 @@ def export_command(  # noqa: PLR0913, PLR0917 - options of a command
             rejects=not without_rejects,
             partial=partial,
         )
-        typer.echo(f"{target}: {num_rows:,} rows")
+        typer.echo(f"{target}: {counted(num_rows, 'row')}")
 
 
 def schema_command(
