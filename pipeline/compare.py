@@ -238,7 +238,7 @@ def _gated(fields: Sequence[pa.Field], on: Sequence[str] | None) -> set[str]:
     names = [each.name for each in fields]
     for name in on or ():
         if name not in names:
-            raise UserError(f"--on {name}: {unknown(name, names)}")
+            raise UserError(f"--on {name}: {unknown(name, names, 'column')}")
     if on:
         return set(on)
     return {

@@ -4,8 +4,9 @@ Tokens are counted on a sample of rows; the rest follows from a table of speeds,
 former run measured.
 """
 
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -97,6 +98,7 @@ def estimate(
     seconds = None if speed is None else speed.seconds(tokens.estimate, written.estimate)
     gpu_hours = _gpu_hours(ahead.job, seconds, before, device)
     price = model.price_per_gpu_hour
+    rejects = sample.count(lambda row: row.reject is not None)
     return Estimate(
         job=ahead.job.name,
         input=ahead.plan.input_url,
@@ -111,7 +113,7 @@ def estimate(
         passing_rows=rows,
         input_tokens=tokens,
         output_tokens=written,
-        rejects=sample.count(lambda row: row.reject is not None),
+        rejects=rejects,
         rejects_by_class=_rejects(sample),
         truncated=sample.count(lambda row: row.is_truncated),
         divided=sample.count(lambda row: row.is_divided),
@@ -123,8 +125,20 @@ def estimate(
         cost=None if gpu_hours is None or price is None else round(gpu_hours * price, 2),
         previous=before,
         prompts=sample.prompts,
-        notes=sample.notes,
+        notes=(*sample.notes, *_over_budget(ahead.job, rejects, rows)),
     )
+
+
+def _over_budget(job: Job, rejects: Interval, rows: Interval) -> Iterator[str]:
+    """That the run is likely to end with exit code 3, said while it costs nothing."""
+    most = math.floor(job.max_reject_rate * rows.estimate)
+    if job.max_rejects is not None:
+        most = min(most, job.max_rejects)
+    if rejects.estimate > most:
+        yield (
+            f"{rejects.estimate:,} rejects are more than the {most:,} that max_reject_rate and "
+            "max_rejects allow: the run would end with exit code 3"
+        )
 
 
 def _require_models(job: Job) -> None:

@@ -122,7 +122,9 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{path}: cannot read the job file ({error.strerror})") from error
+        missing = isinstance(error, FileNotFoundError)
+        advice = "; mend the path, or write one with tokenmill init" if missing else ""
+        raise UserError(f"{path}: cannot read the job file ({error.strerror}){advice}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: the job file is not UTF-8 text") from error
 

@@ -154,7 +154,7 @@ def _check_folder_or_hub_id(model: ModelSource) -> None:
 def _bundled(source: str) -> BundledModel:
     name = source.removeprefix(_BUNDLED_PREFIX)
     if name not in BUNDLED_MODELS:
-        hint = unknown(name, BUNDLED_MODELS).replace("unknown key", "no such bundled model")
+        hint = unknown(name, BUNDLED_MODELS, "bundled model")
         raise UserError(f"model.source: {source}: {hint}")
     return BUNDLED_MODELS[name]
 

@@ -182,6 +182,11 @@ def duration(seconds: float | None) -> str:
     return f"{whole_s} s"
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 row`, `1,000 rows`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 class EventLog:
     """A run's events as JSON lines; each has a time (Unix seconds) and a name."""
 

@@ -62,8 +62,23 @@ def preview(job: Job, count: int, seed: int) -> list[PreviewedRow]:
         answers = [answer for answer in unit.answers if answer is not None]
         schema = output_schema(rows.select(shown).schema, added_fields(job))
         table = output_rows(answered_table(rows, answers, tasks.fields), shard, schema)
-        previewed += map(partial(_previewed, shown), table.to_pylist(maps_as_pydicts="strict"))
+        previewed += map(partial(_previewed, shown), _rows(table))
     return previewed
+
+
+def _rows(table: pa.Table) -> list[dict[str, Any]]:
+    return [
+        {name: _value(table.column(name)[row]) for name in table.column_names}
+        for row in range(table.num_rows)
+    ]
+
+
+def _value(cell: pa.Scalar) -> Any:
+    try:
+        return cell.as_py(maps_as_pydicts="strict")
+    except UnicodeDecodeError:
+        # The row is a reject; the others are shown all the same.
+        return "(text that is not UTF-8)"
 
 
 def _previewed(shown: Sequence[str], row: dict[str, Any]) -> PreviewedRow:

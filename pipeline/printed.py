@@ -42,7 +42,7 @@ def schema_of(name: str) -> dict[str, Any]:
             return _comparison()
         case "summary":
             return _written(Summary)
-    raise UserError(f"schema {name}: {unknown(name, NAMES)}")
+    raise UserError(f"schema {name}: {unknown(name, NAMES, 'schema')}")
 
 
 def _written(kind: Any) -> dict[str, Any]:

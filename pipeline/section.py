@@ -184,9 +184,9 @@ def check_sampling(sampling: dict[str, Any], place: str = "") -> None:
         )
 
 
-def unknown(name: str, known: Iterable[str]) -> str:
+def unknown(name: str, known: Iterable[str], what: str = "key") -> str:
     """`unknown key; did you mean …?` with the nearest known one, or all of them."""
     names = list(known)
     nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(names)}"
-    return f"unknown key; {hint}"
+    return f"unknown {what}; {hint}"

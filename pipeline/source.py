@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 import pyarrow as pa
-import pyarrow.dataset as ds
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import RunFailed, UserError
@@ -94,8 +94,11 @@ def _overlapping_groups(parquet: pq.ParquetFile, unit: Unit) -> Iterator[tuple[i
         start = end
 
 
-def _possible_groups(file: BinaryIO, where: ds.Expression, schema: pa.Schema) -> frozenset[int]:
+def _possible_groups(file: BinaryIO, where: pc.Expression, schema: pa.Schema) -> frozenset[int]:
     """The row groups whose statistics do not rule the filter out."""
+    # pandas comes with it, half a second that `tokenmill --help` must not cost.
+    import pyarrow.dataset as ds  # noqa: PLC0415
+
     fragment = ds.ParquetFileFormat().make_fragment(file)
     kept = fragment.subset(where, schema=schema)
     return frozenset(group.id for group in kept.row_groups)

@@ -214,7 +214,7 @@ KINDS = tuple(_STARTERS)
 def starter_job(found: Survey, kind: str, file: str) -> str:
     """A job file for the input, to be stored under the name `file`. Raises `UserError`."""
     if kind not in _STARTERS:
-        raise UserError(f"--task {kind}: {unknown(kind, KINDS)}")
+        raise UserError(f"--task {kind}: {unknown(kind, KINDS, 'kind of task')}")
     starter = _STARTERS[kind]
     column = asked_about(found, kind)
     named = {"text": _quoted(_printing(column.name)), "column": _quoted(column.name)}

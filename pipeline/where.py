@@ -58,8 +58,10 @@ def _parse(where: str) -> exp.Expression:
     try:
         tree = sqlglot.parse_one(where)
     except sqlglot.errors.SqlglotError as error:
-        first_line = str(error).splitlines()[0]
-        raise UserError(f"input.where: {where!r} is not a SQL condition: {first_line}") from error
+        raise UserError(
+            f"input.where: {where!r} is not a SQL condition{_place(error)}; write it like "
+            "language = 'en' AND year > 2000"
+        ) from error
     except RecursionError:
         raise UserError("input.where: the condition is nested too deeply; flatten it") from None
     for node in tree.walk():
@@ -67,6 +69,12 @@ def _parse(where: str) -> exp.Expression:
         if any(part and name not in known for name, part in node.args.items()):
             raise _unsupported(node, where)
     return tree
+
+
+def _place(error: sqlglot.errors.SqlglotError) -> str:
+    """Where it ceases to be one; what else the parser says is of its own classes."""
+    errors = error.errors if isinstance(error, sqlglot.errors.ParseError) else []
+    return f" (see character {errors[0]['col']})" if errors else ""
 
 
 def _unsupported(node: exp.Expression, where: str) -> UserError:

@@ -1,5 +1,6 @@
-"""The fixtures that every test file may ask for."""
+"""The fixtures and options that every test file may ask for."""
 
+import pytest
 from hypothesis import settings
 
 pytest_plugins = ["s3_server", "stores"]
@@ -7,3 +8,8 @@ pytest_plugins = ["s3_server", "stores"]
 # How long an example takes is the machine's affair.
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--write-screens` keeps the screens as they are now, instead of comparing."""
+    parser.addoption("--write-screens", action="store_true", help="write tests/screens anew")

@@ -53,7 +53,7 @@ def refusal(job: Path, *arguments: str) -> str:
         (["--set", "input.where=nope = 1"], ["input.where", "nope", "id, text"]),
         (["--set", "input.where=text ="], ["input.where", "not a SQL condition"]),
         (["--set", "model.engine.step_seconds=1"], ["model.engine.step_seconds", "step_s"]),
-        (["--set", "model.source=bundled:nope"], ["bundled:nope", "no such bundled model"]),
+        (["--set", "model.source=bundled:nope"], ["bundled:nope", "unknown bundled model"]),
         (["--set", "model.source=/nowhere"], ["/nowhere", "folder"]),
         (["--set", "sampling={}"], ["sampling.max_tokens"]),
         (["--input", "/nowhere"], ["/nowhere", "no such file"]),

@@ -61,6 +61,7 @@ SLOW = [
     "soundfile",
     "deltalake",
     "pyiceberg",
+    "pandas",
 ]
 
 

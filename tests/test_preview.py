@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from factories import strings_of_bytes
 from inprocess import invoke, job_over, write_corpus
 
 from pipeline.errors import ExitCode, UserError
@@ -47,6 +48,18 @@ def test_rows_are_drawn_from_all_over_and_by_the_seed(corpus: Path) -> None:
     assert len({row.source_file for row in rows}) > 1
     assert places(previewed(corpus, 8)) == places(rows)
     assert places(previewed(corpus, 8, seed=1)) != places(rows)
+
+
+def test_text_that_is_not_utf_8_is_a_reject_beside_the_others(tmp_path: Path) -> None:
+    """A row with broken bytes is shown as one, and hinders no other."""
+    texts = strings_of_bytes([b"fine", b"caf\xe9"])
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    pq.write_table(pa.table({"id": range(2), "text": texts}), corpus / "a.parquet")
+    fine, broken = sorted(previewed(corpus, 2), key=lambda row: row.source_row)
+    assert fine.read["text"] == "fine" and fine.written["error"] is None
+    assert broken.read["text"] == "(text that is not UTF-8)"
+    assert broken.written["error"]["class"] == "bad_text"
 
 
 def test_more_rows_than_there_are_is_all_of_them(corpus: Path) -> None:

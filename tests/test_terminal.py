@@ -85,7 +85,7 @@ def test_a_terminal_shows_the_run_and_nothing_else(job: Path) -> None:
     terminal = Terminal("run", job)
     assert terminal.read_to_end() == ExitCode.FINISHED, terminal.text
     names = ("tiny:", "units", "rows", "rejects", "tokens/s", "replicas", "ETA")
-    names += ("this run", "input tokens", "output tokens", "output", "log")
+    names += ("this run", "input tokens", "output tokens", "output", "log", "next")
     assert [line for line in terminal.lines if not line.startswith(names)] == []
     drawn = [line for line in terminal.lines if line.startswith(names[1:7])]
     assert all(len(line) <= 80 for line in drawn)

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.box import HORIZONTALS
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -24,8 +23,9 @@ from pipeline.commands.options import (
     SetOption,
     job_settings,
 )
-from pipeline.commands.terminal import WIDTH, facts_table, one_line_errors, stoppable, visible
+from pipeline.commands.terminal import facts_table, one_line_errors, screen, stoppable, visible
 from pipeline.job_file import load_job
+from pipeline.monitor import counted
 from pipeline.preview import PreviewedRow, preview
 from pipeline.screen import chatter_into
 from pipeline.validate import Validation, validate
@@ -63,7 +63,9 @@ def validate_command(  # noqa: PLR0913, PLR0917 - options of a command
 def preview_command(  # noqa: PLR0913, PLR0917 - options of a command
     job_file: JobArgument,
     rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="How many rows.")] = 5,
-    seed: Annotated[int, typer.Option(help="Which rows: another seed draws others.")] = 0,
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Which rows: another seed draws others.")
+    ] = 0,
     where: Annotated[
         str | None, typer.Option(metavar="SQL", help="Instead of input.where.")
     ] = None,
@@ -92,23 +94,27 @@ def preview_command(  # noqa: PLR0913, PLR0917 - options of a command
 
 
 def _print_validation(job_file: Path, found: Validation) -> None:
+    shards, units = counted(found.shards, "shard"), counted(found.units, "unit")
     lines = {
-        "rows": f"{found.rows:,} in {found.shards:,} shards and {found.units:,} units",
+        "rows": f"{found.rows:,} in {shards} and {units}",
         "skipped": ", ".join(found.skipped_shards),
         "columns": ", ".join(f"{name} {type_}" for name, type_ in found.columns.items()),
         "models": ", ".join(model.source for model in found.models),
         "to fetch": ", ".join(model.source for model in found.missing_models),
     }
-    console = Console(highlight=False, width=WIDTH)
+    console = screen()
     console.print(visible(f"{job_file} can be run"), markup=False, soft_wrap=True)
     console.print(facts_table(lines))
     if found.missing_models:
         console.print("what follows from a model's tokenizer is known once it is fetched")
+    missing = [f"models fetch {model.source}" for model in found.missing_models[:1]]
+    (command,) = missing or [f"preview {job_file}"]
+    console.print(visible(f"next: tokenmill {command}"), markup=False, soft_wrap=True)
 
 
 def _print_preview(previewed: list[PreviewedRow]) -> None:
     """A block a row: what the job reads, and beside it what it would write."""
-    console = Console(highlight=False, width=WIDTH)
+    console = screen()
     for row in previewed:
         where = f"{row.source_file} row {row.source_row:,}"
         shown = Table(box=HORIZONTALS, title=visible(where), title_justify="left", expand=True)
@@ -118,13 +124,22 @@ def _print_preview(previewed: list[PreviewedRow]) -> None:
         console.print(shown)
 
 
+def _said(name: str, value: Any) -> str:
+    """A cell in words; --json has all of it."""
+    if name == "error" and isinstance(value, Mapping):
+        return f"{value['class']}: {value['message']}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+
+
 def _cells_text(cells: Mapping[str, Any]) -> Text:
     """Each column's name and value, long ones cut; nulls are left out."""
     text = Text()
     for name, value in cells.items():
         if value is None:
             continue
-        said = value if isinstance(value, str) else json.dumps(value, default=str)
+        said = _said(name, value)
         if len(said) > _MOST_CHARACTERS:
             said = f"{said[:_MOST_CHARACTERS]} …"
         text.append(f"{name}  ", "bold").append(f"{visible(said)}\n")

@@ -11,6 +11,7 @@ from pipeline.commands.run import print_summary
 from pipeline.commands.terminal import Terminal, one_line_errors, stoppable
 from pipeline.errors import ExitCode
 from pipeline.export import Format, export, named_format
+from pipeline.monitor import counted
 from pipeline.output import open_output
 from pipeline.printed import NAMES, schema_of
 
@@ -50,7 +51,7 @@ def export_command(  # noqa: PLR0913, PLR0917 - options of a command
             partial=partial,
             errors=errors,
         )
-        typer.echo(f"{target}: {num_rows:,} rows")
+        typer.echo(f"{target}: {counted(num_rows, 'row')}")
 
 
 def import_batch_command(  # noqa: PLR0913, PLR0917 - options of a command

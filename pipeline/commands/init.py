@@ -8,6 +8,7 @@ import typer
 from pipeline.commands.options import DebugOption
 from pipeline.commands.terminal import one_line_errors, visible
 from pipeline.errors import UserError
+from pipeline.monitor import counted
 from pipeline.starter import KINDS, asked_about, starter_job
 from pipeline.survey import survey
 
@@ -35,8 +36,8 @@ def init_command(
         column = asked_about(found, kind).name
         typer.echo(
             visible(
-                f"{output}: {kind} over the column {column} of {found.rows:,} rows in "
-                f"{found.shards:,} shards"
+                f"{output}: {kind} over the column {column} of {counted(found.rows, 'row')} in "
+                f"{counted(found.shards, 'shard')}"
             )
         )
         typer.echo(visible(f"next: tokenmill validate {output}"))

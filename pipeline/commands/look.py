@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from pipeline.commands.options import DebugOption, JsonOption, OutputArgument, write_file
-from pipeline.commands.terminal import WIDTH, facts_table, one_line_errors, visible
+from pipeline.commands.terminal import facts_table, one_line_errors, screen, visible
 from pipeline.compare import ColumnComparison, Comparison, Limits, compare
 from pipeline.errors import ExitCode, UserError
+from pipeline.monitor import counted
 from pipeline.output import open_output, run_folder
 from pipeline.page import comparison_page, report_page
 from pipeline.report import make_report, read_plan_file
@@ -105,7 +105,7 @@ def compare_command(  # noqa: PLR0913, PLR0917 - options of a command
 
 
 def _print_comparison(found: Comparison, limits: Limits) -> None:
-    console = Console(highlight=False, width=WIDTH)
+    console = screen()
     gained, lost = found.rejects_gained, found.rejects_lost
     facts = {
         "rows": f"{found.rows:,} in both, {found.answered:,} answered in both",
@@ -113,7 +113,7 @@ def _print_comparison(found: Comparison, limits: Limits) -> None:
         "only in B": f"{found.only_b:,}" if found.only_b else "",
         "rejects gained": ", ".join(f"{count:,} {name}" for name, count in gained.items()),
         "rejects lost": ", ".join(f"{count:,} {name}" for name, count in lost.items()),
-        "changed": f"{found.changed:,} rows",
+        "changed": counted(found.changed, "row"),
     }
     console.print(facts_table(facts))
     shown = Table(box=None, pad_edge=False)

@@ -14,7 +14,6 @@ from pipeline.errors import RunFailed, UserError
 from pipeline.job import Model
 from pipeline.screen import chatter_into
 
-models_app = typer.Typer(help="Bundled models, and models from elsewhere.", no_args_is_help=True)
 SourceArgument = Annotated[
     str, typer.Argument(metavar="SOURCE", help="bundled:NAME, a hub id, or s3://bucket/prefix.")
 ]
@@ -23,9 +22,11 @@ RevisionOption = Annotated[
 ]
 
 
-@models_app.command("list")
 def models_list() -> None:
-    """List the bundled models and whether they are fetched."""
+    """List the bundled models and whether they are fetched.
+
+    Example: tokenmill models list
+    """
     table = Table(box=None, pad_edge=False)
     for heading in ("model", "what", "fetched"):
         table.add_column(heading)
@@ -36,7 +37,6 @@ def models_list() -> None:
     Console().print(table)
 
 
-@models_app.command("fetch")
 def models_fetch(
     source: SourceArgument, revision: RevisionOption = None, debug: DebugOption = False
 ) -> None:
@@ -54,11 +54,15 @@ def models_fetch(
         typer.echo(folder)
 
 
-@models_app.command("path")
 def models_path(
     source: SourceArgument, revision: RevisionOption = None, debug: DebugOption = False
 ) -> None:
-    """Print the folder of a model that is on this machine already."""
+    """Print the folder of a model that is on this machine already.
+
+    Example: tokenmill models path bundled:smollm2-135m
+
+    Exit codes: 0 it is there, 1 it is not fetched, 2 no such model.
+    """
     with one_line_errors(debug):
         folder = models.local_path(_model(source, revision))
         if folder is None:

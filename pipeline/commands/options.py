@@ -72,7 +72,7 @@ def selected_classes(classes: list[str] | None) -> frozenset[str] | None:
     known = [str(name) for name in RejectClass]
     for name in classes or ():
         if name not in known:
-            raise UserError(f"--class {name}: {unknown(name, known)}")
+            raise UserError(f"--class {name}: {unknown(name, known, 'class')}")
     return frozenset(classes) if classes else None
 
 

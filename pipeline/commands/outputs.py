@@ -22,9 +22,9 @@ from pipeline.commands.options import (
     selected_classes,
     write_file,
 )
-from pipeline.commands.terminal import WIDTH, facts_table, one_line_errors, visible
+from pipeline.commands.terminal import facts_table, one_line_errors, screen, visible
 from pipeline.errors import ExitCode, UserError
-from pipeline.monitor import duration
+from pipeline.monitor import counted, duration
 from pipeline.output import open_output, read_success
 from pipeline.publish import publish
 from pipeline.rejects import Selection, export_rows, in_words, rejected_rows
@@ -53,7 +53,7 @@ def status_command(
     """
     with one_line_errors(debug):
         watcher = Watch(open_output(output))
-        console = Console(highlight=False, width=WIDTH)
+        console = screen()
         status = watcher.look()
         if not watch:
             if as_json:
@@ -147,6 +147,7 @@ def _status_table(status: Status) -> Table:
         "rejects": ", ".join(f"{count:,} {name}" for name, count in status.rejects.items()) or "0",
         "tokens": f"{status.input_tokens:,} in, {status.generated_tokens:,} out",
         "pace": "" if status.rows_per_s is None else f"{status.rows_per_s:,.1f} rows/s",
+        "next": "run the job again: it does what is left" if status.state == "stopped" else "",
         "ETA": "" if status.remaining_s is None else duration(status.remaining_s),
     }
     return facts_table(facts)
@@ -160,9 +161,9 @@ def _print_proof(proof: Certificate) -> None:
     if proof.findings[_MOST_FINDINGS:]:
         console.print(f"… and {len(proof.findings) - _MOST_FINDINGS:,} more")
     totals = proof.totals
-    state = "whole" if proof.is_whole else f"NOT whole: {len(proof.findings):,} findings"
+    state = "whole" if proof.is_whole else f"NOT whole: {counted(len(proof.findings), 'finding')}"
     console.print(
-        f"{proof.output}: {state}; {totals.units:,} units, {totals.rows:,} rows, "
+        f"{proof.output}: {state}; {counted(totals.units, 'unit')}, {counted(totals.rows, 'row')}, "
         f"{totals.rejected:,} rejected, {totals.filtered:,} filtered out",
         markup=False,
     )

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
@@ -23,10 +22,10 @@ from pipeline.commands.options import (
     job_settings,
     write_file,
 )
-from pipeline.commands.terminal import WIDTH, facts_table, one_line_errors, visible
+from pipeline.commands.terminal import facts_table, one_line_errors, screen, visible
 from pipeline.estimate import Estimate, estimate
 from pipeline.job_file import load_job
-from pipeline.monitor import duration
+from pipeline.monitor import counted, duration
 from pipeline.sampled import ShownPrompt
 from pipeline.sampling import Interval
 from pipeline.screen import chatter_into
@@ -40,7 +39,9 @@ _DAY_S = 86_400
 def plan_command(  # noqa: PLR0913, PLR0917 - options of a command
     job_file: JobArgument,
     sample: Annotated[int, typer.Option(min=1, metavar="N", help="Rows to count tokens of.")] = 500,
-    seed: Annotated[int, typer.Option(help="Which rows: another seed draws others.")] = 0,
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Which rows: another seed draws others.")
+    ] = 0,
     previous: Annotated[
         str | None,
         typer.Option(
@@ -86,10 +87,11 @@ def plan_command(  # noqa: PLR0913, PLR0917 - options of a command
             typer.echo(text)
         else:
             _print_plan(found)
+            screen().print(visible(f"next: tokenmill run {job_file}"), markup=False, soft_wrap=True)
 
 
 def _print_plan(found: Estimate) -> None:
-    console = Console(highlight=False, width=WIDTH)
+    console = screen()
     console.print(facts_table(dict(_facts(found))))
     for note in found.notes:
         console.print(visible(note), markup=False)
@@ -102,26 +104,25 @@ def _facts(found: Estimate) -> Iterator[tuple[str, str]]:
     rows = found.passing_rows
     yield "job", found.job
     yield "input", found.input
-    held = f"in {found.shards:,} shards ({_in_bytes(found.bytes)}) and {found.units:,} units"
+    shards, units = counted(found.shards, "shard"), counted(found.units, "unit")
+    held = f"in {shards} ({_in_bytes(found.bytes)}) and {units}"
     yield "rows", f"{found.rows:,} {held}"
-    yield (
-        "counted",
-        f"{found.sampled_rows:,} rows of {found.sampled_units:,} units, seed {found.seed}",
-    )
+    sampled = counted(found.sampled_rows, "row")
+    yield "counted", f"{sampled} of {counted(found.sampled_units, 'unit')}, seed {found.seed}"
     if rows.estimate != found.rows:
-        yield "pass input.where", _interval(rows, "rows")
+        yield "pass input.where", _interval(rows, "row")
     yield (
         "input tokens",
         f"{_interval(found.input_tokens)}; {_mean(found.input_tokens.estimate, rows)}",
     )
     yield "output tokens", _output_tokens(found)
-    yield "rejects", _interval(found.rejects, "rows")
+    yield "rejects", _interval(found.rejects, "row")
     for name, count in found.rejects_by_class.items():
-        yield f"  {name}", _interval(count, "rows")
+        yield f"  {name}", _interval(count, "row")
     if found.truncated.estimate:
-        yield "truncated", _interval(found.truncated, "rows")
+        yield "truncated", _interval(found.truncated, "row")
     if found.divided.estimate:
-        yield "divided", _interval(found.divided, "rows")
+        yield "divided", _interval(found.divided, "row")
     yield from _means(found)
 
 
@@ -130,15 +131,14 @@ def _means(found: Estimate) -> Iterator[tuple[str, str]]:
     if found.previous is not None and found.previous.differs:
         yield "former run", f"of another job; these differ: {', '.join(found.previous.differs)}"
     if found.speed is None or found.seconds_per_replica is None:
-        yield (
-            "engine time",
-            f"no figure for this model here; give --from, or --on {'|'.join(DEVICES)}",
-        )
+        tried = "" if found.previous is None else f", and {found.previous.output} ran too shortly"
+        ways = f"give --from, or --on {'|'.join(DEVICES)}"
+        yield "engine time", f"no figure for this model here{tried}; {ways}"
         return
     at_most = "" if found.output_tokens.is_measured else "at most "
     yield (
         "engine time",
-        f"{at_most}{_time(found.seconds_per_replica)} on {_replicas(found.replicas)}",
+        f"{at_most}{_time(found.seconds_per_replica)} on {counted(found.replicas, 'replica')}",
     )
     speed = found.speed
     pace = f"{speed.input_tokens_per_s:,.0f} tokens/s in, {speed.output_tokens_per_s:,.0f} out"
@@ -162,7 +162,7 @@ def _output_tokens(found: Estimate) -> str:
 
 
 def _interval(number: Interval, of: str = "") -> str:
-    said = f"{number.estimate:,} {of}".rstrip()
+    said = counted(number.estimate, of) if of else f"{number.estimate:,}"
     if number.low == number.high:
         return said
     return f"{said} ({number.low:,} to {number.high:,})"
@@ -174,10 +174,6 @@ def _mean(number: int, rows: Interval) -> str:
 
 def _time(seconds: float) -> str:
     return f"{seconds / _DAY_S:,.1f} days" if seconds >= _DAY_S else duration(seconds)
-
-
-def _replicas(count: int) -> str:
-    return "1 replica" if count == 1 else f"{count:,} replicas"
 
 
 def _in_bytes(size: int) -> str:

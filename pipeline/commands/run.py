@@ -22,7 +22,7 @@ from pipeline.commands.options import (
 from pipeline.commands.terminal import Terminal, one_line_errors, stoppable
 from pipeline.errors import ExitCode
 from pipeline.job_file import load_job
-from pipeline.monitor import duration
+from pipeline.monitor import counted, duration
 from pipeline.rejects import Selection
 from pipeline.retry import retry_rejects
 from pipeline.run import Summary, run_job
@@ -99,10 +99,8 @@ def _summary_lines(summary: Summary) -> Iterator[tuple[str, str]]:
             "skipped shards",
             f"{len(summary.skipped_shards):,}: {summary.skipped_shards[0]}{more}",
         )
-    yield (
-        "this run",
-        f"{summary.units:,} units, {summary.rows:,} rows in {duration(summary.seconds)}",
-    )
+    done = f"{counted(summary.units, 'unit')}, {counted(summary.rows, 'row')}"
+    yield "this run", f"{done} in {duration(summary.seconds)}"
     seconds = summary.engine_seconds
     for name, tokens in (
         ("input tokens", summary.input_tokens),
@@ -117,3 +115,4 @@ def _summary_lines(summary: Summary) -> Iterator[tuple[str, str]]:
     if summary.exit_code == ExitCode.OVER_REJECT_BUDGET and totals is not None:
         excess = f"{totals.rejected:,} rejects ({totals.reject_rate:.1%}) are more than allowed"
         yield "over budget", f"{excess}; raise max_reject_rate or mend the rows (see error)"
+    yield "next", f"tokenmill {'rejects' if summary.rejected else 'report'} {summary.output}"

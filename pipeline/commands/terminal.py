@@ -55,6 +55,13 @@ def stoppable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def screen() -> Console:
+    """Where tables go: as wide as the terminal, but no wider than `WIDTH`; so wide in a pipe."""
+    console = Console(highlight=False)
+    console.width = min(console.width, WIDTH) if console.is_terminal else WIDTH
+    return console
+
+
 class Terminal:
     """The user's terminal as a run's interface."""
 
@@ -75,6 +82,7 @@ class Terminal:
 def facts_table(facts: Mapping[str, str]) -> Table:
     """A name and its value a line; what is empty is left out."""
     shown = Table(box=None, show_header=False, pad_edge=False)
+    shown.add_column(no_wrap=True)
     for name, value in facts.items():
         if value:
             shown.add_row(name, Text(visible(value)))
