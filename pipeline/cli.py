@@ -4,6 +4,7 @@ import typer
 
 from pipeline import __version__
 from pipeline.commands.ahead import preview_command, validate_command
+from pipeline.commands.cluster import jobs_command, stop_command, submit_command
 from pipeline.commands.exchange import export_command, schema_command
 from pipeline.commands.init import init_command
 from pipeline.commands.look import compare_command, report_command
@@ -32,6 +33,9 @@ app.command("export")(export_command)
 app.command("verify")(verify_command)
 app.command("rejects")(rejects_command)
 app.command("retry")(retry_command)
+app.command("submit")(submit_command)
+app.command("jobs")(jobs_command)
+app.command("stop")(stop_command)
 app.command("schema")(schema_command)
 app.add_typer(models_app, name="models")
 
