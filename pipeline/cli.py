@@ -9,6 +9,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from pipeline import __version__
 from pipeline.commands.ahead import preview_command, validate_command
+from pipeline.commands.cluster import jobs_command, stop_command, submit_command
 from pipeline.commands.exchange import (
     export_command,
     import_batch_command,
@@ -71,6 +72,11 @@ _COMMANDS: Mapping[str, Mapping[str, Callable[..., None]]] = {
         "status": status_command,
         "rejects": rejects_command,
         "retry": retry_command,
+    },
+    "On a cluster": {
+        "submit": submit_command,
+        "jobs": jobs_command,
+        "stop": stop_command,
     },
     "What came out": {
         "report": report_command,

@@ -7,7 +7,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,6 +40,20 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
 def stored_job(text: str, where: str, overrides: Sequence[str] = ()) -> Job:
     """The resolved job that an output holds, with overrides. Raises `UserError` naming `where`."""
     return _validated(_with_overrides(_parse_yaml(text, where), overrides), where)
+
+
+def portable_text(job: Job) -> str:
+    """The resolved job as a file that is the same job in any environment. Raises `UserError`."""
+    text = job.to_yaml()
+    _resolve_environment(_parse_yaml(text, job.name), of=_refuse_reference)
+    return text
+
+
+def _refuse_reference(match: re.Match[str], where: str) -> str:
+    raise UserError(
+        f"{where}: {match.group()} is left after the variables were filled in, and would be filled "
+        "in once more elsewhere; write it without ${"
+    )
 
 
 def _with_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -166,20 +180,23 @@ def _override_value(text: str) -> Any:
         raise UserError(f"--set: {text!r} is not valid YAML; put quotes around it") from error
 
 
-def _resolve_environment(value: Any, where: str = "") -> Any:
+def _resolve_environment(
+    value: Any, where: str = "", of: Callable[[re.Match[str], str], str] | None = None
+) -> Any:
+    of = of or _environment_value
     if isinstance(value, dict):
         return {
             # Templates keep their own syntax: a shell's ${NAME} in a prompt is text.
             key: item
             if key == "prompt"
-            else _resolve_environment(item, f"{where}.{key}" if where else key)
+            else _resolve_environment(item, f"{where}.{key}" if where else key, of)
             for key, item in value.items()
         }
     if isinstance(value, list):
-        return [_resolve_environment(item, where) for item in value]
+        return [_resolve_environment(item, where, of) for item in value]
     if not isinstance(value, str) or "${" not in value:
         return value
-    resolved = _ENVIRONMENT.sub(lambda match: _environment_value(match, where), value)
+    resolved = _ENVIRONMENT.sub(lambda match: of(match, where), value)
     # vLLM's own arguments have no types here: ${N} is the number that YAML would read. All other
     # keys know their type, and a path may be any text.
     is_untyped = _UNTYPED.match(where) and _ENVIRONMENT.fullmatch(value)

@@ -14,12 +14,13 @@ from pipeline.report import Report
 from pipeline.run import Summary
 from pipeline.section import unknown
 from pipeline.status import Status
+from pipeline.submission import SubmittedJob
 from pipeline.validate import Validation
 
 _SHARE = {"type": "number", "minimum": 0, "maximum": 1}
 #: The schemas that there are. `job` is read, the others are written; `summary` is a run's
 #: summary.json.
-NAMES = ("job", "validate", "plan", "preview", "status", "report", "compare", "summary")
+NAMES = ("job", "validate", "plan", "preview", "status", "report", "compare", "summary", "jobs")
 
 
 def schema_of(name: str) -> dict[str, Any]:
@@ -42,6 +43,8 @@ def schema_of(name: str) -> dict[str, Any]:
             return _comparison()
         case "summary":
             return _written(Summary)
+        case "jobs":
+            return _written(list[SubmittedJob])
     raise UserError(f"schema {name}: {unknown(name, NAMES, 'schema')}")
 
 

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import settings
 
-pytest_plugins = ["s3_server", "stores"]
+pytest_plugins = ["s3_server", "ray_cluster", "stores"]
 
 # How long an example takes is the machine's affair.
 settings.register_profile("unhurried", deadline=None)

@@ -48,7 +48,8 @@ def printed(job: Path, name: str) -> Any:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "job"])
+# Of the jobs of a cluster, test_cluster.py.
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in {"job", "jobs"}])
 def test_what_is_printed_keeps_to_its_schema(job: Path, name: str) -> None:
     """It validates, and the schema names every property of it, in nested objects as well."""
     found = printed(job, name)

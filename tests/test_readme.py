@@ -19,7 +19,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 #: The commands of which the README shows some of the options.
 REPORTING = {
     *("init", "validate", "plan", "preview", "status", "report", "compare"),
-    *("export", "import-batch", "schema", "verify", "publish", "rejects", "retry"),
+    *("export", "import-batch", "schema", "verify", "publish", "rejects", "retry", "submit"),
 }
 DOCUMENTS = [
     path
@@ -100,6 +100,10 @@ def test_every_command_is_one_that_there_is() -> None:
         elif words[0] in REPORTING:
             options = re.findall(r"--\w+", invoke(words[0], "--help").stdout)
             assert set(re.findall(r"--\w+", command)) <= set(options)
+        elif words[0] == "jobs":
+            assert command == "tokenmill jobs | stop ID"
+            said = invoke("--help").stdout
+            assert all(f" {word} " in said for word in ("jobs", "stop"))
         else:
             assert command == "tokenmill models list | fetch SOURCE | path SOURCE"
             said = invoke("models", "--help").stdout
