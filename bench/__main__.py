@@ -3,12 +3,14 @@
     python -m bench [PART…] [--rounds 3] [--rows 3000000] [--output out/bench]
 
 Comparisons are ratios of runs that take turns: `steady` (W1 to W3 beside one `LLM.generate` call),
-`peers` (W2 beside `ray.data.llm` and `map_batches` by hand), `skew` (W5 beside one call and calls
-of sixteen rows), `repeats` (W6 with and without `deduplicate`). Measurements are figures with a
-target: `tail` (makespan and scaling) and `prefixes` (what of the prompts a cache holds), both on a
-virtual clock; `null` (what a row costs without an engine); `planning` (many shards, many units);
-`memory` (what processes hold, with `--rows`); `restart` (what a kill costs); `start` (how long
-until engines are ready). Prints tables; writes figures.json, and plots of comparisons and memory.
+`peers` (W2 beside `ray.data.llm`, `map_batches` by hand and `vllm run-batch`), `questions` (W4 in
+our order and in none), `labels` (W7 beside vLLM's `prompt_logprobs`), `skew` (W5 beside one call
+and calls of sixteen rows), `repeats` (W6 with and without `deduplicate`). Measurements are figures
+with a target: `tail` (makespan and scaling) and `prefixes` (what of the prompts a cache holds),
+both on a virtual clock; `cached` (the same of the real engine); `null` (what a row costs without an
+engine); `planning` (many shards, many units); `memory` (what processes hold, with `--rows`);
+`restart` (what a kill costs); `start` (how long until engines are ready). Prints tables; writes
+figures.json, and plots of comparisons and memory.
 """
 
 import argparse
@@ -16,7 +18,7 @@ import json
 import platform
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,37 +26,53 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench import memory, null, planning, prefixes, restart, start, tail, timing, workloads
+from bench import (
+    agreement,
+    cached,
+    memory,
+    null,
+    planning,
+    prefixes,
+    restart,
+    start,
+    tail,
+    timing,
+    workloads,
+)
 from bench.measure import Figure, print_figures
-from bench.workloads import ENGINE, Workload
+from bench.workloads import Workload
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """A workload and the systems on it; `base` is what the others are held against.
 
-    `changes` are a system's own keys of the job: a second name for the same system.
+    `check` looks at what they left in the folder, a job's output being called SYSTEM-ROUND.
     """
 
     make: Callable[[Path], Workload]
     base: str
     others: Sequence[str]
-    changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    check: Callable[[Path], Iterable[Figure]] = lambda _: ()
 
 
-_MODEL = {"source": workloads.MODEL, "engine": ENGINE}
-_ALL = {"tokenmill-all": {"model": {**_MODEL, "deduplicate": False}}}
 PARTS: Mapping[str, Sequence[Comparison]] = {
     "steady": [
         Comparison(make, "llm", ["tokenmill"])
         for make in (workloads.tagging, workloads.translation, workloads.scoring)
     ],
     "peers": [
-        Comparison(workloads.translation, "ray_llm", ["ray_llm_tuned", "by_hand", "tokenmill"])
+        Comparison(
+            workloads.translation,
+            "ray_llm",
+            ["ray_llm_tuned", "by_hand", "run_batch", "tokenmill"],
+        )
     ],
+    "questions": [Comparison(workloads.questions, "tokenmill-shuffled", ["tokenmill"])],
+    "labels": [Comparison(workloads.labels, "prompt_logprobs", ["tokenmill"], agreement.of_scores)],
     "skew": [Comparison(workloads.skewed, "llm", ["llm_in_groups", "tokenmill"])],
     "repeats": [
-        Comparison(partial(workloads.repeated, share=share), "tokenmill-all", ["tokenmill"], _ALL)
+        Comparison(partial(workloads.repeated, share=share), "tokenmill-all", ["tokenmill"])
         for share in (0.0, 0.3, 0.6)
     ],
 }
@@ -62,6 +80,7 @@ PARTS: Mapping[str, Sequence[Comparison]] = {
 MEASUREMENTS: Mapping[str, Callable[[int, Path], Iterable[Figure]]] = {
     "tail": lambda *_: tail.figures(),
     "prefixes": lambda *_: prefixes.figures(),
+    "cached": lambda *_: cached.figures(),
     "null": lambda *_: null.figures(),
     "planning": lambda *_: planning.figures(),
     "memory": memory.figures,
@@ -76,17 +95,19 @@ def compare(comparison: Comparison, folder: Path, rounds: int) -> dict[str, Any]
 
     def run(system: str, number: int) -> timing.Block:
         name = f"{system}-{number}"
-        changes = comparison.changes.get(system, {})
-        job_file = folder / f"{name}.yaml"
-        workload.write_job(job_file, changes, str(folder / name))
+        job_file = workload.write_job(folder / f"{name}.yaml", system, str(folder / name))
         return timing.run_block(system.split("-", maxsplit=1)[0], job_file, folder / f"{name}.log")
 
     systems = [comparison.base, *comparison.others]
     blocks = timing.alternate(systems, run, rounds)
+    checked = list(comparison.check(folder))
+    if checked:
+        print_figures(workload.name, checked)
     return {
         "workload": workload.name,
         "about": workload.about,
         "base": comparison.base,
+        "checks": [figure.to_json() for figure in checked],
         "systems": {
             system: {
                 "blocks": [asdict(block) for block in blocks[system]],
@@ -101,7 +122,7 @@ def compare(comparison: Comparison, folder: Path, rounds: int) -> dict[str, Any]
 def print_table(results: Sequence[Mapping[str, Any]]) -> None:
     """A line a system: median, least and most of its rounds."""
     table = Table(box=None, pad_edge=False)
-    for heading in ("workload", "system", "tokens/s", "beside the base", "others' cores"):
+    for heading in ("workload", "system", "seconds", "tokens/s", "times faster", "others' cores"):
         table.add_column(heading)
     for result in results:
         for system, figures in result["systems"].items():
@@ -110,6 +131,7 @@ def print_table(results: Sequence[Mapping[str, Any]]) -> None:
             table.add_row(
                 f"{result['workload']}: {result['about']}" if is_base else "",
                 system,
+                timing.spread([block["figures"]["seconds"] for block in figures["blocks"]], 1),
                 timing.spread(figures["tokens_per_s"], 0),
                 "base" if is_base else timing.spread(figures["ratios"]),
                 f"{busy:.2f}",
@@ -131,7 +153,7 @@ def plot(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     names, values = zip(*points, strict=True)
     figure = graph_objects.Figure(graph_objects.Scatter(x=values, y=names, mode="markers"))
     figure.add_vline(x=1, line_color="grey")
-    figure.update_xaxes(title="tokens a second, over the base's in the same round")
+    figure.update_xaxes(title="times faster than the base in the same round")
     figure.write_html(path)
 
 

@@ -58,20 +58,20 @@ class PrefixCache:
                 self._free[mark] = None
 
 
-def block_marks(prompt: Prompt) -> list[int]:
+def block_marks(prompt: Prompt, block_tokens: int = _BLOCK_TOKENS) -> list[int]:
     """A number for each whole block and all that stands before it; the last token is computed."""
     marks = []
     mark = 0
-    for end in range(_BLOCK_TOKENS, len(prompt), _BLOCK_TOKENS):
-        mark = hash((mark, *prompt[end - _BLOCK_TOKENS : end]))
+    for end in range(block_tokens, len(prompt), block_tokens):
+        mark = hash((mark, *prompt[end - block_tokens : end]))
         marks.append(mark)
     return marks
 
 
-def found_by_unlimited(prompts: Sequence[Prompt]) -> int:
+def found_by_unlimited(prompts: Sequence[Prompt], block_tokens: int = _BLOCK_TOKENS) -> int:
     """The tokens that one cache would find if it forgot nothing."""
-    marks = [mark for prompt in prompts for mark in block_marks(prompt)]
-    return _BLOCK_TOKENS * (len(marks) - len(set(marks)))
+    marks = [mark for prompt in prompts for mark in block_marks(prompt, block_tokens)]
+    return block_tokens * (len(marks) - len(set(marks)))
 
 
 def share_found(

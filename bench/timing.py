@@ -38,10 +38,15 @@ class Block:
     foreign_cores: float
 
     @property
+    def seconds(self) -> float:
+        """From the engine's being ready to the end."""
+        return float(self.figures["seconds"])
+
+    @property
     def rate(self) -> float:
         """Tokens a second, those read and those written."""
         tokens: int = self.figures["input_tokens"] + self.figures["output_tokens"]
-        return tokens / float(self.figures["seconds"])
+        return tokens / self.seconds
 
 
 def run_block(system: str, job_file: Path, log: Path) -> Block:
@@ -97,8 +102,8 @@ def alternate(
 
 
 def ratios(own: Sequence[Block], base: Sequence[Block]) -> list[float]:
-    """By round: the system's tokens a second over its neighbour's."""
-    return [block.rate / other.rate for block, other in zip(own, base, strict=True)]
+    """By round: how many times faster than its neighbour the system did the same."""
+    return [other.seconds / block.seconds for block, other in zip(own, base, strict=True)]
 
 
 def spread(numbers: Sequence[float], digits: int = 2) -> str:

@@ -6,7 +6,7 @@ whatever the model writes.
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,38 +32,49 @@ ENGINE = {
 MODEL = "bundled:smollm2-135m"
 _SEED = 1
 _UNIT_ROWS = 32
-# About 400 tokens.
-_INSTRUCTION = (
-    "You assign tags to short descriptions of software packages for a catalogue. "
-    + " ".join(
-        f"Rule {number}: read the description as a whole, look for what the package does, for whom "
-        f"it is meant and how it is used, and prefer the tag that a careful librarian would give."
-        for number in range(1, 11)
-    )
-    + " Answer with the tags alone, separated by commas."
+_LABELS = ("games", "science", "sound and video", "web servers")
+_QUESTIONS = (
+    "Which packages are described here? Name three of them.",
+    "For whom is this software meant?",
+    "What does one need to know before one installs it?",
+    "Which of the packages has to do with a network, and how?",
+    "Sum up the text in one sentence.",
 )
+# Between 1,500 and 1,950 tokens.
+_DOCUMENT_CHARACTERS = 7_000
 # Of the normal distribution under the log-normal lengths of W5: one row in sixteen is long.
 _LONG_EVERY, _SHORT_TOKENS, _LONG_FACTOR = 16, 16, 16
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A corpus in a folder and the job over it, as the job file's keys."""
+    """A corpus in a folder and the job over it, as the job file's keys.
+
+    `variants` are keys in which a system's job differs, by the system's name; None leaves one out.
+    """
 
     name: str
     about: str
     corpus: Path
     job: Mapping[str, Any]
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    def write_job(self, path: Path, changes: Mapping[str, Any], output: str) -> Path:
-        """The job file, some top-level keys changed, to an output of its own."""
-        path.write_text(yaml.safe_dump({**self.job, **changes, "output": {"path": output}}))
+    def with_keys(self, keys: Mapping[str, Any]) -> "Workload":
+        """The same over a job in which these keys are others."""
+        return replace(self, job={**self.job, **keys})
+
+    def write_job(self, path: Path, system: str, output: str) -> Path:
+        """The job file of a system, to an output of its own."""
+        keys = {**self.job, **self.variants.get(system, {}), "output": {"path": output}}
+        path.write_text(
+            yaml.safe_dump({key: value for key, value in keys.items() if value is not None})
+        )
         return path
 
 
 def tagging(folder: Path, num_rows: int = 256) -> Workload:
     """W1: an instruction of 400 tokens that all rows share, a short text, 8 tokens out."""
-    prompt = {"system": _INSTRUCTION, "user": "{{ text }}"}
+    prompt = {"system": _instruction(10), "user": "{{ text }}"}
     rows = {"text": _texts(num_rows, 200, 400)}
     return _workload(folder, "W1 tagging", "400 shared + 80 in, 8 out", rows, prompt, _limit(8))
 
@@ -79,7 +90,41 @@ def scoring(folder: Path, num_rows: int = 192) -> Workload:
     """W3: no decoding, the log-probability of every token of the text."""
     rows = {"text": _texts(num_rows, 400, 900)}
     made = _workload(folder, "W3 scoring", "150 scored, 0 out", rows, {"text": "{{ text }}"}, None)
-    return _with(made, {"task": {"kind": "score"}})
+    return made.with_keys({"task": {"kind": "score"}})
+
+
+def questions(folder: Path, num_documents: int = 6) -> Workload:
+    """W4: five questions to each document, which stands first; beside them the other way round.
+
+    `tokenmill-shuffled` asks the same with the question first, in an order without sense.
+    """
+    documents = _documents(num_documents)
+    about = f"{len(_QUESTIONS)} questions to each of {num_documents} long documents"
+    tasks = [
+        {
+            "kind": "generate",
+            "name": f"answer_{number}",
+            "prompt": {"user": "{{ text }}\n\n" + question},
+        }
+        for number, question in enumerate(_QUESTIONS, start=1)
+    ]
+    made = _workload(folder, "W4 questions", about, {"text": documents}, None, _limit(8))
+    model = {"source": MODEL, "engine": {**ENGINE, "max_model_len": 4096}}
+    pairs = [(text, question) for text in documents for question in _QUESTIONS]
+    random.Random(_SEED).shuffle(pairs)  # noqa: S311 - no secret
+    rows = {"text": [text for text, _ in pairs], "question": [asked for _, asked in pairs]}
+    prompt = {"user": "{{ question }}\n\n{{ text }}"}
+    shuffled = _workload(folder, "W4 shuffled", about, rows, prompt, _limit(8))
+    variants = {"tokenmill-shuffled": {**shuffled.job, "model": model, "tasks": None}}
+    return replace(made.with_keys({"model": model, "tasks": tasks}), variants=variants)
+
+
+def labels(folder: Path, num_rows: int = 24) -> Workload:
+    """W7: one of four labels of one to three tokens, with the probabilities of all."""
+    prompt = {"system": _instruction(7), "user": "{{ text }}\n\nWhich section is this for?"}
+    rows = {"text": _texts(num_rows, 300, 330)}
+    made = _workload(folder, "W7 labels", "300 shared + 80 in, 4 labels", rows, prompt, None)
+    return made.with_keys({"task": {"kind": "classify", "choices": list(_LABELS)}})
 
 
 def skewed(folder: Path, num_rows: int = 256) -> Workload:
@@ -94,18 +139,21 @@ def skewed(folder: Path, num_rows: int = 256) -> Workload:
         f"60 in, 1 of {_LONG_EVERY} rows {_LONG_FACTOR * _SHORT_TOKENS} out, else {_SHORT_TOKENS}"
     )
     made = _workload(folder, "W5 skewed", about, rows, prompt, _limit(_SHORT_TOKENS))
-    return _with(made, {"overrides": {"max_tokens": "length"}})
+    return made.with_keys({"overrides": {"max_tokens": "length"}})
 
 
 def repeated(folder: Path, share: float, num_rows: int = 192) -> Workload:
-    """W6: so large a share of the rows repeat another's text."""
+    """W6: so large a share of the rows repeat another's text; `tokenmill-all` asks for each."""
     distinct = _texts(round(num_rows * (1 - share)), 200, 400)
     draw = random.Random(_SEED)  # noqa: S311 - no secret
     texts = distinct + draw.choices(distinct, k=num_rows - len(distinct))
     draw.shuffle(texts)
     prompt = {"user": "Sum up in one sentence:\n\n{{ text }}"}
     about = f"110 in, 24 out, {share:.0%} repeat another row"
-    return _workload(folder, f"W6 repeats {share:.0%}", about, {"text": texts}, prompt, _limit(24))
+    name = f"W6 repeats {share:.0%}"
+    made = _workload(folder, name, about, {"text": texts}, prompt, _limit(24))
+    model = {**made.job["model"], "deduplicate": False}
+    return replace(made, variants={"tokenmill-all": {"model": model}})
 
 
 def _limit(tokens: int) -> dict[str, Any]:
@@ -117,7 +165,7 @@ def _workload(  # noqa: PLR0913, PLR0917 - a job's parts
     name: str,
     about: str,
     rows: Mapping[str, list[Any]],
-    prompt: Mapping[str, str],
+    prompt: Mapping[str, str] | None,
     sampling: Mapping[str, Any] | None,
 ) -> Workload:
     corpus = folder / name.replace(" ", "-").replace("%", "")
@@ -127,14 +175,31 @@ def _workload(  # noqa: PLR0913, PLR0917 - a job's parts
         "name": "bench",
         "input": {"path": str(corpus), "keep": ["text"]},
         "model": {"source": MODEL, "engine": ENGINE},
-        "prompt": dict(prompt),
+        "prompt": prompt,
+        "sampling": sampling,
         "units": {"rows": _UNIT_ROWS},
     }
-    return Workload(name, about, corpus, job if sampling is None else {**job, "sampling": sampling})
+    return Workload(name, about, corpus, job)
 
 
-def _with(workload: Workload, keys: Mapping[str, Any]) -> Workload:
-    return Workload(workload.name, workload.about, workload.corpus, {**workload.job, **keys})
+def _instruction(num_rules: int) -> str:
+    """What all rows share: about forty tokens a rule."""
+    rules = " ".join(
+        f"Rule {number}: read the description as a whole, look for what the package does, for whom "
+        f"it is meant and how it is used, and prefer the tag that a careful librarian would give."
+        for number in range(1, num_rules + 1)
+    )
+    return (
+        "You assign tags to short descriptions of software packages for a catalogue. "
+        f"{rules} Answer with the tags alone, separated by commas."
+    )
+
+
+def _documents(count: int) -> list[str]:
+    """Texts of so many characters each, made of shorter ones."""
+    joined = "\n\n".join(_texts(count * 60, 80, 400))
+    starts = range(0, count * _DOCUMENT_CHARACTERS, _DOCUMENT_CHARACTERS)
+    return [joined[start : start + _DOCUMENT_CHARACTERS] for start in starts]
 
 
 def _texts(count: int, least: int, most: int) -> list[str]:

@@ -1,0 +1,41 @@
+"""How much of the prompts the real engine's prefix cache holds, by what vLLM itself counts.
+
+The prompts are in the order of one of the pipeline's replicas; what is told is the tokens found
+over those that a cache without a limit would have found.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench import timing, workloads
+from bench.alone import requests_of
+from bench.measure import Figure, at_least
+from bench.prefixes import found_by_unlimited
+from bench.workloads import ENGINE, Workload
+from pipeline.job_file import load_job
+
+# What vLLM takes on a CPU; the same everywhere, so that the figure is.
+_BLOCK_TOKENS = 128
+
+
+def figures() -> Iterator[Figure]:
+    """The part `cached`: some minutes, the real model."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        one = workloads.tagging(folder, num_rows=64)
+        yield from _found(one, "one instruction of 400 tokens", folder)
+        yield from _found(workloads.questions(folder), "five questions to each document", folder)
+
+
+def _found(workload: Workload, name: str, folder: Path) -> Iterator[Figure]:
+    engine = {**ENGINE, "block_size": _BLOCK_TOKENS}
+    model = {**workload.job["model"], "engine": engine}
+    own = workload.with_keys({"model": model})
+    job_file = own.write_job(folder / f"{name}.yaml", "replica", str(folder / name))
+    block = timing.run_block("replica", job_file, folder / f"{name}.log")
+    prompts = [request.prompt_token_ids for request in requests_of(load_job(job_file, []))]
+    found = block.figures["cached_tokens"]
+    unlimited = found_by_unlimited(prompts, _BLOCK_TOKENS)
+    yield at_least(0.95, name, found / unlimited, "of the unlimited")
+    yield Figure("  of all prompt tokens", found / sum(map(len, prompts)), "")
