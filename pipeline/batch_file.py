@@ -83,7 +83,7 @@ _WITHOUT_EFFECT = frozenset(
 )
 # The newer name of a system message, which chat templates do not know.
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-_ABSENT = (None, [], {})
+_ABSENT: tuple[Any, ...] = (None, [], {})
 _PROMPTS: Mapping[Endpoint, Mapping[str, str]] = {
     Endpoint.CHAT: {"chat": "chat"},
     Endpoint.COMPLETIONS: {"text": "{{ prompt }}"},

@@ -58,15 +58,16 @@ class Prompter:
             return Reject(RejectClass.EMPTY_INPUT, f"the column {column} holds no messages")
         chat = []
         for number, message in enumerate(messages):
-            is_mapping = isinstance(message, Mapping)
-            parts = [message.get(key) if is_mapping else None for key in ("role", "content")]
-            for key, part in zip(("role", "content"), parts, strict=True):
+            parts = []
+            for key in ("role", "content"):
+                part = message.get(key) if isinstance(message, Mapping) else None
                 if not isinstance(part, str):
                     reason = f"the column {column}: message {number} has no {key} that is a text"
                     return Reject(RejectClass.TEMPLATE_ERROR, reason)
                 if not is_unicode(part):
                     return Reject(RejectClass.BAD_TEXT, "the prompt holds a lone surrogate")
-            role, content = map(self.tokenizer.controls.guard, parts)
+                parts.append(self.tokenizer.controls.guard(part))
+            role, content = parts
             chat.append((role, content))
         return chat
 
