@@ -4,6 +4,7 @@ import http.client
 import json
 import shutil
 import signal
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,11 @@ def write_job(folder: Path, bucket: str, name: str, **changes: Any) -> Path:
 
 
 def all_that_the_api_tells(ray_cluster: RayCluster) -> str:
-    connection = http.client.HTTPConnection(ray_cluster.address.removeprefix("http://"))
     token = ray_cluster.environment["RAY_AUTH_TOKEN"]
-    connection.request("GET", "/api/jobs/", headers={"Authorization": f"Bearer {token}"})
-    return connection.getresponse().read().decode()
+    host = ray_cluster.address.removeprefix("http://")
+    with closing(http.client.HTTPConnection(host)) as connection:
+        connection.request("GET", "/api/jobs/", headers={"Authorization": f"Bearer {token}"})
+        return connection.getresponse().read().decode()
 
 
 def test_a_job_runs_on_the_cluster_as_it_would_here(
