@@ -11,7 +11,7 @@ QUICK := -m "not integration" -n 2 --dist loadfile
 LOCK_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit chaos mutations check bench docs screens lock sbom clean
+.PHONY: help setup demo test unit chaos mutations check bench docs site screens lock sbom clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 14
@@ -51,6 +51,9 @@ bench: setup  ## Time tokenmill beside vLLM alone and others, in turns (two hour
 
 docs: setup  ## Write docs/job.md anew from the job's model
 	.venv/bin/python docs/job_reference.py
+
+site: setup  ## Build the documents as a site, in out/site
+	.venv/bin/mkdocs build --strict
 
 screens: setup  ## Write tests/screens anew: what a terminal shows of each command
 	.venv/bin/pytest -q tests/test_screens.py --write-screens

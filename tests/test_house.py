@@ -22,6 +22,7 @@ PAPERS = {
     "Makefile",
     "README.md",
     "SECURITY.md",
+    "mkdocs.yml",
     "pyproject.toml",
 }
 #: The modules of the command line.

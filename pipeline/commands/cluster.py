@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.commands.options import (
+    DateOption,
     DebugOption,
     InputOption,
     JobArgument,
@@ -51,6 +52,7 @@ def submit_command(  # noqa: PLR0913, PLR0917 - options of a command
         bool, typer.Option("--follow", help="Show the run's log, and end with its exit code.")
     ] = False,
     input_path: InputOption = None,
+    date: DateOption = None,
     output_path: OutputOption = None,
     limit: LimitOption = None,
     overrides: SetOption = None,
@@ -69,7 +71,8 @@ def submit_command(  # noqa: PLR0913, PLR0917 - options of a command
     the token; with --follow those of the run, and 4 after Ctrl-C, which leaves the run alone.
     """
     with one_line_errors(debug):
-        job = load_job(job_file, job_settings(overrides, input_path, output_path, limit))
+        settings = job_settings(overrides, input_path, output_path, limit, date=date)
+        job = load_job(job_file, settings)
         require_places_of_a_cluster(job)
         cluster = _cluster(address)
         found, is_new = cluster.submit(job, with_code=not no_ship)
