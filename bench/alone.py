@@ -4,6 +4,7 @@ Seconds count from the moment that the engine is ready.
 """
 
 import json
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -111,7 +112,7 @@ def prompt_logprobs(job_file: Path) -> Figures:
 
 def _logprob_of_end(logprobs: Any, num_tokens: int) -> float:
     """Of a prompt's last tokens; of several at a place its own stands first."""
-    return sum(logprobs.logprobs[start] for start in logprobs.start_indices[-num_tokens:])
+    return math.fsum(logprobs.logprobs[start] for start in logprobs.start_indices[-num_tokens:])
 
 
 def replica(job_file: Path) -> Figures:

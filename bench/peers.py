@@ -20,9 +20,10 @@ from bench.alone import GROUP_ROWS, Figures, figures_of, generate, load_llm, req
 from pipeline.job import Job
 from pipeline.job_file import load_job
 from pipeline.models import fetch
+from pipeline.schema import Reject
 
 # What `vllm run-batch` calls; vLLM's build for CPUs lacks the command itself.
-_RUN_BATCH = [sys.executable, "-m", "vllm.entrypoints.launchers.run_batch"]
+_RUN_BATCH = [sys.executable, "-m", "vllm.entrypoints.openai.run_batch"]
 # Its log's line between the engine's being ready and the first request.
 _ENGINE_IS_READY = "Reading batch from"
 
@@ -85,7 +86,10 @@ def job_of(job_file: Path) -> Job:
 def messages(job: Job, row: Mapping[str, Any]) -> list[dict[str, str]]:
     """The chat of a row in the job's only task."""
     templates = job.steps[0].compiled
-    turns = zip(templates.roles, templates.render(row), strict=True)
+    contents = templates.render(row)
+    if isinstance(contents, Reject):
+        raise SystemExit(contents.message)
+    turns = zip(templates.roles, contents, strict=True)
     return [{"role": role, "content": content} for role, content in turns]
 
 
