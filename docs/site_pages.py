@@ -25,7 +25,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
     """On the site, what is in `docs/` stands where the repository's root is."""
     if (ROOT / "docs" / page.file.src_uri).is_file():
         depth = page.file.src_uri.count("/") + 1
