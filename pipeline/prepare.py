@@ -32,7 +32,7 @@ from pipeline.output import (
     refuse_other_job,
     replace_plan,
 )
-from pipeline.plan import Plan, Unit, UnitSize, first_rows, plan_from_bytes, plan_units
+from pipeline.plan import Plan, Unit, UnitSize, first_rows, plan_units
 from pipeline.quantized import check_on_cpu, refuse_gguf_file
 from pipeline.section import ModelSource
 from pipeline.shards import Listing, list_input, read_footers, refuse_output_inside
@@ -152,7 +152,7 @@ def prepare(job: Job, store: Store, has_gpus: bool) -> Prepared:
         plan = publish_plan(store, _make_plan(job, listing, has_gpus), job)
     elif plan.fingerprint == job.fingerprint:
         keep_job(store, job)
-        plan = _follow(job, store, listing, has_gpus)
+        plan = _follow(job, store, plan, listing, has_gpus)
     else:
         plan = _replan(job, store, plan, _make_plan(job, listing, has_gpus))
     changes = changes_since(plan, listing.objects)
@@ -161,11 +161,9 @@ def prepare(job: Job, store: Store, has_gpus: bool) -> Prepared:
     return Prepared(Opened(store, plan, job), committed_keys(store, plan), left_out)
 
 
-def _follow(job: Job, store: Store, listing: Listing, has_gpus: bool) -> Plan:
+def _follow(job: Job, store: Store, plan: Plan, listing: Listing, has_gpus: bool) -> Plan:
     """The plan that stands, with what became of its input as far as the job follows it."""
     while True:
-        version = store.info(PLAN_KEY).version
-        plan = plan_from_bytes(store.read(PLAN_KEY), f"{store.url}/{PLAN_KEY}")
         changes = changes_since(plan, listing.objects)
         changes.refuse(listing.store, job.input)
         followed = changes.followed(job.input)
@@ -175,9 +173,14 @@ def _follow(job: Job, store: Store, listing: Listing, has_gpus: bool) -> Plan:
         looked_at = (*followed, *changes.unchanged[:1])
         addition = _make_plan(job, replace(listing, objects=looked_at), has_gpus)
         longer = grown(plan, addition, followed)
+        version = store.info(PLAN_KEY).version
+        standing = read_plan(store)
         # Another night's driver may have been faster: what it planned is the beginning of ours.
-        if extend_plan(store, longer, version, dropped_keys(plan, changes.changed)):
+        if standing == plan and extend_plan(
+            store, longer, version, dropped_keys(plan, changes.changed)
+        ):
             return longer
+        plan = standing or plan
 
 
 def _replan(job: Job, store: Store, standing: Plan, plan: Plan) -> Plan:

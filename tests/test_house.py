@@ -36,7 +36,8 @@ DOORS = {
     "s3fs": {"store"},
     "fsspec": {"store"},
     "botocore": {"store", "s3_ends"},
-    "aiohttp": {"s3_ends"},
+    # Of the Job API a log that is followed.
+    "aiohttp": {"s3_ends", "cluster"},
     "typer": {"cli", *COMMANDS},
     "rich": {"screen", *COMMANDS},
     "plotly": {"page"},

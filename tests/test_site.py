@@ -29,7 +29,9 @@ def test_the_quick_start_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("sys.argv", ["build.py", "out/corpus"])
     runpy.run_path(str(ROOT / "jobs" / "demo" / "build.py"), run_name="__main__")
     page = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
-    commands = [line.split() for line in re.findall(r"^\$ tokenmill (.*)$", page, re.MULTILINE)]
+    commands = [
+        line.split() for line in re.findall(r"^\$ tokenmill (.*?)(?:\s+#.*)?$", page, re.MULTILINE)
+    ]
     assert [command[0] for command in commands] == [
         *("init", "validate", "preview", "plan", "run", "status", "report")
     ]
