@@ -156,6 +156,41 @@ class PlainScreen:
         """Nothing to undo."""
 
 
+class JsonScreen:
+    """One event every ten seconds, for programs that read logs."""
+
+    def __init__(self, write: Callable[[Mapping[str, Any]], None]) -> None:
+        self._write = write
+        self._next_at = 0.0
+
+    def update(self, progress: Progress, now: float) -> None:
+        if now >= self._next_at:
+            self._next_at = now + _LINE_INTERVAL_S
+            self._write({**event_of("progress"), **progress_facts(progress, now)})
+
+    def close(self) -> None:
+        """Nothing to undo."""
+
+
+def progress_facts(progress: Progress, now: float) -> dict[str, Any]:
+    """What the live screen shows, as numbers; `remaining_s` is None before there is a pace."""
+    read, written = progress.rates(now)
+    loads = progress.pool.loads.values()
+    return {
+        "units_done": progress.units_done,
+        "units": progress.units_total,
+        "rows_answered": progress.rows_answered,
+        "rows": progress.rows_total,
+        "rejects": dict(progress.rejects),
+        "input_tokens_per_s": round(read, 1),
+        "output_tokens_per_s": round(written, 1),
+        "replicas": len(loads),
+        "requests_running": sum(load.num_running for load in loads),
+        "engine_deaths": progress.engine_deaths,
+        "remaining_s": progress.remaining_s(now),
+    }
+
+
 def progress_line(progress: Progress, now: float) -> str:
     """One line with what the live screen shows."""
     read, written = progress.rates(now)
@@ -187,14 +222,26 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-class EventLog:
-    """A run's events as JSON lines; each has a time (Unix seconds) and a name."""
+def event_of(name: str) -> dict[str, Any]:
+    """What each event begins with: its time and its name."""
+    return {"time": round(time.time(), 3), "event": name}
 
-    def __init__(self) -> None:
+
+class EventLog:
+    """A run's events as JSON lines; each has a time (Unix seconds), a name and the run.
+
+    `tell` gets each as it happens.
+    """
+
+    def __init__(self, run: str, tell: Callable[[Mapping[str, Any]], None]) -> None:
+        self._run = run
+        self._tell = tell
         self._lines: list[str] = []
 
     def add(self, name: str, **facts: Any) -> None:
-        self._lines.append(json.dumps({"time": round(time.time(), 3), "event": name, **facts}))
+        event = {**event_of(name), "run": self._run, **facts}
+        self._lines.append(json.dumps(event))
+        self._tell(event)
 
     def add_commit(self, commit: Commit) -> None:
         self.add("commit", is_ours=commit.is_ours, **asdict(commit.record))

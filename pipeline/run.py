@@ -10,11 +10,11 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline import __version__
 from pipeline.columns import added_fields, output_schema
@@ -105,6 +105,9 @@ class Interface(Protocol):
     def say(self, line: str) -> None:
         """One line, now."""
 
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Something that happened in the run, as it stands in its `events.jsonl`."""
+
     def watch(self, log: Path) -> AbstractContextManager[Screen]:
         """Show progress while the context is open; all other output goes into `log`."""
 
@@ -184,9 +187,9 @@ class Run:
         self._repair = repair
         self._run = new_run_id()
         self._log = cache_folder() / "logs" / f"{self._run}.log"
-        self._events = EventLog()
+        self._events = EventLog(self._run, interface.event)
         self._progress = _initial_progress(opened.plan.units, units)
-        self._events.add("start", run=self._run, tokenmill=__version__, missing=len(units))
+        self._events.add("start", tokenmill=__version__, missing=len(units))
 
     def to_its_end(self, address: str | None) -> Summary:
         """Run the units on the cluster at `address`, verify the output, sum it up."""

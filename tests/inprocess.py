@@ -100,6 +100,9 @@ class Quiet:
     def say(self, line: str) -> None:
         self.said.append(line)
 
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Not kept: it stands in the output."""
+
     @contextmanager
     def watch(self, _log: Path) -> Iterator["Quiet"]:
         yield self

@@ -3,13 +3,22 @@
 import io
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from pipeline.commit import Commit, UnitRecord
-from pipeline.monitor import EventLog, PlainScreen, PoolState, Progress, duration, progress_line
+from pipeline.monitor import (
+    EventLog,
+    JsonScreen,
+    PlainScreen,
+    PoolState,
+    Progress,
+    duration,
+    progress_line,
+)
 from pipeline.scheduler import Load
 from pipeline.screen import LiveScreen, make_screen
 
@@ -262,9 +271,28 @@ def test_a_narrow_terminal_shows_each_fact_on_a_line() -> None:
     assert names == ["units", "rows", "rejects", "tokens/s", "replicas", "ETA"]
 
 
+def test_for_programs_progress_is_an_event_every_ten_seconds() -> None:
+    """The numbers of the live screen; what is not known yet is null."""
+    told: list[Mapping[str, Any]] = []
+    screen = JsonScreen(told.append)
+    going = progress()
+    screen.update(going, 100.0)
+    going.add(commit())
+    going.observe(pool(Load(8, 2, 500, 100)), 101.0)
+    for now in (105.0, 109.9, 110.0):
+        screen.update(going, now)
+    screen.close()
+    first, second = [json.loads(json.dumps(event)) for event in told]
+    assert (first["event"], first["replicas"], first["remaining_s"]) == ("progress", 0, None)
+    assert (second["units_done"], second["requests_running"]) == (going.units_done, 8)
+    assert second["rejects"] == {"empty_input": 5}
+    assert second["remaining_s"] > 0
+
+
 def test_events_are_json_lines_with_time_and_name() -> None:
     """Each event is one line that a program can read, whatever its text holds."""
-    events = EventLog()
+    told: list[Mapping[str, Any]] = []
+    events = EventLog("a-run", told.append)
     assert events.to_bytes() == b""
     events.add("stop", reason="first line\nsecond line\u2028third, é \udce9")
     events.add_commit(commit(is_ours=False))
@@ -275,4 +303,5 @@ def test_events_are_json_lines_with_time_and_name() -> None:
     assert stop["reason"] == "first line\nsecond line\u2028third, é \udce9"
     assert 0 < stop["time"] <= committed["time"]
     assert committed["is_ours"] is False
+    assert json.loads(json.dumps(told)) == [stop, committed] and stop["run"] == "a-run"
     assert (committed["unit"], committed["rejects"]) == (commit().record.unit, {"empty_input": 5})

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.commands.terminal import LogFormat
 from pipeline.errors import UserError
 from pipeline.schema import RejectClass
 from pipeline.section import unknown
@@ -25,6 +26,14 @@ OutputArgument = Annotated[str, typer.Argument(metavar="OUTPUT", help="A folder 
 ClassOption = Annotated[
     list[str] | None,
     typer.Option("--class", metavar="CLASS", help="Only rejects of this class; repeatable."),
+]
+LogOption = Annotated[
+    LogFormat,
+    typer.Option(
+        "--log-format",
+        envvar="TOKENMILL_LOG_FORMAT",
+        help="What a run says while it is at work: text, or JSON lines for programs.",
+    ),
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 InputOption = Annotated[

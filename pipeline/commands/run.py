@@ -1,6 +1,8 @@
 """`run` and `retry`: what starts engines and writes an output."""
 
+import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -13,13 +15,14 @@ from pipeline.commands.options import (
     InputOption,
     JobArgument,
     LimitOption,
+    LogOption,
     OutputArgument,
     OutputOption,
     SetOption,
     job_settings,
     selected_classes,
 )
-from pipeline.commands.terminal import Terminal, one_line_errors, stoppable
+from pipeline.commands.terminal import LogFormat, interface_of, one_line_errors, stoppable
 from pipeline.errors import ExitCode
 from pipeline.job_file import load_job
 from pipeline.monitor import counted, duration
@@ -36,6 +39,7 @@ def run_command(  # noqa: PLR0913, PLR0917 - options of a command
     limit: LimitOption = None,
     overrides: SetOption = None,
     address: AddressOption = None,
+    log_format: LogOption = LogFormat.TEXT,
     debug: DebugOption = False,
 ) -> None:
     """Run a job, or resume it: only what its output lacks.
@@ -46,12 +50,13 @@ def run_command(  # noqa: PLR0913, PLR0917 - options of a command
     output, 3 finished with more rejects than the job allows, 4 stopped by Ctrl-C or SIGTERM (run it
     again to resume).
     """
-    with one_line_errors(debug):
+    interface = interface_of(log_format)
+    with one_line_errors(debug, interface.fail):
         settings = job_settings(overrides, input_path, output_path, limit, date=date)
         with stoppable():
-            summary = run_job(load_job(job_file, settings), address, Terminal())
+            summary = run_job(load_job(job_file, settings), address, interface)
         if summary is not None:
-            print_summary(summary)
+            _print(summary, log_format)
             raise typer.Exit(summary.exit_code)
 
 
@@ -63,18 +68,27 @@ def retry_command(  # noqa: PLR0913, PLR0917 - options of a command
     ] = False,
     overrides: SetOption = None,
     address: AddressOption = None,
+    log_format: LogOption = LogFormat.TEXT,
     debug: DebugOption = False,
 ) -> None:
     """Answer rejected rows again, in place; a row that had an answer keeps it until a new one.
 
     Example: tokenmill retry out/summaries --truncated --set sampling.max_tokens=200
     """
-    with one_line_errors(debug), stoppable():
+    interface = interface_of(log_format)
+    with one_line_errors(debug, interface.fail), stoppable():
         selection = Selection(selected_classes(classes), truncated)
-        summary = retry_rejects(output, selection, overrides or [], address, Terminal())
+        summary = retry_rejects(output, selection, overrides or [], address, interface)
         if summary is not None:
-            print_summary(summary)
+            _print(summary, log_format)
             raise typer.Exit(summary.exit_code)
+
+
+def _print(summary: Summary, log_format: LogFormat) -> None:
+    if log_format is LogFormat.JSON:
+        typer.echo(json.dumps(asdict(summary)))
+    else:
+        print_summary(summary)
 
 
 def print_summary(summary: Summary) -> None:

@@ -1,10 +1,14 @@
 """The user's terminal: errors in one line, tables of facts, a run's screen, signals."""
 
+import json
 import signal
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from types import FrameType
+from typing import IO, Any
 
 import typer
 from rich.console import Console
@@ -12,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.errors import ExitCode, TokenmillError, root_cause
-from pipeline.monitor import Screen
+from pipeline.monitor import JsonScreen, Screen, event_of
 from pipeline.screen import chatter_into, make_screen
 
 #: What a table may take of a wide terminal.
@@ -20,7 +24,7 @@ WIDTH = 100
 
 
 @contextmanager
-def one_line_errors(debug: bool) -> Iterator[None]:
+def one_line_errors(debug: bool, say: Callable[[str], None] | None = None) -> Iterator[None]:
     """Report an error in one line and end with its exit code; with `debug` let it through."""
     try:
         yield
@@ -37,7 +41,7 @@ def one_line_errors(debug: bool) -> Iterator[None]:
                 f"{type(cause).__name__}: {' '.join(str(cause).split())} (--debug shows where)"
             )
             exit_code = ExitCode.FAILED
-        say_error(message)
+        (say or say_error)(message)
         raise typer.Exit(exit_code) from None
 
 
@@ -68,6 +72,13 @@ class Terminal:
     def say(self, line: str) -> None:
         errors_console().print(visible(line), markup=False)
 
+    def event(self, event: Mapping[str, Any]) -> None:
+        """What matters of it is said, or on the screen."""
+
+    def fail(self, message: str) -> None:
+        """Say why a command ends."""
+        say_error(message)
+
     @contextmanager
     def watch(self, log: Path) -> Iterator[Screen]:
         with chatter_into(log) as console:
@@ -77,6 +88,51 @@ class Terminal:
             finally:
                 # Also after a Ctrl-C before the first commit: a live display hides the cursor.
                 screen.close()
+
+
+class JsonTerminal:
+    """The same for programs: all that happens as JSON lines on stderr, each with its run."""
+
+    def __init__(self) -> None:
+        self._file: IO[str] | None = None
+        self._run: str | None = None
+
+    def say(self, line: str) -> None:
+        self._write({**event_of("remark"), "message": line})
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        if event["event"] == "start":
+            self._run = event["run"]
+        self._write(event)
+
+    def fail(self, message: str) -> None:
+        """Say why a command ends."""
+        self._write({**event_of("error"), "message": message})
+
+    @contextmanager
+    def watch(self, log: Path) -> Iterator[Screen]:
+        with chatter_into(log) as console:
+            self._file = console.file
+            try:
+                yield JsonScreen(self._write)
+            finally:
+                self._file = None
+
+    def _write(self, event: Mapping[str, Any]) -> None:
+        line = json.dumps({"run": self._run, **event})
+        print(line, file=self._file or sys.stderr, flush=True)
+
+
+class LogFormat(StrEnum):
+    """How a run tells what happens."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+def interface_of(log_format: LogFormat) -> Terminal | JsonTerminal:
+    """What a run speaks to its user with."""
+    return JsonTerminal() if log_format is LogFormat.JSON else Terminal()
 
 
 def facts_table(facts: Mapping[str, str]) -> Table:
