@@ -23,7 +23,7 @@ class RayCluster:
     environment: dict[str, str]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_cluster(s3_server: S3Server) -> Iterator[RayCluster]:
     """A head and two workers, whose processes alone may enter the S3 server."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
