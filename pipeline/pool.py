@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 from ray._private import ray_constants
+from ray._private import utils as ray_utils
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.exceptions import RayError
@@ -363,7 +364,7 @@ def _start_ray(address: str | None, replicas: int) -> None:
         _require_token()
     try:
         if is_ours:
-            with _on_loopback():
+            with _on_loopback(), _without_dashboard():
                 ray.init(
                     address="local",
                     # The replicas' share comes on top of the cores: reading must not wait for them.
@@ -405,6 +406,21 @@ def _on_loopback() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _without_dashboard() -> Iterator[None]:
+    """Have Ray start its small processes, as where it is installed without `ray[default]`.
+
+    With it Ray 2.60 starts the dashboard's, whatever `include_dashboard` says: seconds of import in
+    three processes, and a part of a core for as long as they run.
+    """
+    before = ray_utils.get_dashboard_dependency_error
+    ray_utils.get_dashboard_dependency_error = lambda: ImportError("not wanted")
+    try:
+        yield
+    finally:
+        ray_utils.get_dashboard_dependency_error = before
 
 
 def _require_token() -> None:

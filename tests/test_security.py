@@ -417,13 +417,19 @@ assert len(listening) > 3, listening
 for address in map(ipaddress.ip_address, listening):
     assert (getattr(address, "ipv4_mapped", None) or address).is_loopback, listening
 refuse_open_cluster(ray.get_runtime_context().gcs_address)
+commands = [process.cmdline() for process in own.children(recursive=True)]
+dashboards = [command for command in commands if any("dashboard.py" in part for part in command)]
+assert all("--minimal" in command for command in dashboards), dashboards
 pool.close()
 """
 
 
 @pytest.mark.integration
 def test_our_ray_is_on_loopback_and_wants_a_token_that_is_on_no_disk(tmp_path: Path) -> None:
-    """The cluster that a run starts is to be reached from this machine only, by who has a token."""
+    """The cluster that a run starts is to be reached from this machine only, by who has a token.
+
+    It has no dashboard, also where `ray[default]` is installed.
+    """
     done = subprocess.run(
         [sys.executable, "-c", OWN_CLUSTER],
         cwd=ROOT,
