@@ -36,7 +36,7 @@ from pipeline.plan import Plan, Unit, UnitSize, first_rows, plan_units
 from pipeline.quantized import check_on_cpu, refuse_gguf_file
 from pipeline.section import ModelSource
 from pipeline.shards import Listing, list_input, read_footers, refuse_output_inside
-from pipeline.store import Store, open_store
+from pipeline.store import Store, open_store, split_place
 from pipeline.tasks.row import input_columns
 from pipeline.tools import resolve
 from pipeline.where import where_columns, where_expression
@@ -73,6 +73,8 @@ def check_job(job: Job) -> None:
     if len(set(job.input.keep)) != len(job.input.keep):
         raise UserError("input.keep: a column stands twice")
     _check_cleaned(job, input_columns(job.steps))
+    if job.output.publish is not None:
+        split_place(job.output.publish)
     models = models_by_place(job)
     for place, model in models.items():
         refuse_gguf_file(model, place)
@@ -144,43 +146,51 @@ def _has_moved(job: Job, plan: Plan) -> bool:
 
 def prepare(job: Job, store: Store, has_gpus: bool) -> Prepared:
     """Find the output's plan, or make it; hold it against input and output. Raises `UserError`."""
+    # Before the listing, or a shard that another night has planned since would look as if gone.
+    plan = read_plan(store)
     listing = list_input(job.input.path, job.input.endpoint_url)
     refuse_output_inside(listing, store.url)
-    plan = read_plan(store)
     if plan is None:
         refuse_foreign_files(store)
         plan = publish_plan(store, _make_plan(job, listing, has_gpus), job)
     elif plan.fingerprint == job.fingerprint:
         keep_job(store, job)
-        plan = _follow(job, store, plan, listing, has_gpus)
     else:
         plan = _replan(job, store, plan, _make_plan(job, listing, has_gpus))
-    changes = changes_since(plan, listing.objects)
-    changes.refuse(listing.store, job.input)
-    left_out = 0 if job.input.limit is not None else len(changes.new)
+    plan, left_out = _follow(job, store, plan, listing, has_gpus)
     return Prepared(Opened(store, plan, job), committed_keys(store, plan), left_out)
 
 
-def _follow(job: Job, store: Store, plan: Plan, listing: Listing, has_gpus: bool) -> Plan:
-    """The plan that stands, with what became of its input as far as the job follows it."""
+def _follow(
+    job: Job, store: Store, plan: Plan, listing: Listing, has_gpus: bool
+) -> tuple[Plan, int]:
+    """The plan with what became of its input, as far as the job follows it; new shards beside it.
+
+    Raises `UserError` for a change that the job does not follow.
+    """
     while True:
         changes = changes_since(plan, listing.objects)
         changes.refuse(listing.store, job.input)
         followed = changes.followed(job.input)
         if not followed:
-            return plan
+            return plan, 0 if job.input.limit is not None else len(changes.new)
         # Beside one that is as it was, so that none of the new ones need be readable.
         looked_at = (*followed, *changes.unchanged[:1])
         addition = _make_plan(job, replace(listing, objects=looked_at), has_gpus)
         longer = grown(plan, addition, followed)
+        if longer == plan:
+            # New shards without a row.
+            return plan, 0
         version = store.info(PLAN_KEY).version
         standing = read_plan(store)
-        # Another night's driver may have been faster: what it planned is the beginning of ours.
         if standing == plan and extend_plan(
             store, longer, version, dropped_keys(plan, changes.changed)
         ):
-            return longer
-        plan = standing or plan
+            plan = longer
+        else:
+            # Another night's driver was faster, and may have planned what our listing has not.
+            plan = standing or plan
+            listing = list_input(job.input.path, job.input.endpoint_url)
 
 
 def _replan(job: Job, store: Store, standing: Plan, plan: Plan) -> Plan:

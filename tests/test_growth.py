@@ -16,9 +16,10 @@ from pipeline import pool, run
 from pipeline.commit import Commit
 from pipeline.errors import ExitCode, RunFailed, UserError
 from pipeline.job import Job
-from pipeline.output import SUCCESS_KEY, open_output, read_success
+from pipeline.output import PLAN_KEY, SUCCESS_KEY, open_output, read_success
+from pipeline.prepare import prepare
 from pipeline.run import expected_of, run_job
-from pipeline.store import LocalStore
+from pipeline.store import LocalStore, ObjectInfo
 from pipeline.verify import Level, verify
 
 FIRST = {"a.parquet": ["one", "two", "three"], "b.parquet": ["four", "five", "six"]}
@@ -155,6 +156,19 @@ def test_bad_new_shards_may_be_skipped(corpus: Path, tmp_path: Path) -> None:
     assert summary is not None and summary.rows == 1
 
 
+def test_a_new_shard_without_rows_changes_nothing(corpus: Path, tmp_path: Path) -> None:
+    """The plan stands as it was, and the output is finished at every moment."""
+    output = tmp_path / "out"
+    night(following(corpus, output))
+    before = (output / "_tokenmill" / "plan.parquet").read_bytes()
+    write_corpus(corpus, {"c.parquet": []})
+    recorder = CrashingStore(LocalStore(str(output)))
+    summary = drive(following(corpus, output), recorder)
+    assert summary is not None and summary.rows == 0
+    assert "delete" not in recorder.calls
+    assert (output / "_tokenmill" / "plan.parquet").read_bytes() == before
+
+
 def test_the_first_rows_of_an_input_do_not_grow(corpus: Path, tmp_path: Path) -> None:
     """A limit and growth exclude each other."""
     with pytest.raises(ValueError, match="the first rows do not grow"):
@@ -235,6 +249,35 @@ def test_two_nights_at_once_end_well(
     assert summary is not None and summary.exit_code == ExitCode.FINISHED
     assert summary.totals is not None and summary.totals.rows == 7
     assert is_whole(tmp_path / "out")
+
+
+class _Overtaking(LocalStore):
+    """A store in which another night comes between a look at the input and the plan's exchange."""
+
+    other_night: Any = None
+
+    def info(self, key: str) -> ObjectInfo:
+        other_night, self.other_night = self.other_night, None
+        if key == PLAN_KEY and other_night is not None:
+            other_night()
+        return super().info(key)
+
+
+def test_no_unit_that_another_night_has_planned_is_lost(corpus: Path, tmp_path: Path) -> None:
+    """Who is overtaken plans on top of what stands, also of shards that its listing has not."""
+    job = following(corpus, tmp_path / "out")
+    night(job)
+    write_corpus(corpus, {"c.parquet": ["seven"]})
+
+    def other_night() -> None:
+        write_corpus(corpus, {"d.parquet": ["eight"]})
+        night(job)
+
+    store = _Overtaking(job.output.path)
+    store.other_night = other_night
+    prepared = prepare(job, store, has_gpus=False)
+    assert {unit.shard for unit in prepared.opened.plan.units} >= {"c.parquet", "d.parquet"}
+    assert prepared.missing == ()
 
 
 def test_who_adds_units_runs_them(
