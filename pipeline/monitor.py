@@ -141,42 +141,27 @@ class Screen(Protocol):
 
 
 class PlainScreen:
-    """One line every ten seconds, for logs and pipes."""
+    """One line every ten seconds, for logs and pipes; `tell` says what it is."""
 
-    def __init__(self, write_line: Callable[[str], None]) -> None:
-        self._write_line = write_line
+    def __init__(self, tell: Callable[[Progress, float], None]) -> None:
+        self._tell = tell
         self._next_line_at = 0.0
 
     def update(self, progress: Progress, now: float) -> None:
         if now >= self._next_line_at:
             self._next_line_at = now + _LINE_INTERVAL_S
-            self._write_line(progress_line(progress, now))
+            self._tell(progress, now)
 
     def close(self) -> None:
         """Nothing to undo."""
 
 
-class JsonScreen:
-    """One event every ten seconds, for programs that read logs."""
-
-    def __init__(self, write: Callable[[Mapping[str, Any]], None]) -> None:
-        self._write = write
-        self._next_at = 0.0
-
-    def update(self, progress: Progress, now: float) -> None:
-        if now >= self._next_at:
-            self._next_at = now + _LINE_INTERVAL_S
-            self._write({**event_of("progress"), **progress_facts(progress, now)})
-
-    def close(self) -> None:
-        """Nothing to undo."""
-
-
-def progress_facts(progress: Progress, now: float) -> dict[str, Any]:
+def progress_event(progress: Progress, now: float) -> dict[str, Any]:
     """What the live screen shows, as numbers; `remaining_s` is None before there is a pace."""
     read, written = progress.rates(now)
     loads = progress.pool.loads.values()
     return {
+        **event_of("progress"),
         "units_done": progress.units_done,
         "units": progress.units_total,
         "rows_answered": progress.rows_answered,

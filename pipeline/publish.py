@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 
 from pipeline.errors import RunFailed, UserError
 from pipeline.output import Opened, Totals
-from pipeline.store import Store, open_store
+from pipeline.store import Store, open_store, split_place
 
 # Each time another writer was faster.
 _MOST_EXCHANGES = 10
@@ -40,8 +40,8 @@ def publish(opened: Opened, totals: Totals, target: str, *, even_back: bool = Fa
     A later night's stays as it is, unless `even_back`. Raises `UserError` for a target that cannot
     be written or holds something else.
     """
-    folder, _, key = target.rpartition("/")
-    store = open_store(folder or ".", opened.job.output.endpoint_url)
+    folder, key = split_place(target)
+    store = open_store(folder, opened.job.output.endpoint_url)
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     pointer = Pointer(
         output=opened.store.url,

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from pipeline.monitor import PlainScreen, Progress, Screen, duration
+from pipeline.monitor import PlainScreen, Progress, Screen, duration, progress_line
 
 _BAR_WIDTH = 40
 
@@ -45,7 +45,7 @@ def make_screen(console: Console) -> Screen:
     """A live display on a terminal, plain lines elsewhere."""
     if console.is_terminal:
         return LiveScreen(console)
-    return PlainScreen(lambda line: console.print(line, markup=False))
+    return PlainScreen(lambda *seen: console.print(progress_line(*seen), markup=False))
 
 
 class LiveScreen:

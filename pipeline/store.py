@@ -126,12 +126,18 @@ def _refusing_gone(where: str) -> Iterator[None]:
         raise RunFailed(f"{where}: is gone since it was listed; run the command again") from error
 
 
-def open_place(url: str) -> tuple[Store, str]:
-    """The store and the key of one named object, in a folder that is there. Raises `UserError`."""
+def split_place(url: str) -> tuple[str, str]:
+    """The URL of the folder of one named object, and its key there. Raises `UserError`."""
     folder, name = os.path.split(url)
     if not name or folder in ("s3:", "file:"):
         raise UserError(f"{url}: names no file; write one behind it")
-    store = open_store(folder or ".")
+    return folder or ".", name
+
+
+def open_place(url: str) -> tuple[Store, str]:
+    """The store and the key of one named object, in a folder that is there. Raises `UserError`."""
+    folder, name = split_place(url)
+    store = open_store(folder)
     if isinstance(store, LocalStore) and not os.path.isdir(store.url):
         # A store makes its folders, and a mistyped path should make none.
         raise UserError(f"{url}: there is no such folder; make it or mend the path")
@@ -197,14 +203,14 @@ class LocalStore:
         target = self._path(key)
         with _local_errors(target):
             if os.path.lexists(target):
-                raise _taken(target)
+                raise taken(target)
             os.makedirs(os.path.dirname(target), exist_ok=True)
             with _temporary_for(target) as temporary:
                 with open(temporary, "xb") as file:
                     yield file
                     _sync(file)
                 if not _linked(temporary, target):
-                    raise _taken(target)
+                    raise taken(target)
 
     def replace(self, key: str, data: bytes) -> None:
         target = self._path(key)
@@ -285,7 +291,8 @@ def _linked(temporary: str, target: str) -> bool:
     return True
 
 
-def _taken(place: str) -> UserError:
+def taken(place: str) -> UserError:
+    """The error for a name that something has already."""
     return UserError(f"{place} is there already; remove it or name another one")
 
 
@@ -422,7 +429,7 @@ class S3Store:
         where = self._url(key)
         with _s3_errors(where):
             if self._fs.exists(self._path(key)):
-                raise _taken(where)
+                raise taken(where)
             # In parts of some megabytes; the last request makes the object, if there is none yet.
             file = self._fs.open(self._path(key), "xb")
         try:
@@ -432,7 +439,7 @@ class S3Store:
                     file.close()
                 except OSError as error:
                     if _is_precondition_failed(error):
-                        raise _taken(where) from error
+                        raise taken(where) from error
                     raise
         except BaseException:
             # What went wrong matters more than parts that nobody sees.

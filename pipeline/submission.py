@@ -135,8 +135,13 @@ def require_places_of_a_cluster(job: Job) -> None:
 
 def _local_paths(job: Job) -> Iterator[tuple[str, str]]:
     """The places of the job that are on a disk, by their keys."""
-    for key, path in (("input.path", job.input.path), ("output.path", job.output.path)):
-        if not path.startswith("s3://"):
+    places = {
+        "input.path": job.input.path,
+        "output.path": job.output.path,
+        "output.publish": job.output.publish,
+    }
+    for key, path in places.items():
+        if path is not None and not path.startswith("s3://"):
             yield key, path.removeprefix("file://")
     models: dict[str, ModelSource] = {"model.source": job.model}
     models |= {f"{key}.source": side.source for key, side in job.side_models.items()}

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import TokenmillError, UserError
-from pipeline.store import TEMPORARY_PREFIX, open_store
+from pipeline.store import TEMPORARY_PREFIX, open_store, taken
 
 Batches = Iterator[pa.RecordBatch]
 
@@ -254,7 +254,7 @@ def _own_folder(folder: str) -> Iterator[None]:
 
 def _refuse_taken(target: str) -> None:
     if os.path.lexists(target):
-        raise UserError(f"{target} is there already; remove it or name another one")
+        raise taken(target)
 
 
 @contextmanager
@@ -262,7 +262,7 @@ def _new_prefix(target: str) -> Iterator[None]:
     """An empty prefix in S3; after an error what is left in it is told of."""
     store = open_store(target)
     if next(iter(store.list()), None) is not None:
-        raise UserError(f"{store.url} is there already; remove it or name another one")
+        raise taken(store.url)
     try:
         yield
     except Exception as error:

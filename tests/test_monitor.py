@@ -12,11 +12,11 @@ from rich.console import Console
 from pipeline.commit import Commit, UnitRecord
 from pipeline.monitor import (
     EventLog,
-    JsonScreen,
     PlainScreen,
     PoolState,
     Progress,
     duration,
+    progress_event,
     progress_line,
 )
 from pipeline.scheduler import Load
@@ -203,7 +203,7 @@ def test_a_plain_screen_writes_a_line_every_ten_seconds() -> None:
     """The first at once, the next after ten seconds, however often it is updated."""
     lines: list[str] = []
     written_at = []
-    screen = PlainScreen(lines.append)
+    screen = PlainScreen(lambda *seen: lines.append(progress_line(*seen)))
     for tenths in range(5000, 5350):
         before = len(lines)
         screen.update(progress(), tenths / 10)
@@ -274,7 +274,7 @@ def test_a_narrow_terminal_shows_each_fact_on_a_line() -> None:
 def test_for_programs_progress_is_an_event_every_ten_seconds() -> None:
     """The numbers of the live screen; what is not known yet is null."""
     told: list[Mapping[str, Any]] = []
-    screen = JsonScreen(told.append)
+    screen = PlainScreen(lambda *seen: told.append(progress_event(*seen)))
     going = progress()
     screen.update(going, 100.0)
     going.add(commit())

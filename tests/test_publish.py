@@ -139,6 +139,15 @@ def test_what_is_no_pointer_is_left_alone(tmp_path: Path, nights: dict[str, Path
     assert target.read_text() == '{"name": "mine"}'
 
 
+def test_a_pointer_that_names_no_place_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    """In a bucket's place there is no object."""
+    write_corpus(tmp_path / "in" / "dt=2026-01-31")
+    output = {"path": str(tmp_path / "out"), "publish": "s3://current.json"}
+    with pytest.raises(UserError, match=r"s3://current\.json: names no file"):
+        night(tmp_path, "2026-01-31", output=output)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_command_moves_readers_back(tmp_path: Path, nights: dict[str, Path]) -> None:
     """To a finished output only."""
     current = tmp_path / "current.json"

@@ -93,6 +93,7 @@ def test_a_variable_that_names_a_variable_is_refused() -> None:
         ("input.path", "corpus/*.parquet"),
         ("output.path", "~/out"),
         ("output.path", "file://out"),
+        ("output.publish", "current.json"),
         ("model.source", "./model"),
     ],
 )

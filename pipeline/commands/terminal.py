@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.errors import ExitCode, TokenmillError, root_cause
-from pipeline.monitor import JsonScreen, Screen, event_of
+from pipeline.monitor import PlainScreen, Screen, event_of, progress_event
 from pipeline.screen import chatter_into, make_screen
 
 #: What a table may take of a wide terminal.
@@ -114,7 +114,7 @@ class JsonTerminal:
         with chatter_into(log) as console:
             self._file = console.file
             try:
-                yield JsonScreen(self._write)
+                yield PlainScreen(lambda *seen: self._write(progress_event(*seen)))
             finally:
                 self._file = None
 
