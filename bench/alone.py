@@ -26,6 +26,7 @@ from pipeline.schema import Reject, Request, Sampling
 from pipeline.source import ROW_COLUMN
 from pipeline.tasks.choices import labels_of
 from pipeline.tasks.classify import Classify, label_tokens, softmax
+from pipeline.tasks.row import RowTasks
 from pipeline.tools import load_tasks, load_tools
 
 #: Rows a call where a corpus is cut into groups.
@@ -121,9 +122,7 @@ def replica(job_file: Path) -> Figures:
 
     job = load_job(job_file, ["model.engine.disable_log_stats=false"])
     tasks = load_tasks(job)
-    rows = ds.dataset(job.input.path).to_table()
-    numbered = rows.append_column(ROW_COLUMN, pa.array(range(len(rows)), pa.int64()))
-    rendered = Renderer(tasks, []).render(numbered)
+    rendered = _rendered(tasks, ds.dataset(job.input.path).to_table())
     share = MachineShare(int(has_local_gpus()), os.cpu_count() or 1)
     answering = Replica(lambda: load_engine(job, share), tasks, _ignore, _ignore)
     began = time.monotonic()
@@ -157,12 +156,16 @@ def requests_of(job: Job) -> list[Request]:
 def requests_in(job: Job, rows: pa.Table) -> list[Request]:
     """What these rows ask in their first round."""
     tasks = load_tasks(job)
-    numbered = rows.append_column(ROW_COLUMN, pa.array(range(len(rows)), pa.int64()))
-    rendered = RenderedRows(Renderer(tasks, []).render(numbered))
+    rendered = RenderedRows(_rendered(tasks, rows))
     dialogues = (
         tasks.answer(rendered.entries(row), rendered.late(row)) for row in range(len(rendered))
     )
     return [request for dialogue in dialogues for request in next(dialogue)]
+
+
+def _rendered(tasks: RowTasks, rows: pa.Table) -> pa.Table:
+    numbered = rows.append_column(ROW_COLUMN, pa.array(range(len(rows)), pa.int64()))
+    return Renderer(tasks, []).render(numbered)
 
 
 def load_llm(job: Job) -> Any:

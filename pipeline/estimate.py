@@ -4,7 +4,6 @@ Tokens are counted on a sample of rows; the rest follows from a table of speeds,
 former run measured.
 """
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -131,9 +130,7 @@ def estimate(
 
 def _over_budget(job: Job, rejects: Interval, rows: Interval) -> Iterator[str]:
     """That the run is likely to end with exit code 3, said while it costs nothing."""
-    most = math.floor(job.max_reject_rate * rows.estimate)
-    if job.max_rejects is not None:
-        most = min(most, job.max_rejects)
+    most = job.most_rejects(rows.estimate)
     if rejects.estimate > most:
         yield (
             f"{rejects.estimate:,} rejects are more than the {most:,} that max_reject_rate and "

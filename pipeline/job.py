@@ -7,6 +7,7 @@ raised as `UserError`; what needs the input (its columns) is found by `plan`, wh
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -392,6 +393,11 @@ class Job(Section):
         if not section.samples:
             return None
         return self.sampling if section.sampling is None else section.sampling
+
+    def most_rejects(self, num_rows: int) -> int:
+        """How many of so many rows may be rejected."""
+        most = math.floor(self.max_reject_rate * num_rows)
+        return most if self.max_rejects is None else min(most, self.max_rejects)
 
     @property
     def runner(self) -> Runner:

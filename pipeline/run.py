@@ -4,7 +4,6 @@ Ray and the engine are imported only when there is something to run.
 """
 
 import json
-import math
 import os
 import queue
 import secrets
@@ -419,9 +418,7 @@ class Patience:
 def refuse_lost_cause(job: Job, progress: Progress, output: Store) -> None:
     """Raise `OverBudget` as soon as the run is sure to end with more rejects than are allowed."""
     most_rows = progress.rows_total - progress.filtered
-    most = math.floor(job.max_reject_rate * most_rows)
-    if job.max_rejects is not None:
-        most = min(most, job.max_rejects)
+    most = job.most_rejects(most_rows)
     if progress.rejected > most and progress.rows_done < progress.rows_total:
         classes = "; ".join(
             f"{count:,} {name}{_as_example(output, progress.first_rejects[name], name)}"
