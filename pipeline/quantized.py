@@ -21,6 +21,8 @@ _PLUGINS = {
     "gguf": "vLLM reads it only with vllm-gguf-plugin, whose kernels are CUDA's",
     "bitsandbytes": "vLLM reads it only with vllm-bnb-plugin, which is for GPUs",
 }
+# Any of these sums products of 8 bits in 32 bits.
+_EXACT_INT8 = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 # Weights that no kernel for a CPU takes, whatever the library that wrote them.
 _GPU_ONLY = ("fp4", "mxfp", "nvfp")
 
@@ -139,20 +141,38 @@ def _problem(held: Format) -> str | None:
         return "vLLM has kernels for such weights on GPUs only"
     if held.weight == "fp8":
         return _fp8_problem(held)
-    is_integer = held.weight.startswith("int") and held.weight[3:].isdigit()
-    if is_integer and not held.with_inputs and held.weight != "int4":
-        return "without quantized inputs, vLLM's kernels for a CPU take weights of 4 bits only"
+    if held.weight.startswith("int") and held.weight[3:].isdigit():
+        return _integer_problem(held)
     return None
 
 
 def _fp8_problem(held: Format) -> str | None:
-    if held.scales == "channel" or _cpu_has_amx():
+    if held.scales == "channel" or "amx_tile" in _cpu_flags():
         return None
     return "without AMX, vLLM's kernels for a CPU take fp8 weights with a scale a channel only"
 
 
-def _cpu_has_amx() -> bool:
+def _integer_problem(held: Format) -> str | None:
+    """What is told of x86 only: a CPU of another kind shows none of these flags."""
+    flags = _cpu_flags()
+    if held.with_inputs:
+        # oneDNN then adds products of 8 bits in 16 bits, which overflow: the answers are wrong and
+        # nothing says so (oneDNN's guide, Nuances of int8 Computations).
+        if "avx2" in flags and not flags & _EXACT_INT8:
+            return "without VNNI, oneDNN's sums of 8-bit products overflow and answers are wrong"
+    elif held.weight != "int4":
+        return "without quantized inputs, vLLM's kernels for a CPU take weights of 4 bits only"
+    elif "avx2" in flags and "avx512f" not in flags:
+        # cpu_gemm_wna16 is in vLLM's extension for AVX-512 and not in the one for AVX2.
+        return "without AVX-512, vLLM has no kernel for weights of 4 bits"
+    return None
+
+
+def _cpu_flags() -> frozenset[str]:
+    """What an x86 CPU can do, in Linux's words; nothing where Linux does not tell."""
     try:
-        return "amx_tile" in Path("/proc/cpuinfo").read_text()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return False
+        return frozenset()
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return frozenset(flags.partition(":")[2].split())

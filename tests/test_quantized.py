@@ -11,11 +11,17 @@ from pipeline import quantized
 from pipeline.errors import UserError
 from pipeline.quantized import Format, check_on_cpu, cpu_arguments, formats, refuse_gguf_file
 
+AVX512 = frozenset({"avx2", "avx512f", "avx512_vnni"})
+
 
 @pytest.fixture(autouse=True)
-def without_amx(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CPU as most are, whatever this one is."""
-    monkeypatch.setattr(quantized, "_cpu_has_amx", lambda: False)
+def server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server's CPU without AMX, whatever this one is."""
+    cpu_with(monkeypatch, AVX512)
+
+
+def cpu_with(monkeypatch: pytest.MonkeyPatch, flags: frozenset[str]) -> None:
+    monkeypatch.setattr(quantized, "_cpu_flags", lambda: flags)
 
 
 def compressed(bits: int, kind: str, strategy: str, *, inputs: bool) -> dict[str, Any]:
@@ -104,8 +110,38 @@ def test_what_a_cpu_cannot_run_is_refused_with_the_reason(
 
 def test_amx_is_vllms_to_judge(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU with AMX has more kernels for fp8; nothing is refused there."""
-    monkeypatch.setattr(quantized, "_cpu_has_amx", lambda: True)
+    cpu_with(monkeypatch, AVX512 | {"amx_tile"})
     cpu_arguments(library("fp8"), {})
+
+
+@pytest.mark.parametrize(
+    ("flags", "config", "said"),
+    [
+        ({"avx2"}, INT8, "compressed-tensors with int8 weights and inputs: without VNNI, .* wrong"),
+        ({"avx2", "avx512f"}, INT8, "without VNNI"),
+        ({"avx2", "avx_vnni"}, INT8, None),
+        ({"avx2", "amx_int8"}, INT8, None),
+        ({"avx2"}, library("awq", bits=4), "awq with int4 weights: without AVX-512, .* no kernel"),
+        ({"avx2", "avx_vnni"}, INT4, "without AVX-512"),
+        ({"avx2", "avx512f"}, INT4, None),
+        ({"avx2"}, {}, None),
+        (set(), INT8, None),
+        (set(), INT4, None),
+    ],
+)
+def test_integers_need_an_x86_that_sums_them_right(
+    monkeypatch: pytest.MonkeyPatch, flags: set[str], config: dict[str, Any], said: str | None
+) -> None:
+    """Wrong answers and kernels that are not there are told first; other CPUs are vLLM's to judge.
+
+    Without flags: a CPU that is no x86.
+    """
+    cpu_with(monkeypatch, frozenset(flags))
+    if said is None:
+        cpu_arguments(config, {})
+    else:
+        with pytest.raises(UserError, match=said):
+            cpu_arguments(config, {})
 
 
 def test_weights_of_four_bits_run_in_bfloat16() -> None:
