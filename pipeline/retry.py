@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pipeline.columns import added_fields
 from pipeline.errors import UserError
 from pipeline.job import Job, differing_fields
+from pipeline.monitor import counted
 from pipeline.output import Opened, open_output, read_job
 from pipeline.prepare import check_job
 from pipeline.rejects import Selection, rejected_rows
@@ -38,7 +39,8 @@ def retry_rejects(
     units = tuple(unit for unit in opened.plan.units if unit.key in rows)
     num_rows = sum(map(len, rows.values()))
     interface.say(
-        f"{job.name}: {num_rows:,} rows in {len(units):,} units again, in {opened.store.url}"
+        f"{job.name}: {counted(num_rows, 'row')} in {counted(len(units), 'unit')} again, "
+        f"in {opened.store.url}"
     )
     return Run(opened, job, units, interface, Repair(rows, changes)).to_its_end(address)
 

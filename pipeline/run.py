@@ -23,7 +23,7 @@ from pipeline.errors import ExitCode, OverBudget, RunFailed, TokenmillError, roo
 from pipeline.heartbeat import Heartbeat
 from pipeline.job import Job
 from pipeline.models import cache_folder
-from pipeline.monitor import EventLog, PoolState, Progress, Screen
+from pipeline.monitor import EventLog, PoolState, Progress, Screen, counted
 from pipeline.notify import notify
 from pipeline.output import (
     SUMMARY_NAME,
@@ -141,8 +141,9 @@ def run_job(job: Job, address: str | None, interface: Interface) -> Summary | No
 def _announce(prepared: Prepared, interface: Interface) -> None:
     plan, missing = prepared.opened.plan, prepared.missing
     interface.say(
-        f"{prepared.opened.job.name}: {plan.num_rows:,} rows in {plan.num_shards:,} shards, "
-        f"{len(plan.units):,} units, to {prepared.opened.store.url}"
+        f"{prepared.opened.job.name}: {counted(plan.num_rows, 'row')} in "
+        f"{counted(plan.num_shards, 'shard')}, {counted(len(plan.units), 'unit')}, "
+        f"to {prepared.opened.store.url}"
     )
     for bad in plan.skipped:
         interface.say(f"skipped {bad.path}: {bad.reason}")
@@ -161,7 +162,8 @@ def _announce(prepared: Prepared, interface: Interface) -> None:
 
 def _counts(totals: Totals) -> str:
     filtered = f", {totals.filtered:,} filtered out" if totals.filtered else ""
-    return f"{totals.rows:,} rows in {totals.units:,} units, {totals.rejected:,} rejected{filtered}"
+    whole = f"{counted(totals.rows, 'row')} in {counted(totals.units, 'unit')}"
+    return f"{whole}, {totals.rejected:,} rejected{filtered}"
 
 
 class Run:
@@ -235,8 +237,8 @@ class Run:
         left = self._added_meanwhile()
         if left:
             self._interface.say(
-                f"another run has added {left:,} units to the plan meanwhile, and is at work on "
-                "them; if it is not, the same command runs them"
+                f"another run has added {counted(left, 'unit')} to the plan meanwhile, and is at "
+                "work there; if it is not, the same command runs them"
             )
             return self._ended(None, ExitCode.FINISHED)
         totals = require_whole(verify(store, expected_of(self._opened), Level.FOOTERS))
@@ -288,7 +290,7 @@ class Run:
         self._events.add("stop", reason=reason)
         by_signal = isinstance(error, KeyboardInterrupt)
         exit_code = ExitCode.STOPPED if by_signal else ExitCode.FAILED
-        counted: queue.SimpleQueue[str] = queue.SimpleQueue()
+        newly_counted: queue.SimpleQueue[str] = queue.SimpleQueue()
 
         def leave() -> None:
             # The store may be what failed; the reason for the stop matters more.
@@ -296,7 +298,7 @@ class Run:
                 plan = self._opened.plan
                 # Counted anew: commits of the last moments have not reached the driver.
                 done = len(committed_keys(self._opened.store, plan))
-                counted.put(f"{done:,} of {len(plan.units):,} units are committed and stay")
+                newly_counted.put(f"{done:,} of {len(plan.units):,} units are committed and stay")
                 summary = self._summary(None, exit_code, reason)
                 self._write(summary)
                 self._notify(summary)
@@ -304,7 +306,9 @@ class Run:
         thread = threading.Thread(target=leave, name="leave", daemon=True)
         thread.start()
         thread.join(_LEAVE_S)
-        stays = "the units that are committed stay" if counted.empty() else counted.get()
+        stays = (
+            "the units that are committed stay" if newly_counted.empty() else newly_counted.get()
+        )
         self._interface.say(f"stopped: {stays}; the same command runs the rest")
 
     def _summary(

@@ -60,6 +60,7 @@ class Column:
 class Survey:
     """What an input holds; `root` is where its shards stand, `bad_shards` those of no use.
 
+    `shards` counts those with rows, as a plan does.
     `recursive` tells that files in folders below the root are in it too.
     """
 
@@ -118,7 +119,7 @@ def survey(path: str) -> Survey:
         root=listing.store.url,
         recursive=listing.recursive,
         rows=sum(map(_num_rows, footers.shards)),
-        shards=len(footers.shards),
+        shards=len(filled),
         bad_shards=len(footers.bad),
         columns=tuple(_column(field, sample) for field in footers.schema),
     )

@@ -298,7 +298,7 @@ def test_who_adds_units_runs_them(
     summary = run_job(job, None, interface)
     assert summary is not None and summary.exit_code == ExitCode.FINISHED
     assert summary.totals is None
-    assert any("another run has added 1 units" in line for line in interface.said)
+    assert any("another run has added 1 unit to" in line for line in interface.said)
     assert not (tmp_path / "out" / SUCCESS_KEY).exists()
     last = night(job)
     assert last is not None and last.rows == 1
