@@ -85,7 +85,7 @@ class _Watched(Terminal):
     def _role(self, process: psutil.Process) -> str:
         """By its title, which Ray changes: between two tasks every worker is idle."""
         title = process.cmdline()[0]
-        for role, mark in (("actor", "_ReplicaStage"), ("board", "_Board")):
+        for role, mark in (("actor", "_ReplicaStage"), ("board", "ray::Board")):
             if mark in title:
                 return role
         if not title.startswith("ray::"):

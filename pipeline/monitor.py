@@ -12,26 +12,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from pipeline.commit import Commit
-from pipeline.scheduler import Load
+from pipeline.pool_state import PoolState
 
 _LINE_INTERVAL_S = 10.0
 # Of a shorter time no pace follows: the first report that is seen may hold many tokens.
 _LEAST_PACE_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class PoolState:
-    """What the replicas last said of themselves, by name, and how many engines have died.
-
-    `condemned` counts the rows that were found to kill engines; `ready_s` are the seconds since a
-    replica was first ready.
-    """
-
-    loads: Mapping[str, Load] = field(default_factory=dict)
-    deaths: int = 0
-    last_death: str = ""
-    condemned: int = 0
-    ready_s: float = 0.0
 
 
 @dataclass(slots=True)

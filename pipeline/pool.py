@@ -7,20 +7,18 @@ together is decided in `scheduler`, and what is done in `commit`. The driver ite
 commits, so that it sees each as it happens.
 """
 
-import asyncio
 import gc
 import json
 import logging
 import os
 import pickle
-import secrets
 import signal
 import socket
 import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -28,13 +26,12 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from ray._private import ray_constants
-from ray._private import utils as ray_utils
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.exceptions import RayError
 
 from pipeline import __version__
+from pipeline.board import Board
 from pipeline.columns import added_fields, output_rows, output_schema
 from pipeline.commit import (
     Commit,
@@ -49,27 +46,24 @@ from pipeline.engine import EngineInfo, MachineShare
 from pipeline.errors import RunFailed, TokenmillError, UserError, root_cause
 from pipeline.garbage import collect_seldom
 from pipeline.job import Job, ReplicaRange
-from pipeline.ledger import Answered, Ledger, News
-from pipeline.monitor import PoolState
+from pipeline.ledger import Answered, News
+from pipeline.local_ray import local_ray
 from pipeline.parcel import pack, unpack
 from pipeline.persist import persist
 from pipeline.plan import Unit, units_in_flight
+from pipeline.pool_state import Load, PoolState
 from pipeline.render import Renderer
 from pipeline.replica import AnsweredUnit, Replica, load_engine
-from pipeline.scheduler import Load
 from pipeline.source import ROW_COLUMN, Source
 from pipeline.store import Store, open_store
-from pipeline.suspects import Advice, Suspects
+from pipeline.suspects import Advice
 from pipeline.tasks.row import RowTasks
 from pipeline.tools import load_tasks
 
-# Parcels wait here between stages; Ray Data holds back reading when half of it is full.
-_OBJECT_STORE_BYTES = 2 * 2**30
 # The engine and the thread that feeds it. Unlike the render tasks' one, or Ray Data would run
 # rendering inside of the replicas.
 _CPUS_PER_REPLICA = 2
 _FACTS_KEY = b"tokenmill"
-_LOOPBACK = "127.0.0.1"
 # Ray's head and the board answer within milliseconds; this is for a network that does not.
 _ANSWER_S = 10
 
@@ -120,94 +114,6 @@ def _opened(shipped: _Shipped) -> RunSpec:
     """The spec; unpickled once in a worker process."""
     spec: RunSpec = pickle.loads(shipped.pickled)  # noqa: S301 - our driver's
     return spec
-
-
-class _Board:
-    """Where replicas tell what they do: an actor, so that nobody waits for the driver.
-
-    It is asynchronous, so that many may wait for the ledger's news; the rest takes no time. If its
-    process is killed, its next one knows nothing: what is suspected is suspected anew, and who took
-    part in the ledger is told to join again.
-    """
-
-    def __init__(self) -> None:
-        self._loads: dict[str, Load] = {}
-        self._running: dict[int, str] = {}
-        self._dead: set[str] = set()
-        self._last_death = ""
-        self._failure: TokenmillError | None = None
-        self._suspects = Suspects()
-        self._ready_at: float | None = None
-        self._ledger = Ledger()
-        self._listening: dict[str, asyncio.Event] = {}
-
-    def begin(self, unit: int, replica: str) -> Advice:
-        before = self._running.get(unit, replica)
-        if before != replica:
-            # An engine that takes its process along says nothing.
-            self.died(before, "a killed process")
-        self._running[unit] = replica
-        return self._suspects.begin(unit)
-
-    def next_group(self, unit: int, unanswered: Sequence[int]) -> Sequence[int]:
-        return self._suspects.next_group(unit, unanswered)
-
-    def survived(self, unit: int) -> None:
-        self._suspects.survived(unit)
-
-    def end(self, unit: int) -> None:
-        self._running.pop(unit, None)
-        self._suspects.end(unit)
-
-    def report(self, replica: str, load: Load) -> None:
-        # The driver asks once a second, which is a part of a short run that counts.
-        self._ready_at = self._ready_at or time.monotonic()
-        self._loads[replica] = load
-
-    def died(self, replica: str, reason: str) -> None:
-        self._loads.pop(replica, None)
-        self._ledger.lost(replica)
-        self._wake_listeners()
-        if replica not in self._dead:
-            self._dead.add(replica)
-            self._last_death = reason
-
-    def failed(self, failure: TokenmillError) -> None:
-        self._failure = self._failure or failure
-
-    def failure(self) -> TokenmillError | None:
-        return self._failure
-
-    def join(self, replica: str, membership: str) -> None:
-        self._ledger.join(replica, membership)
-        self._wake_listeners()
-
-    async def exchange(
-        self,
-        replica: str,
-        membership: str,
-        asked: Sequence[bytes],
-        answered: Sequence[Answered],
-        patience_s: float,
-    ) -> News | None:
-        news = self._ledger.exchange(replica, membership, asked, answered)
-        self._wake_listeners()
-        if news is None or news or not patience_s:
-            return news
-        has_news = self._listening[replica] = asyncio.Event()
-        with suppress(TimeoutError):
-            await asyncio.wait_for(has_news.wait(), patience_s)
-        return self._ledger.exchange(replica, membership, (), ())
-
-    def _wake_listeners(self) -> None:
-        for replica in self._ledger.news:
-            if replica in self._listening:
-                self._listening.pop(replica).set()
-
-    def state(self) -> PoolState:
-        condemned = self._suspects.num_condemned
-        ready_s = 0.0 if self._ready_at is None else time.monotonic() - self._ready_at
-        return PoolState(dict(self._loads), len(self._dead), self._last_death, condemned, ready_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,8 +186,9 @@ class Pool:
 
     def __init__(self, address: str | None, job: Job) -> None:
         _Stop.asked.clear()
-        _start_ray(address, job.model.most_replicas)
-        board = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Board)
+        self._ray = ExitStack()
+        self._ray.enter_context(_ray(address, job.model.most_replicas))
+        board = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Board)
         self._board: Any = board.remote()
 
     def state(self) -> PoolState:
@@ -353,87 +260,39 @@ class Pool:
             ray.shutdown()
         finally:
             gc.enable()
+            self._ray.close()
 
 
-def _start_ray(address: str | None, replicas: int) -> None:
-    """Join the cluster at `address` or RAY_ADDRESS, or start one on this machine."""
+@contextmanager
+def _ray(address: str | None, replicas: int) -> Iterator[None]:
+    """The cluster at `address` or RAY_ADDRESS, or one on this machine; ended by who asked."""
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
     on_sigterm = signal.getsignal(signal.SIGTERM)
     is_ours = address is None and not os.environ.get("RAY_ADDRESS")
-    if is_ours:
-        _require_token()
-    try:
-        if is_ours:
-            with _on_loopback(), _without_dashboard():
-                ray.init(
-                    address="local",
-                    # The replicas' share comes on top of the cores: reading must not wait for them.
-                    num_cpus=(os.cpu_count() or 1) + _CPUS_PER_REPLICA * replicas,
-                    include_dashboard=False,
-                    _node_ip_address=_LOOPBACK,
-                    object_store_memory=_object_store_bytes(),
-                    **options,
-                )
-        else:
-            ray.init(address=address, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        where = address or os.environ.get("RAY_ADDRESS") or "a local cluster"
-        reason = " ".join(str(error).split())
-        raise RunFailed(f"Ray at {where} did not answer: {reason}") from error
-    if not is_ours and os.environ.get("RAY_AUTH_MODE") != "disabled":
-        refuse_open_cluster(ray.get_runtime_context().gcs_address)
-    # Ray puts its own in its place, which ends the process on the spot.
-    signal.signal(signal.SIGTERM, on_sigterm)
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    # A thread for each unit, which nobody asks for what it finds.
-    context.memory_usage_poll_interval_s = None
-    # An engine that cannot start will not start the next time.
-    context.max_consecutive_actor_init_deaths = 0
-    context.custom_execution_callback_classes = [_Stop]
-
-
-@contextmanager
-def _on_loopback() -> Iterator[None]:
-    """Have Ray listen where it is told to.
-
-    On Linux Ray 2.60 takes a loopback address for a mistake and the machine's own in its place
-    (`services.resolve_ip_for_localhost`), and then listens on all of them.
-    """
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
+    with ExitStack() as stack:
+        try:
+            if is_ours:
+                # The replicas' share comes on top of the cores: reading must not wait for them.
+                num_cpus = (os.cpu_count() or 1) + _CPUS_PER_REPLICA * replicas
+                stack.enter_context(local_ray(num_cpus, options))
+            else:
+                ray.init(address=address, **options)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            where = address or os.environ.get("RAY_ADDRESS") or "a local cluster"
+            reason = " ".join(str(error).split())
+            raise RunFailed(f"Ray at {where} did not answer: {reason}") from error
+        if not is_ours and os.environ.get("RAY_AUTH_MODE") != "disabled":
+            refuse_open_cluster(ray.get_runtime_context().gcs_address)
+        # Ray puts its own in its place, which ends the process on the spot.
+        signal.signal(signal.SIGTERM, on_sigterm)
+        context = DataContext.get_current()
+        context.enable_progress_bars = False
+        # A thread for each unit, which nobody asks for what it finds.
+        context.memory_usage_poll_interval_s = None
+        # An engine that cannot start will not start the next time.
+        context.max_consecutive_actor_init_deaths = 0
+        context.custom_execution_callback_classes = [_Stop]
         yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
-
-
-@contextmanager
-def _without_dashboard() -> Iterator[None]:
-    """Have Ray start its small processes, as where it is installed without `ray[default]`.
-
-    With it Ray 2.60 starts the dashboard's, whatever `include_dashboard` says: seconds of import in
-    three processes, and a part of a core for as long as they run.
-    """
-    before = ray_utils.get_dashboard_dependency_error
-    ray_utils.get_dashboard_dependency_error = lambda: ImportError("not wanted")
-    try:
-        yield
-    finally:
-        ray_utils.get_dashboard_dependency_error = before
-
-
-def _require_token() -> None:
-    """Have the Ray that is started here obey only who knows its token. Raises `UserError`."""
-    mode = os.environ.get("RAY_AUTH_MODE", "token")
-    if mode != "token":
-        raise UserError(
-            f"RAY_AUTH_MODE={mode}: the Ray that is started here would run whatever any user of "
-            "this machine sends it; unset the variable"
-        )
-    if not os.environ.get("RAY_AUTH_TOKEN") and not os.environ.get("RAY_AUTH_TOKEN_PATH"):
-        # Ray 2.60 would keep one in ~/.ray/auth_token, where all users may read it (mode 644).
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def refuse_open_cluster(gcs_address: str) -> None:
@@ -452,11 +311,6 @@ def refuse_open_cluster(gcs_address: str) -> None:
         f"Ray at {gcs_address} runs the code of anyone who reaches it: it asks for no token; start "
         "it with RAY_AUTH_MODE=token, or set RAY_AUTH_MODE=disabled here to use it all the same"
     )
-
-
-def _object_store_bytes() -> int:
-    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min(_OBJECT_STORE_BYTES, available // 8)
 
 
 def _cluster_has_gpus() -> bool:

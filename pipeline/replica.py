@@ -24,8 +24,9 @@ from pipeline.fake import FakeEngine, fake_settings
 from pipeline.job import Job
 from pipeline.ledger import News
 from pipeline.models import fetch, read_config
+from pipeline.pool_state import Load
 from pipeline.quantized import cpu_arguments
-from pipeline.scheduler import AnsweredRow, Load, Scheduler, UnitInFlight
+from pipeline.scheduler import AnsweredRow, Scheduler, UnitInFlight
 from pipeline.schema import Reject, RejectClass
 from pipeline.tasks.base import SideModel
 from pipeline.tasks.row import RowResult, RowTasks

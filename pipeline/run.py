@@ -23,7 +23,7 @@ from pipeline.errors import ExitCode, OverBudget, RunFailed, TokenmillError, roo
 from pipeline.heartbeat import Heartbeat
 from pipeline.job import Job
 from pipeline.models import cache_folder
-from pipeline.monitor import EventLog, PoolState, Progress, Screen, counted
+from pipeline.monitor import EventLog, Progress, Screen, counted
 from pipeline.notify import notify
 from pipeline.output import (
     SUMMARY_NAME,
@@ -35,6 +35,7 @@ from pipeline.output import (
     write_success,
 )
 from pipeline.plan import Unit
+from pipeline.pool_state import PoolState
 from pipeline.prepare import (
     Prepared,
     check_formats,

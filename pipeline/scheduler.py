@@ -21,6 +21,7 @@ from pipeline.claims import Claims, Tell, unpacked
 from pipeline.context import Contexts
 from pipeline.engine import Engine, RequestRefused
 from pipeline.ledger import News
+from pipeline.pool_state import Load
 from pipeline.rendered import RenderedRows
 from pipeline.reuse import Reuse
 from pipeline.schema import Answer, Completion, Reject, RejectClass, Request
@@ -109,17 +110,6 @@ class _Leader:
     asked: _Asked
     mark: bytes | None
     followers: list[_Asked] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """How busy an engine is, and what it has done since it started."""
-
-    num_running: int
-    num_units: int
-    input_tokens: int
-    generated_tokens: int
-    answered_rows: int = 0
 
 
 class Scheduler:

@@ -18,8 +18,9 @@ from pipeline.cli import app
 from pipeline.commit import Commit
 from pipeline.engine import MachineShare
 from pipeline.job import Job
-from pipeline.monitor import PoolState, Progress
+from pipeline.monitor import Progress
 from pipeline.parcel import unpack
+from pipeline.pool_state import PoolState
 from pipeline.rejects import Selection
 from pipeline.replica import Replica, load_engine
 from pipeline.retry import retry_rejects

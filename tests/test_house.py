@@ -30,7 +30,7 @@ COMMANDS = {f"commands.{path.stem}" for path in (ROOT / "pipeline" / "commands")
 #: Who may import what from outside: the modules of ours that are its doors.
 DOORS = {
     # The runs' own, and Ray's client of a cluster's Job API, which starts none.
-    "ray": {"pool", "cluster"},
+    "ray": {"pool", "local_ray", "cluster"},
     "grpc": {"pool"},
     "vllm": {"engine"},
     "s3fs": {"store"},

@@ -13,13 +13,12 @@ from pipeline.commit import Commit, UnitRecord
 from pipeline.monitor import (
     EventLog,
     PlainScreen,
-    PoolState,
     Progress,
     duration,
     progress_event,
     progress_line,
 )
-from pipeline.scheduler import Load
+from pipeline.pool_state import Load, PoolState
 from pipeline.screen import LiveScreen, make_screen
 
 

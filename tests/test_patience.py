@@ -5,7 +5,7 @@ import math
 import pytest
 
 from pipeline.errors import RunFailed
-from pipeline.monitor import PoolState
+from pipeline.pool_state import PoolState
 from pipeline.run import Patience
 
 ROWS = 1000

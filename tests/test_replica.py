@@ -13,8 +13,8 @@ from factories import job, rendered, row_tasks
 from pipeline.engine import MachineShare
 from pipeline.errors import UserError
 from pipeline.fake import FakeEngine, FakeSettings, FakeTokenizer
+from pipeline.pool_state import Load
 from pipeline.replica import AnsweredUnit, Replica, load_engine
-from pipeline.scheduler import Load
 from pipeline.schema import Completion, Reject, RejectClass
 
 SHARE = MachineShare(num_gpus=0, num_threads=1)

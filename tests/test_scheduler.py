@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from pipeline.engine import EngineInfo, RequestRefused
 from pipeline.fake import FakeEngine, FakeSettings
+from pipeline.pool_state import Load
 from pipeline.rendered import Entries
-from pipeline.scheduler import AnsweredRow, Load, Scheduler, UnitInFlight
+from pipeline.scheduler import AnsweredRow, Scheduler, UnitInFlight
 from pipeline.schema import Completion, Reject, RejectClass, Request, Sampling
 from pipeline.tasks.base import Prepared
 from pipeline.tasks.generate import Generate, mean_logprob

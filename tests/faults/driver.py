@@ -106,8 +106,8 @@ def _pool_class(folder: Path, draw: random.Random) -> Any:  # noqa: C901 - one c
     from pipeline.engine import MachineShare  # noqa: PLC0415
     from pipeline.errors import RunFailed  # noqa: PLC0415
     from pipeline.job import Job  # noqa: PLC0415
-    from pipeline.monitor import PoolState  # noqa: PLC0415
     from pipeline.parcel import unpack  # noqa: PLC0415
+    from pipeline.pool_state import PoolState  # noqa: PLC0415
     from pipeline.replica import AnsweredUnit, Replica, load_engine  # noqa: PLC0415
     from pipeline.suspects import Suspects  # noqa: PLC0415
     from pipeline.tools import load_tasks  # noqa: PLC0415

@@ -16,7 +16,7 @@ from command import start_tokenmill
 REPLICA = "_ReplicaStage"
 RENDER = "_render"
 COMMIT = "_commit"
-BOARD = "_Board"
+BOARD = "ray::Board"
 _FOUND_WITHIN_S = 60.0
 
 

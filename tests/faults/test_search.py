@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.board import Board
 from pipeline.errors import RunFailed
-from pipeline.monitor import PoolState
-from pipeline.pool import _Board
+from pipeline.pool_state import PoolState
 from pipeline.run import Patience
 from pipeline.suspects import Suspects
 
@@ -136,7 +136,7 @@ def test_a_board_that_was_lost_is_begun_anew() -> None:
 
 def test_a_process_that_is_killed_counts_as_one_death() -> None:
     """Whatever was in it; one that told of its end is not counted again."""
-    board = _Board()
+    board = Board()
     for unit in range(3):
         board.begin(unit, "first")
     for unit in range(3):
