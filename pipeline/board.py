@@ -27,6 +27,7 @@ class Board:
         self._running: dict[int, str] = {}
         self._dead: set[str] = set()
         self._last_death = ""
+        self._last_dead = ""
         self._failure: TokenmillError | None = None
         self._suspects = Suspects()
         self._ready_at: float | None = None
@@ -63,6 +64,7 @@ class Board:
         if replica not in self._dead:
             self._dead.add(replica)
             self._last_death = reason
+            self._last_dead = replica
 
     def failed(self, failure: TokenmillError) -> None:
         self._failure = self._failure or failure
@@ -99,4 +101,11 @@ class Board:
     def state(self) -> PoolState:
         condemned = self._suspects.num_condemned
         ready_s = 0.0 if self._ready_at is None else time.monotonic() - self._ready_at
-        return PoolState(dict(self._loads), len(self._dead), self._last_death, condemned, ready_s)
+        return PoolState(
+            loads=dict(self._loads),
+            deaths=len(self._dead),
+            last_death=self._last_death,
+            last_dead=self._last_dead,
+            condemned=condemned,
+            ready_s=ready_s,
+        )

@@ -85,10 +85,15 @@ class Mending:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """The outcome of a commit: the record of the object that stands, and whether it is ours."""
+    """The outcome of a commit: the record of the object that stands, and whether it is ours.
+
+    `stage_times` has when each stage of the unit began and ended, in Unix seconds by the clock of
+    its machine.
+    """
 
     record: UnitRecord
     is_ours: bool
+    stage_times: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def encode(table: pa.Table, record: UnitRecord) -> bytes:

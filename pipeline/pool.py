@@ -19,7 +19,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -243,8 +243,8 @@ class Pool:
             batch_size=None, batch_format="pyarrow", prefetch_batches=0
         ):
             for text in batch.column("commit").to_pylist():
-                data = json.loads(text)
-                yield Commit(UnitRecord.from_facts(data["record"]), data["is_ours"])
+                facts = json.loads(text)
+                yield Commit(**{**facts, "record": UnitRecord.from_facts(facts["record"])})
 
     def stop(self) -> None:
         """Have the iteration over `commits`, in another thread, end soon, with an error."""
@@ -377,11 +377,15 @@ def _render_unit(spec: RunSpec, position: int) -> pa.Table:
         _tasks(job.model_dump_json(), spec.source.store.url), job.input.keep, job.clean
     )
     unit = spec.units[position]
+    began_at = time.time()
     rows = spec.source.read(unit)
     if spec.repair is not None:
         wanted = pa.array(spec.repair.rows[unit.key], pa.int64())
         rows = rows.filter(pc.is_in(rows.column(ROW_COLUMN), wanted))
-    return pack(position, renderer.render(rows))
+    read_at = time.time()
+    rendered = renderer.render(rows)
+    times = {"read": (began_at, read_at), "render": (read_at, time.time())}
+    return pack(position, rendered.replace_schema_metadata({_FACTS_KEY: json.dumps(times)}))
 
 
 @lru_cache(maxsize=1)
@@ -428,7 +432,8 @@ class _ReplicaStage:
         parcels = []
         for position, rendered in unpack(batch):
             answered = self._answer(position, rendered)
-            parcels.append(pack(position, _with_facts(answered, self._replica.info, self._name)))
+            whole = _with_facts(answered, rendered, self._replica.info, self._name)
+            parcels.append(pack(position, whole))
         return pa.concat_tables(parcels)
 
     def _answer(self, position: int, rendered: pa.Table) -> AnsweredUnit:
@@ -442,9 +447,13 @@ class _ReplicaStage:
         return answered
 
 
-def _with_facts(answered: AnsweredUnit, info: EngineInfo, replica: str) -> pa.Table:
+def _with_facts(
+    answered: AnsweredUnit, rendered: pa.Table, info: EngineInfo, replica: str
+) -> pa.Table:
     """A unit's answered rows; in their metadata, for the commit, how they were made."""
+    now = time.time()
     facts = {
+        "stage_times": {**_facts(rendered), "engine": (now - answered.seconds, now)},
         "engine": asdict(info),
         "seconds": answered.seconds,
         "num_reused": answered.num_reused,
@@ -453,18 +462,29 @@ def _with_facts(answered: AnsweredUnit, info: EngineInfo, replica: str) -> pa.Ta
     return answered.rows.replace_schema_metadata({_FACTS_KEY: json.dumps(facts)})
 
 
+def _facts(rows: pa.Table) -> dict[str, Any]:
+    """What the stage before noted of a unit."""
+    facts: dict[str, Any] = json.loads((rows.schema.metadata or {})[_FACTS_KEY])
+    return facts
+
+
 def _commit(batch: pa.Table, shipped: _Shipped, board: Any) -> pa.Table:
     """Write units: the last stage, whose rows are what the driver sees."""
     with _failures_told(board):
         spec = _opened(shipped)
         commits = [_commit_unit(spec, position, rows) for position, rows in unpack(batch)]
-    texts = [json.dumps({"record": asdict(c.record), "is_ours": c.is_ours}) for c in commits]
-    return pa.table({"commit": pa.array(texts, pa.string())})
+    return pa.table({"commit": pa.array([json.dumps(asdict(c)) for c in commits], pa.string())})
 
 
 def _commit_unit(spec: RunSpec, position: int, answered: pa.Table) -> Commit:
     unit = spec.units[position]
-    facts = json.loads((answered.schema.metadata or {})[_FACTS_KEY])
+    facts = _facts(answered)
+    began_at = time.time()
+    made = _write_unit(spec, unit, answered, facts)
+    return replace(made, stage_times={**facts["stage_times"], "write": (began_at, time.time())})
+
+
+def _write_unit(spec: RunSpec, unit: Unit, answered: pa.Table, facts: Mapping[str, Any]) -> Commit:
     schema = output_schema(spec.kept_schema, added_fields(spec.job))
     rows = output_rows(answered, unit.shard, schema)
     if spec.repair is not None:

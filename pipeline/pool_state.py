@@ -19,6 +19,7 @@ class Load:
 class PoolState:
     """What the replicas last said of themselves, by name, and how many engines have died.
 
+    `last_dead` names the replica whose engine died last, `last_death` says of what.
     `condemned` counts the rows that were found to kill engines; `ready_s` are the seconds since a
     replica was first ready.
     """
@@ -28,3 +29,4 @@ class PoolState:
     last_death: str = ""
     condemned: int = 0
     ready_s: float = 0.0
+    last_dead: str = ""

@@ -48,6 +48,7 @@ from pipeline.publish import publish
 from pipeline.rejects import example
 from pipeline.store import Store, open_store
 from pipeline.tools import resolve
+from pipeline.traces import Traces, traced
 from pipeline.trust import warnings
 from pipeline.verify import Expected, Level, require_whole, verify
 
@@ -212,7 +213,8 @@ class Run:
             for params in self._job.params:
                 vllm_params(params)
         beating = Heartbeat(self._opened.store, self._run)
-        with self._interface.watch(self._log) as screen, beating:
+        tracing = traced(self._run, self._opened.job.name, self._interface.say)
+        with tracing as traces, self._interface.watch(self._log) as screen, beating:
             screen.update(self._progress, time.monotonic())
             # Ray is imported only by runs that have something to do.
             from pipeline.pool import Pool, RunSpec  # noqa: PLC0415
@@ -228,7 +230,7 @@ class Run:
                     units=self._units,
                     repair=self._repair,
                 )
-                _follow(pool, spec, self._progress, screen, self._events)
+                _follow(pool, spec, self._progress, screen, self._events, traces=traces)
             finally:
                 pool.close()
 
@@ -369,8 +371,14 @@ def _initial_progress(planned: tuple[Unit, ...], units: tuple[Unit, ...]) -> Pro
     )
 
 
-def _follow(
-    pool: "Pool", spec: "RunSpec", progress: Progress, screen: Screen, events: EventLog
+def _follow(  # noqa: PLR0913 - a run, and whom to tell of it
+    pool: "Pool",
+    spec: "RunSpec",
+    progress: Progress,
+    screen: Screen,
+    events: EventLog,
+    *,
+    traces: Traces,
 ) -> None:
     """Count the commits as they come, and look after the replicas about once a second."""
     rows_per_unit = max(unit.num_rows for unit in spec.units)
@@ -381,17 +389,24 @@ def _follow(
             if commit is not None:
                 progress.add(commit)
                 events.add_commit(commit)
+                traces.add(commit)
                 patience.renew(progress.engine_deaths)
                 refuse_lost_cause(spec.job, progress, spec.output)
             now = time.monotonic()
             if now >= next_tick_at:
                 next_tick_at = now + _TICK_S
                 state = pool.state()
-                progress.observe(state, now)
+                _observe(state, now, progress, events)
                 screen.update(progress, now)
                 patience.observe(state)
-    progress.observe(pool.state(), time.monotonic())
+    _observe(pool.state(), time.monotonic(), progress, events)
     screen.update(progress, time.monotonic())
+
+
+def _observe(state: PoolState, now: float, progress: Progress, events: EventLog) -> None:
+    if state.deaths > progress.engine_deaths:
+        events.add("death", replica=state.last_dead, reason=state.last_death)
+    progress.observe(state, now)
 
 
 class Patience:

@@ -85,7 +85,8 @@ def _run_unit(spec: pool.RunSpec, position: int, replica: Replica) -> Commit:
     """What a unit meets in its three stages."""
     ((_, rendered),) = unpack(pool._render_unit(spec, position))
     answered = replica.answer(rendered)
-    return pool._commit_unit(spec, position, pool._with_facts(answered, replica.info, "here"))
+    whole = pool._with_facts(answered, rendered, replica.info, "here")
+    return pool._commit_unit(spec, position, whole)
 
 
 def _ignore(_: object) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+from collector import collecting
 from command import (
     ROOT,
     all_end,
@@ -278,15 +279,28 @@ def test_a_row_that_kills_engines_is_found_and_its_neighbours_are_answered(
     """A row of which each engine dies is a reject; all others are those of a run in peace."""
     arguments = ("--set", "units.rows=16", "--set", "max_reject_rate=1")
     fake_run(corpus, tmp_path / "peace", *arguments)
-    done = tokenmill(
-        *("run", SUMMARIZE, "--input", corpus, "--output", tmp_path / "out", *FAKE, *arguments),
-        *("--set", "model.engine.crash_on=Weavers"),
-    )
+    with collecting() as collector:
+        done = tokenmill(
+            *("run", SUMMARIZE, "--input", corpus, "--output", tmp_path / "out", *FAKE, *arguments),
+            *("--set", "model.engine.crash_on=Weavers"),
+            env={"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url},
+        )
     assert done.returncode == ExitCode.FINISHED, done.stderr
     rows, peaceful = output_rows(tmp_path / "out"), output_rows(tmp_path / "peace")
     changed = [(row, old) for row, old in zip(rows, peaceful, strict=True) if row != old]
     ((row, _),) = changed
     assert row["error"]["class"] == RejectClass.ENGINE_CRASH
+    (log,) = (tmp_path / "out").glob("_tokenmill/runs/*/events.jsonl")
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    assert all(event["replica"] for event in events if event["event"] in {"commit", "death"})
+    assert "death" in {event["event"] for event in events}
+    # A replica's death takes no span along.
+    spans = collector.named("unit")
+    assert len({span.trace for span in collector.spans}) == 1
+    assert sorted(span.attributes["tokenmill.unit"] for span in spans) == sorted(
+        str(path.relative_to(tmp_path / "out")) for path in tmp_path.glob("out/data/*/*.parquet")
+    )
+    assert all(len(collector.below(span)) == 4 for span in spans)
 
 
 def test_another_job_on_the_same_output_is_refused(corpus: Path, tmp_path: Path) -> None:

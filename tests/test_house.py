@@ -41,6 +41,7 @@ DOORS = {
     "typer": {"cli", *COMMANDS},
     "rich": {"screen", *COMMANDS},
     "plotly": {"page"},
+    "opentelemetry": {"traces"},
     "PIL": {"media"},
     "deltalake": {"tables"},
     "pyiceberg": {"tables"},
@@ -65,6 +66,7 @@ SLOW = [
     "deltalake",
     "pyiceberg",
     "pandas",
+    "opentelemetry",
 ]
 
 

@@ -165,7 +165,7 @@ def _pool_class(folder: Path, draw: random.Random) -> Any:  # noqa: C901 - one c
             answered = self._answer(position, rendered)
             with open(folder / "answered", "a") as file:
                 file.write(f"{spec.units[position].key}\n")
-            rows = pool._with_facts(answered, self._replica.info, str(os.getpid()))
+            rows = pool._with_facts(answered, rendered, self._replica.info, str(os.getpid()))
             return pool._commit_unit(spec, position, rows)
 
         def _answer(self, position: int, rendered: Any) -> AnsweredUnit:
