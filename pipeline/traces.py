@@ -16,6 +16,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Protocol
 
 from pipeline.commit import Commit
+from pipeline.monitor import counted
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
@@ -64,7 +65,7 @@ def traced(run: str, job: str, say: Callable[[str], None]) -> Iterator[Traces]:
         if lost:
             # Who set it may have put a password there.
             place = endpoint.rpartition("@")[2]
-            say(f"{lost:,} spans did not reach {place} in time; the run's output is not touched")
+            say(f"{counted(lost, 'span')} did not reach {place}; no row depends on them")
 
 
 class _OtlpTraces:
