@@ -81,7 +81,7 @@ class _OtlpTraces:
         record, times = commit.record, commit.stage_times
         name = f"unit {record.unit} {record.attempt}"
         whole = (min(start for start, _ in times.values()), max(end for _, end in times.values()))
-        attributes = {
+        attributes: dict[str, str | int] = {
             "tokenmill.unit": record.unit,
             "tokenmill.replica": record.replica,
             "tokenmill.attempt": record.attempt,
@@ -115,7 +115,8 @@ class _OtlpTraces:
         from opentelemetry.trace import Status, StatusCode  # noqa: PLC0415
 
         start, end = (int(at * 1e9) for at in ends)
-        status, events = Status(), []
+        status = Status()
+        events: list[Event] = []
         if failure is not None:
             # The class alone: a message may quote a row.
             kind_of_error = type(failure).__name__
