@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from pipeline.errors import UserError
 from pipeline.media import decoded
+from pipeline.pool_state import EngineUsage
 from pipeline.schema import (
     Completion,
     Params,
@@ -53,12 +54,14 @@ _STRUCTURES = ("json", "regex", "choice", "grammar", "json_object", "structural_
 class MachineShare:
     """What of its machine an engine has: GPUs, or none and so many threads of the CPU.
 
-    `gpu_memory` is the part of each GPU's memory that it may use.
+    `gpu_memory` is the part of each GPU's memory that it may use; `exports_metrics` whether Ray's
+    agent there hands on what is counted.
     """
 
     num_gpus: int
     num_threads: int
     gpu_memory: float = 0.95
+    exports_metrics: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +100,17 @@ class Engine(Protocol):
     def abort(self, key: int) -> None:
         """Take a request out of the batch; it gets no completion."""
 
+    @property
+    def usage(self) -> EngineUsage:
+        """What is in it; quick, as it is asked after each step."""
+
 
 class VllmEngine:
     """One vLLM engine."""
 
-    def __init__(self, engine: "LLMEngine") -> None:
+    def __init__(self, engine: "LLMEngine", statistics: "_Statistics | None" = None) -> None:
         config = engine.vllm_config
+        self._statistics = statistics
         self.info = EngineInfo(
             name="vllm",
             version=_vllm_version(),
@@ -160,6 +168,14 @@ class VllmEngine:
         del self._params[key]
         self._engine.abort_request([str(key)])
 
+    @property
+    def usage(self) -> EngineUsage:
+        if self._statistics is not None:
+            return self._statistics.usage
+        # VLLM tells nobody how full its batch is; it is whole unless the KV cache is short.
+        num_running = min(len(self._params), self.info.max_num_seqs)
+        return EngineUsage(num_running, len(self._params) - num_running)
+
     def _prompt(self, request: Request) -> Mapping[str, Any]:
         """VLLM's prompt; with media it is made ready here, since only then its length is known.
 
@@ -205,6 +221,35 @@ class VllmEngine:
         if params not in self._translated:
             self._translated[params] = vllm_params(params)
         return self._translated[params]
+
+
+class _Statistics:
+    """Keeps what vLLM tells its stat loggers of (`model.engine.disable_log_stats: false`)."""
+
+    def __init__(self) -> None:
+        self.usage = EngineUsage()
+
+    def logger(self, _config: Any, _engine_index: int) -> "_Statistics":
+        """What vLLM asks for at the place where it takes the class of a logger."""
+        return self
+
+    def record(self, scheduler_stats: Any, *_args: Any, **_kwargs: Any) -> None:
+        if scheduler_stats is None:
+            return
+        prefixes, before = scheduler_stats.prefix_cache_stats, self.usage
+        self.usage = EngineUsage(
+            num_running=scheduler_stats.num_running_reqs,
+            num_waiting=scheduler_stats.num_waiting_reqs + scheduler_stats.num_skipped_waiting_reqs,
+            kv_cache_usage=scheduler_stats.kv_cache_usage,
+            prefix_tokens=before.prefix_tokens + prefixes.queries,
+            prefix_hit_tokens=before.prefix_hit_tokens + prefixes.hits,
+        )
+
+    def log_engine_initialized(self) -> None:
+        """Nothing to say."""
+
+    def log(self) -> None:
+        """Nothing to say."""
 
 
 def _completion(output: Any, params: Params) -> Completion:
@@ -304,11 +349,30 @@ def load_vllm(
         engine_args = EngineArgs(model=str(model), **{**defaults, **arguments})
         for known in params:
             _check_grammar(vllm_params(known), _grammar_backend(arguments))
-        # The batch limits that vLLM chooses hang on this: as a server it takes far smaller ones.
-        engine = LLMEngine.from_engine_args(engine_args, usage_context=UsageContext.LLM_CLASS)
+        statistics = None if engine_args.disable_log_stats else _Statistics()
+        engine = LLMEngine.from_engine_args(
+            engine_args,
+            # VLLM's limits of a batch hang on this: as a server it takes far smaller ones.
+            usage_context=UsageContext.LLM_CLASS,
+            stat_loggers=_stat_loggers(statistics, share),
+        )
     except _refusals() as error:
         raise UserError(f"model.engine: vLLM refuses it: {_one_line(error)}") from error
-    return VllmEngine(engine)
+    return VllmEngine(engine, statistics)
+
+
+def _stat_loggers(statistics: _Statistics | None, share: MachineShare) -> list[Any] | None:
+    """Who is told of each step; without statistics nobody, which is faster."""
+    if statistics is None:
+        return None
+    loggers: list[Any] = [statistics.logger]
+    if share.exports_metrics:
+        from vllm.v1.metrics import ray_wrappers  # noqa: PLC0415
+
+        # None where Ray Serve cannot be imported, of which vLLM wants to know its replica.
+        if ray_wrappers.ray_metrics is not None:
+            loggers.append(ray_wrappers.RayPrometheusStatLogger)
+    return loggers
 
 
 def vllm_params(params: Params) -> "SamplingParams | PoolingParams":

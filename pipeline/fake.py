@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipeline.controls import Controls
 from pipeline.engine import EngineInfo, RequestRefused
 from pipeline.errors import UserError
+from pipeline.pool_state import EngineUsage
 from pipeline.schema import Completion, Pooling, Reject, Request, Sampling, TokenLogprob
 from pipeline.section import unknown
 from pipeline.tokenizer import Chat, Pair, TextSpan
@@ -160,6 +161,7 @@ class FakeEngine:
         # By the step at which they end, so that a step costs nothing for those that go on.
         self._ending: dict[int, list[Completion]] = defaultdict(list)
         self._num_running = 0
+        self._num_input_tokens = 0
         self._step = 0
 
     def add(self, key: int, request: Request) -> None:
@@ -244,12 +246,23 @@ class FakeEngine:
             length, completion = self._waiting.popleft()
             self._ending[self._step + length].append(completion)
             self._num_running += 1
+            self._num_input_tokens += completion.num_input_tokens
         if self._settings.step_s:
             time.sleep(self._settings.step_s)
         self._step += 1
         ended = self._ending.pop(self._step, [])
         self._num_running -= len(ended)
         return ended
+
+    @property
+    def usage(self) -> EngineUsage:
+        """Its KV cache is as full as its batch, and never spares anything."""
+        return EngineUsage(
+            num_running=self._num_running,
+            num_waiting=len(self._waiting),
+            kv_cache_usage=self._num_running / self.info.max_num_seqs,
+            prefix_tokens=self._num_input_tokens,
+        )
 
 
 def _document(sampling: Sampling) -> str | None:

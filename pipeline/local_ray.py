@@ -6,6 +6,7 @@ switches for it, so that its private names are used; `tests/test_security.py` lo
 
 import os
 import secrets
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -24,19 +25,29 @@ from pipeline.errors import UserError
 # Parcels wait here between stages; Ray Data holds back reading when half of it is full.
 _OBJECT_STORE_BYTES = 2 * 2**30
 _LOOPBACK = "127.0.0.1"
+# Ray's default of ten seconds is longer than many a local run.
+_REPORT_INTERVAL_MS = 1000
 
 
 @contextmanager
-def local_ray(num_cpus: int, options: Mapping[str, Any]) -> Iterator[None]:
+def local_ray(
+    num_cpus: int, metrics_port: int | None, options: Mapping[str, Any]
+) -> Iterator[None]:
     """Start Ray with so many CPUs and these options of `ray.init`; the caller shuts it down.
 
-    Raises `UserError` where the environment would have it obey anyone, and what `ray.init` raises.
+    With a port its agent exports metrics there. Raises `UserError` for one that it would not get,
+    and where the environment would have Ray obey anyone; and what `ray.init` raises.
     """
     _require_token()
+    if metrics_port is not None:
+        _check_metrics_port(metrics_port)
+        options = {**options, **_metrics_options(metrics_port)}
     with ExitStack() as run:
         with ExitStack() as start:
             _listen_on_loopback(start)
             _start_no_dashboard(start)
+            if metrics_port is None:
+                _start_small_agents(start)
             ray.init(
                 address="local",
                 num_cpus=num_cpus,
@@ -61,12 +72,38 @@ def _listen_on_loopback(stack: ExitStack) -> None:
 def _start_no_dashboard(stack: ExitStack) -> None:
     """Have Ray start neither the dashboard's processes nor the autoscaler's.
 
-    `ray.init` waits for the dashboard's server even if it serves nothing: seconds of imports. The
-    node's agents are small if `ray[default]` seems not to be installed.
+    `ray.init` waits for the dashboard's server even if it serves nothing: seconds of imports.
     """
-    _replace(stack, ray_utils, "get_dashboard_dependency_error", lambda: ImportError("not wanted"))
     _replace(stack, services, "start_api_server", lambda *_, **__: (None, None))
     _replace(stack, node.Node, "start_monitor", lambda _: None)
+
+
+def _start_small_agents(stack: ExitStack) -> None:
+    """Have Ray's agents of the node be small: they are if `ray[default]` seems not to be installed.
+
+    With it one imports for seconds and looks at all processes each few seconds, to export metrics.
+    """
+    _replace(stack, ray_utils, "get_dashboard_dependency_error", lambda: ImportError("not wanted"))
+
+
+def _check_metrics_port(port: int) -> None:
+    """Raise `UserError` for a port without an agent, or that is not free: the agent would die."""
+    if ray_utils.get_dashboard_dependency_error() is not None:
+        raise UserError(
+            f"--metrics-port {port}: Ray's agent is not installed: pip install 'ray[default]'"
+        )
+    with socket.socket() as probe:
+        # As the agent does: a port that was closed a moment ago will do.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_LOOPBACK, port))
+        except OSError as error:
+            raise UserError(f"--metrics-port {port}: {error.strerror}; choose another") from error
+
+
+def _metrics_options(port: int) -> dict[str, Any]:
+    interval = {"metrics_report_interval_ms": _REPORT_INTERVAL_MS}
+    return {"_metrics_export_port": port, "_system_config": interval}
 
 
 def _start_no_actors_for_clusters(stack: ExitStack) -> None:

@@ -29,6 +29,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.exceptions import RayError
+from ray.util.metrics import Counter, Gauge
 
 from pipeline import __version__
 from pipeline.board import Board
@@ -48,6 +49,7 @@ from pipeline.garbage import collect_seldom
 from pipeline.job import Job, ReplicaRange
 from pipeline.ledger import Answered, News
 from pipeline.local_ray import local_ray
+from pipeline.meters import Kind, Metric, NoRecorder, Recorder
 from pipeline.parcel import pack, unpack
 from pipeline.persist import persist
 from pipeline.plan import Unit, units_in_flight
@@ -181,13 +183,43 @@ class _Stop(ExecutionCallback):  # type: ignore[misc]
             raise RunFailed("stopped")
 
 
-class Pool:
-    """A Ray cluster, ours or the user's, and one run's way through it."""
+class _RayRecorder:
+    """Hands metrics to Ray's agent of the driver's machine."""
 
-    def __init__(self, address: str | None, job: Job) -> None:
+    def __init__(self) -> None:
+        self._made: dict[Metric, Any] = {}
+
+    def add(self, metric: Metric, amount: float, labels: Mapping[str, str]) -> None:
+        self._known(metric).inc(amount, tags=labels)
+
+    def set(self, metric: Metric, value: float, labels: Mapping[str, str]) -> None:
+        self._known(metric).set(value, tags=labels)
+
+    def _known(self, metric: Metric) -> Any:
+        if metric not in self._made:
+            made = Counter if metric.kind is Kind.COUNTER else Gauge
+            self._made[metric] = made(metric.name, metric.help, metric.labels)
+        return self._made[metric]
+
+
+class Pool:
+    """A Ray cluster, ours or the user's, and one run's way through it.
+
+    `recorder` takes the run's metrics; nobody scrapes a Ray of ours that was given no port.
+    """
+
+    def __init__(self, address: str | None, job: Job, metrics_port: int | None = None) -> None:
         _Stop.asked.clear()
+        if metrics_port is not None and not _is_local(address):
+            raise UserError(
+                f"--metrics-port {metrics_port}: the cluster exports the metrics where its own "
+                "nodes do (ray start --metrics-export-port); leave the option and "
+                "TOKENMILL_METRICS_PORT out"
+            )
+        self._exports_metrics = metrics_port is not None or not _is_local(address)
+        self.recorder: Recorder = _RayRecorder() if self._exports_metrics else NoRecorder()
         self._ray = ExitStack()
-        self._ray.enter_context(_ray(address, job.model.most_replicas))
+        self._ray.enter_context(_ray(address, job.model.most_replicas, metrics_port))
         board = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Board)
         self._board: Any = board.remote()
 
@@ -227,7 +259,9 @@ class Pool:
             _ReplicaStage,
             batch_size=None,
             batch_format="pyarrow",
-            fn_constructor_args=(spec.job, spec.source.store.url, num_gpus, self._board),
+            fn_constructor_args=(
+                *(spec.job, spec.source.store.url, num_gpus, self._board, self._exports_metrics),
+            ),
             compute=_strategy(spec, num_gpus),
             num_cpus=_CPUS_PER_REPLICA,
             num_gpus=num_gpus,
@@ -263,18 +297,22 @@ class Pool:
             self._ray.close()
 
 
+def _is_local(address: str | None) -> bool:
+    return address is None and not os.environ.get("RAY_ADDRESS")
+
+
 @contextmanager
-def _ray(address: str | None, replicas: int) -> Iterator[None]:
+def _ray(address: str | None, replicas: int, metrics_port: int | None) -> Iterator[None]:
     """The cluster at `address` or RAY_ADDRESS, or one on this machine; ended by who asked."""
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    is_ours = address is None and not os.environ.get("RAY_ADDRESS")
+    is_ours = _is_local(address)
     with ExitStack() as stack:
         try:
             if is_ours:
                 # The replicas' share comes on top of the cores: reading must not wait for them.
                 num_cpus = (os.cpu_count() or 1) + _CPUS_PER_REPLICA * replicas
-                stack.enter_context(local_ray(num_cpus, options))
+                stack.enter_context(local_ray(num_cpus, metrics_port, options))
             else:
                 ray.init(address=address, **options)
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -400,7 +438,9 @@ def _tasks(job_json: str, storage_url: str) -> RowTasks:
 class _ReplicaStage:
     """One actor of the pool: several units at a time are inside of `__call__`."""
 
-    def __init__(self, job: Job, storage_url: str, num_gpus: int, board: Any) -> None:
+    def __init__(
+        self, job: Job, storage_url: str, num_gpus: int, board: Any, exports_metrics: bool
+    ) -> None:
         # A process number comes again, on another machine or later.
         self._name = name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._board = board
@@ -417,8 +457,10 @@ class _ReplicaStage:
             os._exit(1)
 
         with _failures_told(board):
+            num_threads = _threads_per_replica(job)
+            share = MachineShare(num_gpus, num_threads, exports_metrics=exports_metrics)
             self._replica = Replica(
-                load=lambda: load_engine(job, MachineShare(num_gpus, _threads_per_replica(job))),
+                load=lambda: load_engine(job, share),
                 tasks=_tasks(job.model_dump_json(), storage_url),
                 timeout_s=job.model.request_timeout_s,
                 deduplicate=job.model.deduplicate,

@@ -5,14 +5,37 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
+class EngineUsage:
+    """What is in an engine now, and what its prefix cache has spared since it started.
+
+    `prefix_tokens` are the prompts' tokens that were looked up in that cache, `prefix_hit_tokens`
+    those of them that were there. `kv_cache_usage` is the share of the KV cache in use, None where
+    the engine keeps no statistics.
+    """
+
+    num_running: int = 0
+    num_waiting: int = 0
+    kv_cache_usage: float | None = None
+    prefix_tokens: int = 0
+    prefix_hit_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
-    """How busy an engine is, and what it has done since it started."""
+    """How busy an engine is, and what it has done since it started.
+
+    `num_held` counts the requests that are not in the engine yet, of rows under way;
+    `engine_seconds` is the time that its steps took.
+    """
 
     num_running: int
     num_units: int
     input_tokens: int
     generated_tokens: int
     answered_rows: int = 0
+    num_held: int = 0
+    usage: EngineUsage = field(default_factory=EngineUsage)
+    engine_seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -274,13 +274,14 @@ class Replica:
             self._stepping_since = time.monotonic()
             finished = scheduler.step()
             self._stepping_since = None
-            for unit in finished:
-                self._waiting.pop(id(unit)).set_result(unit)
             now = time.monotonic()
             load = scheduler.load
+            # Told before its last unit goes on: who sees a run's end knows all that was done.
             if now - reported_at >= _REPORT_INTERVAL_S or not load.num_units:
                 self._on_load(load)
                 reported_at = now
+            for unit in finished:
+                self._waiting.pop(id(unit)).set_result(unit)
 
     def _watch(self) -> None:
         """Give the engine up when a single step takes longer than any request may."""

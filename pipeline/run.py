@@ -22,6 +22,7 @@ from pipeline.engine import has_local_gpus, vllm_params
 from pipeline.errors import ExitCode, OverBudget, RunFailed, TokenmillError, root_cause
 from pipeline.heartbeat import Heartbeat
 from pipeline.job import Job
+from pipeline.meters import Meters
 from pipeline.models import cache_folder
 from pipeline.monitor import EventLog, Progress, Screen, counted
 from pipeline.notify import notify
@@ -118,9 +119,12 @@ def new_run_id() -> str:
     return time.strftime("%Y%m%dT%H%M%SZ-", time.gmtime()) + secrets.token_hex(3)
 
 
-def run_job(job: Job, address: str | None, interface: Interface) -> Summary | None:
+def run_job(
+    job: Job, address: str | None, interface: Interface, metrics_port: int | None = None
+) -> Summary | None:
     """Bring a job's output to its end: None if it has been there before.
 
+    At `metrics_port` of this machine Prometheus finds what a local run counts.
     Raises `UserError` for the user's mistakes and `RunFailed` for what a later run may survive;
     `KeyboardInterrupt` passes through. In each case what is committed stays.
     """
@@ -137,7 +141,7 @@ def run_job(job: Job, address: str | None, interface: Interface) -> Summary | No
     prepared = prepare(job, store, has_gpus)
     _announce(prepared, interface)
     run = Run(prepared.opened, job, prepared.missing, interface)
-    return run.to_its_end(address)
+    return run.to_its_end(address, metrics_port)
 
 
 def _announce(prepared: Prepared, interface: Interface) -> None:
@@ -194,19 +198,19 @@ class Run:
         self._progress = _initial_progress(opened.plan.units, units)
         self._events.add("start", tokenmill=__version__, missing=len(units))
 
-    def to_its_end(self, address: str | None) -> Summary:
+    def to_its_end(self, address: str | None, metrics_port: int | None = None) -> Summary:
         """Run the units on the cluster at `address`, verify the output, sum it up."""
         try:
             if self._units:
                 for line in warnings(models_by_place(self._job)):
                     self._interface.say(line)
-                self._execute(address)
+                self._execute(address, metrics_port)
             return self._finish()
         except (KeyboardInterrupt, Exception) as error:
             self._stopped(error)
             raise
 
-    def _execute(self, address: str | None) -> None:
+    def _execute(self, address: str | None, metrics_port: int | None) -> None:
         if address is not None and not self._job.model.is_fake:
             # Before a cluster starts machines for it. On this machine the replica finds the same
             # before it loads anything, and ten seconds of import are saved here.
@@ -219,7 +223,7 @@ class Run:
             # Ray is imported only by runs that have something to do.
             from pipeline.pool import Pool, RunSpec  # noqa: PLC0415
 
-            pool = Pool(address, self._job)
+            pool = Pool(address, self._job, metrics_port)
             try:
                 spec = RunSpec(
                     run=self._run,
@@ -383,11 +387,13 @@ def _follow(  # noqa: PLR0913 - a run, and whom to tell of it
     """Count the commits as they come, and look after the replicas about once a second."""
     rows_per_unit = max(unit.num_rows for unit in spec.units)
     patience = Patience(rows_per_unit, spec.job.model.most_replicas)
+    meters = Meters(pool.recorder, spec.job.name, spec.run)
     next_tick_at = 0.0
     with _or_none_each_tick(pool, spec) as commits:
         for commit in commits:
             if commit is not None:
                 progress.add(commit)
+                meters.add(commit)
                 events.add_commit(commit)
                 traces.add(commit)
                 patience.renew(progress.engine_deaths)
@@ -397,9 +403,11 @@ def _follow(  # noqa: PLR0913 - a run, and whom to tell of it
                 next_tick_at = now + _TICK_S
                 state = pool.state()
                 _observe(state, now, progress, events)
+                meters.observe(progress)
                 screen.update(progress, now)
                 patience.observe(state)
     _observe(pool.state(), time.monotonic(), progress, events)
+    meters.observe(progress)
     screen.update(progress, time.monotonic())
 
 

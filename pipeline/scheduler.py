@@ -157,6 +157,7 @@ class Scheduler:
         self._input_tokens = 0
         self._generated_tokens = 0
         self._answered_rows = 0
+        self._engine_seconds = 0.0
 
     @property
     def load(self) -> Load:
@@ -166,6 +167,9 @@ class Scheduler:
             input_tokens=self._input_tokens,
             generated_tokens=self._generated_tokens,
             answered_rows=self._answered_rows,
+            num_held=len(self._pending) + len(self._ready),
+            usage=self._engine.usage,
+            engine_seconds=self._engine_seconds,
         )
 
     @property
@@ -197,7 +201,10 @@ class Scheduler:
         self._fill()
         self._expire()
         if self._sent:
-            for completion in self._engine.step():
+            began_at = time.monotonic()
+            completions = self._engine.step()
+            self._engine_seconds += time.monotonic() - began_at
+            for completion in completions:
                 self._input_tokens += completion.num_input_tokens
                 self._generated_tokens += completion.num_generated_tokens
                 leader = self._sent.pop(completion.key)

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.engine import Engine
 from pipeline.errors import UserError
+from pipeline.pool_state import EngineUsage
 from pipeline.schema import Completion, Request
 
 # Of a GPU's memory: what all engines take together, and each one beside the job's own.
@@ -52,6 +53,18 @@ class EngineTeam:
         engine = self._engine_of.pop(key)
         engine.abort(key)
         self._num_open[engine] -= 1
+
+    @property
+    def usage(self) -> EngineUsage:
+        """Of all together; the KV cache's is that of the job's own engine."""
+        usages = [engine.usage for engine in self._num_open]
+        return EngineUsage(
+            num_running=sum(usage.num_running for usage in usages),
+            num_waiting=sum(usage.num_waiting for usage in usages),
+            kv_cache_usage=self._engine_at[None].usage.kv_cache_usage,
+            prefix_tokens=sum(usage.prefix_tokens for usage in usages),
+            prefix_hit_tokens=sum(usage.prefix_hit_tokens for usage in usages),
+        )
 
 
 def memory_shares(

@@ -1,7 +1,7 @@
 """A real engine without Ray: jobs' answers to some rows, in a process of its own.
 
-`python tests/answering.py < {"jobs": [...], "rows": [...]}` prints the answered rows of each job as
-its last line. All jobs share one engine: that of the first.
+`python tests/answering.py < {"jobs": [...], "rows": [...]}` prints the answered rows of each job,
+and what the engine counted, as its last line. All jobs share one engine: that of the first.
 """
 
 import json
@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +17,7 @@ import pyarrow as pa
 from pipeline.columns import answered_table
 from pipeline.engine import Engine, MachineShare
 from pipeline.job import Job
+from pipeline.pool_state import EngineUsage
 from pipeline.render import Renderer
 from pipeline.replica import load_engine
 from pipeline.scheduler import Scheduler
@@ -29,6 +31,14 @@ def answered(
     jobs: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
 ) -> list[list[dict[str, Any]]]:
     """Each job's answered rows, maps as dicts."""
+    answers, _ = answered_and_counted(jobs, rows)
+    return answers
+
+
+def answered_and_counted(
+    jobs: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
+) -> tuple[list[list[dict[str, Any]]], EngineUsage]:
+    """Each job's answered rows, and what is in the engine at last and was spared it."""
     done = subprocess.run(
         [sys.executable, __file__],
         input=json.dumps({"jobs": jobs, "rows": rows}),
@@ -38,8 +48,8 @@ def answered(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    answers: list[list[dict[str, Any]]] = json.loads(done.stdout.splitlines()[-1])
-    return answers
+    answers, usage = json.loads(done.stdout.splitlines()[-1])
+    return answers, EngineUsage(**usage)
 
 
 def answer(engine: Engine, job: Job, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -62,7 +72,8 @@ def main() -> None:
     data = json.load(sys.stdin)
     jobs = [Job.model_validate(job) for job in data["jobs"]]
     engine = load_engine(jobs[0], MachineShare(0, len(os.sched_getaffinity(0))))
-    print(json.dumps([answer(engine, job, data["rows"]) for job in jobs]))
+    answers = [answer(engine, job, data["rows"]) for job in jobs]
+    print(json.dumps([answers, asdict(engine.usage)]))
 
 
 if __name__ == "__main__":

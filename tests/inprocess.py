@@ -18,6 +18,7 @@ from pipeline.cli import app
 from pipeline.commit import Commit
 from pipeline.engine import MachineShare
 from pipeline.job import Job
+from pipeline.meters import NoRecorder, Recorder
 from pipeline.monitor import Progress
 from pipeline.parcel import unpack
 from pipeline.pool_state import PoolState
@@ -42,7 +43,9 @@ class DriverDied(Exception):
 class InProcessPool:
     """Stands for `pool.Pool`, without Ray."""
 
-    def __init__(self, _address: str | None, job: Job) -> None:
+    recorder: Recorder = NoRecorder()
+
+    def __init__(self, _address: str | None, job: Job, _metrics_port: int | None = None) -> None:
         self._job = job
         self._working = threading.Lock()
         self._is_stopped = False

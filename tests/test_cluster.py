@@ -4,6 +4,8 @@ import http.client
 import json
 import shutil
 import signal
+from collections import defaultdict
+from collections.abc import ItemsView
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from command import ROOT, start_tokenmill, tokenmill
 from inprocess import job_over
 from ray_cluster import RayCluster
 from s3_server import S3Server
+from scraping import eventually, samples_of, scraped
 
 from pipeline.errors import ExitCode
 from pipeline.printed import schema_of
@@ -73,6 +76,18 @@ def all_that_the_api_tells(ray_cluster: RayCluster) -> str:
         return connection.getresponse().read().decode()
 
 
+def counted_by_ray(ray_cluster: RayCluster, run: str) -> ItemsView[str, float]:
+    """A run's counters after its end, at the nodes' endpoints: by name, over all labels."""
+    counters: dict[str, float] = defaultdict(float)
+    for group in json.loads(ray_cluster.discovery.read_text()):
+        for address in group["targets"]:
+            for sample in samples_of(scraped(address)):
+                if sample.kind == "counter" and sample.labels.get("run") == run:
+                    name = sample.name.removeprefix("ray_tokenmill_").removesuffix("_total")
+                    counters[name] += sample.value
+    return counters.items()
+
+
 def test_a_job_runs_on_the_cluster_as_it_would_here(
     ray_cluster: RayCluster,
     env: dict[str, str],
@@ -80,7 +95,10 @@ def test_a_job_runs_on_the_cluster_as_it_would_here(
     s3_server: S3Server,
     tmp_path: Path,
 ) -> None:
-    """Its code, job and exit code travel; no credential does, for it is of the cluster's own."""
+    """Its code, job and exit code travel; no credential does, for it is of the cluster's own.
+
+    Prometheus finds at the cluster's nodes what the run's summary says.
+    """
     job = write_job(tmp_path, bucket, "quick")
     done = tokenmill("submit", job, "--follow", env=env)
     assert done.returncode == ExitCode.FINISHED, done.stdout + done.stderr
@@ -92,7 +110,15 @@ def test_a_job_runs_on_the_cluster_as_it_would_here(
     assert len([key for key in keys if key.startswith("quick/data/")]) == 8
     (summary,) = [key for key in keys if key.endswith("summary.json")]
     body = s3_server.client.get_object(Bucket="cluster", Key=summary)["Body"].read()
-    assert json.loads(body)["tokenmill"] == SHIPPED
+    facts = json.loads(body)
+    assert facts["tokenmill"] == SHIPPED
+    numbers = {
+        "units": 8,
+        "rows": 16,
+        "prompt_tokens": facts["input_tokens"],
+        "generation_tokens": facts["generated_tokens"],
+    }
+    eventually(lambda: counted_by_ray(ray_cluster, facts["run"]) >= numbers.items())
     told = all_that_the_api_tells(ray_cluster)
     assert SHIPPED in told
     assert "decoy" not in told

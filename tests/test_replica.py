@@ -13,7 +13,7 @@ from factories import job, rendered, row_tasks
 from pipeline.engine import MachineShare
 from pipeline.errors import UserError
 from pipeline.fake import FakeEngine, FakeSettings, FakeTokenizer
-from pipeline.pool_state import Load
+from pipeline.pool_state import EngineUsage, Load
 from pipeline.replica import AnsweredUnit, Replica, load_engine
 from pipeline.schema import Completion, Reject, RejectClass
 
@@ -168,12 +168,14 @@ def test_the_load_is_reported_when_the_work_is_done() -> None:
     """After its last unit an idle replica has told all its tokens."""
     loads: queue.SimpleQueue[Load] = queue.SimpleQueue()
     answered = fake_replica(on_load=loads.put).answer(unit_of("one", "two"))
+    num_input_tokens = sum(answered.rows.column("num_input_tokens").to_pylist())
     expected = Load(
         num_running=0,
         num_units=0,
-        input_tokens=sum(answered.rows.column("num_input_tokens").to_pylist()),
+        input_tokens=num_input_tokens,
         generated_tokens=sum(answered.rows.column("num_generated_tokens").to_pylist()),
         answered_rows=2,
+        usage=EngineUsage(kv_cache_usage=0, prefix_tokens=num_input_tokens),
     )
     load = loads.get(timeout=TIMEOUT_S)
     while load != expected:

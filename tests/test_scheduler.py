@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.engine import EngineInfo, RequestRefused
 from pipeline.fake import FakeEngine, FakeSettings
-from pipeline.pool_state import Load
+from pipeline.pool_state import EngineUsage, Load
 from pipeline.rendered import Entries
 from pipeline.scheduler import AnsweredRow, Scheduler, UnitInFlight
 from pipeline.schema import Completion, Reject, RejectClass, Request, Sampling
@@ -58,6 +58,10 @@ class ScriptedEngine:
         self._running = {key: (asked, left - 1) for key, (asked, left) in self._running.items()}
         ended = [key for key, (_, left) in self._running.items() if not left]
         return [self._completion(key, self._running.pop(key)[0]) for key in ended]
+
+    @property
+    def usage(self) -> EngineUsage:
+        return EngineUsage(len(self._running), len(self._waiting))
 
     @staticmethod
     def _completion(key: int, request: Request) -> Completion:
@@ -339,7 +343,21 @@ def test_the_load_counts_what_runs_and_the_tokens_of_what_ended() -> None:
     while scheduler.has_work:
         scheduler.step()
         loads.append(scheduler.load)
-    assert loads == [Load(2, 2, 3, 1, 2), Load(1, 1, 5, 3, 3), Load(0, 0, 6, 6, 4)]
+    assert loads == [
+        Load(2, 2, 3, 1, 2, usage=EngineUsage(2)),
+        Load(1, 1, 5, 3, 3, usage=EngineUsage(1)),
+        Load(0, 0, 6, 6, 4),
+    ]
+
+
+def test_the_load_tells_what_waits_and_the_engines_seconds() -> None:
+    """A full window leaves the rest of a row's round outside; a step takes time."""
+    scheduler = Scheduler(ScriptedEngine(max_num_seqs=1), scripted())
+    scheduler.submit(rendered_rows([[script([[2], [2], [2], [2], [2]])]]))
+    scheduler.step()
+    load = scheduler.load
+    assert (load.usage, load.num_running, load.num_held) == (EngineUsage(1, 1), 2, 3)
+    assert load.engine_seconds > 0
 
 
 def test_a_units_seconds_end_with_its_last_answer() -> None:

@@ -64,6 +64,7 @@ def _serve(folder: Path, port: int, workers: int, cpus: int) -> None:
         for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
             print(f"export {name}={variables[name]}")
         print(f"export RAY_API_SERVER_ADDRESS=http://{cluster.head_node.webui_url}")
+        print(f"# Prometheus: file_sd_configs of {folder}/ray/prom_metrics_service_discovery.json")
         print("# Ctrl-C stops it.", flush=True)
         while not cluster.head_node.dead_processes():
             time.sleep(LOOK_S)

@@ -39,6 +39,17 @@ def run_command(  # noqa: PLR0913, PLR0917 - options of a command
     limit: LimitOption = None,
     overrides: SetOption = None,
     address: AddressOption = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            "--metrics-port",
+            envvar="TOKENMILL_METRICS_PORT",
+            metavar="PORT",
+            min=1,
+            max=65535,
+            help="Where on 127.0.0.1 Prometheus finds the metrics of a local run.",
+        ),
+    ] = None,
     log_format: LogOption = LogFormat.TEXT,
     debug: DebugOption = False,
 ) -> None:
@@ -54,7 +65,7 @@ def run_command(  # noqa: PLR0913, PLR0917 - options of a command
     with one_line_errors(debug, interface.fail):
         settings = job_settings(overrides, input_path, output_path, limit, date=date)
         with stoppable():
-            summary = run_job(load_job(job_file, settings), address, interface)
+            summary = run_job(load_job(job_file, settings), address, interface, metrics_port)
         if summary is not None:
             _print(summary, log_format)
             raise typer.Exit(summary.exit_code)

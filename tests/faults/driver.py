@@ -106,6 +106,7 @@ def _pool_class(folder: Path, draw: random.Random) -> Any:  # noqa: C901 - one c
     from pipeline.engine import MachineShare  # noqa: PLC0415
     from pipeline.errors import RunFailed  # noqa: PLC0415
     from pipeline.job import Job  # noqa: PLC0415
+    from pipeline.meters import NoRecorder  # noqa: PLC0415
     from pipeline.parcel import unpack  # noqa: PLC0415
     from pipeline.pool_state import PoolState  # noqa: PLC0415
     from pipeline.replica import AnsweredUnit, Replica, load_engine  # noqa: PLC0415
@@ -125,8 +126,9 @@ def _pool_class(folder: Path, draw: random.Random) -> Any:  # noqa: C901 - one c
     class InlinePool:
         """A pool of one replica in this process."""
 
-        def __init__(self, address: str | None, job: Job) -> None:
-            assert address is None
+        def __init__(self, address: str | None, job: Job, metrics_port: int | None) -> None:
+            assert address is metrics_port is None
+            self.recorder = NoRecorder()
             self._job = job
             self._tasks = load_tasks(job)
             self._suspects = Suspects()
