@@ -255,13 +255,18 @@ class Pool:
             fn_kwargs={"shipped": shipped, "board": self._board},
             compute=TaskPoolStrategy(render_tasks),
         )
+        replica_arguments = (
+            spec.job,
+            spec.source.store.url,
+            num_gpus,
+            self._board,
+            self._exports_metrics,
+        )
         dataset = dataset.map_batches(
             _ReplicaStage,
             batch_size=None,
             batch_format="pyarrow",
-            fn_constructor_args=(
-                *(spec.job, spec.source.store.url, num_gpus, self._board, self._exports_metrics),
-            ),
+            fn_constructor_args=replica_arguments,
             compute=_strategy(spec, num_gpus),
             num_cpus=_CPUS_PER_REPLICA,
             num_gpus=num_gpus,
