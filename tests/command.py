@@ -2,8 +2,10 @@
 
 import os
 import select
+import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -98,3 +100,17 @@ def input_positions(corpus: Path) -> list[tuple[str, int]]:
 
 def positions(rows: list[dict[str, Any]]) -> list[tuple[str, int]]:
     return [(row["source_file"], row["source_row"]) for row in rows]
+
+
+def program(name: str) -> str:
+    """The path of a program that set-up installs for the tests."""
+    found = shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
+    assert found, f"{name} is not installed: make setup"
+    return found
+
+
+def findings(linter: str, *arguments: str | Path) -> str:
+    """What a linter has to say."""
+    command = [program(linter), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return done.stdout + done.stderr

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from command import ROOT
+from command import ROOT, findings
 
 FOLDER = ROOT / "infra" / "docker"
 PYPROJECT = ROOT / "pyproject.toml"
@@ -21,6 +21,20 @@ def instructions(path: Path) -> list[tuple[str, str]]:
     for name, value in defaults.items():
         found = [(verb, rest.replace(f"${{{name}}}", value)) for verb, rest in found]
     return [(verb, rest) for verb, rest in found]
+
+
+@each
+def test_hadolint_finds_nothing(path: Path) -> None:
+    """The linter of Dockerfiles, which hands their commands to shellcheck, is content."""
+    assert findings("hadolint", "--no-color", path) == ""
+
+
+@each
+def test_a_rule_is_ignored_for_a_reason(path: Path) -> None:
+    """Above each comment by which hadolint ignores a rule stands one that says why."""
+    lines = path.read_text().splitlines()
+    ignoring = [number for number, line in enumerate(lines) if "hadolint ignore" in line]
+    assert all(re.match(r"# [A-Z].*\.$", lines[number - 1]) for number in ignoring)
 
 
 @each

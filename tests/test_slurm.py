@@ -44,11 +44,6 @@ def run(tmp_path: Path, tokenmill: str) -> tuple[int, list[str]]:
     return done.returncode, calls.read_text().splitlines()
 
 
-def test_the_script_is_bash() -> None:
-    """Bash reads it to its end."""
-    subprocess.run(["/usr/bin/env", "bash", "-n", str(SCRIPT)], check=True)
-
-
 def test_a_run_is_on_all_nodes(tmp_path: Path) -> None:
     """The first node has the head, the other joins it, and the run gets its options and address."""
     both_started = f"until [ $(grep -c ^srun {tmp_path}/calls) = 2 ]; do :; done"
