@@ -1,8 +1,8 @@
 """The manifests: every field is one that its kind has, every name leads somewhere, no rights spare.
 
-kustomize builds each overlay, and Kubernetes' own schemas take what is of its kinds, pod templates in
-other kinds included. Ray's kinds are checked by KubeRay's schemas where those lie beside the project,
-and always, as Prometheus's kind is, by `kubernetes_fields.yaml`: the fields that we use.
+kustomize builds each overlay, and Kubernetes' own schemas take what is of its kinds, pod templates
+in other kinds included. Ray's kinds are checked by KubeRay's schemas where those lie beside the
+project, and always, as Prometheus's kind is, by `kubernetes_fields.yaml`: the fields that we use.
 """
 
 import subprocess
