@@ -1,14 +1,12 @@
-"""What the README says is so: its commands, its job, its tables, its numbers, its links."""
+"""What the README says is so: its options, its job, its tables, its numbers, its links."""
 
 import json
 import re
-import subprocess
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from command import ROOT, output_rows, tokenmill
+from documents import PAGES, blocks, write_games
 from inprocess import invoke
 
 from pipeline.errors import ExitCode
@@ -16,28 +14,12 @@ from pipeline.job_file import load_job
 from pipeline.schema import RejectClass
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-#: The commands of which the README shows some of the options.
-REPORTING = {
-    *("init", "validate", "plan", "preview", "status", "report", "compare"),
-    *("export", "import-batch", "schema", "verify", "publish", "rejects", "retry", "submit"),
-}
-DOCUMENTS = [
-    path
-    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("infra/*/*.md")]
-    if path.is_file()
-]
 
 
-def blocks(language: str) -> list[str]:
+def of_language(language: str) -> list[str]:
     """The README's fenced blocks of a language; `` for those without one."""
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-    return [text for name, text in found if name == language]
-
-
-def commands() -> list[str]:
-    """Every command line of the README, without its comment."""
-    lines = "".join(blocks("console")).splitlines()
-    return [re.sub(r"\s+#.*", "", line[2:]) for line in lines if line.startswith("$ ")]
+    found = blocks(ROOT / "README.md")
+    return [block.text for block in found if block.language == language]
 
 
 def section(title: str) -> str:
@@ -48,27 +30,16 @@ def section(title: str) -> str:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three shards of 22, 22 and 20 rows with the columns of the README's job; half are games."""
+    """The README's corpus."""
     folder = tmp_path_factory.mktemp("readme") / "corpus"
-    folder.mkdir()
-    for number, num_rows in enumerate([22, 22, 20]):
-        rows = [
-            {
-                "doc_id": f"{number}-{row}",
-                "title": f"Title {row}",
-                "text": f"Text {row}.",
-                "section": "games" if row % 2 else "news",
-            }
-            for row in range(num_rows)
-        ]
-        pq.write_table(pa.Table.from_pylist(rows), folder / f"part-{number}.parquet")
+    write_games(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def job(corpus: Path) -> Path:
     """The README's job, in a file."""
-    text, *_ = blocks("yaml")
+    text, *_ = of_language("yaml")
     path = corpus.parent / "job.yaml"
     path.write_text(text, encoding="utf-8")
     return path
@@ -86,28 +57,11 @@ def output(corpus: Path, job: Path) -> Path:
     return out
 
 
-def test_every_command_is_one_that_there_is() -> None:
-    """Each command line in the README is known here, with all of the options that it names."""
-    for command in commands():
-        program, *words = command.split()
-        if program == "make":
-            subprocess.run(
-                ["/usr/bin/env", "make", "-n", *words], cwd=ROOT, check=True, capture_output=True
-            )
-        elif command.startswith("tokenmill run"):
-            options = re.findall(r"--\w+", invoke("run", "--help").stdout)
-            assert {*re.findall(r"--\w+", command), "--help"} == set(options)
-        elif words[0] in REPORTING:
-            options = re.findall(r"--\w+", invoke(words[0], "--help").stdout)
-            assert set(re.findall(r"--\w+", command)) <= set(options)
-        elif words[0] == "jobs":
-            assert command == "tokenmill jobs | stop ID"
-            said = invoke("--help").stdout
-            assert all(f" {word} " in said for word in ("jobs", "stop"))
-        else:
-            assert command == "tokenmill models list | fetch SOURCE | path SOURCE"
-            said = invoke("models", "--help").stdout
-            assert all(word in said for word in ("list", "fetch", "path"))
+def test_the_options_of_run_are_named() -> None:
+    """The README names all options of `tokenmill run`, and no others."""
+    (sentence,) = re.findall(r"^`run` also takes (.*)\. On a", README, re.MULTILINE)
+    options = set(re.findall(r"--[\w-]+", invoke("run", "--help").stdout))
+    assert set(re.findall(r"--[\w-]+", sentence)) == options - {"--help"}
 
 
 def test_the_bundled_models_are_listed() -> None:
@@ -122,7 +76,7 @@ def test_the_job_is_valid_and_complete(job: Path) -> None:
     """The job loads, and the README shows every section that there is."""
     load_job(job)
     sections = set(json.loads(invoke("schema").stdout)["properties"])
-    shown = set(re.findall(r"^(\w+):", "".join(blocks("yaml")), re.MULTILINE))
+    shown = set(re.findall(r"^(\w+):", "".join(of_language("yaml")), re.MULTILINE))
     (others,) = re.findall(r"^A job may also have .*$", README, re.MULTILINE)
     assert sections == shown | set(re.findall(r"`(\w+)`", others))
 
@@ -137,7 +91,7 @@ def test_the_output_has_the_columns_of_the_table(output: Path) -> None:
 
 def test_the_output_has_the_files_of_the_layout(output: Path) -> None:
     """The files of an output are those of the layout, units at names of its form."""
-    layout = next(block for block in blocks("") if block.startswith("OUTPUT/"))
+    layout = next(block for block in of_language("") if block.startswith("OUTPUT/"))
     named = set(re.findall(r"[\w.-]*\w\.\w+|_SUCCESS", layout))
     found = {path.name for path in output.rglob("*") if path.is_file()}
     (unit,) = {name for name in named if name.startswith("rows-")}
@@ -173,7 +127,7 @@ def test_every_reject_class_is_named() -> None:
     assert named == {str(kind) for kind in RejectClass}
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(path: Path) -> None:
     """Each link to a file of the project leads to one."""
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text(encoding="utf-8")):
