@@ -15,6 +15,7 @@ import pytest
 from command import ROOT
 from factories import job
 from inprocess import InProcessPool, Quiet, job_over, write_corpus
+from stores import record, unit
 
 from pipeline import meters, pool
 from pipeline.commit import Commit, UnitRecord
@@ -55,26 +56,8 @@ class Kept:
 
 def unit_record(replica: str, **changes: Any) -> UnitRecord:
     """Of 90 rows, 5 of them rejected, and 10 filtered out."""
-    facts: dict[str, Any] = {
-        "version": "1",
-        "run": "run-1",
-        "attempt": "a",
-        "fingerprint": "f",
-        "model": "fake",
-        "revision": None,
-        "engine": "fake",
-        "engine_version": "1",
-        "unit": "u",
-        "shard_version": "v",
-        "num_rows": 90,
-        "num_filtered": 10,
-        "rejects": {"timeout": 5},
-        "input_tokens": 1000,
-        "generated_tokens": 200,
-        "seconds": 1.5,
-        "replica": replica,
-    }
-    return UnitRecord(**{**facts, **changes})
+    counts = {"num_rows": 90, "num_filtered": 10, "rejects": {"timeout": 5}}
+    return record(unit(num_rows=100), **{**counts, "replica": replica, **changes})
 
 
 def observed(meter: Meters, *, deaths: int = 0, **loads: Load) -> None:

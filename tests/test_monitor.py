@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from stores import record, unit
 
-from pipeline.commit import Commit, UnitRecord
+from pipeline.commit import Commit
 from pipeline.monitor import (
     EventLog,
     PlainScreen,
@@ -24,25 +25,9 @@ from pipeline.screen import LiveScreen, make_screen
 
 def commit(is_ours: bool = True, **changes: Any) -> Commit:
     """The commit of a unit of 100 rows, of which 90 are written and 5 rejected."""
-    record: dict[str, Any] = {
-        "version": "1.0",
-        "run": "run-1",
-        "attempt": "a",
-        "fingerprint": "f",
-        "model": "fake",
-        "revision": None,
-        "engine": "fake",
-        "engine_version": "1",
-        "unit": "data/a/rows-000000000000-000000000100.parquet",
-        "shard_version": "v1",
-        "num_rows": 90,
-        "num_filtered": 10,
-        "rejects": {"empty_input": 5},
-        "input_tokens": 1000,
-        "generated_tokens": 200,
-        "seconds": 1.5,
-    }
-    return Commit(UnitRecord(**{**record, **changes}), is_ours)
+    counts = {"num_rows": 90, "num_filtered": 10, "rejects": {"empty_input": 5}}
+    tokens = {"input_tokens": 1000, "generated_tokens": 200}
+    return Commit(record(unit(num_rows=100), **{**counts, **tokens, **changes}), is_ours)
 
 
 def progress(**changes: Any) -> Progress:
