@@ -5,13 +5,14 @@ UV_VERSION := 0.13.9
 LOCK_VENV := .cache/lock
 CYCLONEDX_VERSION := 7.5.0
 SBOM_VENV := .cache/sbom
-# Real engines want the machine's cores for themselves; the other tests share them.
-QUICK := -m "not integration" -n 2 --dist loadfile
+# Two at a time: most of a test with an engine is imports, on one core.
+PAIRED := -n 2 --dist loadfile
+QUICK := -m "not integration" $(PAIRED)
 # More options for `make lock`, say --upgrade or --upgrade-package ray.
 LOCK_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit chaos mutations check bench docs site screens lock sbom clean
+.PHONY: help setup demo test unit shipped chaos mutations check bench docs site screens lock sbom clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 14
@@ -25,10 +26,14 @@ demo: setup  ## Summarize the demo corpus with a small model, and show some rows
 	.venv/bin/tokenmill run jobs/summarize.yaml
 	.venv/bin/python jobs/demo/show.py out/summaries
 
-test: setup  ## Run all tests (minutes)
+test: setup  ## Run the tests (half an hour)
 	.venv/bin/tokenmill models fetch $(MODEL)
 	.venv/bin/pytest $(QUICK)
-	.venv/bin/pytest -m "integration and not chaos"
+	.venv/bin/pytest -m "integration and not chaos and not shipped" $(PAIRED)
+
+shipped: setup  ## Run the jobs of jobs/ that no test needs, with their real models (ten minutes)
+	.venv/bin/tokenmill models fetch $(MODEL)
+	.venv/bin/pytest -m "shipped and not chaos"
 
 unit: setup  ## Run the quick tests
 	.venv/bin/pytest $(QUICK)

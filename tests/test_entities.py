@@ -46,6 +46,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.shipped
 def test_every_entity_answer_is_valid_and_stands_where_it_says(
     corpus: Path, tmp_path: Path
 ) -> None:
@@ -71,6 +72,7 @@ def test_every_entity_answer_is_valid_and_stands_where_it_says(
             assert all(row[name] is None for name in NAMES)
 
 
+@pytest.mark.shipped
 @pytest.mark.parametrize(("job", "column"), [("replies", "knowledge"), ("outline", "outline")])
 def test_the_jobs_that_write_take_the_rows_that_have_something_to_write_from(
     corpus: Path, tmp_path: Path, job: str, column: str

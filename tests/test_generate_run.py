@@ -171,6 +171,7 @@ def _check_tokens(row: dict[str, Any]) -> None:
         )
 
 
+@pytest.mark.shipped
 def test_the_shipped_job_for_the_best_of_several(tmp_path: Path) -> None:
     """`jobs/best_of.yaml` gives each document of the demo one headline, the best of eight."""
     build = ROOT / "jobs" / "demo" / "build.py"

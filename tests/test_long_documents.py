@@ -11,7 +11,7 @@ from command import ROOT, input_positions, output_rows, positions, tokenmill
 
 from pipeline.errors import ExitCode
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.shipped]
 
 # Few rows, the long one among them, and short answers.
 SMALL = (

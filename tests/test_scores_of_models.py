@@ -228,6 +228,7 @@ def test_the_perplexity_job_scores_the_demo_corpus(corpus: Path, tmp_path: Path)
     assert all(row["num_scored_tokens"] > 0 for row in scored)
 
 
+@pytest.mark.shipped
 def test_the_embeddings_job_embeds_the_demo_corpus(corpus: Path, tmp_path: Path) -> None:
     """The files' schema has the dimensions; a text beyond the model's 256 tokens says so."""
     rows = run("embeddings", corpus, tmp_path / "out")
@@ -239,6 +240,7 @@ def test_the_embeddings_job_embeds_the_demo_corpus(corpus: Path, tmp_path: Path)
     assert lengths == pytest.approx([1.0] * len(lengths), abs=1e-5)
 
 
+@pytest.mark.shipped
 @pytest.mark.parametrize(
     ("name", "column"),
     [

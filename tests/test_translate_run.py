@@ -13,7 +13,7 @@ from command import ROOT, output_rows, tokenmill
 
 from pipeline.errors import ExitCode
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.shipped]
 
 # Several paragraphs, templates and a chat model's own tokens; one paragraph; nothing.
 DOCUMENTS = ("nasty-jinja", "nasty-tokens", "release-007", "nasty-empty")
