@@ -215,6 +215,7 @@ def run(name: str, corpus: Path, output: Path) -> list[dict[str, Any]]:
     return output_rows(output)
 
 
+@pytest.mark.shipped
 def test_the_perplexity_job_scores_the_demo_corpus(corpus: Path, tmp_path: Path) -> None:
     """Every text that is one has its numbers; a text that says the same again is the likeliest."""
     rows = run("perplexity", corpus, tmp_path / "out")
