@@ -31,7 +31,7 @@ test: setup  ## Run the tests (half an hour)
 	.venv/bin/pytest $(QUICK)
 	.venv/bin/pytest -m "integration and not chaos and not shipped" $(PAIRED)
 
-shipped: setup  ## Run the jobs of jobs/ that no test needs, with their real models (ten minutes)
+shipped: setup  ## Run jobs of jobs/ with their real models, an engine each (minutes)
 	.venv/bin/tokenmill models fetch $(MODEL)
 	.venv/bin/pytest -m "shipped and not chaos"
 

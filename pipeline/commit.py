@@ -9,6 +9,7 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
 from typing import Any
 
 import pyarrow as pa
@@ -81,6 +82,15 @@ class Mending:
     run: str
     attempt: str
     changes: Mapping[str, Any]
+
+
+class Stage(StrEnum):
+    """Where a unit's time goes."""
+
+    READ = "read"
+    RENDER = "render"
+    ENGINE = "engine"
+    WRITE = "write"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,21 +10,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from pipeline.commit import Commit
+from pipeline.commit import Commit, Stage
 from pipeline.monitor import Progress
 from pipeline.pool_state import EngineUsage, Load
 
 # Not `job`: that is what Prometheus calls the part of its configuration that found an endpoint.
 _COMMON = ("job_name", "run")
-
-
-class Stage(StrEnum):
-    """Where a unit's time goes."""
-
-    READ = "read"
-    RENDER = "render"
-    ENGINE = "engine"
-    WRITE = "write"
 
 
 class Kind(StrEnum):

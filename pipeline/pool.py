@@ -37,6 +37,7 @@ from pipeline.columns import added_fields, output_rows, output_schema
 from pipeline.commit import (
     Commit,
     Mending,
+    Stage,
     UnitRecord,
     commit,
     count_rejects,
@@ -427,7 +428,7 @@ def _render_unit(spec: RunSpec, position: int) -> pa.Table:
         rows = rows.filter(pc.is_in(rows.column(ROW_COLUMN), wanted))
     read_at = time.time()
     rendered = renderer.render(rows)
-    times = {"read": (began_at, read_at), "render": (read_at, time.time())}
+    times = {Stage.READ: (began_at, read_at), Stage.RENDER: (read_at, time.time())}
     return pack(position, rendered.replace_schema_metadata({_FACTS_KEY: json.dumps(times)}))
 
 
@@ -500,7 +501,7 @@ def _with_facts(
     """A unit's answered rows; in their metadata, for the commit, how they were made."""
     now = time.time()
     facts = {
-        "stage_times": {**_facts(rendered), "engine": (now - answered.seconds, now)},
+        "stage_times": {**_facts(rendered), Stage.ENGINE: (now - answered.seconds, now)},
         "engine": asdict(info),
         "seconds": answered.seconds,
         "num_reused": answered.num_reused,
@@ -528,7 +529,7 @@ def _commit_unit(spec: RunSpec, position: int, answered: pa.Table) -> Commit:
     facts = _facts(answered)
     began_at = time.time()
     made = _write_unit(spec, unit, answered, facts)
-    return replace(made, stage_times={**facts["stage_times"], "write": (began_at, time.time())})
+    return replace(made, stage_times={**facts["stage_times"], Stage.WRITE: (began_at, time.time())})
 
 
 def _write_unit(spec: RunSpec, unit: Unit, answered: pa.Table, facts: Mapping[str, Any]) -> Commit:

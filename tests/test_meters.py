@@ -18,10 +18,10 @@ from inprocess import InProcessPool, Quiet, job_over, write_corpus
 from stores import record, unit
 
 from pipeline import meters, pool
-from pipeline.commit import Commit, UnitRecord
+from pipeline.commit import Commit, Stage, UnitRecord
 from pipeline.errors import UserError
 from pipeline.job import Job
-from pipeline.meters import METRICS, Kind, Meters, Metric, Stage
+from pipeline.meters import METRICS, Kind, Meters, Metric
 from pipeline.monitor import Progress
 from pipeline.pool_state import EngineUsage, Load, PoolState
 from pipeline.run import run_job
