@@ -123,6 +123,16 @@ def test_the_file_tells_of_the_input(corpus: Path) -> None:
     assert max(map(len, text.splitlines())) <= 100
 
 
+def test_a_shard_without_rows_is_not_counted(corpus: Path) -> None:
+    """As in a plan: `validate` says the same of the same input."""
+    empty = pq.read_table(corpus / "0.parquet").slice(0, 0)
+    pq.write_table(empty, corpus / "2.parquet")
+    path = begun(corpus)
+    assert "20 rows in 2 shards" in path.read_text()
+    validated = command("validate", path, *FAKE)
+    assert "20 in 2 shards" in validated.stdout, validated.output
+
+
 def test_the_text_is_asked_about_and_keys_are_kept(corpus: Path) -> None:
     """The longest texts, not titles; what identifies a row comes out with its answer."""
     job = load_job(begun(corpus))
