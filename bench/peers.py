@@ -57,6 +57,9 @@ def _ray_llm(job_file: Path, options: dict[str, Any]) -> Figures:
 
     # Each of its stages takes a core for itself, and waits for one without end.
     ray.init(num_cpus=8 + (os.cpu_count() or 1), include_dashboard=False, log_to_driver=False)
+    if "GPU" not in ray.cluster_resources():
+        # It would wait for one without end.
+        options = {**options, "placement_group_config": {"bundles": [{"CPU": 1}]}}
     config = vLLMEngineProcessorConfig(
         model_source=str(fetch(job.model)),
         engine_kwargs=dict(job.model.engine),

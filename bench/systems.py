@@ -12,6 +12,7 @@ command `vllm run-batch`. Seconds count from the moment that the engine is ready
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -49,5 +50,9 @@ SYSTEMS: dict[str, Callable[[Path], Figures]] = {
 
 if __name__ == "__main__":
     name, path = sys.argv[1:]
+    # Whatever the systems and their processes print, also while they end, is no figure.
+    told = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     result = SYSTEMS[name](Path(path))
-    print(json.dumps(asdict(result)))
+    with os.fdopen(told, "w") as stdout:
+        print(json.dumps(asdict(result)), file=stdout)

@@ -142,7 +142,7 @@ def skewed(folder: Path, num_rows: int = 256) -> Workload:
     return made.with_keys({"overrides": {"max_tokens": "length"}})
 
 
-def repeated(folder: Path, share: float, num_rows: int = 192) -> Workload:
+def repeated(folder: Path, share: float, num_rows: int = 640) -> Workload:
     """W6: so large a share of the rows repeat another's text; `tokenmill-all` asks for each."""
     distinct = _texts(round(num_rows * (1 - share)), 200, 400)
     draw = random.Random(_SEED)  # noqa: S311 - no secret

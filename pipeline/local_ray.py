@@ -7,8 +7,10 @@ switches for it, so that its private names are used; `tests/test_security.py` lo
 import os
 import secrets
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import ray
@@ -18,6 +20,8 @@ from ray.data._internal.cluster_autoscaler import rate_based_cluster_autoscaler 
 from ray.data._internal.cluster_autoscaler.base_autoscaling_coordinator import (
     AutoscalingCoordinator,
 )
+from ray.data._internal.execution import streaming_executor_state
+from ray.data._internal.execution.operators import actor_pool_map_operator as actor_pools
 from ray.data._internal.stats import _StatsManager
 
 from pipeline.errors import UserError
@@ -27,6 +31,8 @@ _OBJECT_STORE_BYTES = 2 * 2**30
 _LOOPBACK = "127.0.0.1"
 # Ray's default of ten seconds is longer than many a local run.
 _REPORT_INTERVAL_MS = 1000
+# Ray Data looks at its tasks so often; until then nothing new has come out.
+_TICK_S = 0.1
 
 
 @contextmanager
@@ -57,6 +63,7 @@ def local_ray(
                 **options,
             )
         _start_no_actors_for_clusters(run)
+        _look_less_often(run)
         yield
 
 
@@ -109,7 +116,8 @@ def _metrics_options(port: int) -> dict[str, Any]:
 def _start_no_actors_for_clusters(stack: ExitStack) -> None:
     """Have Ray Data keep no statistics for a dashboard, and share the machine with nobody.
 
-    Each would be an actor: seconds of imports, beside the engine's on the same cores.
+    Nor has it to keep in mind on which node its actors are. Each of these would be an actor:
+    seconds of imports, beside the engine's on the same cores.
     """
     for name in (
         "register_dataset_to_stats_actor",
@@ -118,6 +126,18 @@ def _start_no_actors_for_clusters(stack: ExitStack) -> None:
     ):
         _replace(stack, _StatsManager, name, staticmethod(lambda *_, **__: None))
     _replace(stack, autoscaler, "DefaultAutoscalingCoordinator", _WholeMachine)
+    _replace(stack, actor_pools, "get_or_create_actor_location_tracker", _NoTracker)
+    # Of whom nothing is known is taken to be where it was.
+    _replace(stack, actor_pools, "get_actor_locations", lambda _: {})
+
+
+def _look_less_often(stack: ExitStack) -> None:
+    """Have Ray Data look for its output once a tick, not every ten milliseconds.
+
+    Each look wakes the driver, in place of a thread of the engine for which its others then wait.
+    """
+    clock = SimpleNamespace(time=time.time, sleep=lambda _: time.sleep(_TICK_S))
+    _replace(stack, streaming_executor_state, "time", clock)
 
 
 class _WholeMachine(AutoscalingCoordinator):  # type: ignore[misc]
@@ -135,6 +155,15 @@ class _WholeMachine(AutoscalingCoordinator):  # type: ignore[misc]
     def get_reserved_resources(self) -> dict[str, dict[str, float]]:
         """By node."""
         return {_LOOPBACK: self._resources}
+
+
+class _NoTracker:
+    """Stands for the actor that an actor tells where it is, in that actor's process."""
+
+    @property
+    def update_actor_location(self) -> SimpleNamespace:
+        """Told, and forgotten."""
+        return SimpleNamespace(remote=lambda *_: None)
 
 
 def _replace(stack: ExitStack, owner: Any, name: str, new: Any) -> None:

@@ -56,7 +56,10 @@ class CappedSandbox(ImmutableSandboxedEnvironment):
 
     def compiled(self, tree: nodes.Template) -> jinja2.Template:
         """A parsed template, bounded."""
-        return self.from_string(_Bounds(self).visit(tree))
+        template = self.from_string(_Bounds(self).visit(tree))
+        # Layers of dictionaries, which Jinja2 would copy name by name for each row.
+        template.globals = dict(template.globals)
+        return template
 
     def computed(self, operator: str, left: Any, right: Any) -> Any:
         """What an operator makes of two values. Raises `TemplateLimit`, and what it raises."""

@@ -417,9 +417,13 @@ assert len(listening) > 3, listening
 for address in map(ipaddress.ip_address, listening):
     assert (getattr(address, "ipv4_mapped", None) or address).is_loopback, listening
 refuse_open_cluster(ray.get_runtime_context().gcs_address)
-assert ray.data.range(3).map_batches(lambda rows: rows).count() == 3
+class Same:
+    def __call__(self, rows):
+        return rows
+rows = ray.data.range(3).map_batches(lambda rows: rows).map_batches(Same, concurrency=1)
+assert rows.count() == 3
 commands = " ".join(sum((process.cmdline() for process in own.children(recursive=True)), []))
-for unwanted in ("dashboard.py", "monitor.py --", "_StatsActor", "Autoscaling"):
+for unwanted in ("dashboard.py", "monitor.py --", "_StatsActor", "Autoscaling", "LocationTracker"):
     assert unwanted not in commands.replace("log_monitor.py", ""), unwanted
 pool.close()
 """
