@@ -96,6 +96,17 @@ def test_a_preview_is_shown_and_nothing_is_written(job_file: Path, tmp_path: Pat
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_text_without_spaces_is_shown_whole(tmp_path: Path) -> None:
+    """In Chinese it is one word, longer than its column: it goes on in the next line."""
+    text = "".join(chr(0x4E00 + number) for number in range(120))
+    corpus = write_corpus(tmp_path / "corpus", {"0.parquet": [text]})
+    job_file = tmp_path / "job.json"
+    job_file.write_text(json.dumps(job_over(corpus, tmp_path / "out")))
+    shown = invoke("preview", job_file)
+    assert shown.exit_code == ExitCode.FINISHED, shown.stderr
+    assert set(text) <= set(shown.stdout)
+
+
 def test_a_valid_job_is_told_by_its_figures(job_file: Path, tmp_path: Path) -> None:
     """Rows, shards, units and the output's columns; nothing is written."""
     before = sorted(tmp_path.rglob("*"))

@@ -118,8 +118,9 @@ def _print_preview(previewed: list[PreviewedRow]) -> None:
     for row in previewed:
         where = f"{row.source_file} row {row.source_row:,}"
         shown = Table(box=HORIZONTALS, title=visible(where), title_justify="left", expand=True)
-        shown.add_column("read", ratio=1)
-        shown.add_column("written", ratio=1)
+        # Folded: a text without spaces, as in Chinese, would be cut after its first line.
+        shown.add_column("read", ratio=1, overflow="fold")
+        shown.add_column("written", ratio=1, overflow="fold")
         shown.add_row(_cells_text(row.read), _cells_text(row.written))
         console.print(shown)
 

@@ -120,7 +120,7 @@ def _print_comparison(found: Comparison, limits: Limits) -> None:
     shown.add_column("column")
     shown.add_column("agree", justify="right")
     shown.add_column("changed", justify="right")
-    shown.add_column("how")
+    shown.add_column("how", overflow="fold")
     for column in found.columns:
         shown.add_row(
             Text(visible(column.name)),

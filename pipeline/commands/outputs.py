@@ -178,7 +178,7 @@ def _print_rejects(tables: list[pa.Table], examples: int) -> None:
     shown = Table(box=None, pad_edge=False)
     shown.add_column("class")
     shown.add_column("rows", justify="right")
-    shown.add_column("where and why")
+    shown.add_column("where and why", overflow="fold")
     for name, rows in sorted(by_class.items(), key=lambda item: -len(item[1])):
         shown.add_row(name, f"{len(rows):,}", "")
         for row in rows[:examples]:

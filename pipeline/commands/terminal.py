@@ -136,9 +136,10 @@ def interface_of(log_format: LogFormat) -> Terminal | JsonTerminal:
 
 
 def facts_table(facts: Mapping[str, str]) -> Table:
-    """A name and its value a line; what is empty is left out."""
+    """A name and its value a line, long ones folded and never cut; what is empty is left out."""
     shown = Table(box=None, show_header=False, pad_edge=False)
     shown.add_column(no_wrap=True)
+    shown.add_column(overflow="fold")
     for name, value in facts.items():
         if value:
             shown.add_row(name, Text(visible(value)))
