@@ -1,5 +1,6 @@
 """Before a run: what is known of a job in seconds, and real answers for a few of its rows."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from factories import strings_of_bytes
 from inprocess import invoke, job_over, write_corpus
+from rich.console import Console
+from rich.text import Text
 
+from pipeline.commands.terminal import facts_table, plain_table
 from pipeline.errors import ExitCode, UserError
 from pipeline.job import Job
 from pipeline.preview import PreviewedRow, preview
@@ -105,6 +109,20 @@ def test_a_text_without_spaces_is_shown_whole(tmp_path: Path) -> None:
     shown = invoke("preview", job_file)
     assert shown.exit_code == ExitCode.FINISHED, shown.stderr
     assert set(text) <= set(shown.stdout)
+
+
+@pytest.mark.parametrize("is_fact", [True, False])
+def test_no_table_cuts_a_long_word(is_fact: bool) -> None:
+    """A path or a text without spaces, longer than the terminal is wide."""
+    word = "".join(chr(0x4E00 + number) for number in range(120))
+    if is_fact:
+        table = facts_table({"output": word})
+    else:
+        table = plain_table("rows", "why", numbers=("rows",))
+        table.add_row("1", Text(word))
+    console = Console(width=60, record=True, file=io.StringIO())
+    console.print(table)
+    assert set(word) <= set(console.export_text())
 
 
 def test_a_valid_job_is_told_by_its_figures(job_file: Path, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from pipeline.commands.options import (
@@ -23,7 +22,13 @@ from pipeline.commands.options import (
     SetOption,
     job_settings,
 )
-from pipeline.commands.terminal import errors_console, one_line_errors, stoppable, visible
+from pipeline.commands.terminal import (
+    errors_console,
+    one_line_errors,
+    plain_table,
+    stoppable,
+    visible,
+)
 from pipeline.errors import ExitCode, RunFailed, UserError
 from pipeline.job_file import load_job
 from pipeline.submission import JobState, SubmittedJob, require_places_of_a_cluster
@@ -172,9 +177,7 @@ def _exit_code(job: SubmittedJob) -> int:
 
 
 def _print_jobs(jobs: list[SubmittedJob]) -> None:
-    shown = Table(box=None, pad_edge=False)
-    for name in ("id", "job", "state", "since", "output"):
-        shown.add_column(name)
+    shown = plain_table("id", "job", "state", "since", "output")
     for job in jobs:
         since = datetime.fromtimestamp(job.ended_at or job.submitted_at, UTC)
         cells = (job.id, job.job, job.state, f"{since:%Y-%m-%d %H:%M} UTC", job.output)

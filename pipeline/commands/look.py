@@ -5,11 +5,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from pipeline.commands.options import DebugOption, JsonOption, OutputArgument, write_file
-from pipeline.commands.terminal import facts_table, one_line_errors, screen, visible
+from pipeline.commands.terminal import (
+    facts_table,
+    one_line_errors,
+    plain_table,
+    screen,
+    visible,
+)
 from pipeline.compare import ColumnComparison, Comparison, Limits, compare
 from pipeline.errors import ExitCode, UserError
 from pipeline.monitor import counted
@@ -116,11 +121,7 @@ def _print_comparison(found: Comparison, limits: Limits) -> None:
         "changed": counted(found.changed, "row"),
     }
     console.print(facts_table(facts))
-    shown = Table(box=None, pad_edge=False)
-    shown.add_column("column")
-    shown.add_column("agree", justify="right")
-    shown.add_column("changed", justify="right")
-    shown.add_column("how", overflow="fold")
+    shown = plain_table("column", "agree", "changed", "how", numbers=("agree", "changed"))
     for column in found.columns:
         shown.add_row(
             Text(visible(column.name)),

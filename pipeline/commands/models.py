@@ -5,11 +5,10 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from rich.table import Table
 
 from pipeline import models
 from pipeline.commands.options import DebugOption
-from pipeline.commands.terminal import one_line_errors
+from pipeline.commands.terminal import one_line_errors, plain_table
 from pipeline.errors import RunFailed, UserError
 from pipeline.job import Model
 from pipeline.screen import chatter_into
@@ -27,9 +26,7 @@ def models_list() -> None:
 
     Example: tokenmill models list
     """
-    table = Table(box=None, pad_edge=False)
-    for heading in ("model", "what", "fetched"):
-        table.add_column(heading)
+    table = plain_table("model", "what", "fetched")
     for name, model in models.BUNDLED_MODELS.items():
         source = f"bundled:{name}"
         fetched = "yes" if models.local_path(Model(source=source)) else "no"

@@ -22,7 +22,13 @@ from pipeline.commands.options import (
     selected_classes,
     write_file,
 )
-from pipeline.commands.terminal import facts_table, one_line_errors, screen, visible
+from pipeline.commands.terminal import (
+    facts_table,
+    one_line_errors,
+    plain_table,
+    screen,
+    visible,
+)
 from pipeline.errors import ExitCode, UserError
 from pipeline.monitor import counted, duration
 from pipeline.output import open_output, read_success
@@ -175,10 +181,7 @@ def _print_rejects(tables: list[pa.Table], examples: int) -> None:
         columns = table.select(["error", "source_file", "source_row"])
         for row in columns.to_pylist():
             by_class[row["error"]["class"]].append(row)
-    shown = Table(box=None, pad_edge=False)
-    shown.add_column("class")
-    shown.add_column("rows", justify="right")
-    shown.add_column("where and why", overflow="fold")
+    shown = plain_table("class", "rows", "where and why", numbers=("rows",))
     for name, rows in sorted(by_class.items(), key=lambda item: -len(item[1])):
         shown.add_row(name, f"{len(rows):,}", "")
         for row in rows[:examples]:

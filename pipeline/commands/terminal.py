@@ -3,7 +3,7 @@
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -11,7 +11,7 @@ from types import FrameType
 from typing import IO, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -133,6 +133,15 @@ class LogFormat(StrEnum):
 def interface_of(log_format: LogFormat) -> Terminal | JsonTerminal:
     """What a run speaks to its user with."""
     return JsonTerminal() if log_format is LogFormat.JSON else Terminal()
+
+
+def plain_table(*headings: str, numbers: Collection[str] = ()) -> Table:
+    """A table without lines, long words folded and never cut; numbers stand to the right."""
+    shown = Table(box=None, pad_edge=False)
+    for heading in headings:
+        justify: JustifyMethod = "right" if heading in numbers else "left"
+        shown.add_column(heading, justify=justify, overflow="fold")
+    return shown
 
 
 def facts_table(facts: Mapping[str, str]) -> Table:
