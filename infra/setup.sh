@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Make .venv: Python, torch for the CPU, everything in requirements/cpu.txt, tokenmill itself.
+# Create .venv with torch for the CPU, everything in requirements/cpu.txt, and tokenmill itself.
 #
-# Every package is checked against a hash. Where nothing has changed since the last time, this ends
-# at once. PYTHON=/path/to/python names another Python than the first suitable one on the PATH.
+# Every package is checked against a hash. If nothing has changed since the last time, this exits
+# immediately. By default it uses the first suitable Python on the PATH; PYTHON=/path/to/python
+# selects another one.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -16,14 +17,14 @@ die() {
   exit 1
 }
 
-# What the virtual environment is made of. It does not survive a move, so its place belongs to it.
+# Everything the virtual environment depends on. That includes its path, as it cannot be moved.
 key() { { pwd && cat infra/setup.sh pyproject.toml requirements/*.txt; } | sha256sum; }
 
 is_suitable() {
   "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null
 }
 
-# Each candidate is run: a pyenv shim stands on the PATH for versions that it then refuses to start.
+# Run each candidate: pyenv puts shims on the PATH for versions that it then refuses to start.
 find_python() {
   local candidates=${PYTHON:-python3.11 python3.12 python3} candidate
   for candidate in $candidates; do
@@ -35,7 +36,7 @@ find_python() {
   die "no Python 3.11 or 3.12 (tried: $candidates); install one, or name it: make PYTHON=/path/to/python ..."
 }
 
-# vLLM's library wants libnuma and is silent about it until the first prompt.
+# vLLM's library needs libnuma, but does not report a missing one until the first prompt.
 check_machine() {
   case "$(uname -s) $(uname -m)" in
     "Linux x86_64" | "Linux aarch64") ;;
@@ -45,7 +46,7 @@ check_machine() {
     die "vLLM needs libnuma.so.1; on Debian and Ubuntu: apt install libnuma1"
 }
 
-# A half-made environment is thrown away: pip takes a half-installed package for a whole one.
+# Recreate an unfinished environment: pip takes a partly installed package for a complete one.
 needs_venv() {
   [[ "$(cat $STAMP 2>/dev/null)" == unfinished ]] || ! is_suitable $VENV/bin/python ||
     ! $VENV/bin/python -c 'import pip' 2>/dev/null
@@ -65,7 +66,8 @@ pip_install() {
     -qq --no-deps --no-warn-script-location "$@"
 }
 
-# An index or mirror that pip is set up for may hold the CPU build; PyPI does not, PyTorch does.
+# Try pip's configured index first, since a mirror may have the CPU build. PyPI does not have it;
+# PyTorch's index does.
 install_torch() {
   local first
   say "$(grep -o '^torch==[^ ]*' requirements/torch.txt) (200 MB)"
@@ -80,13 +82,15 @@ install_packages() {
     die "a package of requirements/cpu.txt did not install (see above)"
 }
 
-# The build backend is one of the packages just checked; isolation would download another, unchecked.
+# No build isolation: the build backend was just installed with a checked hash, and isolation would
+# download another one without a check.
 install_tokenmill() {
   say "tokenmill, as it stands in this folder"
   pip_install --no-build-isolation --editable . || die "tokenmill did not install (see above)"
 }
 
-# PyPI's builds of these load CUDA's libraries and end `import vllm`; text models do without them.
+# PyPI's builds of these load CUDA libraries and make `import vllm` fail; text models don't need
+# them.
 check_result() {
   local intruders
   intruders=$($VENV/bin/python -c '

