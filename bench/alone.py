@@ -14,20 +14,22 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as ds
-
-from pipeline.engine import MachineShare, has_local_gpus, vllm_params
-from pipeline.job import Job
-from pipeline.job_file import load_job
-from pipeline.models import fetch
-from pipeline.render import Renderer
-from pipeline.rendered import RenderedRows
-from pipeline.replica import Replica, load_engine
-from pipeline.schema import Reject, Request, Sampling
-from pipeline.source import ROW_COLUMN
-from pipeline.tasks.choices import labels_of
-from pipeline.tasks.classify import Classify, label_tokens, softmax
-from pipeline.tasks.row import RowTasks
-from pipeline.tools import load_tasks, load_tools
+from tokenmill.engine.base import EngineResources
+from tokenmill.engine.vllm_params import vllm_params
+from tokenmill.hardware import has_local_gpus
+from tokenmill.job.job import Job
+from tokenmill.job.loader import load_job
+from tokenmill.models.fetch import fetch_model
+from tokenmill.reject import Reject
+from tokenmill.request import Request, Sampling
+from tokenmill.row_columns import ROW_COLUMN
+from tokenmill.scheduling.replica import Replica
+from tokenmill.stages.load import load_context, load_engine, load_tasks
+from tokenmill.stages.render import Renderer
+from tokenmill.tasks.labels.choices import labels_of
+from tokenmill.tasks.labels.classify import Classify, label_tokens, softmax
+from tokenmill.tasks.row_tasks import RowTasks
+from tokenmill.tasks.unit_tables import RenderedRows
 
 #: Rows a call where a corpus is cut into groups.
 GROUP_ROWS = 16
@@ -82,7 +84,7 @@ def prompt_logprobs(job_file: Path) -> Figures:
     (step,) = job.steps
     if not isinstance(step, Classify) or step.choices is None:
         raise SystemExit("the job has no labels")
-    labels, prompter = labels_of(step.choices), step.prompter(load_tools(job))
+    labels, prompter = labels_of(step.choices), step.prompter(load_context(job))
     sequences = label_tokens(labels, prompter, step.own_prompt.text, "")
     prompts = prompter.encode(ds.dataset(job.input.path).to_table().to_pylist())
     # The least that it can be asked for: no text, no other token's logarithm.
@@ -123,7 +125,7 @@ def replica(job_file: Path) -> Figures:
     job = load_job(job_file, ["model.engine.disable_log_stats=false"])
     tasks = load_tasks(job)
     rendered = _rendered(tasks, ds.dataset(job.input.path).to_table())
-    share = MachineShare(int(has_local_gpus()), os.cpu_count() or 1)
+    share = EngineResources(int(has_local_gpus()), os.cpu_count() or 1)
     answering = Replica(lambda: load_engine(job, share), tasks, _ignore, _ignore)
     began = time.monotonic()
     answered = answering.answer(rendered)
@@ -172,7 +174,7 @@ def load_llm(job: Job) -> Any:
     """The engine as people load it."""
     from vllm import LLM  # noqa: PLC0415 - takes ten seconds
 
-    return LLM(model=str(fetch(job.model)), disable_log_stats=True, **job.model.engine)
+    return LLM(model=str(fetch_model(job.model)), disable_log_stats=True, **job.model.engine)
 
 
 def generate(engine: Any, requests: Sequence[Request]) -> list[Any]:

@@ -8,12 +8,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from tokenmill.job.loader import load_job
+
 from bench import timing, workloads
 from bench.alone import requests_of
 from bench.measure import Figure, at_least
 from bench.prefixes import found_by_unlimited
 from bench.workloads import ENGINE, Workload
-from pipeline.job_file import load_job
 
 # What vLLM takes on a CPU; the same everywhere, so that the figure is.
 _BLOCK_TOKENS = 128

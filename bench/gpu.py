@@ -26,13 +26,13 @@ import pyarrow.parquet as pq
 import yaml
 from rich.console import Console
 from rich.table import Table
+from tokenmill.config.model_source import ModelSource
+from tokenmill.models.fetch import fetch_model
 
 from bench import timing
 from bench.limits import CARDS, Card, Shape, reading_limit, seconds_without_overlap
 from bench.peers import engine_options
 from bench.workloads import MODEL
-from pipeline.models import fetch
-from pipeline.section import ModelSource
 
 #: Llama 3.1 8B's.
 _EIGHT_BILLION = {
@@ -142,7 +142,7 @@ def _engine(context: int, sequences: int, precision: str) -> dict[str, Any]:
 
 def write_model(folder: Path, shape: Mapping[str, Any]) -> None:
     """A Llama's config.json in this shape, and the bundled model's words; there are no weights."""
-    bundled = fetch(ModelSource(source=MODEL))
+    bundled = fetch_model(ModelSource(source=MODEL))
     folder.mkdir(parents=True, exist_ok=True)
     for name in _TOKENIZER:
         shutil.copy(bundled / name, folder / name)

@@ -8,11 +8,12 @@ import statistics
 from collections.abc import Collection, Iterator, Sequence
 
 import pyarrow as pa
+from tokenmill.plan.plan import RowGroup, Shard, Unit
+from tokenmill.plan.units import UnitSize, plan_units, units_in_flight
+from tokenmill.scheduling.in_flight import UnitInFlight
 
 from bench.measure import Figure, at_most
 from bench.virtual import VirtualEngine, simulate, unit_of
-from pipeline.plan import RowGroup, Shard, Unit, UnitSize, plan_units, units_in_flight
-from pipeline.scheduler import UnitInFlight
 
 SEQS = 32
 _NUM_ROWS = 4_000

@@ -15,23 +15,23 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tokenmill.engine.base import EngineResources
+from tokenmill.job.job import Job
+from tokenmill.output.commit import commit
+from tokenmill.output.record import UnitRecord
+from tokenmill.output.schema import added_fields, output_rows, output_schema
+from tokenmill.run.planning import prepare
+from tokenmill.scheduling.dedup.registry import InFlightRegistry
+from tokenmill.scheduling.dedup.transport import LocalConnection
+from tokenmill.scheduling.replica import Replica
+from tokenmill.stages.block import from_block, to_block
+from tokenmill.stages.load import collect_seldom, load_engine, load_tasks
+from tokenmill.stages.render import Renderer
+from tokenmill.storage.open import open_store
+from tokenmill.tasks.row_tasks import RowTasks
 
 from bench import with_ray, workloads
 from bench.measure import Figure, at_least
-from pipeline.columns import added_fields, output_rows, output_schema
-from pipeline.commit import UnitRecord, commit
-from pipeline.courier import LocalLine
-from pipeline.engine import MachineShare
-from pipeline.garbage import collect_seldom
-from pipeline.job import Job
-from pipeline.ledger import Ledger
-from pipeline.parcel import pack, unpack
-from pipeline.prepare import prepare
-from pipeline.render import Renderer
-from pipeline.replica import Replica, load_engine
-from pipeline.store import open_store
-from pipeline.tasks.row import RowTasks
-from pipeline.tools import load_tasks
 
 _ROW_BYTES = 1_000
 _UNIT_ROWS = 2_000
@@ -90,7 +90,9 @@ def cpu_by_stage(job: Job, tasks: RowTasks) -> dict[str, float]:
     opened, renderer = prepared.opened, Renderer(tasks, job.input.keep)
     replica = _replica(job, tasks)
     # All that several replicas cost a row, but for the calls between processes.
-    one_of_many = _replica(job, tasks, LocalLine(Ledger(), threading.Condition(), "one"))
+    one_of_many = _replica(
+        job, tasks, LocalConnection(InFlightRegistry(), threading.Condition(), "one")
+    )
     schema = output_schema(opened.kept_schema, added_fields(job))
     collect_seldom()
     for position, unit in enumerate(prepared.missing):
@@ -99,13 +101,13 @@ def cpu_by_stage(job: Job, tasks: RowTasks) -> dict[str, float]:
         with stage("render"):
             rendered = renderer.render(rows)
         with stage("parcels"):
-            ((_, rendered),) = unpack(pack(position, rendered))
+            ((_, rendered),) = from_block(to_block(position, rendered))
         with stage("answer"):
             answered = replica.answer(rendered).rows
         with stage("answer, with a ledger"):
             one_of_many.answer(rendered)
         with stage("parcels"):
-            ((_, answered),) = unpack(pack(position, answered))
+            ((_, answered),) = from_block(to_block(position, answered))
         with stage("commit"):
             record = UnitRecord(
                 *("1", "run", "attempt", job.fingerprint, "fake", None, "fake", "1", unit.key),
@@ -131,8 +133,8 @@ def figures() -> Iterator[Figure]:
     yield from with_ray.figures(plain_job, _UNIT_ROWS, sum(plain.values()), sum(chat.values()))
 
 
-def _replica(job: Job, tasks: RowTasks, ledger: LocalLine | None = None) -> Replica:
-    share = MachineShare(0, 1)
+def _replica(job: Job, tasks: RowTasks, ledger: LocalConnection | None = None) -> Replica:
+    share = EngineResources(0, 1)
     return Replica(lambda: load_engine(job, share), tasks, _ignore, _ignore, ledger=ledger)
 
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as ds
+from tokenmill.job.job import Job
+from tokenmill.job.loader import load_job
+from tokenmill.models.fetch import fetch_model
+from tokenmill.reject import Reject
 
 from bench.alone import GROUP_ROWS, Figures, figures_of, generate, load_llm, requests_in
-from pipeline.job import Job
-from pipeline.job_file import load_job
-from pipeline.models import fetch
-from pipeline.schema import Reject
 
 # What `vllm run-batch` calls; vLLM's build for CPUs lacks the command itself.
 _RUN_BATCH = [sys.executable, "-m", "vllm.entrypoints.openai.run_batch"]
@@ -61,7 +61,7 @@ def _ray_llm(job_file: Path, options: dict[str, Any]) -> Figures:
         # It would wait for one without end.
         options = {**options, "placement_group_config": {"bundles": [{"CPU": 1}]}}
     config = vLLMEngineProcessorConfig(
-        model_source=str(fetch(job.model)),
+        model_source=str(fetch_model(job.model)),
         engine_kwargs=dict(job.model.engine),
         log_engine_metrics=False,
         **options,
@@ -145,7 +145,7 @@ def run_batch(job_file: Path) -> Figures:
     Writing the batch file is left out, as is making the answers into a table.
     """
     job = load_job(job_file, [])
-    model = str(fetch(job.model))
+    model = str(fetch_model(job.model))
     asked, answered = job_file.with_suffix(".asked.jsonl"), job_file.with_suffix(".answered.jsonl")
     rows = ds.dataset(job.input.path).to_table().to_pylist()
     asked.write_text("".join(_batch_line(job, model, at, row) for at, row in enumerate(rows)))

@@ -22,13 +22,15 @@ from typing import Any
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tokenmill.job.job import Job
+from tokenmill.output.output import Opened
+from tokenmill.run.planning import prepare
+from tokenmill.storage.base import Store
+from tokenmill.storage.local import LocalStore
+from tokenmill.storage.open import open_store
 
 from bench import ROOT
 from bench.measure import Figure, at_least, at_most
-from pipeline.job import Job
-from pipeline.output import Opened
-from pipeline.prepare import prepare
-from pipeline.store import LocalStore, Store, open_store
 
 _SHARDS = 10_000
 _UNITS = 100_000

@@ -10,11 +10,12 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
+from tokenmill.plan.plan import RowGroup, Shard, Unit
+from tokenmill.plan.units import UnitSize, plan_units, units_in_flight
+from tokenmill.request import Request
 
 from bench.measure import Figure, at_least
 from bench.virtual import VirtualEngine, simulate, unit_of
-from pipeline.plan import RowGroup, Shard, Unit, UnitSize, plan_units, units_in_flight
-from pipeline.schema import Request
 
 Prompt = Sequence[int]
 

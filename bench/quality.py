@@ -21,11 +21,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
+from tokenmill.job.loader import load_job
+from tokenmill.tasks.labels.choices import labels_of
+from tokenmill.tasks.section import TaskSection
 
 from bench import PACKAGES, ROOT, metrics
-from pipeline.job_file import load_job
-from pipeline.tasks.base import TaskSection
-from pipeline.tasks.choices import labels_of
 
 # Before the truths' names in the output, where the task may have a column of the same name.
 _TRUTH = "truth_"

@@ -13,15 +13,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 import psutil
+from tokenmill.cluster.ray_executor import RayExecutor
+from tokenmill.commands.terminal import Terminal, stoppable
+from tokenmill.job.loader import load_job
+from tokenmill.observe.progress import Progress
+from tokenmill.observe.screen import Screen
+from tokenmill.run.run import run_job
 
 from bench.watched import OURS, Sample
-from pipeline.commands.terminal import Terminal, stoppable
-from pipeline.job_file import load_job
-from pipeline.monitor import Progress, Screen
-from pipeline.run import run_job
 
 
-class _Watched(Terminal):
+class _Watched(Terminal, Screen):
     """The terminal, which writes a sample at each update of its screen."""
 
     def __init__(self, samples: Path) -> None:
@@ -37,8 +39,8 @@ class _Watched(Terminal):
         with super().watch(log) as self._screen:
             yield self
 
-    def update(self, progress: Progress, now: float) -> None:
-        self._screen.update(progress, now)
+    def ticked(self, progress: Progress, now: float) -> None:
+        self._screen.ticked(progress, now)
         loads = progress.pool.loads.values()
         self.last = Sample(
             at=now,
@@ -85,7 +87,7 @@ class _Watched(Terminal):
     def _role(self, process: psutil.Process) -> str:
         """By its title, which Ray changes: between two tasks every worker is idle."""
         title = process.cmdline()[0]
-        for role, mark in (("actor", "_ReplicaStage"), ("board", "ray::Board")):
+        for role, mark in (("actor", "ReplicaActor"), ("board", "ray::Coordinator")):
             if mark in title:
                 return role
         if not title.startswith("ray::"):
@@ -106,7 +108,7 @@ def main() -> None:
     job_file, samples = map(Path, sys.argv[1:])
     watched = _Watched(samples)
     with stoppable():
-        if run_job(load_job(job_file, []), None, watched) is None:
+        if run_job(load_job(job_file, []), RayExecutor(), watched) is None:
             raise SystemExit("the output is there already")
     watched.write()
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tokenmill.config.model_source import ModelSource
+from tokenmill.models.fetch import fetch_model
 
 from bench.measure import Figure, at_most
 from bench.timing import ENVIRONMENT
 from bench.watched import launch, read
 from bench.workloads import ENGINE, MODEL
-from pipeline.models import fetch
-from pipeline.section import ModelSource
 
 _ROUNDS = 3
 _MOST_LATER_S = 5
@@ -40,7 +40,7 @@ _FAKE = {"source": "fake", "engine": {"step_s": 0.1, "output_tokens": 1_000_000}
 
 def figures() -> Iterator[Figure]:
     """The part `start`: ten minutes."""
-    folder = str(fetch(ModelSource(source=MODEL)))
+    folder = str(fetch_model(ModelSource(source=MODEL)))
     bare, ours = [], []
     for _ in range(_ROUNDS):
         bare.append(_bare_s(folder))

@@ -18,17 +18,19 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from tokenmill.job.loader import load_job
+
 from bench.alone import Figures, llm, llm_in_groups, prompt_logprobs, replica
 from bench.peers import by_hand, ray_llm, ray_llm_tuned, run_batch
-from pipeline.job_file import load_job
 
 
 def tokenmill(job_file: Path) -> Figures:
     """`tokenmill run`, in this process, as the command line does it."""
-    from pipeline.commands.terminal import Terminal  # noqa: PLC0415
-    from pipeline.run import run_job  # noqa: PLC0415
+    from tokenmill.cluster.ray_executor import RayExecutor  # noqa: PLC0415
+    from tokenmill.commands.terminal import Terminal  # noqa: PLC0415
+    from tokenmill.run.run import run_job  # noqa: PLC0415
 
-    summary = run_job(load_job(job_file, []), None, Terminal())
+    summary = run_job(load_job(job_file, []), RayExecutor(), Terminal())
     if summary is None:
         raise SystemExit("the output is there already")
     return Figures(

@@ -9,11 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
+from tokenmill.plan.plan import RowGroup, Shard, Unit
+from tokenmill.plan.units import UnitSize, plan_units, units_in_flight
+from tokenmill.request import Request
 
 from bench.measure import Figure, at_least, at_most
 from bench.virtual import VirtualEngine, simulate, unit_of
-from pipeline.plan import RowGroup, Shard, Unit, UnitSize, plan_units, units_in_flight
-from pipeline.schema import Request
 
 # Steps; with sigma 1 the longest of 20,000 rows is some 40 times as long.
 _MEAN_LENGTH = 200

@@ -9,18 +9,17 @@ from collections import deque
 from collections.abc import Callable, Collection, Sequence
 
 import pyarrow as pa
-
-from pipeline.engine import EngineInfo
-from pipeline.fake import FakeTokenizer
-from pipeline.job import Job
-from pipeline.plan import Unit
-from pipeline.pool_state import EngineUsage
-from pipeline.rendered import rendered_table
-from pipeline.scheduler import Scheduler, UnitInFlight
-from pipeline.schema import Completion, Request
-from pipeline.source import ROW_COLUMN
-from pipeline.tasks.base import Prepared, Tools
-from pipeline.tasks.row import RowTasks
+from tokenmill.engine.base import EngineInfo, EngineUsage
+from tokenmill.job.job import Job
+from tokenmill.plan.plan import Unit
+from tokenmill.prompt.fake_tokenizer import FakeTokenizer
+from tokenmill.request import Completion, Request
+from tokenmill.row_columns import ROW_COLUMN
+from tokenmill.scheduling.in_flight import UnitInFlight
+from tokenmill.scheduling.scheduler import Scheduler
+from tokenmill.tasks.row_tasks import RowTasks
+from tokenmill.tasks.task import PreparedRow, TaskContext
+from tokenmill.tasks.unit_tables import rendered_table
 
 _MAX_MODEL_LEN = 2**20
 
@@ -94,13 +93,13 @@ def generating() -> RowTasks:
             "output": {"path": "out"},
         }
     )
-    return RowTasks(job.steps, Tools(FakeTokenizer(), _MAX_MODEL_LEN))
+    return RowTasks(job.steps, TaskContext(FakeTokenizer(), _MAX_MODEL_LEN))
 
 
 def unit_of(prompts: Sequence[Sequence[int]]) -> pa.Table:
     """A rendered unit of these prompts."""
     kept = pa.table({ROW_COLUMN: pa.array(range(len(prompts)), pa.int64())})
-    return rendered_table(kept, [[Prepared([prompt])] for prompt in prompts], kept.select([]))
+    return rendered_table(kept, [[PreparedRow([prompt])] for prompt in prompts], kept.select([]))
 
 
 def simulate(

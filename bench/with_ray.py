@@ -7,9 +7,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tokenmill.job.job import Job
+
 from bench.measure import Figure, at_least
 from bench.watched import Sample, watch
-from pipeline.job import Job
 
 # Enough that what a start takes, which is never twice the same, counts little.
 _MANY_ROWS = 200_000

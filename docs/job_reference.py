@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.job import Job
+from tokenmill.job.job import Job
 
 PATH = Path(__file__).with_name("job.md")
 _HEAD = """\

@@ -3,9 +3,8 @@
 import pickle
 
 import pytest
-
-from pipeline.engine import RequestRefused
-from pipeline.errors import ExitCode, RunFailed, TokenmillError, UserError, root_cause
+from tokenmill.engine.base import RequestRefused
+from tokenmill.errors import ExitCode, RunFailed, TokenmillError, UserError, root_cause
 
 
 class Wrapped(Exception):

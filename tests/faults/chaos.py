@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from s3_server import load_serve
+from helpers.s3_server import load_serve
 
 from faults import world
 from faults.proxy import FaultyS3

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 import pytest
-from s3_server import S3Server
+from helpers.s3_server import S3Server
+from tokenmill.storage.s3 import S3Store
 
 from faults.proxy import Calm, FaultyS3
-from pipeline.store import S3Store
 
 
 @pytest.fixture(scope="session")

@@ -37,179 +37,177 @@ class Mutation:
 MUTATIONS = (
     Mutation(
         "no conditional PUT, and delete before write (disk)",
-        "store",
-        "                os.link(temporary, target)\n",
-        "                if os.path.exists(target):\n"
-        "                    os.unlink(target)\n"
-        "                os.link(temporary, target)\n",
-        ("test_store", "test_commit"),
+        "storage/local",
+        "        os.link(temporary, target)\n",
+        "        if os.path.exists(target):\n"
+        "            os.unlink(target)\n"
+        "        os.link(temporary, target)\n",
+        ("storage/test_stores", "output/test_commit"),
     ),
     Mutation(
         "no conditional PUT (S3)",
-        "store",
+        "storage/s3",
         'mode="create"',
         'mode="overwrite"',
-        ("test_s3_store", "test_commit"),
+        ("storage/test_s3", "output/test_commit"),
     ),
     Mutation(
         "commit before write",
-        "commit",
+        "output/commit",
         "    if store.create(unit.key, data):\n",
         "    if store.create(unit.key, encode(table.slice(0, 0), record)):\n"
         "        store.replace(unit.key, data)\n",
-        ("test_commit", "test_crash_points"),
+        ("output/test_commit", "faults/test_crash_points"),
     ),
     Mutation(
         "resume from a stale plan",
-        "output",
+        "output/plan_file",
         "        plan = standing\n",
         "",
-        ("test_output",),
+        ("output/test_output",),
     ),
     Mutation(
         "swallow a write error",
-        "commit",
+        "output/commit",
         "    if store.create(unit.key, data):\n",
         "    try:\n"
         "        is_first = store.create(unit.key, data)\n"
         "    except RunFailed:\n"
         "        is_first = True\n"
         "    if is_first:\n",
-        ("test_persist",),
+        ("storage/test_store_retries",),
     ),
     Mutation(
         "drop a row's error",
-        "columns",
+        "tasks/unit_tables",
         "error_array(rejects))",
         "error_array([None] * len(rejects)))",
-        ("test_columns",),
+        ("output/test_schema",),
     ),
     Mutation(
         "treat a foreign 412 as failure",
-        "commit",
+        "output/commit",
         "    return Commit(standing, is_ours=standing.attempt == record.attempt)\n",
         "    if standing.attempt != record.attempt:\n"
         "        raise RunFailed(unit.key)\n"
         "    return Commit(standing, is_ours=True)\n",
-        ("test_commit",),
+        ("output/test_commit",),
     ),
     Mutation(
         "stream to the final name",
-        "store",
-        "        with _local_errors(target), _temporary_beside(target, data) as temporary:\n"
-        "            try:\n"
-        "                os.link(temporary, target)\n",
-        "        with _local_errors(target):\n"
-        "            try:\n"
-        "                os.makedirs(os.path.dirname(target), exist_ok=True)\n"
-        '                with open(target, "xb") as file:\n'
-        "                    file.write(data)\n",
-        ("test_store", "test_commit"),
+        "storage/local",
+        "            return _linked(temporary, target)\n",
+        "            if os.path.exists(target):\n"
+        "                return False\n"
+        '            with open(target, "xb") as file:\n'
+        "                file.write(data)\n"
+        "            return True\n",
+        ("storage/test_stores", "output/test_commit"),
     ),
     Mutation(
         "skip an unknown unit on resume",
-        "output",
+        "output/output",
         '        raise UserError(f"{store.url}/{key} is {what};',
         '        str(f"{store.url}/{key} is {what};',
-        ("test_output",),
+        ("output/test_output",),
     ),
     Mutation(
         "skip an unknown unit in the proof",
-        "verify",
+        "output/verify",
         "        yield Finding(Damage.FOREIGN, key, what)\n",
         "        del what\n",
-        ("test_verify",),
+        ("output/test_verify",),
     ),
     Mutation(
         "finish without a proof",
-        "run",
+        "run/run",
         "require_whole(verify(store, expected_of(self._opened), Level.FOOTERS))",
         "verify(store, expected_of(self._opened), Level.FOOTERS).totals",
-        ("test_retry",),
+        ("run/test_retry",),
     ),
     Mutation(
         "repair without a condition (disk)",
-        "store",
+        "storage/local",
         "            if self.info(key).version != version:\n",
         "            if not version:\n",
-        ("test_exchange", "test_repair"),
+        ("storage/test_put_if_match", "output/test_repair"),
     ),
     Mutation(
         "repair without a condition (S3)",
-        "store",
+        "storage/s3",
         "Body=data, IfMatch=f'\"{version}\"'",
         "Body=data",
-        ("test_exchange", "test_repair"),
+        ("storage/test_put_if_match", "output/test_repair"),
     ),
     Mutation(
         "two versions of one name",
-        "store",
+        "storage/local",
         "            os.utime(temporary, ns=(changed_at, changed_at))\n",
         "",
-        ("test_exchange",),
+        ("storage/test_put_if_match",),
     ),
     Mutation(
         "let a failed retry take an answer away",
-        "commit",
+        "output/commit",
         "        if has_answer[position] or not had_answer[place]:\n",
         "        if has_answer[position] or had_answer:\n",
-        ("test_repair", "test_retry"),
+        ("output/test_repair", "run/test_retry"),
     ),
     Mutation(
         "do not know a repair as one's own below a later one",
-        "commit",
+        "output/commit",
         'any(made["attempt"] == mend.attempt for made in before.repairs)',
         "before.attempt == mend.attempt",
-        ("test_repair",),
+        ("output/test_repair",),
     ),
     Mutation(
         "forget the rejects of a repaired unit",
-        "commit",
+        "output/commit",
         "        rejects=count_rejects(rows),\n",
         "",
-        ("test_repair", "test_retry"),
+        ("output/test_repair", "run/test_retry"),
     ),
     Mutation(
         "leave the job away after a death beside the plan",
-        "prepare",
+        "run/planning",
         "        keep_job(store, job)\n",
         "        pass\n",
-        ("test_crash_points",),
+        ("faults/test_crash_points",),
     ),
     Mutation(
         "try again on a full disk",
-        "persist",
+        "storage/retry",
         "        except NoSpace:\n            raise\n",
         "",
-        ("test_persist",),
+        ("storage/test_store_retries",),
     ),
     Mutation(
         "give a busy store up at once",
-        "persist",
+        "storage/retry",
         "    for pause_s in PAUSES_S:\n",
         "    for pause_s in PAUSES_S[:0]:\n",
-        ("test_persist",),
+        ("storage/test_store_retries",),
     ),
     Mutation(
         "company for a unit that must be alone",
-        "replica",
+        "scheduling/replica",
         "            self._changed.wait_for(lambda: not self._num_inside)\n",
         "",
-        ("test_alone",),
+        ("scheduling/test_replica_alone",),
     ),
     Mutation(
         "no watch over a hanging engine",
-        "replica",
+        "scheduling/replica",
         "        if math.isfinite(self._timeout_s):\n",
         "        if False:\n",
-        ("test_alone",),
+        ("scheduling/test_replica_alone",),
     ),
     Mutation(
         "never abort a request",
-        "scheduler",
+        "scheduling/scheduler",
         "(self._deadlines.values())) <= now:",
         "(self._deadlines.values())) == now:",
-        ("test_timeouts",),
+        ("scheduling/test_timeouts",),
     ),
 )
 
@@ -229,7 +227,7 @@ def _copy() -> Iterator[Path]:
 
 
 def _mutate(folder: Path, mutation: Mutation) -> None:
-    path = folder / "pipeline" / f"{mutation.module}.py"
+    path = folder / "pipeline" / "tokenmill" / f"{mutation.module}.py"
     text = path.read_text()
     if text.count(mutation.before) != 1:
         raise SystemExit(f"{mutation.name}: {path.name} holds its text not once; renew it")
@@ -243,7 +241,8 @@ def _first_failure(folder: Path, tests: Sequence[str]) -> str | None:
         done = subprocess.run(
             [sys.executable, "-m", "pytest", *options, *(f"tests/{name}.py" for name in tests)],
             cwd=folder,
-            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+            # Ours and not the installed package, in processes that tests start too.
+            env={**os.environ, "PYTHONPATH": f"{folder}/pipeline:{folder}/tests"},
             capture_output=True,
             text=True,
             timeout=_TIMEOUT_S,

@@ -13,15 +13,15 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
-from command import tokenmill
+from helpers.command import tokenmill
+from tokenmill.errors import ExitCode
+from tokenmill.storage.s3 import S3Store
 
 from faults import driver as inline
 from faults import real, world
 from faults.proxy import Fault, Storm
 from faults.rounds import GRACE_S, Stage, Verdict
 from faults.world import Place
-from pipeline.errors import ExitCode
-from pipeline.store import S3Store
 
 _MOST_DRIVERS = 6
 _HANGS_S = 240.0

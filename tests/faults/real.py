@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from command import start_tokenmill
+from helpers.command import start_tokenmill
 
 #: What Ray calls the processes of a run.
 REPLICA = "_ReplicaStage"

@@ -17,12 +17,15 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from tokenmill.errors import ExitCode
+from tokenmill.output.heartbeat import ALIVE_NAME
+from tokenmill.storage.base import Store
+from tokenmill.storage.local import LocalStore
+from tokenmill.storage.s3 import S3Store
+
 from faults import driver, world
 from faults.proxy import Asked, Fault, FaultyS3, Storm
 from faults.world import Losses, Place
-from pipeline.errors import ExitCode
-from pipeline.heartbeat import ALIVE_NAME
-from pipeline.store import LocalStore, S3Store, Store
 
 _SLOTS = 2
 # Of a slot; the driver after them lives.

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command import ROOT
+from helpers.command import ROOT
 
 pytestmark = pytest.mark.integration
 

@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import ROOT, output_rows, wait_for_commit
-from inprocess import invoke
-from s3_server import S3Server
-from stores import contents
+from helpers.command import ROOT, output_rows, wait_for_commit
+from helpers.inprocess import invoke
+from helpers.s3_server import S3Server
+from helpers.stores import contents
+from tokenmill.errors import ExitCode
+from tokenmill.output.heartbeat import ALIVE_NAME
+from tokenmill.storage.local import LocalStore
+from tokenmill.storage.s3 import S3Store
 
 from faults import driver as inline
 from faults import real, world
 from faults.world import by_place, losses, read_rows
-from pipeline.errors import ExitCode
-from pipeline.heartbeat import ALIVE_NAME
-from pipeline.store import LocalStore, S3Store
 
 pytestmark = pytest.mark.integration
 

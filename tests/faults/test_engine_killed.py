@@ -6,11 +6,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from command import ROOT, output_rows, tokenmill
+from helpers.command import ROOT, output_rows, tokenmill
+from tokenmill.errors import ExitCode
+from tokenmill.reject import RejectClass
 
 from faults import real
-from pipeline.errors import ExitCode
-from pipeline.schema import RejectClass
 
 pytestmark = [pytest.mark.integration, pytest.mark.chaos]
 
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.chaos]
 HOOK = """
 import os, signal, sys
 if any(word.endswith("default_worker.py") for word in sys.orig_argv):
-    from pipeline.engine import VllmEngine
+    from tokenmill.engine.vllm import VllmEngine
     add = VllmEngine.add
     def deadly(self, key, request):
         # As many tokens as no other prompt of the test has.

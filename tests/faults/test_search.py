@@ -4,14 +4,17 @@ import random
 from collections.abc import Sequence
 
 import pytest
+from helpers.stores import record
+from helpers.stores import unit as unit_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from pipeline.board import Board
-from pipeline.errors import RunFailed
-from pipeline.pool_state import PoolState
-from pipeline.run import Patience
-from pipeline.suspects import Suspects
+from tokenmill.cluster.coordinator import Coordinator
+from tokenmill.errors import RunFailed
+from tokenmill.observe.progress import Progress
+from tokenmill.output.commit import Commit
+from tokenmill.run.limits import CrashLimit
+from tokenmill.scheduling.load import PoolState
+from tokenmill.scheduling.poison_rows import PoisonSearch
 
 
 class Replicas:
@@ -23,7 +26,7 @@ class Replicas:
     def __init__(self, units: Sequence[tuple[int, frozenset[int]]], replicas: int) -> None:
         self._units = list(units)
         self._replicas = replicas
-        self.suspects = Suspects()
+        self.suspects = PoisonSearch()
         self.deaths = 0
         self.condemned: dict[int, frozenset[int]] = {}
         self.states: list[tuple[str, PoolState]] = []
@@ -72,14 +75,25 @@ class Replicas:
         self.states.append((event, state))
 
 
+COMMIT = Commit(record(unit_of(0, 10)), is_ours=True)
+
+
+def going(state: PoolState) -> Progress:
+    """A run with work left, of whose replicas this is known."""
+    progress = Progress(units_total=2, rows_total=20, units_before=0, rows_before=0, started_at=0)
+    progress.observe(state, 1.0)
+    return progress
+
+
 def given_up(replicas: Replicas, rows: int, num_replicas: int) -> bool:
     """Whether a run that watches would have lost its patience."""
-    patience = Patience(rows, num_replicas)
+    limit = CrashLimit(rows, num_replicas)
     try:
         for event, state in replicas.states:
+            progress = going(state)
             if event == "commit":
-                patience.renew(state.deaths)
-            patience.observe(state)
+                limit.committed(COMMIT, progress)
+            limit.ticked(progress, 1.0)
     except RunFailed:
         return True
     return False
@@ -113,7 +127,7 @@ def test_units_that_wait_for_their_turn_forget_nothing(rows: int, seed: int, gui
 
 def test_a_row_does_not_pay_for_a_kill_from_outside() -> None:
     """A row in an engine that is killed once, twice in all, is not condemned."""
-    suspects = Suspects()
+    suspects = PoisonSearch()
     suspects.begin(1)
     suspects.begin(1)
     suspects.next_group(1, [0])
@@ -127,7 +141,7 @@ def test_a_row_does_not_pay_for_a_kill_from_outside() -> None:
 
 def test_a_board_that_was_lost_is_begun_anew() -> None:
     """A replica in the middle of a unit of which nothing is known any more gets its answers."""
-    suspects = Suspects()
+    suspects = PoisonSearch()
     suspects.survived(1)
     assert suspects.next_group(1, [3, 4]) == (3, 4)
     suspects.end(1)
@@ -136,7 +150,7 @@ def test_a_board_that_was_lost_is_begun_anew() -> None:
 
 def test_a_process_that_is_killed_counts_as_one_death() -> None:
     """Whatever was in it; one that told of its end is not counted again."""
-    board = Board()
+    board = Coordinator()
     for unit in range(3):
         board.begin(unit, "first")
     for unit in range(3):
@@ -150,11 +164,11 @@ def test_a_process_that_is_killed_counts_as_one_death() -> None:
 
 def test_engines_that_die_of_everything_are_given_up() -> None:
     """Deaths without a unit getting through end the run, whatever the search says."""
-    patience = Patience(8, 1)
+    limit = CrashLimit(8, 1)
 
     def die(times: int) -> None:
         for deaths in range(times):
-            patience.observe(PoolState({}, deaths, "everything", deaths // 3))
+            limit.ticked(going(PoolState({}, deaths, "everything", deaths // 3)), 1.0)
 
     with pytest.raises(RunFailed, match="everything"):
         die(60)

@@ -4,12 +4,12 @@ import signal
 from pathlib import Path
 
 import pytest
-from s3_server import S3Server
+from helpers.s3_server import S3Server
+from tokenmill.errors import ExitCode
 
 from faults import driver, world
 from faults.proxy import Asked, Fault, FaultyS3
 from faults.rounds import GRACE_S
-from pipeline.errors import ExitCode
 
 pytestmark = [pytest.mark.integration, pytest.mark.chaos]
 

@@ -9,17 +9,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import s3fs
-from stores import answers, contents, keys, record, refusal, unit
+from helpers.stores import answers, contents, keys, record, refusal, unit
+from tokenmill.errors import RunFailed, UserError
+from tokenmill.input.footers import read_footers
+from tokenmill.input.listing import list_input
+from tokenmill.output.commit import Repair, commit, repair
+from tokenmill.output.output import committed_keys
+from tokenmill.output.record import read_record
+from tokenmill.plan.plan import Plan
+from tokenmill.reject import error_array
+from tokenmill.storage import s3
+from tokenmill.storage.base import Store
+from tokenmill.storage.s3 import S3Store
 
-import pipeline.store
 from faults.proxy import Asked, Fault, FaultyS3, Forecast, Storm
-from pipeline.commit import Mending, commit, read_record, repair
-from pipeline.errors import RunFailed, UserError
-from pipeline.output import committed_keys
-from pipeline.plan import Plan
-from pipeline.schema import error_array
-from pipeline.shards import list_input, read_footers
-from pipeline.store import S3Store, Store
 
 pytestmark = pytest.mark.integration
 
@@ -90,7 +93,7 @@ def test_a_repair_outlives_the_fault_and_is_made_once(
 ) -> None:
     """The rows are exchanged and the record tells of one repair."""
     commit(near, unit(), with_errors(answers(unit())), record(unit()))
-    mend = Mending("a-later-run", "its-attempt", {})
+    mend = Repair("a-later-run", "its-attempt", {})
     again = with_errors(answers(unit(), "again"))
     made = meets(proxy, fault, puts, lambda: repair(far, unit(), again, mend))
     assert made.is_ours
@@ -144,7 +147,7 @@ def test_a_damaged_answer_is_not_taken_for_the_object(
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What fails for good does so after two tries instead of 25."""
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
-    monkeypatch.setattr(pipeline.store, "_S3_RETRIES", {"max_attempts": 2, "mode": "standard"})
+    monkeypatch.setattr(s3, "_S3_RETRIES", {"max_attempts": 2, "mode": "standard"})
 
 
 @pytest.mark.usefixtures("impatient")

@@ -9,8 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-
-from pipeline.store import Store
+from tokenmill.storage.base import Store
 
 #: A text with this word kills the fake engine.
 POISON = "hemlock"

@@ -1,0 +1,1 @@
+"""Ray: executors, actors, the local cluster, and jobs submitted to a remote one."""

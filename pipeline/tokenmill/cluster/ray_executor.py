@@ -1,0 +1,42 @@
+"""Runs on Ray: the user's cluster, or a local one that ends with the run.
+
+Ray takes seconds to import, so it is imported when a run starts and not before.
+"""
+
+import os
+
+from tokenmill.errors import UserError
+from tokenmill.hardware import has_local_gpus
+from tokenmill.job.job import Job
+from tokenmill.stages.executor import Execution
+
+
+class RayExecutor:
+    """Runs units on the cluster at `address` or RAY_ADDRESS, or else on a local Ray.
+
+    With `metrics_port`, Prometheus finds the metrics of a local run there. Raises `UserError` for a
+    port in the case of a cluster, which exports metrics where its own nodes do.
+    """
+
+    def __init__(self, address: str | None = None, metrics_port: int | None = None) -> None:
+        self._address = address or os.environ.get("RAY_ADDRESS") or None
+        self._metrics_port = metrics_port
+        if metrics_port is not None and not self.is_local:
+            raise UserError(
+                f"--metrics-port {metrics_port}: a cluster exports metrics on its own nodes "
+                "(ray start --metrics-export-port); drop the option and TOKENMILL_METRICS_PORT"
+            )
+
+    @property
+    def is_local(self) -> bool:
+        return self._address is None
+
+    @property
+    def has_gpus(self) -> bool:
+        return not self.is_local or has_local_gpus()
+
+    def start(self, job: Job) -> Execution:
+        """Connect to the cluster, or start a local one."""
+        from tokenmill.cluster.ray_execution import RayExecution  # noqa: PLC0415
+
+        return RayExecution(self._address, job, self._metrics_port)

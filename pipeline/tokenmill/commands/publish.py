@@ -1,0 +1,35 @@
+"""`publish`: the object that names the output readers use."""
+
+from typing import Annotated
+
+import typer
+
+from tokenmill.commands.options import DebugOption, OutputArgument
+from tokenmill.commands.terminal import one_line_errors
+from tokenmill.errors import UserError
+from tokenmill.output.output import open_output
+from tokenmill.output.publish import publish
+from tokenmill.output.totals import read_success
+from tokenmill.output.verify import Level, expected_of, require_whole, verify
+from tokenmill.storage.open import open_store
+
+
+def publish_command(
+    output: OutputArgument,
+    pointer: Annotated[str, typer.Argument(metavar="POINTER.json", help="A path or s3:// URL.")],
+    debug: DebugOption = False,
+) -> None:
+    """Have a small object name an output for its readers: the next night's, or a former one's.
+
+    Example: tokenmill publish s3://bucket/tags/dt=2026-01-30 s3://bucket/tags/current.json
+
+    Exit codes: 0 done, 2 no finished output.
+    """
+    with one_line_errors(debug):
+        opened = open_output(open_store(output))
+        if read_success(opened.store) is None:
+            raise UserError(f"{opened.store.url} is not finished; run its job to the end first")
+        totals = require_whole(verify(opened.store, expected_of(opened), Level.FOOTERS))
+        standing = publish(opened, totals, pointer, even_back=True)
+        before = "" if standing.previous is None else f", {standing.previous} before"
+        typer.echo(f"{pointer}: {standing.output}{before}")

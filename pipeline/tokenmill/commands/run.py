@@ -1,0 +1,119 @@
+"""`run` and `retry`: what starts engines and writes an output."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from tokenmill.commands.options import (
+    AddressOption,
+    DateOption,
+    DebugOption,
+    InputOption,
+    JobArgument,
+    LimitOption,
+    LogOption,
+    OutputOption,
+    SetOption,
+    executor_of,
+    job_settings,
+)
+from tokenmill.commands.terminal import LogFormat, interface_of, one_line_errors, stoppable
+from tokenmill.errors import ExitCode
+from tokenmill.formatting import duration, plural
+from tokenmill.job.loader import load_job
+from tokenmill.run.run import run_job
+from tokenmill.run.summary import Summary
+
+
+def run_command(  # noqa: PLR0913, PLR0917 - options of a command
+    ctx: typer.Context,
+    job_file: JobArgument,
+    input_path: InputOption = None,
+    date: DateOption = None,
+    output_path: OutputOption = None,
+    limit: LimitOption = None,
+    overrides: SetOption = None,
+    address: AddressOption = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            "--metrics-port",
+            envvar="TOKENMILL_METRICS_PORT",
+            metavar="PORT",
+            min=1,
+            max=65535,
+            help="Where on 127.0.0.1 Prometheus finds the metrics of a local run.",
+        ),
+    ] = None,
+    log_format: LogOption = LogFormat.TEXT,
+    debug: DebugOption = False,
+) -> None:
+    """Run a job, or resume it: only what its output lacks.
+
+    Example: tokenmill run jobs/summarize.yaml --limit 20 --output out/try
+
+    Exit codes: 0 finished, 1 failed (run it again to resume), 2 a mistake in the job, input or
+    output, 3 finished with more rejects than the job allows, 4 stopped by Ctrl-C or SIGTERM (run it
+    again to resume).
+    """
+    interface = interface_of(log_format)
+    with one_line_errors(debug, interface.fail):
+        settings = job_settings(overrides, input_path, output_path, limit, date=date)
+        with stoppable():
+            executor = executor_of(ctx, address, metrics_port)
+            summary = run_job(load_job(job_file, settings), executor, interface)
+        if summary is not None:
+            print_outcome(summary, log_format)
+            raise typer.Exit(summary.exit_code)
+
+
+def print_outcome(summary: Summary, log_format: LogFormat) -> None:
+    """Print the summary as text, or as JSON for programs."""
+    if log_format is LogFormat.JSON:
+        typer.echo(json.dumps(asdict(summary)))
+    else:
+        print_summary(summary)
+
+
+def print_summary(summary: Summary) -> None:
+    """What a run did, a fact a line."""
+    lines = list(_summary_lines(summary))
+    width = max(len(name) for name, _ in lines)
+    # A path is copied from here: it must not be broken at the terminal's width.
+    for name, value in lines:
+        typer.echo(f"{name:<{width}}  {value}")
+
+
+def _summary_lines(summary: Summary) -> Iterator[tuple[str, str]]:
+    totals = summary.totals
+    if totals is not None:
+        answered = totals.rows - totals.rejected
+        yield "rows", f"{totals.rows:,} = {answered:,} answered + {totals.rejected:,} rejected"
+        if totals.filtered:
+            yield "filtered out", f"{totals.filtered:,} by input.where"
+    if summary.skipped_shards:
+        more = ", …" if len(summary.skipped_shards) > 1 else ""
+        yield (
+            "skipped shards",
+            f"{len(summary.skipped_shards):,}: {summary.skipped_shards[0]}{more}",
+        )
+    done = f"{plural(summary.units, 'unit')}, {plural(summary.rows, 'row')}"
+    yield "this run", f"{done} in {duration(summary.seconds)}"
+    seconds = summary.engine_seconds
+    for name, tokens in (
+        ("input tokens", summary.input_tokens),
+        ("output tokens", summary.generated_tokens),
+    ):
+        # A run that is over in a moment has no rate worth the name.
+        yield name, f"{tokens:,} ({tokens / seconds:,.0f}/s)" if seconds >= 1 else f"{tokens:,}"
+    if summary.reused:
+        yield "reused", f"{summary.reused:,} answers, of requests that were asked before"
+    yield "output", summary.output
+    yield "log", summary.log
+    if summary.exit_code == ExitCode.OVER_REJECT_BUDGET and totals is not None:
+        excess = f"{totals.rejected:,} rejects ({totals.reject_rate:.1%}) are more than allowed"
+        yield "over budget", f"{excess}; raise max_reject_rate or mend the rows (see error)"
+    yield "next", f"tokenmill {'rejects' if summary.rejected else 'report'} {summary.output}"

@@ -1,0 +1,67 @@
+"""`status`, `verify`, `rejects`: what is in an output."""
+
+import json
+import time
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.live import Live
+from rich.table import Table
+
+from tokenmill.commands.options import DebugOption, JsonOption, OutputArgument
+from tokenmill.commands.terminal import facts_table, one_line_errors, screen
+from tokenmill.formatting import duration
+from tokenmill.output.output import open_output
+from tokenmill.output.status import Status, Watch
+from tokenmill.storage.open import open_store
+
+_WATCH_S = 5.0
+
+
+def status_command(
+    output: OutputArgument,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Look again every few seconds, until it is finished.")
+    ] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Show what of an output is done and left, from its objects alone, on any machine.
+
+    Example: tokenmill status s3://bucket/summaries --watch
+
+    Exit codes: 0 whatever its state, 2 no output.
+    """
+    with one_line_errors(debug):
+        watcher = Watch(open_output(open_store(output)))
+        console = screen()
+        status = watcher.look()
+        if not watch:
+            if as_json:
+                typer.echo(json.dumps({**asdict(status), "state": status.state}, indent=2))
+            else:
+                console.print(_status_table(status))
+            return
+        with Live(_status_table(status), console=console, auto_refresh=False) as live:
+            while not status.is_finished:
+                time.sleep(_WATCH_S)
+                status = watcher.look()
+                live.update(_status_table(status), refresh=True)
+
+
+def _status_table(status: Status) -> Table:
+    facts = {
+        "job": status.job,
+        "output": status.output,
+        "state": " ".join([status.state, *status.running]),
+        "units": f"{status.units_done:,} of {status.units:,}",
+        "rows": f"{status.rows_done:,} of {status.rows:,}",
+        "filtered out": f"{status.filtered:,}" if status.filtered else "",
+        "rejects": ", ".join(f"{count:,} {name}" for name, count in status.rejects.items()) or "0",
+        "tokens": f"{status.input_tokens:,} in, {status.generated_tokens:,} out",
+        "pace": "" if status.rows_per_s is None else f"{status.rows_per_s:,.1f} rows/s",
+        "next": "run the job again: it does what is left" if status.state == "stopped" else "",
+        "ETA": "" if status.remaining_s is None else duration(status.remaining_s),
+    }
+    return facts_table(facts)

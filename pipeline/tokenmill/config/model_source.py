@@ -1,0 +1,49 @@
+"""Which model answers: its source, revision and engine arguments."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from tokenmill.config.section import Section
+
+#: `source` of the engine without a model, for tests and dry runs.
+FAKE_SOURCE = "fake"
+
+
+class ModelSource(Section):
+    """A model, and how its engine is started."""
+
+    source: str = Field(
+        min_length=1,
+        description="bundled:NAME, a local folder, a hub id, an s3:// prefix, or fake.",
+    )
+    revision: str | None = Field(default=None, description="Branch, tag or commit of a hub id.")
+    engine: dict[str, Any] = Field(default_factory=dict, description="vLLM's engine arguments.")
+
+    @model_validator(mode="after")
+    def _own_keys(self) -> "ModelSource":
+        for key in ("model", "revision", "tokenizer_revision"):
+            if key in self.engine:
+                raise ValueError(f"engine.{key} is set by model.source and model.revision")
+        if isinstance(self.engine.get("hf_token"), str):
+            raise ValueError(  # noqa: TRY004 - what pydantic reports
+                "engine.hf_token: jobs are stored with their output; set HF_TOKEN in the "
+                "environment instead"
+            )
+        if self.revision is not None and not self.is_hub_id:
+            raise ValueError(f"revision applies to hub ids only, not to {self.source}")
+        return self
+
+    @property
+    def is_fake(self) -> bool:
+        return self.source == FAKE_SOURCE
+
+    @property
+    def is_hub_id(self) -> bool:
+        """`owner/name` that is no local folder."""
+        return not (
+            self.is_fake
+            or self.source.startswith(("bundled:", "s3://", "/", "./", "../", "~"))
+            or Path(self.source).is_dir()
+        )

@@ -1,0 +1,1 @@
+"""Engines: the protocol, vLLM, the fake one, and several models in one replica."""

@@ -1,0 +1,1 @@
+"""Outputs in other programs' formats, and batch files in OpenAI's."""

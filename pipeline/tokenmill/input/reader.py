@@ -1,0 +1,112 @@
+"""Read one unit's rows from its shard: only the columns needed, filtered, each with its position.
+
+Memory is bounded by the unit and one batch, whatever the size of the shard's row groups.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tokenmill.errors import RunFailed, UserError
+from tokenmill.input.where import where_expression
+from tokenmill.plan.diff import changed_shard_error
+from tokenmill.plan.plan import Unit
+from tokenmill.row_columns import ROW_COLUMN
+from tokenmill.storage.base import Store
+
+_BATCH_ROWS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where units are read from, and which of their columns and rows.
+
+    `schema` holds the needed columns with the types that all shards share.
+    """
+
+    store: Store
+    schema: pa.Schema
+    where: str | None
+
+    def read(self, unit: Unit) -> pa.Table:
+        """The unit's rows that pass the filter, in order: the columns of `schema`, `ROW_COLUMN`.
+
+        Raises `UserError` if the shard is not the one that was planned, `RunFailed` if it cannot
+        be read.
+        """
+        self._refuse_changed(unit)
+        try:
+            with self.store.open(unit.shard) as file:
+                return self._read_rows(file, unit)
+        except (pa.ArrowException, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise RunFailed(
+                f"{self.store.url}/{unit.shard}: rows {unit.first_row} to {unit.end_row} cannot be "
+                f"read: {reason}; mend the shard, or plan a new output without it"
+            ) from error
+
+    def _refuse_changed(self, unit: Unit) -> None:
+        try:
+            now = self.store.info(unit.shard)
+        except FileNotFoundError:
+            raise UserError(changed_shard_error(self.store, unit.shard, "is gone")) from None
+        if (now.size, now.version) != (unit.size, unit.version):
+            raise UserError(changed_shard_error(self.store, unit.shard, "has changed"))
+
+    def _read_rows(self, file: BinaryIO, unit: Unit) -> pa.Table:
+        # Whose pages bear no checksums is read without.
+        parquet = pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True)
+        where = None if self.where is None else where_expression(self.where, self.schema)
+        schema = self.schema.append(pa.field(ROW_COLUMN, pa.int64(), nullable=False))
+        pieces = [schema.empty_table()]
+        # In the common types: to a condition on texts, a shard of nulls would be of a wrong type.
+        wanted = None if where is None else _possible_groups(file, where, self.schema)
+        for group, group_start in _overlapping_groups(parquet, unit):
+            if wanted is not None and group not in wanted:
+                continue
+            position = group_start
+            for batch in parquet.iter_batches(
+                _BATCH_ROWS, row_groups=[group], columns=self.schema.names
+            ):
+                piece = _slice(pa.Table.from_batches([batch]), position, unit)
+                position += batch.num_rows
+                if piece.num_rows:
+                    # By name: a Parquet reader gives columns in the file's order.
+                    piece = piece.select(schema.names).cast(schema)
+                    pieces.append(piece if where is None else piece.filter(where))
+                if position >= unit.end_row:
+                    break
+        return pa.concat_tables(pieces).combine_chunks()
+
+
+def _overlapping_groups(parquet: pq.ParquetFile, unit: Unit) -> Iterator[tuple[int, int]]:
+    """The row groups that hold rows of the unit, with each one's first row."""
+    start = 0
+    for group in range(parquet.metadata.num_row_groups):
+        end = start + parquet.metadata.row_group(group).num_rows
+        if start < unit.end_row and end > unit.first_row:
+            yield group, start
+        start = end
+
+
+def _possible_groups(file: BinaryIO, where: pc.Expression, schema: pa.Schema) -> frozenset[int]:
+    """The row groups whose statistics do not rule the filter out."""
+    # pandas comes with it, half a second that `tokenmill --help` must not cost.
+    import pyarrow.dataset as ds  # noqa: PLC0415
+
+    fragment = ds.ParquetFileFormat().make_fragment(file)
+    kept = fragment.subset(where, schema=schema)
+    return frozenset(group.id for group in kept.row_groups)
+
+
+def _slice(table: pa.Table, position: int, unit: Unit) -> pa.Table:
+    """The part of `table`, whose first row is row `position` of the shard, that is the unit's."""
+    first = max(unit.first_row - position, 0)
+    end = min(unit.end_row - position, table.num_rows)
+    piece = table.slice(first, max(end - first, 0))
+    rows = pa.array(range(position + first, position + first + piece.num_rows), pa.int64())
+    return piece.append_column(ROW_COLUMN, rows)

@@ -1,0 +1,1 @@
+"""The job file: from YAML to a checked job."""

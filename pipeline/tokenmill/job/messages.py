@@ -1,0 +1,87 @@
+"""Errors in a job file, in the words of the file: keys, sections, suggestions."""
+
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ValidationError
+
+from tokenmill.config.length import Length
+from tokenmill.errors import UserError
+from tokenmill.formatting import did_you_mean
+from tokenmill.job.job import AnyTask
+
+
+def check_known_keys(data: Any, annotation: Any, where: str, path: str = "") -> None:
+    """Raise `UserError` for keys that a section does not have, with suggestions."""
+    if isinstance(data, list):
+        for position, item in enumerate(data):
+            check_known_keys(item, annotation, where, f"{path}{position}.")
+    if not isinstance(data, dict):
+        return
+    section = _section_for(data, annotation)
+    if section is None:
+        return
+    # A key that Python has a word for is an alias: `from`.
+    fields = {field.alias or name: field for name, field in section.model_fields.items()}
+    for key, value in data.items():
+        field = fields.get(key)
+        if field is None:
+            raise UserError(f"{where}: {path}{key}: {did_you_mean(str(key), fields)}")
+        check_known_keys(value, field.annotation, where, f"{path}{key}.")
+
+
+def _section_for(value: Mapping[str, Any], annotation: Any) -> type[BaseModel] | None:
+    """The section that a value is of; among several its kind or policy chooses one, if any is."""
+    sections = _sections_of(annotation)
+    if len(sections) < 2:  # noqa: PLR2004 - nothing to choose
+        return next(iter(sections), None)
+    key = next(name for name in ("kind", "policy") if name in sections[0].model_fields)
+    return _names(annotation, key).get(value.get(key, "generate" if key == "kind" else None))
+
+
+def _names(annotation: Any, key: str) -> dict[str, type[BaseModel]]:
+    """The sections that a field may hold, by the one value that each has at its key."""
+    return {
+        typing.get_args(section.model_fields[key].annotation)[0]: section
+        for section in _sections_of(annotation)
+    }
+
+
+def _sections_of(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a field's type may hold: through unions, optionals and tuples."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    origin = typing.get_origin(annotation)
+    if origin in (types.UnionType, typing.Union, tuple, Annotated):
+        return [part for member in typing.get_args(annotation) for part in _sections_of(member)]
+    return []
+
+
+def validation_message(error: ValidationError) -> str:
+    """All of pydantic's errors in one line, by the keys of the job file."""
+    parts = []
+    for item in error.errors(include_url=False):
+        name = ".".join(_keys(item["loc"]))
+        message = item["msg"].removeprefix("Value error, ")
+        parts.append(f"{name}: {message}" if name else message)
+    return "; ".join(parts)
+
+
+def _keys(location: Sequence[str | int]) -> list[str]:
+    """The job file's keys that lead to a mistake; pydantic's location names its own parts too."""
+    # Of a value with two forms the form's validator: `constrained-int`.
+    keys = [str(part) for part in location if re.fullmatch(r"\w+", str(part))]
+    # Of a task its kind: `tasks.0.generate.prompt`; of a length its policy: `length.chunk.by`.
+    place = {"task": 1, "tasks": 2}.get(keys[0], len(keys)) if keys else 0
+    _drop(keys, place, _names(AnyTask, "kind"))
+    _drop(keys, 1 + keys.index("length") if "length" in keys else 0, _names(Length, "policy"))
+    return keys
+
+
+def _drop(keys: list[str], place: int, names: Mapping[str, Any]) -> None:
+    """Take the key at a place out if it is one of the names."""
+    if keys[place : place + 1] and keys[place] in names:
+        del keys[place]

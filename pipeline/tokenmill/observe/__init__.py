@@ -1,0 +1,1 @@
+"""What a run shows and counts: progress, screen, events, metrics, traces."""

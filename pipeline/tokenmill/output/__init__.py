@@ -1,0 +1,1 @@
+"""An output: its layout, schema, commits, verification and what can be read from it."""

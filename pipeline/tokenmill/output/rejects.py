@@ -1,0 +1,108 @@
+"""The rows of an output that got no answer, or only the beginning of one."""
+
+import io
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tokenmill.errors import UserError
+from tokenmill.output.json_lines import json_rows, write_line
+from tokenmill.output.output import Opened, committed_units, read_records
+from tokenmill.plan.plan import Unit
+from tokenmill.storage.base import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which rows are meant: rejects of some classes, or of all (None).
+
+    With `truncated` also the answers that were cut at their longest allowed length.
+    """
+
+    classes: frozenset[str] | None = None
+    truncated: bool = False
+
+
+def rejected_rows(opened: Opened, selection: Selection) -> Iterator[tuple[Unit, pa.Table]]:
+    """The selected rows of each committed unit that has any, as the output holds them.
+
+    Reads the footers of all units, and the objects of those whose footers tell of such rows.
+    """
+    units = committed_units(opened.store, opened.plan)
+    records = read_records(opened.store, [unit.key for unit in units])
+    for unit, record in zip(units, records, strict=True):
+        if selection.truncated or _has_any(record.rejects, selection.classes):
+            rows = _select(_read(opened.store, unit.key), selection)
+            if rows.num_rows:
+                yield unit, rows
+
+
+def example(store: Store, key: str, reject_class: str) -> str | None:
+    """A unit's first row of a class, in words; None where a retry has answered it meanwhile."""
+    rows = _select(_read(store, key), Selection(frozenset({reject_class})))
+    return describe_reject(rows.slice(0, 1).to_pylist()[0]) if rows.num_rows else None
+
+
+def describe_reject(row: Mapping[str, Any]) -> str:
+    """Where a rejected output row stands in the input, and why it has no answer."""
+    return f"{row['source_file']} row {row['source_row']:,}: {row['error']['message']}"
+
+
+def _has_any(rejects: Collection[str], classes: frozenset[str] | None) -> bool:
+    return bool(rejects) if classes is None else not classes.isdisjoint(rejects)
+
+
+def _read(store: Store, key: str) -> pa.Table:
+    return pq.read_table(io.BytesIO(store.read(key)))
+
+
+def _select(rows: pa.Table, selection: Selection) -> pa.Table:
+    error = rows.column("error")
+    wanted = error.is_valid()
+    if selection.classes is not None:
+        classes = pa.array(sorted(selection.classes), pa.string())
+        wanted = pc.is_in(pc.struct_field(error, "class"), classes)
+    if selection.truncated:
+        wanted = pc.or_(wanted, _is_truncated(rows))
+    return rows.filter(wanted)
+
+
+def _is_truncated(rows: pa.Table) -> pa.ChunkedArray:
+    """Whether an answer of the row ended at its longest allowed length."""
+    reasons = [name for name in rows.schema.names if name.endswith("finish_reason")]
+    if not reasons:
+        raise UserError("no task of this output writes a finish_reason; leave --truncated out")
+    truncated = pc.fill_null(pc.equal(rows.column(reasons[0]), "length"), False)
+    for name in reasons[1:]:
+        cut = pc.fill_null(pc.equal(rows.column(name), "length"), False)
+        truncated = pc.or_(truncated, cut)
+    return truncated
+
+
+def export_rows(tables: Sequence[pa.Table], target: Path) -> None:
+    """Write rows to a file, as Parquet or as JSON lines by its suffix. Raises `UserError`."""
+    if target.suffix not in _WRITERS:
+        raise UserError(f"--export {target}: name a file that ends in {' or '.join(_WRITERS)}")
+    if not tables:
+        raise UserError(f"--export {target}: there are no rejects to write")
+    try:
+        _WRITERS[target.suffix](pa.concat_tables(tables), target)
+    except OSError as error:
+        raise UserError(f"--export {target}: {error.strerror or error}") from error
+
+
+def _write_json_lines(rows: pa.Table, target: Path) -> None:
+    with target.open("wb") as file:
+        for row in json_rows(rows):
+            write_line(row, file)
+
+
+_WRITERS: dict[str, Callable[[pa.Table, Path], None]] = {
+    ".parquet": lambda rows, target: pq.write_table(rows, target, compression="zstd"),
+    ".jsonl": _write_json_lines,
+}

@@ -1,0 +1,1 @@
+"""From a row to token ids: templates, tokenizers, cleaning, media."""

@@ -1,0 +1,1 @@
+"""Cleaning of texts before they are put into a prompt."""

@@ -1,0 +1,1 @@
+"""Images and audio of rows: fetched within bounds, decoded and checked."""

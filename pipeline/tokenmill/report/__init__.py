@@ -1,0 +1,1 @@
+"""Pages and comparisons made from outputs: figures, plots, HTML."""

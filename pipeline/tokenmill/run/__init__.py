@@ -1,0 +1,1 @@
+"""One execution of a job: plan or resume, execute, verify, finish."""

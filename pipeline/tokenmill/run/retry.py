@@ -1,0 +1,60 @@
+"""Answer rejected rows again, in their places: each unit's object is exchanged in one step."""
+
+from collections.abc import Sequence
+
+from tokenmill.errors import UserError
+from tokenmill.formatting import plural
+from tokenmill.job.job import Job, differing_fields
+from tokenmill.observe.screen import Interface
+from tokenmill.output.output import Opened, open_output
+from tokenmill.output.plan_file import read_job
+from tokenmill.output.rejects import Selection, rejected_rows
+from tokenmill.output.schema import added_fields
+from tokenmill.run.checks import check_job
+from tokenmill.run.run import Run
+from tokenmill.run.summary import Summary
+from tokenmill.stages.executor import Executor, RepairSpec
+from tokenmill.storage.base import Store
+
+
+def retry_rejects(
+    output: Store,
+    selection: Selection,
+    overrides: Sequence[str],
+    executor: Executor,
+    interface: Interface,
+) -> Summary | None:
+    """Run the selected rows of an output again, in its job with overrides; None if there are none.
+
+    Raises as `run_job`. What changed is recorded in the objects' metadata.
+    """
+    opened = open_output(output)
+    job = read_job(opened.store, overrides)
+    check_job(job)
+    changes = _changes(opened, job)
+    rows = {
+        unit.key: tuple(table.column("source_row").to_pylist())
+        for unit, table in rejected_rows(opened, selection)
+    }
+    if not rows:
+        interface.say(f"{opened.store.url}: no such rows. Nothing to do.")
+        return None
+    units = tuple(unit for unit in opened.plan.units if unit.key in rows)
+    num_rows = sum(map(len, rows.values()))
+    interface.say(
+        f"{job.name}: {plural(num_rows, 'row')} in {plural(len(units), 'unit')} again, "
+        f"in {opened.store.url}"
+    )
+    return Run(opened, job, units, interface, RepairSpec(rows, changes)).to_its_end(executor)
+
+
+def _changes(opened: Opened, job: Job) -> dict[str, object]:
+    """The fields in which the job differs from the output's. Raises `UserError` for its columns."""
+    names = differing_fields(opened.job.answer_fields, job.answer_fields)
+    same_columns = added_fields(job) == added_fields(opened.job)
+    if not same_columns or any(name.startswith("input.") for name in names):
+        raise UserError(
+            f"--set: a retry can change neither the input nor the output's columns "
+            f"({', '.join(names)}); run another job to another output"
+        )
+    return {name: job.answer_fields.get(name) for name in names}

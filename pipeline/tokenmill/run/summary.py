@@ -1,0 +1,43 @@
+"""The summary of a run, and its id."""
+
+import json
+import secrets
+import time
+from dataclasses import asdict, dataclass
+
+from tokenmill.output.totals import Totals
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a run came to: its own counts, and the whole output's `totals` once it is finished."""
+
+    job: str
+    run: str
+    tokenmill: str
+    output: str
+    log: str
+    model: str
+    units: int
+    rows: int
+    rejected: int
+    filtered: int
+    input_tokens: int
+    generated_tokens: int
+    reused: int
+    lost_races: int
+    engine_deaths: int
+    seconds: float
+    engine_seconds: float
+    skipped_shards: tuple[str, ...]
+    totals: Totals | None
+    exit_code: int
+    error: str | None
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+
+def new_run_id() -> str:
+    """Sortable by time, and unique: UTC time and six hexadecimal digits."""
+    return time.strftime("%Y%m%dT%H%M%SZ-", time.gmtime()) + secrets.token_hex(3)

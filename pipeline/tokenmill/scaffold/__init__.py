@@ -1,0 +1,1 @@
+"""`init`: a job file made for an input."""

@@ -1,0 +1,147 @@
+"""A look at an input that no job is for yet: its size, its columns, and what stands in them."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+import pyarrow as pa
+
+from tokenmill.errors import UserError
+from tokenmill.input.footers import read_shared_columns
+from tokenmill.input.listing import list_input
+from tokenmill.input.reader import Source
+from tokenmill.plan.plan import Shard, Unit
+from tokenmill.row_columns import PROVENANCE_FIELDS
+from tokenmill.storage.base import Store
+
+_MOST_ROWS = 100
+# Columns of these names are texts even if another one is longer, up to so many times.
+_TEXT_NAME = re.compile(r"(?i)(.*_)?(text|content|body|document|article|abstract|message|review)s?")
+_PREFERENCE = 4.0
+_KEY_NAME = re.compile(r"(?i)(.*[_-])?(id|key|uuid|guid|url|uri)|.*[a-z]I[dD]")
+_MOST_KEYS = 3
+_IMAGE_NAME = re.compile(r"(?i)(.*_)?(image|img|photo|picture)s?(_.*)?")
+_AUDIO_NAME = re.compile(r"(?i)(.*_)?(audio|recording|speech|sound)s?(_.*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of the input, and its values in some of its first rows; nulls are left out."""
+
+    name: str
+    type: pa.DataType
+    values: Sequence[Any]
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it holds strings."""
+        return self.type in (pa.string(), pa.large_string())
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether it holds bytes, such as an image's."""
+        return self.type in (pa.binary(), pa.large_binary())
+
+    @property
+    def mean_length(self) -> float:
+        """Of its texts, in characters."""
+        return mean(map(len, self.values)) if self.is_text and self.values else 0.0
+
+    @property
+    def is_key(self) -> bool:
+        """Whether its name and its values are like those of a key."""
+        simple = self.is_text or pa.types.is_integer(self.type)
+        distinct = simple and len(set(self.values)) == len(self.values)
+        return bool(distinct and self.values and _KEY_NAME.fullmatch(self.name))
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What an input holds; `root` is where its shards stand, `bad_shards` those of no use.
+
+    `shards` counts those with rows, as a plan does.
+    `recursive` tells that files in folders below the root are in it too.
+    """
+
+    path: str
+    root: str
+    recursive: bool
+    rows: int
+    shards: int
+    bad_shards: int
+    columns: tuple[Column, ...]
+
+    @property
+    def text(self) -> Column | None:
+        """The column that is most likely the one to ask about."""
+        texts = [column for column in self.columns if column.mean_length]
+        return max(texts, key=_likelihood, default=None)
+
+    @property
+    def keys(self) -> tuple[Column, ...]:
+        """Columns by which a row is known elsewhere."""
+        reserved = {field.name for field in PROVENANCE_FIELDS}
+        keys = [column for column in self.columns if column.is_key and column.name not in reserved]
+        return tuple(keys[:_MOST_KEYS])
+
+    @property
+    def image(self) -> Column | None:
+        """The column that is most likely one of images: of bytes or paths."""
+        return _media(self.columns, _IMAGE_NAME)
+
+    @property
+    def audio(self) -> Column | None:
+        """The column that is most likely one of recordings: of bytes or paths."""
+        return _media(self.columns, _AUDIO_NAME)
+
+
+def _likelihood(column: Column) -> float:
+    by_name = _PREFERENCE if _TEXT_NAME.fullmatch(column.name) else 1.0
+    return column.mean_length * by_name
+
+
+def _media(columns: Sequence[Column], names: re.Pattern[str]) -> Column | None:
+    media = (column for column in columns if column.is_binary or column.is_text)
+    return next((column for column in media if names.fullmatch(column.name)), None)
+
+
+def survey(path: str) -> Survey:
+    """Look at all footers of an input and at some of its first rows. Raises `UserError`."""
+    listing = list_input(path, None)
+    footers = read_shared_columns(listing)
+    if not footers.schema.names:
+        raise UserError(f"{listing.store.url}: its shards have no column in common; name one file")
+    filled = [shard for shard in footers.shards if _num_rows(shard)]
+    sample = _first_rows(listing.store, filled[0], footers.schema) if filled else None
+    return Survey(
+        path=path,
+        root=listing.store.url,
+        recursive=listing.recursive,
+        rows=sum(map(_num_rows, footers.shards)),
+        shards=len(filled),
+        bad_shards=len(footers.bad),
+        columns=tuple(_column(field, sample) for field in footers.schema),
+    )
+
+
+def _num_rows(shard: Shard) -> int:
+    return sum(group.num_rows for group in shard.row_groups)
+
+
+def _first_rows(store: Store, shard: Shard, schema: pa.Schema) -> pa.Table:
+    rows = min(_num_rows(shard), _MOST_ROWS)
+    unit = Unit(shard.path, shard.size, shard.version, 0, rows, 0)
+    return Source(store, schema, None).read(unit)
+
+
+def _column(field: pa.Field, sample: pa.Table | None) -> Column:
+    values: list[Any] = []
+    if sample is not None:
+        try:
+            values = sample.column(field.name).drop_null().to_pylist()
+        except (ValueError, OverflowError):
+            # Text that is no UTF-8, dates beyond the calendar: rows of it will be rejects.
+            values = []
+    return Column(field.name, field.type, values)

@@ -1,0 +1,1 @@
+"""Identical requests computed once, within a replica and across replicas."""

@@ -1,0 +1,1 @@
+"""Objects under a URL: the only folder that knows URL schemes."""

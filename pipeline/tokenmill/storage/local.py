@@ -1,0 +1,202 @@
+"""Objects in a folder on a local disk or a shared file system."""
+
+import errno
+import os
+import stat
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from filelock import FileLock
+
+from tokenmill.errors import NoSpace, RunFailed, UserError
+from tokenmill.storage.base import (
+    ObjectInfo,
+    changed_error,
+    gone_as_run_failed,
+    name_taken,
+    read_each,
+)
+
+#: Temporary files of the local store; readers of Parquet folders skip names that begin with a dot.
+TEMPORARY_PREFIX = ".tokenmill-"
+# What FAT, some network and some user-space file systems answer to `os.link`.
+_NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
+
+
+class LocalStore:
+    """A folder on this machine, or on a file system that it shares with the workers."""
+
+    def __init__(self, url: str) -> None:
+        self.url = os.path.abspath(os.path.expanduser(url))
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        yield from self._walk(Path(self.url, prefix))
+
+    def _walk(self, folder: Path) -> Iterator[ObjectInfo]:
+        try:
+            with _local_errors(str(folder)):
+                entries = sorted(os.scandir(folder), key=_place_in_listing)
+        except FileNotFoundError:
+            return
+        for entry in entries:
+            if entry.is_dir():
+                yield from self._walk(Path(entry.path))
+            elif not entry.name.startswith(TEMPORARY_PREFIX):
+                yield self.info(os.path.relpath(entry.path, self.url))
+
+    def info(self, key: str) -> ObjectInfo:
+        path = self._path(key)
+        with _local_errors(path):
+            found = os.stat(path)
+        if stat.S_ISDIR(found.st_mode):
+            raise FileNotFoundError(errno.ENOENT, "a folder is no object", path)
+        return ObjectInfo(key, found.st_size, str(found.st_mtime_ns))
+
+    def read(self, key: str) -> bytes:
+        with _local_errors(self._path(key)), open(self._path(key), "rb") as file:
+            return file.read()
+
+    def open(self, key: str) -> BinaryIO:
+        with _local_errors(self._path(key)):
+            return open(self._path(key), "rb")
+
+    def read_ends(self, items: Sequence[ObjectInfo], num_bytes: int) -> Sequence[bytes]:
+        return read_each(lambda item: self._read_end(item, num_bytes), items)
+
+    def _read_end(self, item: ObjectInfo, num_bytes: int) -> bytes:
+        path = self._path(item.key)
+        with gone_as_run_failed(path), _local_errors(path), open(path, "rb") as file:
+            found = os.fstat(file.fileno())
+            if (found.st_size, str(found.st_mtime_ns)) != (item.size, item.version):
+                raise changed_error(path)
+            file.seek(max(item.size - num_bytes, 0))
+            return file.read(num_bytes)
+
+    def create(self, key: str, data: bytes) -> bool:
+        target = self._path(key)
+        with _local_errors(target), _temporary_beside(target, data) as temporary:
+            return _linked(temporary, target)
+
+    @contextmanager
+    def creating(self, key: str) -> Iterator[BinaryIO]:
+        target = self._path(key)
+        with _local_errors(target):
+            if os.path.lexists(target):
+                raise name_taken(target)
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            with _temporary_for(target) as temporary:
+                with open(temporary, "xb") as file:
+                    yield file
+                    _sync(file)
+                if not _linked(temporary, target):
+                    raise name_taken(target)
+
+    def replace(self, key: str, data: bytes) -> None:
+        target = self._path(key)
+        with _local_errors(target), _temporary_beside(target, data) as temporary:
+            os.replace(temporary, target)
+            _sync_folder(os.path.dirname(target))
+
+    def exchange(self, key: str, data: bytes, version: str) -> bool:
+        target = self._path(key)
+        lock = os.path.join(os.path.dirname(target), f"{TEMPORARY_PREFIX}lock")
+        # No local file system compares and renames in one step; all of ours take the lock first.
+        with _local_errors(target), FileLock(lock), _temporary_beside(target, data) as temporary:
+            if self.info(key).version != version:
+                return False
+            # Two changes within one tick of the system's clock must not bear the same version.
+            changed_at = max(os.stat(temporary).st_mtime_ns, int(version) + 1)
+            os.utime(temporary, ns=(changed_at, changed_at))
+            os.replace(temporary, target)
+            _sync_folder(os.path.dirname(target))
+            return True
+
+    def delete(self, key: str) -> None:
+        target = self._path(key)
+        with _local_errors(target), suppress(FileNotFoundError):
+            os.unlink(target)
+            _sync_folder(os.path.dirname(target))
+
+    def _path(self, key: str) -> str:
+        return os.path.join(self.url, key)
+
+
+def _place_in_listing(entry: os.DirEntry[str]) -> str:
+    """What sorts a folder's entries as the keys below them: `a-b` stands before `a/z`."""
+    return f"{entry.name}/" if entry.is_dir() else entry.name
+
+
+@contextmanager
+def _temporary_beside(target: str, data: bytes) -> Iterator[str]:
+    """A synced file with `data` in `target`'s folder; gone afterwards unless it was renamed."""
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    with _temporary_for(target) as path:
+        with open(path, "xb") as file:
+            file.write(data)
+            _sync(file)
+        yield path
+
+
+@contextmanager
+def _temporary_for(target: str) -> Iterator[str]:
+    """A hidden name in `target`'s folder; what bears it is gone afterwards."""
+    path = os.path.join(os.path.dirname(target), f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+    try:
+        yield path
+    finally:
+        if os.path.exists(path):
+            os.unlink(path)
+
+
+def _sync(file: BinaryIO) -> None:
+    """Make what was written survive a power cut."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _linked(temporary: str, target: str) -> bool:
+    """Give a file its name, unless that is taken: whether it has it."""
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno in _NO_HARD_LINKS:
+            raise UserError(
+                f"{target}: this file system has no hard links; use another path"
+            ) from error
+        raise
+    _sync_folder(os.path.dirname(target))
+    return True
+
+
+def _sync_folder(folder: str) -> None:
+    """Make a new name in `folder` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _local_errors(where: str) -> Iterator[None]:
+    try:
+        yield
+    except PermissionError as error:
+        raise UserError(f"{where}: no permission; check the folder's owner and mode") from error
+    except (NotADirectoryError, IsADirectoryError, FileExistsError) as error:
+        raise UserError(f"{where}: {(error.strerror or '').lower()}; use another path") from error
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if error.errno == errno.EROFS:
+            raise UserError(f"{where}: the file system is read-only; use another path") from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise NoSpace(
+                f"{where}: no space left ({error.strerror}); free some and run the command again"
+            ) from error
+        raise RunFailed(f"{where}: {error.strerror}; run the command again") from error

@@ -1,0 +1,1 @@
+"""What is done to a row: one sub-folder a family of tasks."""

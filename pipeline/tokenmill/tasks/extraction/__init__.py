@@ -1,0 +1,1 @@
+"""`extract`: typed columns from a JSON schema."""

@@ -1,0 +1,1 @@
+"""`generate`: text, one answer or several."""

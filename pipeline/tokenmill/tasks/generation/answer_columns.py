@@ -1,0 +1,116 @@
+"""The columns of a generated answer, and how chunks are joined in them."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from tokenmill.request import Completion, TokenLogprob
+from tokenmill.tasks.generation.reasoning import Thought
+from tokenmill.tasks.task import Cells
+
+_TOP_TYPE = pa.list_(pa.struct([pa.field("token", pa.string()), pa.field("logprob", pa.float64())]))
+_TOKENS_TYPE = pa.list_(
+    pa.struct(
+        [
+            pa.field("token", pa.string()),
+            pa.field("logprob", pa.float64()),
+            pa.field("top", _TOP_TYPE),
+        ]
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SampledAnswer:
+    """One answer of the engine, with the thinking told from it."""
+
+    completion: Completion
+    thought: Thought
+    stop_reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerColumn:
+    """A fact of an answer: its column, the column of n answers' lists, type and cell."""
+
+    name: str
+    list_name: str
+    type: pa.DataType
+    cell: Callable[[SampledAnswer], Any]
+
+
+#: All that may be told of an answer, in the output's order.
+COLUMNS = (
+    AnswerColumn("generated_text", "generated_texts", pa.string(), lambda s: s.thought.answer),
+    AnswerColumn("reasoning_text", "reasoning_texts", pa.string(), lambda s: s.thought.reasoning),
+    AnswerColumn(
+        "finish_reason", "finish_reasons", pa.string(), lambda s: s.completion.finish_reason
+    ),
+    AnswerColumn("stop_reason", "stop_reasons", pa.string(), lambda s: s.stop_reason),
+    AnswerColumn(
+        "cumulative_logprob",
+        "cumulative_logprobs",
+        pa.float64(),
+        lambda s: s.completion.cumulative_logprob,
+    ),
+    AnswerColumn(
+        "mean_logprob", "mean_logprobs", pa.float64(), lambda s: mean_logprob(s.completion)
+    ),
+    AnswerColumn("tokens", "tokens", _TOKENS_TYPE, lambda s: _token_cells(s.completion.tokens)),
+)
+
+
+def mean_logprob(completion: Completion) -> float | None:
+    """Natural log-probability per generated token; None where there is none."""
+    cumulative, num_tokens = completion.cumulative_logprob, completion.num_generated_tokens
+    return None if cumulative is None or num_tokens == 0 else cumulative / num_tokens
+
+
+def _token_cells(tokens: Sequence[TokenLogprob] | None) -> list[dict[str, Any]] | None:
+    if tokens is None:
+        return None
+    return [
+        {
+            "token": token.token,
+            "logprob": token.logprob,
+            "top": [{"token": text, "logprob": logprob} for text, logprob in token.top],
+        }
+        for token in tokens
+    ]
+
+
+def joined_mean(parts: Sequence[Cells]) -> float | None:
+    """The parts' sum by token; a part's two figures tell how many tokens it has."""
+    figures: list[tuple[float | None, float | None]] = [
+        (part["cumulative_logprob"], part["mean_logprob"]) for part in parts
+    ]
+    total = _sum_of_all([own for own, _ in figures])
+    num_tokens = sum(own / mean for own, mean in figures if own and mean)
+    return total / num_tokens if total and num_tokens else total
+
+
+def _sum_of_all(numbers: Sequence[float | None]) -> float | None:
+    known = [number for number in numbers if number is not None]
+    return sum(known) if len(known) == len(numbers) else None
+
+
+def _one_after_another(lists: Sequence[list[Any] | None]) -> list[Any] | None:
+    known = [items for items in lists if items is not None]
+    return [item for items in known for item in items] if len(known) == len(lists) else None
+
+
+#: How the cells of a text's chunks become one row's, by column.
+JOINS: Mapping[str, Callable[[Sequence[Any]], Any]] = {
+    "generated_text": "".join,
+    "reasoning_text": lambda texts: "\n\n".join(filter(None, texts)) or None,
+    "finish_reason": lambda reasons: "length" if "length" in reasons else reasons[0],
+    "stop_reason": lambda reasons: reasons[-1],
+    "cumulative_logprob": _sum_of_all,
+    "mean_logprob": lambda _: None,
+    "tokens": _one_after_another,
+    "num_samples": min,
+    "reward": statistics.fmean,
+}

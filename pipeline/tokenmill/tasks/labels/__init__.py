@@ -1,0 +1,1 @@
+"""`classify` and `tag`: labels with probabilities."""

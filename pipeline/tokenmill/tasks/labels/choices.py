@@ -1,0 +1,143 @@
+"""The labels of a task: how a job writes them, and how they come into its prompt.
+
+A file of labels is read when the job is: the resolved job, and so its fingerprint, holds the labels
+themselves.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import AfterValidator, BeforeValidator, ConfigDict
+
+from tokenmill.config.prompt import Message, Prompt
+from tokenmill.prompt.template import compile_prompt, words_and_names
+
+#: What templates call the labels.
+CHOICES = "choices"
+#: Stands behind a chat that does not name its labels.
+LISTING = "\n\nAnswer with one of these labels and nothing else:\n{{ choices }}"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A label, and what it means. Prints as the label."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    label: str
+    description: str | None = None
+
+    def __str__(self) -> str:
+        return self.label
+
+    @property
+    def line(self) -> str:
+        """The label as a list shows it."""
+        return f"- {self.label}" + (f": {self.description}" if self.description else "")
+
+
+class ChoiceList(tuple[Choice, ...]):
+    """What templates have as `choices`: prints as a list, one label with its description a line."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "\n".join(choice.line for choice in self)
+
+
+def _read(value: Any) -> Any:
+    """Labels as a list of mappings: from a list, a mapping to descriptions, or a file of either."""
+    if isinstance(value, str):
+        value = _read_file(Path(value).expanduser())
+    if isinstance(value, Mapping):
+        value = [{"label": label, "description": text} for label, text in value.items()]
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        reason = "give a list of labels, a mapping from label to description, or a file"
+        raise ValueError(reason)  # noqa: TRY004 - what pydantic reports
+    return [_readable(item) for item in value]
+
+
+def _read_file(path: Path) -> Any:
+    """The labels in a file: YAML or JSON by its suffix, otherwise a label a line."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix in (".yaml", ".yml", ".json"):
+            return yaml.safe_load(text)
+    except OSError as error:
+        raise ValueError(f"cannot read the file of labels {path} ({error.strerror})") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"cannot read the file of labels {path}: {reason}") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _readable(item: Any) -> Any:
+    if isinstance(item, Choice):
+        return item
+    choice = dict(item) if isinstance(item, Mapping) else {"label": item}
+    label = choice.get("label")
+    if not isinstance(label, str):
+        # YAML reads yes and no as truth values, 1 as a number.
+        reason = f"the label {label!r} is not text; put quotes around it"
+        raise ValueError(reason)  # noqa: TRY004 - what pydantic reports
+    return choice
+
+
+def _distinct(choices: tuple[Choice, ...]) -> tuple[Choice, ...]:
+    seen: set[str] = set()
+    for label in labels_of(choices):
+        if not label or label != label.strip() or not label.isprintable():
+            raise ValueError(f"the label {label!r} is empty, has space around it or a line break")
+        if label in seen:
+            raise ValueError(f"the label {label!r} stands twice")
+        seen.add(label)
+    if not seen:
+        raise ValueError("there are no labels")
+    return choices
+
+
+#: `[a, b]`, `{a: what a means, b: …}`, or the path of a YAML, JSON or text file with them.
+Choices = Annotated[
+    tuple[Choice, ...],
+    BeforeValidator(_read, json_schema_input_type=list[str | Choice] | dict[str, str | None] | str),
+    AfterValidator(_distinct),
+]
+
+
+def labels_of(choices: Sequence[Choice]) -> list[str]:
+    """The labels, in the job's order."""
+    return [choice.label for choice in choices]
+
+
+def with_listing(prompt: Prompt, choices: Sequence[Choice], place: str) -> Prompt:
+    """The prompt, with a list of the labels behind its last question where it lacks one.
+
+    A prompt has them if it uses `choices`, or names every label and none has a description. A plain
+    text stays as it is. Raises `UserError` for templates that do not compile.
+    """
+    compile_prompt(prompt, place, {CHOICES: ChoiceList(choices)})
+    if not prompt.turns or _has_labels(prompt, choices):
+        return prompt
+    if prompt.user is not None:
+        return prompt.model_copy(update={"user": prompt.user + LISTING})
+    turns = list(prompt.turns)
+    asked = [at for at, turn in enumerate(turns) if turn.role == "user"]
+    last = asked[-1] if asked else len(turns) - 1
+    turns[last] = Message(role=turns[last].role, content=turns[last].content + LISTING)
+    return Prompt(messages=tuple(turns))
+
+
+def _has_labels(prompt: Prompt, choices: Sequence[Choice]) -> bool:
+    words, names = words_and_names(prompt)
+    if CHOICES in names:
+        return True
+    if any(choice.description for choice in choices):
+        return False
+    return all(
+        re.search(rf"(?<!\w){re.escape(label)}(?!\w)", words, re.IGNORECASE)
+        for label in labels_of(choices)
+    )

@@ -1,0 +1,1 @@
+"""Texts longer than the context: reject, truncate or chunk."""

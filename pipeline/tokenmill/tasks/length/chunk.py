@@ -1,0 +1,202 @@
+"""The policy `chunk`: a long text's task is done for each chunk, and the answers become one.
+
+A row of one chunk is prepared and answered as if there were no policy.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from tokenmill.config.length import PARTS, Chunk, JoinPrompt
+from tokenmill.errors import UserError
+from tokenmill.reject import Reject, RejectClass
+from tokenmill.tasks.length.fitter import Fit, Fitter, LongText
+from tokenmill.tasks.length.reject import Whole
+from tokenmill.tasks.length.token_spans import TokenSpans, chunks
+from tokenmill.tasks.row_overrides import with_row_overrides
+from tokenmill.tasks.section import TaskSection
+from tokenmill.tasks.task import Cells, Dialogue, PreparedRow, Row, Task, TaskContext, gather
+
+# Chunks whose prompts do not fit are cut anew so many times.
+_TRIES = 8
+#: The note of a row that was divided.
+CHUNKS_NOTE = "chunks"
+
+
+class Join(Protocol):
+    """How a row's cells are made of those of its chunks."""
+
+    def __call__(self, parts: Sequence[Cells], row: Row) -> Dialogue[Cells | Reject]:
+        """The dialogue that ends with them."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """A row's text in chunks of at most `num_tokens`."""
+
+    long: LongText
+    num_tokens: int
+    texts: tuple[str, ...]
+
+
+class Chunked:
+    """A task over texts of any length."""
+
+    def __init__(self, task: Task, section: TaskSection, policy: Chunk, tools: TaskContext) -> None:
+        self._task = task
+        self._policy = policy
+        self._fitter = Fitter(task, section, policy, tools)
+        self._join = _join(task, section, policy, tools)
+
+    def prepare(self, rows: Sequence[Row]) -> list[PreparedRow | Reject]:
+        entries = self._task.prepare(rows)
+        found = self._fitter.long_texts(rows, entries)
+        longs = [long for long in found.values() if isinstance(long, LongText)]
+        fits = self._fitter.shorten(longs, _head, self._policy.max_tokens)
+        divided = iter(self._divide(longs, fits))
+        for position, long in found.items():
+            entries[position] = long if isinstance(long, Reject) else next(divided)
+        return entries
+
+    def answer(self, prepared: PreparedRow, row: Row) -> Dialogue[Cells | Reject]:
+        chunks = _unpacked(prepared)
+        parts = yield from gather([self._task.answer(chunk) for chunk in chunks])
+        reject = _first_reject(parts)
+        if reject is not None:
+            return reject
+        cells: Cells | Reject
+        answered = [part for part in parts if not isinstance(part, Reject)]
+        if len(answered) == 1:
+            (cells,) = answered
+        else:
+            cells = yield from self._join(answered, row)
+        if isinstance(cells, Reject):
+            return cells
+        return {**cells, "truncated_tokens": 0, "num_chunks": len(parts)}
+
+    def _divide(
+        self, longs: Sequence[LongText], fits: Sequence[Fit | Reject]
+    ) -> list[PreparedRow | Reject]:
+        """Each long text's chunks as one entry, all of them prepared together."""
+        entries: list[PreparedRow | Reject | None] = [
+            fit if isinstance(fit, Reject) else None for fit in fits
+        ]
+        cuts = {
+            position: self._cut(longs[position], fit[0])
+            for position, fit in enumerate(fits)
+            if not isinstance(fit, Reject)
+        }
+        for _ in range(_TRIES):
+            prepared = self._prepare_chunks(list(cuts.values()))
+            smaller = {}
+            for (position, cut), chunk_entries in zip(cuts.items(), prepared, strict=True):
+                if all(self._fitter.fits(entry) for entry in chunk_entries):
+                    entries[position] = _packed(chunk_entries)
+                else:
+                    share = min(map(self._fitter.share_that_fits, chunk_entries))
+                    smaller[position] = self._cut(cut.long, int(cut.num_tokens * share))
+            cuts = smaller
+            if not cuts:
+                break
+        return [_too_dense(self._policy.column) if entry is None else entry for entry in entries]
+
+    def _cut(self, long: LongText, num_tokens: int) -> _Cut:
+        num_tokens = max(1, num_tokens)
+        overlap = min(self._policy.overlap, num_tokens // 2)
+        text = long.text
+        spans = chunks(text, self._policy.by, num_tokens, overlap)
+        texts = [text.text[start:end] for start, end in spans]
+        # A chunk of blank lines has nothing to ask about; a blank text is the task's business.
+        return _Cut(long, num_tokens, tuple(filter(str.strip, texts)) or (text.text[:1],))
+
+    def _prepare_chunks(self, cuts: Sequence[_Cut]) -> list[list[PreparedRow | Reject]]:
+        rows = [cut.long.row for cut in cuts for _ in cut.texts]
+        entries = iter(self._fitter.with_texts(rows, [text for cut in cuts for text in cut.texts]))
+        return [[next(entries) for _ in cut.texts] for cut in cuts]
+
+
+def _head(text: TokenSpans, num_tokens: int) -> str:
+    return text.text[: text.forward(0, num_tokens)]
+
+
+def _packed(entries: Sequence[PreparedRow | Reject]) -> PreparedRow | Reject:
+    """One entry of a row's chunks: their prompts one after another, and where each ends."""
+    reject = _first_reject(entries)
+    if reject is not None:
+        return reject
+    prepared = [entry for entry in entries if isinstance(entry, PreparedRow)]
+    if len(prepared) == 1:
+        return prepared[0]
+    notes = [{"num_prompts": len(entry.prompts), "notes": dict(entry.notes)} for entry in prepared]
+    return PreparedRow(
+        [prompt for entry in prepared for prompt in entry.prompts], {CHUNKS_NOTE: notes}
+    )
+
+
+def _unpacked(prepared: PreparedRow) -> list[PreparedRow]:
+    notes: Sequence[Mapping[str, Any]] | None = prepared.notes.get(CHUNKS_NOTE)
+    if notes is None:
+        return [prepared]
+    prompts = iter(prepared.prompts)
+    return [
+        PreparedRow([next(prompts) for _ in range(note["num_prompts"])], note["notes"])
+        for note in notes
+    ]
+
+
+def _first_reject(parts: Sequence[PreparedRow | Cells | Reject]) -> Reject | None:
+    """The first chunk's that failed, with its number, from 1."""
+    for number, part in enumerate(parts, start=1):
+        if isinstance(part, Reject):
+            where = f"chunk {number} of {len(parts)}: " if len(parts) > 1 else ""
+            return replace(part, message=f"{where}{part.message}")
+    return None
+
+
+def _too_dense(column: str) -> Reject:
+    return Reject(
+        RejectClass.PROMPT_TOO_LONG,
+        f"no way was found to divide the column {column} so that each chunk's prompt fits",
+    )
+
+
+def _join(task: Task, section: TaskSection, policy: Chunk, tools: TaskContext) -> Join:
+    """What the policy's `join` names. Raises `UserError` where the task cannot do it."""
+    if isinstance(policy.join, JoinPrompt):
+        return _Asked(section, tools)
+    merge = getattr(task, "join", None)
+    if merge is None:
+        raise UserError(f"{section.place}length.join: this {section.kind} task joins by a prompt")
+    separator = "\n\n" if policy.separator is None else policy.separator
+    text_column = section.fields[0].name if policy.join == "concatenate" else None
+
+    def join(parts: Sequence[Cells], row: Row) -> Dialogue[Cells | Reject]:  # noqa: ARG001
+        yield from ()
+        cells: Cells | Reject = merge(parts)
+        if text_column is None or isinstance(cells, Reject):
+            return cells
+        texts = [part[text_column] for part in parts if part[text_column] is not None]
+        return {**cells, text_column: separator.join(texts)}
+
+    return join
+
+
+class _Asked:
+    """The join by a second prompt over the first columns of the chunks' answers."""
+
+    def __init__(self, section: TaskSection, tools: TaskContext) -> None:
+        final = section.final
+        if final is None:
+            raise ValueError("the section joins without a prompt")
+        self._column = section.fields[0].name
+        self._final = Whole(with_row_overrides(final, tools), final, tools)
+
+    def __call__(self, parts: Sequence[Cells], row: Row) -> Dialogue[Cells | Reject]:
+        texts = [part[self._column] for part in parts]
+        (entry,) = self._final.prepare([{**row, PARTS: texts}])
+        if isinstance(entry, Reject):
+            return replace(entry, message=f"the join of {len(parts)} chunks: {entry.message}")
+        cells = yield from self._final.answer(entry, row)
+        if isinstance(cells, Reject):
+            return replace(cells, message=f"the join of {len(parts)} chunks: {cells.message}")
+        return cells

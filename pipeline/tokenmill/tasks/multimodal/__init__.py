@@ -1,0 +1,1 @@
+"""`describe` and `transcribe`: images and audio."""

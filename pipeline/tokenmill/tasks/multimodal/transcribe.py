@@ -1,0 +1,133 @@
+"""Transcribe: a row's audio as text, by Whisper and its kin."""
+
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import Field
+
+from tokenmill.errors import UserError
+from tokenmill.prompt.media.decode import SAMPLE_RATE, audio_samples
+from tokenmill.prompt.media.fetch import read_media
+from tokenmill.reject import Reject
+from tokenmill.request import Completion, Media
+from tokenmill.tasks.multimodal.media_section import MediaSection
+from tokenmill.tasks.retries import ask_until_valid, cut_off
+from tokenmill.tasks.task import Cells, Dialogue, PreparedRow, Row, TaskContext, gather
+
+# Whisper hears so much at a time (Radford et al. 2022, Robust Speech Recognition via Large-Scale
+# Weak Supervision, 2.2).
+_WINDOW = 30 * SAMPLE_RATE
+# Where in a full window's end the cut is looked for, and how long the quiet must be.
+_SEARCHED, _FRAME = 5 * SAMPLE_RATE, SAMPLE_RATE // 10
+# Languages that put no space between words.
+_UNSPACED = frozenset({"zh", "yue", "ja", "th", "lo", "my", "km", "bo"})
+_NOTE = "seconds"
+
+
+class Transcribe(MediaSection):
+    """`task: {kind: transcribe}`: the words of an audio file."""
+
+    asks_by_prompt: ClassVar[bool] = False
+
+    kind: Literal["transcribe"]
+    audio: str = Field(min_length=1, description="The column with an audio file's bytes or path.")
+    language: str = Field(pattern=r"^[a-z]{2,3}$", description="What is spoken: en, fr, …")
+    max_seconds: float = Field(default=600.0, gt=0, description="Longer audio is a reject.")
+
+    @property
+    def fields(self) -> tuple[pa.Field, ...]:
+        """The text, how it ended, and the seconds of audio that it is of."""
+        return (
+            pa.field("transcript", pa.string()),
+            pa.field("finish_reason", pa.string()),
+            pa.field("audio_seconds", pa.float64()),
+        )
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        return {self.audio: self.place_of("audio")}
+
+    def build(self, tools: TaskContext) -> "Transcriber":
+        for library in ("soundfile", "soxr"):
+            if importlib.util.find_spec(library) is None:
+                raise UserError(f"{library} is not installed: pip install 'tokenmill[audio]'")
+        model = tools.config.get("model_type")
+        if model != "whisper":
+            raise UserError(
+                f"{self.model_place or 'model'}: transcribe is for Whisper models; this one is "
+                f"{model}"
+            )
+        tokens = ("<|startoftranscript|>", f"<|{self.language}|>", "<|transcribe|>")
+        special = tools.tokenizer.special_tokens
+        for token in tokens:
+            # The fake model has none.
+            if special and token not in special:
+                raise UserError(
+                    f"{self.place_of('language')}: the model has no token {token}; choose another"
+                )
+        (prompt,) = tools.tokenizer.encode_continuations(["".join((*tokens, "<|notimestamps|>"))])
+        return Transcriber(self, tools, prompt)
+
+
+class Transcriber:
+    """One request for each window of a row's audio, all in one round."""
+
+    def __init__(self, section: Transcribe, tools: TaskContext, prompt: Sequence[int]) -> None:
+        self._section = section
+        self._storage = tools.storage
+        self._prompt = list(prompt)
+        self._samplings = section.own_samplings
+        self._joint = "" if section.language in _UNSPACED else " "
+
+    def prepare(self, rows: Sequence[Row]) -> list[PreparedRow | Reject]:
+        column = self._section.audio
+        values = [row[column] for row in rows]
+        read = read_media(values, column, self._section.media, self._storage, self._windows)
+        return [media if isinstance(media, Reject) else self._prepared(media) for media in read]
+
+    def answer(self, prepared: PreparedRow) -> Dialogue[Cells | Reject]:
+        heard = yield from gather(
+            [
+                ask_until_valid(self._prompt, self._samplings, self._whole, window)
+                for window in prepared.media
+            ]
+        )
+        texts = []
+        reasons = []
+        for answer in heard:
+            if isinstance(answer, Reject):
+                return answer
+            texts.append(answer.text.strip())
+            reasons.append(answer.finish_reason)
+        return {
+            "transcript": self._joint.join(filter(None, texts)),
+            "finish_reason": "length" if "length" in reasons else reasons[-1],
+            "audio_seconds": prepared.notes[_NOTE],
+        }
+
+    def _windows(self, data: bytes) -> list[Media]:
+        samples = audio_samples(data, self._section.max_seconds)
+        return [Media("audio", window.astype("<i2").tobytes()) for window in audio_windows(samples)]
+
+    def _prepared(self, media: Sequence[Media]) -> PreparedRow:
+        num_samples = sum(len(window.data) for window in media) // 2
+        return PreparedRow([self._prompt], {_NOTE: num_samples / SAMPLE_RATE}, media)
+
+    def _whole(self, answer: Completion) -> Completion | Reject:
+        cut = cut_off(answer) if self._section.complete else None
+        return answer if cut is None else cut
+
+
+def audio_windows(samples: npt.NDArray[np.int16]) -> Iterator[npt.NDArray[np.int16]]:
+    """Audio in pieces of 30 s at most, cut where the last 5 s of each are quietest."""
+    while len(samples) > _WINDOW:
+        frames = samples[_WINDOW - _SEARCHED : _WINDOW].astype(np.float32).reshape(-1, _FRAME)
+        quietest = int(np.square(frames).sum(axis=1).argmin())
+        cut = _WINDOW - _SEARCHED + quietest * _FRAME + _FRAME // 2
+        yield samples[:cut]
+        samples = samples[cut:]
+    yield samples

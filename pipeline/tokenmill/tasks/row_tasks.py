@@ -1,0 +1,205 @@
+"""A job's tasks as one: each row is prepared for all of them and holds one dialogue.
+
+Tasks stand side by side in a round, so that the prefixes which they share are in the engine at the
+same time; a task whose prompt uses another's column follows it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from tokenmill.errors import UserError
+from tokenmill.reject import Reject, RejectClass
+from tokenmill.tasks.length.policy import columns_of, fields_of, fitted, joining_columns
+from tokenmill.tasks.length.reject import FittedTask
+from tokenmill.tasks.section import TaskSection
+from tokenmill.tasks.task import Cells, Dialogue, PreparedRow, Row, TaskContext, gather, routed_to
+
+
+@dataclass(frozen=True, slots=True)
+class RowResult:
+    """What a row's tasks came to: the cells of those that answered, and why the first did not."""
+
+    cells: Cells
+    reject: Reject | None
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredRow:
+    """A row's result, and the tokens of all its requests; None where none came back."""
+
+    result: RowResult
+    num_input_tokens: int | None
+    num_generated_tokens: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One task of a row.
+
+    `columns` maps its cells to their output columns; `follows` are the positions of the tasks whose
+    columns it reads; `model` is the place of the model that answers it, None for the job's own.
+    """
+
+    name: str | None
+    task: FittedTask
+    model: str | None
+    columns: Mapping[str, str]
+    follows: Sequence[int]
+
+
+class RowTasks:
+    """All that is done to a row.
+
+    `fields` are the output columns of all tasks; `columns` maps the input's columns that they read
+    to the places that name them; `late_columns` are those that a task reads beside the engine: once
+    an earlier one has answered, or all its chunks.
+    """
+
+    def __init__(self, sections: Sequence[TaskSection], tools: TaskContext) -> None:
+        self.fields = answer_fields(sections)
+        self.columns = input_columns(sections)
+        self._steps = [
+            _step(section, tools, follows)
+            for section, follows in zip(sections, _follows(sections), strict=True)
+        ]
+        read_late = {
+            name
+            for section, step in zip(sections, self._steps, strict=True)
+            for name in (columns_of if step.follows else joining_columns)(section)
+        }
+        self.late_columns = sorted(read_late & self.columns.keys())
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    @property
+    def waiting(self) -> list[bool]:
+        """For each task whether it waits for another's answer."""
+        return [bool(step.follows) for step in self._steps]
+
+    def prepare(self, rows: Sequence[Row]) -> list[list[PreparedRow | Reject | None]]:
+        """For each row an entry a task: None for one that waits for another's answer."""
+        columns = [
+            [None] * len(rows) if step.follows else step.task.prepare(rows) for step in self._steps
+        ]
+        return [list(entries) for entries in zip(*columns, strict=True)]
+
+    def answer(
+        self, entries: Sequence[PreparedRow | Reject | None], late: Row
+    ) -> Dialogue[RowResult]:
+        """The row's dialogue; `late` holds its values of `late_columns`."""
+        outcomes: dict[int, Cells | Reject] = {}
+        while len(outcomes) < len(self._steps):
+            ready = [
+                position
+                for position, step in enumerate(self._steps)
+                if position not in outcomes and all(at in outcomes for at in step.follows)
+            ]
+            results = yield from gather(
+                [self._dialogue(self._steps[at], entries[at], late, outcomes) for at in ready]
+            )
+            outcomes.update(zip(ready, results, strict=True))
+        return self._result([outcomes[position] for position in range(len(self._steps))])
+
+    def _dialogue(
+        self,
+        step: _Step,
+        entry: PreparedRow | Reject | None,
+        late: Row,
+        outcomes: Mapping[int, Cells | Reject],
+    ) -> Dialogue[Cells | Reject]:
+        """One task's dialogue; it ends with cells by their columns' names."""
+        try:
+            row = _with_earlier(late, [outcomes[at] for at in step.follows])
+            if isinstance(row, Reject):
+                return row
+            if entry is None:
+                (entry,) = step.task.prepare([row])
+            if isinstance(entry, Reject):
+                return entry
+            outcome = yield from routed_to(step.model, step.task.answer(entry, row))
+            if isinstance(outcome, Reject):
+                return outcome
+            return {step.columns[name]: cell for name, cell in outcome.items()}
+        except Exception as error:  # noqa: BLE001 - what a task fails on is its own reject only
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            return Reject(RejectClass.TASK_ERROR, reason, attempts=int(entry is not None))
+
+    def _result(self, outcomes: Sequence[Cells | Reject]) -> RowResult:
+        cells: dict[str, Any] = {}
+        first: Reject | None = None
+        for step, outcome in zip(self._steps, outcomes, strict=True):
+            if not isinstance(outcome, Reject):
+                cells |= outcome
+            elif first is None:
+                first = _named(step, outcome)
+        return RowResult(cells, first)
+
+
+def _with_earlier(late: Row, earlier: Sequence[Cells | Reject]) -> Row | Reject:
+    """What a task reads beside the engine; the reject of one that it follows is its own."""
+    values = dict(late)
+    for outcome in earlier:
+        if isinstance(outcome, Reject):
+            return outcome
+        values |= outcome
+    return values
+
+
+def _named(step: _Step, reject: Reject) -> Reject:
+    if step.name is None:
+        return reject
+    return Reject(reject.reject_class, f"{step.name}: {reject.message}", reject.attempts)
+
+
+def _step(section: TaskSection, tools: TaskContext, follows: Sequence[int]) -> _Step:
+    place = section.model_place
+    own = (
+        tools
+        if place is None
+        else replace(tools.beside[place], beside=tools.beside, storage=tools.storage)
+    )
+    return _Step(section.name, fitted(section, own), place, _column_names(section), follows)
+
+
+def input_columns(sections: Sequence[TaskSection]) -> dict[str, str]:
+    """The input's columns that the tasks read, and the place that names each first."""
+    made: set[str] = set()
+    columns: dict[str, str] = {}
+    for section in sections:
+        for name, place in columns_of(section).items():
+            if name not in made:
+                columns.setdefault(name, place)
+        made.update(_column_names(section).values())
+    return columns
+
+
+def _follows(sections: Sequence[TaskSection]) -> list[list[int]]:
+    """For each task the positions of the earlier ones whose columns it reads."""
+    made = [set(_column_names(section).values()) for section in sections]
+    return [
+        [at for at in range(position) if made[at] & columns_of(section).keys()]
+        for position, section in enumerate(sections)
+    ]
+
+
+def answer_fields(sections: Sequence[TaskSection]) -> tuple[pa.Field, ...]:
+    """The output columns of a job's tasks. Raises `UserError` where two have the same name."""
+    fields: dict[str, pa.Field] = {}
+    for section in sections:
+        names = _column_names(section)
+        for field in fields_of(section):
+            name = names[field.name]
+            if name in fields:
+                raise UserError(f"{section.place}name: two tasks write the column {name}")
+            fields[name] = field.with_name(name)
+    return tuple(fields.values())
+
+
+def _column_names(section: TaskSection) -> dict[str, str]:
+    """The output column of each of a task's fields: with the task's name before it, if any."""
+    prefix = "" if section.name is None else f"{section.name}_"
+    return {field.name: prefix + field.name for field in fields_of(section)}

@@ -1,0 +1,1 @@
+"""`score`, `embed`, `reward` and `rerank`: numbers instead of text."""

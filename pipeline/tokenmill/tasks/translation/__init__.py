@@ -1,0 +1,1 @@
+"""`translate`: segments, placeholders, glossaries and checks."""

@@ -1,0 +1,80 @@
+"""A real engine without Ray: jobs' answers to some rows, in a process of its own.
+
+`python -m helpers.answering < {"jobs": [...], "rows": [...]}` prints the answered rows of each job,
+and what the engine counted, as its last line. All jobs share one engine: that of the first.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+from tokenmill.engine.base import Engine, EngineResources, EngineUsage
+from tokenmill.job.job import Job
+from tokenmill.row_columns import ROW_COLUMN
+from tokenmill.scheduling.scheduler import Scheduler
+from tokenmill.stages.load import load_engine, load_tasks
+from tokenmill.stages.render import Renderer
+from tokenmill.tasks.unit_tables import answered_table
+
+from helpers.command import ROOT
+
+_TIMEOUT_S = 300
+
+
+def answered(
+    jobs: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
+) -> list[list[dict[str, Any]]]:
+    """Each job's answered rows, maps as dicts."""
+    answers, _ = answered_and_counted(jobs, rows)
+    return answers
+
+
+def answered_and_counted(
+    jobs: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
+) -> tuple[list[list[dict[str, Any]]], EngineUsage]:
+    """Each job's answered rows, and what is in the engine at last and was spared it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "helpers.answering"],
+        cwd=ROOT / "tests",
+        input=json.dumps({"jobs": jobs, "rows": rows}),
+        capture_output=True,
+        text=True,
+        timeout=_TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    answers, usage = json.loads(done.stdout.splitlines()[-1])
+    return answers, EngineUsage(**usage)
+
+
+def answer(engine: Engine, job: Job, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One job's answered rows."""
+    tasks = load_tasks(job)
+    positions = pa.array(range(len(rows)), pa.int64())
+    table = pa.Table.from_pylist([dict(row) for row in rows])
+    rendered = Renderer(tasks, []).render(table.append_column(ROW_COLUMN, positions))
+    scheduler = Scheduler(engine, tasks)
+    unit = scheduler.submit(rendered)
+    while scheduler.has_work:
+        scheduler.step()
+    answers = [each for each in unit.answers if each is not None]
+    found = answered_table(rendered, answers, tasks.fields)
+    return found.to_pylist(maps_as_pydicts="strict")
+
+
+def main() -> None:
+    """Answer what stands on the standard input."""
+    data = json.load(sys.stdin)
+    jobs = [Job.model_validate(job) for job in data["jobs"]]
+    engine = load_engine(jobs[0], EngineResources(0, len(os.sched_getaffinity(0))))
+    answers = [answer(engine, job, data["rows"]) for job in jobs]
+    print(json.dumps([answers, asdict(engine.usage)]))
+
+
+if __name__ == "__main__":
+    main()

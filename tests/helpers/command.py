@@ -1,0 +1,116 @@
+"""The command line as a user runs it: in a process of its own, its output captured."""
+
+import os
+import select
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+ROOT = Path(__file__).parents[2]
+
+_TIMEOUT_S = 600
+
+
+def tokenmill(
+    *arguments: str | Path, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run `tokenmill` to its end."""
+    return subprocess.run(
+        command(*arguments),
+        cwd=ROOT,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=_TIMEOUT_S,
+        check=False,
+    )
+
+
+def start_tokenmill(
+    *arguments: str | Path, env: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """Start `tokenmill` in the background; the caller ends it."""
+    return subprocess.Popen(
+        # Whoever runs the tests in a shell's background has them ignore Ctrl-C, and us with them.
+        ["/usr/bin/env", "--default-signal=INT", *command(*arguments)],
+        cwd=ROOT,
+        env={**os.environ, **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for_commit(process: subprocess.Popen[str], output: Path) -> None:
+    """Return as soon as a unit is committed; fail if the run ends without."""
+    while not list(output.glob("data/*/*.parquet")):
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=0.1)
+            raise AssertionError(f"no unit was committed: {process.communicate()[0]}")
+
+
+def workers(process: subprocess.Popen[str]) -> list[int]:
+    """Handles (pidfd) of the processes that the run has started.
+
+    Without Ray's agents, which look for their node for a minute before they end.
+    """
+    handles = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with suppress(ProcessLookupError, psutil.NoSuchProcess):
+            if not "".join(child.cmdline()).strip().endswith("Agent"):
+                handles.append(os.pidfd_open(child.pid))
+    return handles
+
+
+def all_end(handles: list[int]) -> bool:
+    """Whether the processes behind the handles end within a minute each."""
+    ended = [bool(select.select([handle], [], [], 60)[0]) for handle in handles]
+    for handle in handles:
+        os.close(handle)
+    return all(ended)
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "tokenmill", *map(str, arguments)]
+
+
+def output_rows(output: Path) -> list[dict[str, Any]]:
+    """All rows below an output's `data/`, by file and position."""
+    rows = ds.dataset(output / "data", format="parquet").to_table().to_pylist()
+    return sorted(rows, key=lambda row: (row["source_file"], row["source_row"]))
+
+
+def input_positions(corpus: Path) -> list[tuple[str, int]]:
+    """Every input row's file and position: what an output must hold once each."""
+    return [
+        (shard.name, row)
+        for shard in sorted(corpus.glob("*.parquet"))
+        for row in range(pq.read_metadata(shard).num_rows)
+    ]
+
+
+def positions(rows: list[dict[str, Any]]) -> list[tuple[str, int]]:
+    return [(row["source_file"], row["source_row"]) for row in rows]
+
+
+def program(name: str) -> str:
+    """The path of a program that set-up installs for the tests."""
+    found = shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
+    assert found, f"{name} is not installed: make setup"
+    return found
+
+
+def findings(linter: str, *arguments: str | Path) -> str:
+    """What a linter has to say."""
+    command = [program(linter), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return done.stdout + done.stderr

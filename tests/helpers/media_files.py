@@ -1,0 +1,24 @@
+"""Small images and recordings."""
+
+import io
+import wave
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+def png(width: int = 4, height: int = 3, mode: str = "RGB", colour: Any = "red") -> bytes:
+    out = io.BytesIO()
+    Image.new(mode, (width, height), colour).save(out, "PNG")
+    return out.getvalue()
+
+
+def wav(samples: Any, rate: int = 16_000, channels: int = 1) -> bytes:
+    out = io.BytesIO()
+    with wave.open(out, "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(np.asarray(samples, "<i2").tobytes())
+    return out.getvalue()

@@ -1,0 +1,305 @@
+"""Outputs to write to, and the ways in which a writer of them can die.
+
+`root` and `store` are a place on each kind of store. `CrashingStore` dies between two calls of a
+store (`killing` kills it within one), and `StubS3` does what networks and busy servers do.
+"""
+
+import hashlib
+import itertools
+import re
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import pyarrow as pa
+import pytest
+from tokenmill.errors import TokenmillError
+from tokenmill.output.record import UnitRecord
+from tokenmill.plan.plan import Unit
+from tokenmill.storage.base import Store
+from tokenmill.storage.local import LocalStore
+from tokenmill.storage.open import open_store
+
+from helpers.s3_server import use_only
+
+ON_S3 = pytest.param("s3", marks=pytest.mark.integration)
+
+
+@pytest.fixture(params=["local", ON_S3])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a place that holds nothing yet: a folder, and a prefix in a bucket."""
+    if request.param == "local":
+        return str(tmp_path / "out")
+    return f"s3://{request.getfixturevalue('s3_bucket')}/out"
+
+
+@pytest.fixture
+def store(root: str) -> Store:
+    """An empty store."""
+    return open_store(root)
+
+
+def contents(store: Store, prefix: str = "") -> dict[str, bytes]:
+    """Every object that a reader sees, whole."""
+    return {item.key: store.read(item.key) for item in store.list(prefix)}
+
+
+def keys(store: Store, prefix: str = "") -> list[str]:
+    """The keys of a listing."""
+    return [item.key for item in store.list(prefix)]
+
+
+def refusal(kind: type[TokenmillError], operation: Callable[[], object]) -> str:
+    """The message of the error of this very kind that the operation ends with: one line."""
+    with pytest.raises(TokenmillError) as failed:
+        operation()
+    assert type(failed.value) is kind, failed.value
+    message = str(failed.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+def unit(number: int = 0, num_rows: int = 3, shard: str = "a.parquet") -> Unit:
+    """The n-th unit of a shard that is cut into units of so many rows."""
+    return Unit(shard, 1000, "v1", number * num_rows, num_rows, 30)
+
+
+def answers(of: Unit, writer: str = "") -> pa.Table:
+    """The unit's rows as an output holds them; the answer names its row and its writer."""
+    rows = range(of.first_row, of.end_row)
+    return pa.table(
+        {
+            "answer": [f"row {row} {writer}".strip() for row in rows],
+            "source_row": pa.array(rows, pa.int64()),
+        }
+    )
+
+
+def record(of: Unit, **changes: Any) -> UnitRecord:
+    """What the unit's object says of itself, with other values for some fields."""
+    facts: dict[str, Any] = {
+        "version": "0.0.0",
+        "run": "a-run",
+        "attempt": "an-attempt",
+        "fingerprint": "a-job",
+        "model": "fake",
+        "revision": None,
+        "engine": "fake",
+        "engine_version": "1",
+        "unit": of.key,
+        "shard_version": of.version,
+        "num_rows": of.num_rows,
+        "num_filtered": 0,
+        "rejects": {},
+        "input_tokens": 30,
+        "generated_tokens": 12,
+        "seconds": 0.5,
+    }
+    return UnitRecord(**facts | changes)
+
+
+# Death between two calls of a store.
+
+
+class Crash(BaseException):
+    """Stands for the end of the process: not even `except Exception` sees it."""
+
+
+@dataclass
+class CrashingStore:
+    """A store whose process dies before or after one of its calls, counted from 0, or at none.
+
+    Nothing comes after that: other threads of the process die with their next call.
+    """
+
+    inner: Store
+    crash_at: int = -1
+    after: bool = False
+    calls: list[str] = field(default_factory=list)
+    is_dead: bool = False
+
+    @property
+    def url(self) -> str:
+        return self.inner.url
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any) -> Any:
+            if self.is_dead:
+                raise Crash
+            here = len(self.calls) == self.crash_at
+            self.calls.append(name)
+            self.is_dead = here
+            if here and not self.after:
+                raise Crash
+            result = getattr(self.inner, name)(*arguments)
+            if here:
+                # A file that is open in a dying process is closed by the system.
+                getattr(result, "close", lambda: None)()
+                raise Crash
+            return result
+
+        return call
+
+
+@dataclass
+class Meddling:
+    """A store in which somebody does something right before some of the exchanges."""
+
+    inner: Store
+    deed: Callable[[int], object]
+    num_exchanges: int = 0
+
+    @property
+    def url(self) -> str:
+        return self.inner.url
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def exchange(self, key: str, data: bytes, version: str) -> bool:
+        self.num_exchanges += 1
+        self.deed(self.num_exchanges)
+        return self.inner.exchange(key, data, version)
+
+
+class Vanishing(LocalStore):
+    """A folder from which objects are removed right after they were found."""
+
+    def create(self, key: str, data: bytes) -> bool:  # noqa: ARG002
+        return False
+
+
+# An S3 server that fails on demand.
+
+
+class Fault(Enum):
+    """What happens to one PUT; the refusals with the server's answer."""
+
+    LOST_REPLY = "the object is made and the connection breaks"
+    CUT_REQUEST = "the connection breaks before the object is made"
+    SLOW_DOWN = (503, "SlowDown")
+    # AWS answers so to a conditional write while another one of the same key is under way.
+    CONFLICT = (409, "ConditionalRequestConflict")
+
+
+# Keys that S3 puts on one page of a listing.
+_PAGE = 1_000
+
+
+class StubS3(ThreadingHTTPServer):
+    """Objects in memory, over S3's protocol; the next PUTs meet the `faults`, one each.
+
+    `requests` are the methods that came, a listing's page as `LIST`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.objects: dict[str, bytes] = {}
+        self.faults: list[Fault] = []
+        self.requests: list[str] = []
+        # A condition and the write that hangs on it are one step, as in S3.
+        self.writing = threading.Lock()
+        self.store = open_store("s3://bucket/out", f"http://127.0.0.1:{self.server_port}")
+
+
+def _md5(data: bytes) -> str:
+    return hashlib.md5(data).hexdigest()  # noqa: S324 - what S3 does
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: StubS3
+
+    def do_PUT(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.requests.append("PUT")
+        with self.server.writing:
+            self._put(body, self.server.faults.pop(0) if self.server.faults else None)
+
+    def _put(self, body: bytes, fault: Fault | None) -> None:
+        if fault in {Fault.SLOW_DOWN, Fault.CONFLICT}:
+            self._refuse(*fault.value)
+        elif fault is Fault.CUT_REQUEST:
+            self.close_connection = True
+        elif "If-None-Match" in self.headers and self.path in self.server.objects:
+            self._refuse(412, "PreconditionFailed", "<Condition>If-None-Match</Condition>")
+        elif self.headers.get("If-Match", self._etag()) != self._etag():
+            self._refuse(412, "PreconditionFailed", "<Condition>If-Match</Condition>")
+        else:
+            self.server.objects[self.path] = body
+            if fault is Fault.LOST_REPLY:
+                self.close_connection = True
+            else:
+                self._answer(200, b"", body)
+
+    def _etag(self) -> str | None:
+        standing = self.server.objects.get(self.path)
+        return None if standing is None else f'"{_md5(standing)}"'
+
+    def do_GET(self) -> None:
+        url = urlsplit(self.path)
+        query = {name: values[0] for name, values in parse_qs(url.query).items()}
+        if "list-type" in query:
+            self._list(url.path, query)
+            return
+        self.server.requests.append(self.command)
+        body = self.server.objects.get(self.path)
+        if body is None:
+            self._refuse(404, "NoSuchKey")
+            return
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if wanted is None:
+            self._answer(200, body, body)
+        else:
+            self._answer(206, body[int(wanted[1]) : int(wanted[2]) + 1], body)
+
+    def _list(self, bucket: str, query: dict[str, str]) -> None:
+        self.server.requests.append("LIST")
+        found = {unquote(path.removeprefix(f"{bucket}/")): path for path in self.server.objects}
+        keys = sorted(key for key in found if key.startswith(query.get("prefix", "")))
+        later = [key for key in keys if key > query.get("continuation-token", "")]
+        page = list(itertools.islice(later, int(query.get("max-keys", _PAGE))))
+        entries = "".join(
+            f"<Contents><Key>{key}</Key><Size>{len(self.server.objects[found[key]])}</Size>"
+            f"<ETag>{_md5(self.server.objects[found[key]])}</ETag></Contents>"
+            for key in page
+        )
+        more = f"<NextContinuationToken>{page[-1]}</NextContinuationToken>" if later[_PAGE:] else ""
+        listing = f"<IsTruncated>{str(bool(more)).lower()}</IsTruncated>{more}{entries}"
+        self._answer(200, f"<ListBucketResult>{listing}</ListBucketResult>".encode(), b"")
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+    def _refuse(self, status: int, code: str, more: str = "") -> None:
+        self._answer(status, f"<Error><Code>{code}</Code>{more}</Error>".encode(), b"")
+
+    def _answer(self, status: int, body: bytes, whole: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", _md5(whole))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+@pytest.fixture
+def stub_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubS3]:
+    """A stub of S3 and the store that it keeps."""
+    use_only({"AWS_ACCESS_KEY_ID": "stub", "AWS_SECRET_ACCESS_KEY": "stub"}, monkeypatch)
+    with StubS3() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()

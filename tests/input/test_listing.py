@@ -1,0 +1,304 @@
+"""The input: which files are its shards, and what their footers tell before a row is read."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from helpers.stores import StubS3
+from tokenmill.errors import UserError
+from tokenmill.input.footers import Footers, read_footers
+from tokenmill.input.listing import check_output_outside, list_input
+
+
+def write(path: Path, columns: Mapping[str, Any] | None = None, group: int = 100) -> Path:
+    """A Parquet file of these columns, its folders made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.table({"text": ["a", "bc"]} if columns is None else dict(columns))
+    pq.write_table(table, path, row_group_size=group)
+    return path
+
+
+def keys(path: str | Path) -> list[str]:
+    return [item.key for item in list_input(str(path), None).objects]
+
+
+def footers(
+    path: Path, columns: Mapping[str, str] | None = None, measured: frozenset[str] = frozenset()
+) -> Footers:
+    """The footers of a folder; the job asks for `text` unless told."""
+    listing = list_input(str(path), None)
+    return read_footers(listing, {"text": "prompt.user"} if columns is None else columns, measured)
+
+
+def refusal(path: Path, columns: Mapping[str, str] | None = None) -> str:
+    """The message with which a folder's footers are refused."""
+    with pytest.raises(UserError) as refused:
+        footers(path, columns)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """A folder with shards at several depths, and what lies about beside them."""
+    root = tmp_path / "corpus"
+    for name in (
+        "b.parquet",
+        "a.parquet",
+        "day=1/c.PQ",
+        "day=1/deep/d.parq",
+        "_old/e.parquet",
+        ".cache/f.parquet",
+        "day=1/_g.parquet",
+        "day=1/.h.parquet",
+    ):
+        write(root / name)
+    for name in ("_SUCCESS", "README.md", "day=1/.c.PQ.crc", "x.parquet.tmp"):
+        (root / name).touch()
+    return root
+
+
+@pytest.mark.parametrize(
+    ("path", "shards"),
+    [
+        ("", ["a.parquet", "b.parquet", "day=1/c.PQ", "day=1/deep/d.parq"]),
+        ("/", ["a.parquet", "b.parquet", "day=1/c.PQ", "day=1/deep/d.parq"]),
+        ("/day=1", ["c.PQ", "deep/d.parq"]),
+        ("/_old", ["e.parquet"]),
+        ("/a.parquet", ["a.parquet"]),
+        ("/_old/e.parquet", ["e.parquet"]),
+        ("/*.parquet", ["a.parquet", "b.parquet"]),
+        ("/[!a].parquet", ["b.parquet"]),
+        ("/?.parquet", ["a.parquet", "b.parquet"]),
+        ("/*/*.PQ", ["day=1/c.PQ"]),
+        ("/day=*/deep/*", ["day=1/deep/d.parq"]),
+        ("/**/*.par*[qt]", ["a.parquet", "b.parquet", "day=1/deep/d.parq"]),
+        ("/day=1/**", ["c.PQ", "deep/d.parq"]),
+    ],
+)
+def test_a_path_names_its_shards(corpus: Path, path: str, shards: list[str]) -> None:
+    """A file, folder or glob gives its shards by key; names with `_` or `.` before are skipped."""
+    assert keys(f"{corpus}{path}") == shards
+    assert keys(f"file://{corpus}{path}") == shards
+
+
+@pytest.mark.parametrize("path", ["a.parquet", "*.parquet", ".", "day=1", "./day=1/*", "../corpus"])
+def test_paths_may_be_relative(corpus: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """A relative path is one from the working folder."""
+    monkeypatch.chdir(corpus)
+    assert keys(path) == keys(corpus / path)
+
+
+def test_a_folder_may_be_called_like_a_file(tmp_path: Path) -> None:
+    """A folder `corpus.parquet`, as Spark writes them, is a folder of shards."""
+    write(tmp_path / "corpus.parquet" / "part-0.parquet")
+    assert keys(tmp_path / "corpus.parquet") == ["part-0.parquet"]
+
+
+def test_a_path_in_s3_names_a_file_or_a_folder(stub_s3: StubS3) -> None:
+    """A key gives its own object, what lies below it the folder, whatever the names end in."""
+    for key in ("corpus.parquet/a.parquet", "corpus.parquet/b/c.parquet", "corpus.parquet-2"):
+        stub_s3.store.create(key, b"")
+    url = f"{stub_s3.store.url}/corpus.parquet"
+    endpoint = f"http://127.0.0.1:{stub_s3.server_port}"
+    listed = [item.key for item in list_input(url, endpoint).objects]
+    assert listed == ["a.parquet", "b/c.parquet"]
+    assert [item.key for item in list_input(f"{url}/a.parquet", endpoint).objects] == ["a.parquet"]
+    with pytest.raises(UserError, match="no such file"):
+        list_input(f"{url}/d.parquet", endpoint)
+
+
+@pytest.mark.parametrize("path", ["nope", "nope.parquet", "nope/", "empty", "corpus/a.parquet/b"])
+def test_a_path_without_shards_is_refused(corpus: Path, path: str) -> None:
+    """A path that is not there, or a folder without shards, is refused by its name."""
+    (corpus.parent / "empty").mkdir()
+    with pytest.raises(UserError, match=path):
+        list_input(f"{corpus.parent}/{path}", None)
+
+
+@pytest.mark.parametrize("pattern", ["*.csv", "nope/*", "**/_*.parquet", "*/e.parquet"])
+def test_a_pattern_without_shards_is_refused(corpus: Path, pattern: str) -> None:
+    """A glob that matches nothing, or hidden files only, is refused with the glob."""
+    with pytest.raises(UserError) as refused:
+        list_input(f"{corpus}/{pattern}", None)
+    assert pattern in str(refused.value)
+    assert "no file matches" in str(refused.value)
+
+
+def test_a_file_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    """A name that is not UTF-8, after which no output could be named, is told readably."""
+    write(tmp_path / "cafe.parquet").rename(tmp_path / os.fsdecode(b"caf\xe9.parquet"))
+    with pytest.raises(UserError) as refused:
+        list_input(str(tmp_path), None)
+    assert "caf\\udce9.parquet" in str(refused.value)
+    assert "rename" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "output", "refused"),
+    [
+        ("/in", "/in", True),
+        ("/in", "/in/out", True),
+        ("/in/**/*.parquet", "/in/out", True),
+        ("/in/*.parquet", "/in/out", False),
+        ("/in", "/inner", False),
+        ("/in", "/out", False),
+        ("/in/a.parquet", "/in/out", False),
+    ],
+)
+def test_an_output_inside_the_input_is_refused(
+    tmp_path: Path, path: str, output: str, *, refused: bool
+) -> None:
+    """An output that a later listing of the input would find is refused, no other."""
+    write(tmp_path / "in" / "a.parquet")
+    listing = list_input(f"{tmp_path}{path}", None)
+    if refused:
+        with pytest.raises(UserError, match=r"^output\.path: .*choose a path outside"):
+            check_output_outside(listing, f"{tmp_path}{output}")
+    else:
+        check_output_outside(listing, f"{tmp_path}{output}")
+
+
+def test_a_footer_tells_rows_bytes_and_types(tmp_path: Path) -> None:
+    """Of each shard there are size, version, rows by group, and the bytes of the measured text."""
+    columns = {"text": ["abcd" * 100, "b", "c"], "n": [1, 2, 3], "x.y": ["z" * 999] * 3}
+    path = write(tmp_path / "a.parquet", columns, group=2)
+    found = footers(tmp_path, measured=frozenset({"text"}))
+    (shard,) = found.shards
+    assert (shard.path, shard.size) == ("a.parquet", path.stat().st_size)
+    assert [group.num_rows for group in shard.row_groups] == [2, 1]
+    assert shard.row_groups[0].num_bytes > 400
+    assert shard.row_groups[1].num_bytes < 200
+    assert found.schema == pa.schema([("text", pa.string())])
+    (dotted,) = footers(tmp_path, measured=frozenset({"x.y"})).shards
+    assert dotted.row_groups[0].num_bytes > 999
+
+
+def test_a_footer_may_be_long(tmp_path: Path) -> None:
+    """A footer that does not fit into what is read first is read whole."""
+    columns = {f"a column whose name is long {number}": [number] for number in range(700)}
+    path = write(tmp_path / "a.parquet", {"text": ["abc"], **columns})
+    assert pq.read_metadata(path).serialized_size > 2**16
+    (shard,) = footers(tmp_path, measured=frozenset({"text"})).shards
+    assert shard.row_groups[0].num_rows == 1
+
+
+def test_shards_are_read_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More shards than are read at a time stay in the order of their keys, bad ones left out."""
+    monkeypatch.setattr("tokenmill.input.footers._BATCH", 2)
+    for name in "abcdefg":
+        write(tmp_path / f"{name}.parquet", {"text": [name] * (ord(name) - 96)})
+    (tmp_path / "d.parquet").write_bytes(b"PAR1")
+    found = footers(tmp_path)
+    assert [(shard.path[0], shard.row_groups[0].num_rows) for shard in found.shards] == [
+        (name, ord(name) - 96) for name in "abcefg"
+    ]
+    assert [shard.path for shard in found.bad] == ["d.parquet"]
+
+
+def test_a_shard_may_have_no_rows(tmp_path: Path) -> None:
+    """A Parquet file of zero rows is a shard like any other."""
+    write(tmp_path / "a.parquet", {"text": pa.array([], pa.string())})
+    assert sum(group.num_rows for group in footers(tmp_path).shards[0].row_groups) == 0
+
+
+BROKEN: dict[str, bytes] = {
+    "0 bytes": b"",
+    "PAR1": b"PAR1",
+    "other text": b"id,text\n1,hello\n" * 9,
+    "wrong magic": b"PAR1" + b"\0" * 60 + b"PARX",
+    "wrong length": b"PAR1" + b"\xff" * 60 + b"\xff\xff\xff\x7fPAR1",
+}
+
+
+@pytest.mark.parametrize("data", BROKEN.values(), ids=BROKEN.keys())
+def test_what_is_no_parquet_file_is_a_bad_shard(tmp_path: Path, data: bytes) -> None:
+    """A file that cannot be read is set aside by name beside the good ones, and refused alone."""
+    (tmp_path / "bad.parquet").write_bytes(data)
+    assert str(tmp_path / "bad.parquet") in refusal(tmp_path)
+    write(tmp_path / "good.parquet")
+    found = footers(tmp_path)
+    assert [shard.path for shard in found.shards] == ["good.parquet"]
+    assert [shard.path for shard in found.bad] == ["bad.parquet"]
+    assert "not a readable Parquet file" in found.bad[0].reason
+    assert data or "0 bytes" in found.bad[0].reason
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.98])
+def test_a_shard_that_is_cut_off_is_a_bad_shard(tmp_path: Path, kept: float) -> None:
+    """A file whose end is missing is not taken for a shorter one."""
+    data = write(tmp_path / "a.parquet", {"text": [str(n) for n in range(999)]}).read_bytes()
+    (tmp_path / "a.parquet").write_bytes(data[: int(len(data) * kept)])
+    write(tmp_path / "b.parquet")
+    assert [shard.path for shard in footers(tmp_path).bad] == ["a.parquet"]
+
+
+def test_a_missing_column_is_told_with_those_there_are(tmp_path: Path) -> None:
+    """A shard without a column is set aside, with the key that names it and the columns there."""
+    write(tmp_path / "a.parquet", {"body": ["x"], "id": [1]})
+    message = refusal(tmp_path)
+    assert str(tmp_path / "a.parquet") in message
+    assert "prompt.user names the column text, which is not there; there are: body, id" in message
+    write(tmp_path / "b.parquet")
+    assert [shard.path for shard in footers(tmp_path).bad] == ["a.parquet"]
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    """Of two columns with the name that is asked for, none is guessed; others may be doubled."""
+    table = pa.table([["a"], ["b"], [1]], names=["text", "text", "id"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert "prompt.user names the column text, which is there more than once" in refusal(tmp_path)
+    assert footers(tmp_path, {"id": "input.keep"}).schema.names == ["id"]
+
+
+STRUCT = pa.struct([("k", pa.int32())])
+TYPES: list[tuple[pa.DataType, pa.DataType, pa.DataType | None]] = [
+    (pa.int32(), pa.int64(), pa.int64()),
+    (pa.int64(), pa.uint8(), pa.int64()),
+    (pa.float32(), pa.float64(), pa.float64()),
+    (pa.string(), pa.large_string(), pa.large_string()),
+    (pa.null(), pa.string(), pa.string()),
+    (pa.timestamp("ms"), pa.timestamp("us"), pa.timestamp("us")),
+    (pa.list_(pa.int32()), pa.list_(pa.int64()), pa.list_(pa.int64())),
+    (STRUCT, STRUCT, STRUCT),
+    (pa.int64(), pa.float64(), None),
+    (pa.int64(), pa.string(), None),
+    (pa.int64(), pa.decimal128(10, 2), None),
+    (pa.string(), pa.binary(), None),
+    (pa.timestamp("us"), pa.timestamp("us", "UTC"), None),
+    (pa.string(), pa.bool_(), None),
+    (pa.string(), STRUCT, None),
+]
+
+
+@pytest.mark.parametrize(("one", "other", "common"), TYPES, ids=str)
+def test_types_of_a_column_are_widened_but_not_changed(
+    tmp_path: Path, one: pa.DataType, other: pa.DataType, common: pa.DataType | None
+) -> None:
+    """Shards' types may differ in width; where their kinds do, both are named with their shards."""
+    for order in ((one, other), (other, one)):
+        for name, kind in zip("ab", order, strict=True):
+            write(tmp_path / f"{name}.parquet", {"text": pa.array([None], kind)})
+        if common is None:
+            message = refusal(tmp_path)
+            assert f"text is {order[0]} in a.parquet and {order[1]} in b.parquet" in message
+        else:
+            assert footers(tmp_path).schema.field("text").type == common
+
+
+def test_the_shard_that_gave_the_type_is_named(tmp_path: Path) -> None:
+    """A shard of nulls is not blamed for the types of two others."""
+    for name, kind in (("a", pa.null()), ("b", pa.string()), ("c", pa.int64())):
+        write(tmp_path / f"{name}.parquet", {"text": pa.array([None], kind)})
+    assert "string in b.parquet and int64 in c.parquet" in refusal(tmp_path)
+
+
+def test_types_of_other_columns_do_not_matter(tmp_path: Path) -> None:
+    """Only columns that the job reads need one type, and only they are in the schema."""
+    write(tmp_path / "a.parquet", {"text": ["a"], "id": [1]})
+    write(tmp_path / "b.parquet", {"id": ["one"], "text": ["b"]})
+    assert footers(tmp_path).schema.names == ["text"]

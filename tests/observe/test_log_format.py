@@ -1,0 +1,49 @@
+"""What a run tells programs: JSON lines, from its first word to its last."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers.inprocess import invoke, job_over, write_corpus
+from tokenmill.commands.terminal import JsonTerminal, LogFormat, interface_of
+from tokenmill.errors import ExitCode
+from tokenmill.job.job import Job
+from tokenmill.run.run import run_job
+from tokenmill.stages.in_process import InProcessExecutor
+
+
+def test_each_line_is_an_event_of_the_run(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Remarks, progress and commits, with run, unit and replica; the same as events.jsonl."""
+    job = Job.model_validate(job_over(write_corpus(tmp_path / "corpus"), tmp_path / "out"))
+    interface = interface_of(LogFormat.JSON)
+    assert isinstance(interface, JsonTerminal)
+    summary = run_job(job, InProcessExecutor(), interface)
+    assert summary is not None
+    events = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    names = [event["event"] for event in events]
+    assert names[0] == "remark" and names[-1] == "finish"
+    assert {"start", "progress", "commit"} <= set(names)
+    begun = events[names.index("start") :]
+    assert {event["run"] for event in begun} == {summary.run}
+    commits = [event for event in events if event["event"] == "commit"]
+    assert all(event["unit"] and event["replica"] for event in commits)
+    (kept,) = (tmp_path / "out" / "_tokenmill" / "runs").glob("*/events.jsonl")
+    stored = [json.loads(line) for line in kept.read_text().splitlines()]
+    assert stored == [event for event in events if event["event"] not in {"remark", "progress"}]
+
+
+def test_the_command_says_all_in_json(tmp_path: Path) -> None:
+    """Its summary on stdout, an error on stderr; by option or by the environment."""
+    keys = job_over(write_corpus(tmp_path / "corpus"), tmp_path / "out")
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump(keys))
+    done = invoke("run", file, "--log-format", "json")
+    assert done.exit_code == ExitCode.FINISHED
+    assert json.loads(done.stdout)["exit_code"] == ExitCode.FINISHED
+    failed = invoke("run", tmp_path / "none.yaml", env={"TOKENMILL_LOG_FORMAT": "json"})
+    assert failed.exit_code == ExitCode.USER_ERROR
+    (error,) = map(json.loads, failed.stderr.splitlines())
+    assert error["event"] == "error" and "none.yaml" in error["message"]

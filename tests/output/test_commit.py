@@ -1,0 +1,286 @@
+"""The commit of a unit: one whole object, by one writer, whoever dies when."""
+
+import io
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+from threading import Barrier
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from helpers.killing import killed_at_line
+from helpers.stores import (
+    Crash,
+    CrashingStore,
+    Fault,
+    StubS3,
+    Vanishing,
+    answers,
+    contents,
+    keys,
+    record,
+    refusal,
+    unit,
+)
+from tokenmill.errors import RunFailed, UserError
+from tokenmill.output.commit import Commit, commit, encode
+from tokenmill.output.record import UnitRecord, body_sha256, read_record
+from tokenmill.storage.base import Store
+from tokenmill.storage.local import LocalStore
+from tokenmill.storage.open import open_store
+
+UNIT = unit()
+
+
+def write(store: Store, attempt: str) -> Commit:
+    """Commit the unit by an attempt whose name stands in each row."""
+    return commit(store, UNIT, answers(UNIT, attempt), record(UNIT, attempt=attempt))
+
+
+def written_by(attempt: str) -> UnitRecord:
+    """What stands in the object of the attempt: its record, with the checksum of its rows."""
+    facts = record(UNIT, attempt=attempt)
+    return replace(facts, body_sha256=body_sha256(encode(answers(UNIT, attempt), facts)))
+
+
+def assert_committed_by(store: Store, attempt: str) -> None:
+    """The unit is one whole object of this attempt, and there is nothing else."""
+    assert keys(store) == [UNIT.key]
+    assert pq.read_table(io.BytesIO(store.read(UNIT.key))).equals(answers(UNIT, attempt))
+    assert read_record(store, UNIT.key) == written_by(attempt)
+
+
+# One writer wins.
+
+
+def test_the_second_writer_finds_the_first_ones_object(store: Store) -> None:
+    """The first commit makes the object; the second drops its own and gets the first's record."""
+    assert write(store, "first") == Commit(written_by("first"), is_ours=True)
+    before = contents(store)
+    assert write(store, "second") == Commit(written_by("first"), is_ours=False)
+    assert contents(store) == before
+    assert_committed_by(store, "first")
+
+
+def test_a_writer_knows_its_own_object(store: Store) -> None:
+    """An attempt that commits again, since it never heard the answer, learns that it won."""
+    assert write(store, "first") == write(store, "first")
+    assert_committed_by(store, "first")
+
+
+def test_one_of_many_concurrent_writers_wins(store: Store, root: str) -> None:
+    """Of threads that commit one unit at once exactly one wins; all get the standing record."""
+    attempts = [f"attempt-{number}" for number in range(5)]
+    together = Barrier(len(attempts))
+
+    def race(attempt: str) -> Commit:
+        together.wait()
+        return write(open_store(root), attempt)
+
+    with ThreadPoolExecutor(len(attempts)) as pool:
+        outcomes = list(pool.map(race, attempts))
+    winners = [
+        attempt for attempt, outcome in zip(attempts, outcomes, strict=True) if outcome.is_ours
+    ]
+    assert len(winners) == 1
+    assert {outcome.record.attempt for outcome in outcomes} == set(winners)
+    assert_committed_by(store, winners[0])
+
+
+# Death at any moment.
+
+
+@pytest.mark.parametrize(
+    ("rival", "crash_at", "after", "winner"),
+    [
+        (False, 0, False, "retry"),
+        (False, 0, True, "dead"),
+        (True, 0, False, "rival"),
+        (True, 0, True, "rival"),
+        (True, 1, False, "rival"),
+        (True, 1, True, "rival"),
+    ],
+    ids=[
+        "before its PUT",
+        "after its PUT",
+        "before a lost PUT",
+        "after a lost PUT",
+        "before reading the rival's record",
+        "while reading the rival's record",
+    ],
+)
+def test_a_retry_after_a_crash_ends_with_one_whole_object(
+    store: Store, rival: bool, crash_at: int, after: bool, winner: str
+) -> None:
+    """Wherever between the steps a writer dies, a retry ends with one object and right rows."""
+    if rival:
+        write(store, "rival")
+    with pytest.raises(Crash):
+        write(CrashingStore(store, crash_at, after), "dead")
+    assert set(keys(store)) <= {UNIT.key}
+    assert write(store, "retry").record.attempt == winner
+    assert_committed_by(store, winner)
+
+
+def test_a_commit_has_no_other_steps(store: Store) -> None:
+    """A commit calls the store once, and once more if it lost: there is nowhere else to die."""
+    for rival, calls in ((False, ["create"]), (True, ["create", "open"])):
+        watched = CrashingStore(store)
+        write(watched, f"rival: {rival}")
+        assert watched.calls == calls
+
+
+@pytest.mark.parametrize("rival", [False, True], ids=["alone", "second"])
+def test_a_kill_at_any_line_leaves_all_or_nothing(tmp_path: Path, rival: bool) -> None:
+    """Wherever a committing process is killed, a retry ends with one object and right rows."""
+    dead = record(UNIT, attempt="dead")
+    number, killed = 0, True
+    winners = []
+    while killed:
+        store = open_store(str(tmp_path / str(number)))
+        if rival:
+            write(store, "rival")
+        killed = killed_at_line(number, commit, store, UNIT, answers(UNIT, "dead"), dead)
+        outcome = write(store, "retry")
+        assert_committed_by(store, outcome.record.attempt)
+        assert outcome.is_ours is (outcome.record.attempt == "retry")
+        winners.append(outcome.record.attempt)
+        number += 1
+    # Once a kill comes too late to undo the commit, so does every later one.
+    assert winners == sorted(winners, reverse=True)
+    assert set(winners) == ({"rival"} if rival else {"retry", "dead"})
+
+
+@pytest.mark.parametrize("fault", Fault)
+def test_a_commit_outlives_a_fault_of_the_network(stub_s3: StubS3, fault: Fault) -> None:
+    """A PUT that is refused, cut or whose answer is lost ends as ours; a second writer loses."""
+    stub_s3.faults.append(fault)
+    ours = Commit(written_by("first"), is_ours=True)
+    assert write(stub_s3.store, "first") == ours
+    assert write(stub_s3.store, "second") == replace(ours, is_ours=False)
+    assert len(stub_s3.objects) == 1
+
+
+# What is not ours is left alone.
+
+
+def parquet(**metadata: str) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(answers(UNIT).replace_schema_metadata(metadata or None), sink)
+    return sink.getvalue()
+
+
+def bad_footer() -> bytes:
+    """Ours, with a byte that Arrow's Thrift decoder reports as an OSError."""
+    whole = encode(answers(UNIT), record(UNIT))
+    start = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    return whole[:start] + b"\xff" + whole[start + 1 :]
+
+
+FOREIGN = {
+    "empty": b"",
+    "text": b"id,text\n1,hello\n",
+    "cut off": encode(answers(UNIT), record(UNIT))[:-20],
+    "first half": encode(answers(UNIT), record(UNIT))[:700],
+    "broken footer": bad_footer(),
+    "another tool's": parquet(),
+    "no JSON": parquet(tokenmill="{"),
+    "another JSON": parquet(tokenmill="null"),
+    "too little": parquet(tokenmill=json.dumps({"unit": UNIT.key})),
+    "too much": parquet(tokenmill=json.dumps(asdict(record(UNIT)) | {"more": 1})),
+    "too few rows": encode(answers(UNIT).slice(1), record(UNIT)),
+}
+
+
+@pytest.mark.parametrize("body", FOREIGN.values(), ids=FOREIGN)
+def test_a_foreign_object_under_the_units_name_stops_the_run(tmp_path: Path, body: bytes) -> None:
+    """An object that is not ours, or not whole, is a UserError that names it, and stays."""
+    store = open_store(str(tmp_path))
+    store.create(UNIT.key, body)
+    for operation in (lambda: write(store, "ours"), lambda: read_record(store, UNIT.key)):
+        assert f"{tmp_path}/{UNIT.key}" in refusal(UserError, operation)
+    assert contents(store) == {UNIT.key: body}
+
+
+@pytest.mark.parametrize("facts", [{"fingerprint": "another"}, {"unit": unit(1).key}])
+def test_an_object_of_another_job_stops_the_run(store: Store, facts: dict[str, str]) -> None:
+    """An object of another job, or of another unit, is a UserError that names it, and stays."""
+    commit(store, UNIT, answers(UNIT), record(UNIT, **facts))
+    before = contents(store)
+    assert f"{store.url}/{UNIT.key}" in refusal(UserError, lambda: write(store, "ours"))
+    assert contents(store) == before
+
+
+def test_an_object_that_was_removed_meanwhile_may_be_tried_again(tmp_path: Path) -> None:
+    """An object that is there for the PUT and gone for the read is a RunFailed that names it."""
+    message = refusal(RunFailed, lambda: write(Vanishing(str(tmp_path)), "ours"))
+    assert f"{tmp_path}/{UNIT.key}" in message
+
+
+class Slow(io.BytesIO):
+    """A file whose reads take too long."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        raise TimeoutError(size)
+
+
+class Unreachable(LocalStore):
+    """A store whose objects are there, but cannot be read now."""
+
+    def open(self, key: str) -> Slow:  # noqa: ARG002
+        return Slow(bytes(100))
+
+
+def test_a_network_that_fails_is_not_taken_for_a_foreign_object(tmp_path: Path) -> None:
+    """A footer that cannot be read is no reason to tell the user to remove its object."""
+    with pytest.raises(TimeoutError):
+        read_record(Unreachable(str(tmp_path)), UNIT.key)
+
+
+def test_a_missing_object_has_no_record(store: Store) -> None:
+    """The record of a unit that is not committed is a FileNotFoundError."""
+    with pytest.raises(FileNotFoundError):
+        read_record(store, UNIT.key)
+
+
+# The object.
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {},
+        {"revision": "main", "rejects": {"timeout": 2}, "seconds": 0.1 + 0.2},
+        {"model": 's3://models/Ünïcode "quoted"', "input_tokens": 2**53 + 1},
+        {"num_rows": 0, "num_filtered": 3},
+    ],
+)
+def test_a_record_reads_back_as_it_was_written(store: Store, facts: dict[str, object]) -> None:
+    """What an object says of itself comes back equal, whatever its values; so do its rows."""
+    written = record(UNIT, **facts)
+    table = answers(UNIT).slice(0, written.num_rows)
+    assert commit(store, UNIT, table, written).is_ours
+    assert replace(read_record(store, UNIT.key), body_sha256="") == written
+    assert pq.read_table(io.BytesIO(store.read(UNIT.key))).equals(table)
+
+
+def test_equal_rows_and_records_give_equal_bytes() -> None:
+    """Encoding depends on nothing but the rows and the record; chunks and metadata do not count."""
+    table = answers(UNIT)
+    chunked = pa.concat_tables([table.slice(0, 1), table.slice(1)])
+    noted = table.replace_schema_metadata({"stage": "facts"})
+    encoded = {encode(each, record(UNIT)) for each in (table, table, chunked, noted)}
+    assert len(encoded) == 1
+    assert encode(table, record(UNIT, attempt="another")) not in encoded
+
+
+def test_objects_are_zstd_in_row_groups_of_16384() -> None:
+    """Every column chunk is zstd, and a group holds no more rows than readers like to skip."""
+    large = unit(num_rows=40_000)
+    metadata = pq.read_metadata(io.BytesIO(encode(answers(large), record(large))))
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    assert [group.num_rows for group in groups] == [16_384, 16_384, 7_232]
+    columns = [group.column(number) for group in groups for number in range(group.num_columns)]
+    assert {column.compression for column in columns} == {"ZSTD"}

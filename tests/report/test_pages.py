@@ -1,0 +1,95 @@
+"""The pages of report and compare in a real browser: drawn, quiet, filtered, on paper."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers.browser import NAMES, Tab, browser, chromium
+from helpers.inprocess import drive, job_over, write_corpus
+from tokenmill.job.job import Job
+from tokenmill.output.output import open_output
+from tokenmill.report.compare import DriftLimits, compare
+from tokenmill.report.html import comparison_page, report_page
+from tokenmill.report.report import make_report
+from tokenmill.storage.local import LocalStore
+
+HOSTILE = "<script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
+
+pytestmark = pytest.mark.integration
+
+
+def outputs(folder: Path) -> list[str]:
+    """Two jobs' outputs over 40 rows of text, some of them hostile, some empty."""
+    texts = [HOSTILE, "", *(f"word {number}" for number in range(38))]
+    corpus = write_corpus(folder / "corpus", {"a.parquet": texts})
+    made = []
+    for name, labels in (("one", ["good", "bad"]), ("two", ["bad", "good"])):
+        tasks = [
+            {"kind": "generate", "name": "sum"},
+            {"kind": "classify", "name": "cls", "choices": labels},
+        ]
+        keys = job_over(corpus, folder / name, tasks=tasks)
+        keys["input"]["keep"] = ["text"]
+        drive(Job.model_validate(keys), LocalStore(str(folder / name)))
+        made.append(str(folder / name))
+    return made
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("pages")
+    one, two = map(open_output, outputs(folder))
+    found = compare(one, two)
+    texts = {
+        "report": report_page(make_report(one, {"rows": 40, "input_tokens": {"estimate": 9}})),
+        "compare": comparison_page(found, DriftLimits(0.02)),
+    }
+    for name, text in texts.items():
+        (folder / f"{name}.html").write_text(text)
+    return {name: folder / f"{name}.html" for name in texts}
+
+
+@pytest.fixture
+def tab(tmp_path: Path) -> Iterator[Tab]:
+    executable = chromium()
+    if executable is None:
+        pytest.skip(f"no browser on this machine: none of {', '.join(NAMES)}")
+    with browser(executable, tmp_path / "profile") as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("name", ["report", "compare"])
+def test_a_page_is_drawn_filtered_and_printed(pages: dict[str, Path], tab: Tab, name: str) -> None:
+    """All plots are there, the console is quiet, rows run nothing, both filters and paper work."""
+    tab.open(pages[name])
+    num_plots = tab.value("document.querySelectorAll('.plot').length")
+    assert num_plots > 3
+    traces = ".scatterlayer .trace, .barlayer .trace path, .heatmaplayer .hm image"
+    drawn = f"[...document.querySelectorAll('.plot')].filter(p => p.querySelector('{traces}'))"
+    assert tab.value(f"{drawn}.length") == num_plots
+    shown = "[...document.querySelectorAll('.sample')].filter((row) => row.offsetHeight > 0)"
+    everything = tab.value(f"{shown}.length")
+    assert 0 < everything <= 20
+    tab.value("fate.value = 'rejected'; fate.dispatchEvent(new Event('change'))")
+    fates = tab.value(f"{shown}.map((row) => row.dataset.fate)")
+    assert set(fates) <= {"rejected"} and len(fates) < everything
+    tab.value("fate.value = 'all'; text.value = 'WORD 1'; text.dispatchEvent(new Event('input'))")
+    texts = tab.value(f"{shown}.map((row) => row.textContent)")
+    assert texts and len(texts) < everything
+    assert all("word 1" in text for text in texts)
+    assert tab.pdf().startswith(b"%PDF")
+    assert tab.value("document.title") != "taken"
+    assert tab.value("performance.getEntriesByType('resource').length") == 0
+    assert tab.errors == []
+
+
+def test_a_script_that_found_its_way_into_a_page_does_not_run(
+    pages: dict[str, Path], tab: Tab, tmp_path: Path
+) -> None:
+    """Beyond the escaping, the page's policy stops what its hashes do not name."""
+    broken = tmp_path / "broken.html"
+    text = pages["report"].read_text()
+    broken.write_text(text.replace("<h1>", f"{HOSTILE}<h1>", 1))
+    tab.open(broken)
+    assert tab.value("document.title") != "taken"
+    assert any("Content Security Policy" in error for error in tab.errors)

@@ -1,0 +1,409 @@
+"""The store: an object is there whole or not at all, and only one writer is the first."""
+
+import errno
+import os
+import pickle
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from helpers.killing import create_in_pieces, killed_at_line
+from helpers.stores import contents, keys, refusal
+from tokenmill.errors import NoSpace, RunFailed, TokenmillError, UserError
+from tokenmill.storage.base import ObjectInfo, Store
+from tokenmill.storage.local import LocalStore
+from tokenmill.storage.open import open_store
+
+KIB = 2**10
+MIB = 2**20
+ODD_KEYS = (
+    "data/lang=en/part.parquet",
+    "data/a+b/part.parquet",
+    "data/50%25/part.parquet",
+    "data/%E6%BC%A2/part.parquet",
+    "data/%2E%2E/part.parquet",
+    "data/%00/part.parquet",
+)
+
+
+# One writer is the first.
+
+
+@pytest.mark.parametrize("body", [b"first", b"", b"0123456789abcdef" * 4 * MIB])
+def test_the_first_writer_of_a_key_wins(store: Store, root: str, body: bytes) -> None:
+    """The first create makes the object, empty, small or of 64 MiB; later ones change nothing."""
+    assert store.create("data/a", body) is True
+    assert store.create("data/a", b"second") is False
+    assert open_store(root).create("data/a", b"of another process") is False
+    assert contents(store) == {"data/a": body}
+
+
+def test_one_of_many_concurrent_writers_wins(store: Store) -> None:
+    """Of threads that create one key at once exactly one wins, and its bytes stand whole."""
+    bodies = [bytes([65 + number]) * (64 * KIB + number) for number in range(6)]
+    together = threading.Barrier(len(bodies))
+
+    def attempt(body: bytes) -> bool:
+        together.wait()
+        return store.create("data/race", body)
+
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        won = list(pool.map(attempt, bodies))
+    assert sum(won) == 1
+    assert contents(store) == {"data/race": bodies[won.index(True)]}
+
+
+def test_replace_writes_and_overwrites(store: Store) -> None:
+    """Replace makes an object and makes it another, longer or shorter; create leaves it alone."""
+    for data in (b"a", b"a longer one", b"", b"b"):
+        store.replace("folder/key", data)
+        assert contents(store) == {"folder/key": data}
+    assert store.create("folder/key", b"created") is False
+    assert store.read("folder/key") == b"b"
+
+
+def test_what_is_deleted_is_gone_and_may_be_made_again(store: Store) -> None:
+    """Once and again, and its neighbours stay."""
+    store.replace("folder/key", b"a")
+    store.replace("folder/key2", b"b")
+    for _ in range(2):
+        store.delete("folder/key")
+        assert contents(store) == {"folder/key2": b"b"}
+    assert store.create("folder/key", b"again") is True
+
+
+# In pieces.
+
+
+@pytest.mark.parametrize("pieces", [[], [b"one", b"", b"two"], [b"0123456789abcdef" * 4 * MIB]])
+def test_an_object_made_in_pieces_is_there_at_the_end(store: Store, pieces: list[bytes]) -> None:
+    """Nothing is seen before the last piece, then the whole: empty, small, or of many megabytes."""
+    with store.creating("data/a") as file:
+        for piece in pieces:
+            file.write(piece)
+        assert keys(store) == []
+    assert contents(store) == {"data/a": b"".join(pieces)}
+
+
+def test_a_name_that_is_taken_stays(store: Store) -> None:
+    """Whoever writes in pieces is refused, at once, or later if it was taken meanwhile."""
+    store.create("data/a", b"first")
+
+    def write(key: str, meanwhile: Callable[[], object]) -> None:
+        with store.creating(key) as file:
+            file.write(b"late")
+            meanwhile()
+
+    for key in ("data/a", "data/b"):
+        said = refusal(UserError, lambda key=key: write(key, lambda: store.create(key, b"first")))
+        assert said.endswith(f"{key} is there already; remove it or name another one")
+    assert contents(store) == {"data/a": b"first", "data/b": b"first"}
+
+
+@pytest.mark.parametrize("piece", [b"half", b"0123456789abcdef" * 4 * MIB])
+def test_an_error_between_two_pieces_leaves_nothing(store: Store, root: str, piece: bytes) -> None:
+    """The object is not there, nor what was written of it, and the error comes through."""
+
+    def write() -> None:
+        with store.creating("data/a") as file:
+            file.write(piece)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write()
+    assert keys(store) == []
+    if isinstance(store, LocalStore):
+        assert list(Path(root, "data").iterdir()) == []
+
+
+def test_a_kill_between_two_pieces_leaves_all_or_nothing(tmp_path: Path) -> None:
+    """Wherever the process dies, the object is whole or not there, and another may make it."""
+    number, killed, seen = 0, True, []
+    while killed:
+        store = open_store(str(tmp_path / str(number)))
+        killed = killed_at_line(number, create_in_pieces, store, "data/a", [b"one", b"two"])
+        seen.append(contents(store))
+        assert store.create("data/a", b"another") is (seen[-1] == {})
+        number += 1
+    assert seen == sorted(seen, key=len)
+    assert seen[-1] == {"data/a": b"onetwo"}
+
+
+# Reading sees whole objects.
+
+
+def test_a_reader_never_sees_a_part_of_a_replaced_object(store: Store) -> None:
+    """While an object is replaced over and over, every read gives one of its versions whole."""
+    versions = {bytes([65 + number]) * (256 * KIB + number) for number in range(3)}
+    store.replace("key", next(iter(versions)))
+    stop = threading.Event()
+
+    def replace() -> None:
+        while not stop.is_set():
+            for version in versions:
+                store.replace("key", version)
+
+    with ThreadPoolExecutor(1) as pool:
+        writer = pool.submit(replace)
+        try:
+            assert all(store.read("key") in versions for _ in range(20))
+        finally:
+            stop.set()
+        writer.result()
+
+
+def test_an_open_object_reads_at_any_place(store: Store) -> None:
+    """An opened object gives the bytes at each position asked for, and knows its end."""
+    store.create("data/a", bytes(range(256)))
+    with store.open("data/a") as file:
+        assert file.seek(0, os.SEEK_END) == 256
+        file.seek(100)
+        assert file.read(3) == bytes([100, 101, 102])
+        file.seek(-1, os.SEEK_END)
+        assert file.read() == b"\xff"
+
+
+def test_the_ends_of_listed_objects_are_read(store: Store) -> None:
+    """Of many objects come their last bytes, or all of the shorter ones, each in its place."""
+    for key in ODD_KEYS:
+        store.create(key, key.encode() + b"0123456789")
+    store.create("empty", b"")
+    store.create("short", b"89")
+    items = [*store.list()]
+    ends = dict(zip((item.key for item in items), store.read_ends(items, 4), strict=True))
+    assert ends == dict.fromkeys(ODD_KEYS, b"6789") | {"empty": b"", "short": b"89"}
+    assert list(store.read_ends(items[:1], 99)) == [items[0].key.encode() + b"0123456789"]
+    assert list(store.read_ends([], 4)) == []
+
+
+@pytest.mark.parametrize("data", [b"54321", b"1", b"123456"], ids=["other", "shorter", "longer"])
+def test_the_end_of_an_object_that_has_changed_is_refused(store: Store, data: bytes) -> None:
+    """An object that was replaced between listing and reading is told, whatever its size is now."""
+    for key in ("a", "b"):
+        store.create(key, b"12345")
+    items = [*store.list()]
+    store.replace("b", data)
+    message = refusal(RunFailed, lambda: store.read_ends(items, 4))
+    assert f"{store.url}/b: changed while it was read" in message
+
+
+def test_the_end_of_an_object_that_is_gone_is_refused(store: Store) -> None:
+    """An object that is not there any more is told by its name, among others that are."""
+    store.create("a", b"1")
+    items = [*store.list(), ObjectInfo("b", 1, "v1")]
+    message = refusal(RunFailed, lambda: store.read_ends(items, 4))
+    assert f"{store.url}/b: is gone" in message
+
+
+@pytest.mark.parametrize("operation", ["info", "read", "open"])
+def test_a_missing_object_is_file_not_found(store: Store, operation: str) -> None:
+    """Asking for an object that is not there raises FileNotFoundError, whatever its name is."""
+    for key in ("missing", "data/missing", "data/bucket=3/part.parquet"):
+        with pytest.raises(FileNotFoundError):
+            getattr(store, operation)(key)
+        store.create("data/other", b"")
+
+
+def test_a_folder_is_no_object(store: Store) -> None:
+    """A folder has no info: Spark writes folders whose names end as Parquet files' do."""
+    store.create("corpus.parquet/part-0.parquet", b"1")
+    with pytest.raises(FileNotFoundError):
+        store.info("corpus.parquet")
+
+
+def test_info_tells_size_and_a_version_that_changes(store: Store, root: str) -> None:
+    """Info and list agree on size and version; both follow at once what another process writes."""
+    store.create("data/a", b"12345")
+    if isinstance(store, LocalStore):
+        # Two writes within one tick of the kernel's clock would have one time.
+        os.utime(Path(root, "data/a"), ns=(0, 0))
+    first = store.info("data/a")
+    assert (first.key, first.size) == ("data/a", 5)
+    assert list(store.list()) == [first] == [store.info("data/a")]
+    open_store(root).replace("data/a", b"54321")
+    second = store.info("data/a")
+    assert second.size == first.size
+    assert second.version != first.version
+    assert list(store.list()) == [second]
+
+
+# Listing.
+
+
+def test_an_empty_store_lists_nothing(store: Store) -> None:
+    """A place where nothing was ever written lists nothing, whatever the prefix."""
+    assert keys(store) == keys(store, "data") == []
+
+
+def test_a_prefix_is_a_folder(store: Store) -> None:
+    """A listing holds what lies in the folder, at any depth, and not what only starts like it."""
+    for key in ("data/a", "data/b/c/d", "data-2/e", "data2/f", "database", "other/data/g"):
+        store.create(key, b"")
+    assert keys(store, "data") == ["data/a", "data/b/c/d"]
+    assert keys(store, "data/b") == ["data/b/c/d"]
+    assert len(keys(store)) == 6
+
+
+def test_a_store_ends_at_its_root(root: str) -> None:
+    """A store sees what lies below its root, not a neighbour whose name starts like it."""
+    open_store(f"{root}/run").create("a", b"")
+    open_store(f"{root}/run-2").create("b", b"")
+    assert keys(open_store(f"{root}/run")) == ["a"]
+    assert keys(open_store(f"{root}/run/")) == ["a"]
+    assert keys(open_store(root)) == ["run-2/b", "run/a"]
+
+
+def test_a_listing_is_in_the_order_of_the_keys(store: Store) -> None:
+    """Keys come in their own order, also where a folder's name starts another's."""
+    wanted = ["a-b/y", "a-c", "a.d", "a/b-c", "a/b/z", "a/z", "a0"]
+    for key in reversed(wanted):
+        store.create(key, b"")
+    assert keys(store) == wanted
+
+
+def test_keys_may_hold_what_unit_names_hold(store: Store) -> None:
+    """Percent signs, equals signs and pluses in keys stay as they are, in every operation."""
+    for key in ODD_KEYS:
+        assert store.create(key, key.encode()) is True
+        assert store.create(key, b"") is False
+        assert store.info(key).key == key
+    assert contents(store) == {key: key.encode() for key in ODD_KEYS}
+
+
+# URLs and processes.
+
+
+@pytest.mark.parametrize("url", ["gs://bucket/out", "https://host/out", "hdfs://host/out"])
+def test_other_schemes_are_refused(url: str) -> None:
+    """A URL of another kind of store is a UserError that names it and says what can be used."""
+    message = refusal(UserError, lambda: open_store(url))
+    assert url in message and "s3://" in message
+
+
+@pytest.mark.parametrize("url", ["s3://", "s3:///out"])
+def test_an_s3_url_names_a_bucket(url: str) -> None:
+    """An S3 URL without a bucket is a UserError that names it."""
+    assert url in refusal(UserError, lambda: open_store(url))
+
+
+def test_a_folder_has_many_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path, a file URL, a relative path and one in the home folder are the same store."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for url in (f"{tmp_path}/out", f"file://{tmp_path}/out", "out", "./out/", "~/out"):
+        assert open_store(url).url == f"{tmp_path}/out"
+
+
+def test_a_store_may_be_sent_to_another_process(store: Store) -> None:
+    """A store that was pickled, connected or not, reads and writes the same objects."""
+    fresh = pickle.loads(pickle.dumps(store))  # noqa: S301
+    assert fresh.create("data/a", b"1") is True
+    used = pickle.loads(pickle.dumps(fresh))  # noqa: S301
+    assert used.create("data/a", b"2") is False
+    assert used.url == store.url
+    assert contents(used) == contents(store) == {"data/a": b"1"}
+
+
+# Local folders.
+
+
+@pytest.mark.parametrize("operation", ["create", "replace"])
+@pytest.mark.parametrize("standing", [None, b"standing"], ids=["new", "there"])
+def test_a_kill_at_any_line_leaves_all_or_nothing(
+    tmp_path: Path, operation: str, standing: bytes | None
+) -> None:
+    """Wherever a writing process is killed, readers see the object whole or as it was before.
+
+    The temporary files that killed processes leave are in no listing and in nobody's way.
+    """
+    data = b"new" * MIB
+    number, killed, last_seen, left_behind = 0, True, None, 0
+    while killed:
+        store = open_store(str(tmp_path / str(number)))
+        if standing is not None:
+            store.create("data/a", standing)
+        killed = killed_at_line(number, getattr(store, operation), "data/a", data)
+        last_seen = contents(store).get("data/a")
+        assert last_seen in (standing, data), number
+        left_behind += sum(path.name.startswith(".") for path in tmp_path.glob("*/data/*"))
+        assert store.create("data/a", data) is (last_seen is None)
+        store.replace("data/a", b"again")
+        assert contents(store) == {"data/a": b"again"}
+        number += 1
+    assert last_seen == (standing if standing and operation == "create" else data)
+    assert left_behind > 0
+
+
+def test_a_finished_write_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Writers take their temporary files away, also one that is told that it lost."""
+    store = open_store(str(tmp_path))
+    store.create("a", b"1")
+    store.create("a", b"2")
+    store.replace("a", b"3")
+    assert [path.name for path in tmp_path.rglob("*")] == ["a"]
+
+
+def failing(number: int) -> Callable[..., None]:
+    """A system call that fails with this error number."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("operation", "failure", "kind"),
+    [
+        ("create", ("makedirs", errno.EACCES), UserError),
+        ("create", ("makedirs", errno.EROFS), UserError),
+        ("create", ("fsync", errno.ENOSPC), NoSpace),
+        ("create", ("fsync", errno.EDQUOT), NoSpace),
+        ("create", ("fsync", errno.EIO), RunFailed),
+        ("create", ("link", errno.EACCES), UserError),
+        ("create", ("link", errno.ENOSPC), NoSpace),
+        # A file system without hard links.
+        ("create", ("link", errno.EPERM), UserError),
+        ("create", ("link", errno.ENOTSUP), UserError),
+        ("replace", ("fsync", errno.ENOSPC), NoSpace),
+        ("replace", ("replace", errno.EACCES), UserError),
+        ("replace", ("replace", errno.EIO), RunFailed),
+    ],
+)
+def test_a_failing_disk_keeps_what_is_there(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    operation: str,
+    failure: tuple[str, int],
+    kind: type[TokenmillError],
+) -> None:
+    """What a disk refuses names the object, leaves no trace, and works once the disk is mended."""
+    call, number = failure
+    store = open_store(str(tmp_path))
+    store.create("data/standing", b"1")
+    key = "data/a" if operation == "create" else "data/standing"
+    with monkeypatch.context() as broken:
+        broken.setattr(os, call, failing(number))
+        message = refusal(kind, lambda: getattr(store, operation)(key, b"2"))
+    assert str(tmp_path / key) in message
+    assert ("hard links" in message) is (number in {errno.EPERM, errno.ENOTSUP})
+    assert os.listdir(tmp_path / "data") == ["standing"]
+    assert store.read("data/standing") == b"1"
+    getattr(store, operation)(key, b"2")
+    assert store.read(key) == b"2"
+
+
+@pytest.mark.parametrize("key", ["a", "data/a"])
+def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path, key: str) -> None:
+    """An output below a file is the user's mistake, and the message names the path."""
+    (tmp_path / "file").write_bytes(b"")
+    store = open_store(str(tmp_path / "file"))
+    for operation in (
+        lambda: store.read(key),
+        lambda: store.create(key, b""),
+        lambda: store.replace(key, b""),
+        lambda: list(store.list()),
+    ):
+        assert str(tmp_path / "file") in refusal(UserError, operation)

@@ -1,0 +1,198 @@
+"""Real vLLM: samples, stops, thinking and tokens; rows with their own sampling and adapters."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from helpers.command import ROOT, output_rows, tokenmill
+from safetensors.numpy import save_file
+from tokenmill.errors import ExitCode
+
+pytestmark = pytest.mark.integration
+
+QUESTIONS = [
+    "Name three colours.",
+    "What is the capital of France?",
+    "Count to five.",
+    "Tell a short story.",
+]
+STYLES = [None, "a", "b", "nobody", None, "b", "a", None]
+MODEL = {
+    "source": "bundled:smollm2-135m",
+    # One precision everywhere, and all rows in one batch.
+    "engine": {"max_model_len": 1024, "dtype": "float32", "kv_cache_memory_bytes": 2**29},
+}
+GREEDY = {"temperature": 0, "max_tokens": 12}
+
+
+def make_adapter(folder: Path, seed: int) -> str:
+    """A random LoRA adapter for the attention of SmolLM2-135M, strong enough to be seen."""
+    draw = np.random.default_rng(seed)
+    tensors = {}
+    for layer in range(30):
+        for name, rows in (("q_proj", 576), ("v_proj", 192)):
+            place = f"base_model.model.model.layers.{layer}.self_attn.{name}"
+            for half, shape in (("A", (8, 576)), ("B", (rows, 8))):
+                scale = 0.3 / math.sqrt(576) if half == "A" else 0.3
+                weights = draw.standard_normal(shape) * scale
+                tensors[f"{place}.lora_{half}.weight"] = weights.astype(np.float32)
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def run(folder: Path, rows: pa.Table, **keys: Any) -> list[dict[str, Any]]:
+    """The output rows of a job over these rows."""
+    folder.mkdir()
+    pq.write_table(rows, folder / "in.parquet")
+    job = {
+        "name": "job",
+        "input": {"path": str(folder / "in.parquet")},
+        "model": MODEL,
+        "prompt": {"user": "{{ question }}"},
+        "sampling": GREEDY,
+        "output": {"path": str(folder / "out")},
+        "max_reject_rate": 1,
+        **keys,
+    }
+    (folder / "job.yaml").write_text(yaml.safe_dump(job))
+    done = tokenmill("run", folder / "job.yaml")
+    assert done.returncode == ExitCode.FINISHED, done.stderr
+    return output_rows(folder / "out")
+
+
+def test_rows_choose_their_adapter_and_their_length(tmp_path: Path) -> None:
+    """Rows of the model, of two adapters and of none that exists share an engine, untouched."""
+    rows = pa.table({"question": QUESTIONS * 2, "style": STYLES, "most": [None] * 7 + [2]})
+    adapters = {name: make_adapter(tmp_path / name, seed) for seed, name in enumerate("ab")}
+    mixed = run(
+        tmp_path / "mixed",
+        rows,
+        model={**MODEL, "adapters": adapters},
+        adapter="style",
+        overrides={"max_tokens": "most"},
+    )
+    plain = run(tmp_path / "plain", rows)
+    for row, base, style in zip(mixed[:-1], plain[:-1], STYLES[:-1], strict=True):
+        if style == "nobody":
+            assert row["error"]["class"] == "unknown_adapter"
+        elif style is None:
+            assert row["generated_text"] == base["generated_text"]
+            assert row["cumulative_logprob"] == pytest.approx(base["cumulative_logprob"], abs=1e-2)
+        else:
+            assert abs(row["cumulative_logprob"] - base["cumulative_logprob"]) > 0.1
+    texts = [row["generated_text"] for row in mixed]
+    # The same question of two adapters, and of one at two places.
+    assert texts[1] != texts[5]
+    assert texts[2] != texts[6]
+    assert mixed[-1]["num_generated_tokens"] == 2
+    assert plain[-1]["generated_text"].startswith(texts[-1])
+
+
+def test_each_option_of_generate(tmp_path: Path, bundled_tokenizer: Any) -> None:
+    """Samples differ and come again by their seeds; stops, thinking and tokens are vLLM's own."""
+    opening, closing = "<repo_name>", "<reponame>"
+    end = bundled_tokenizer.convert_tokens_to_ids(closing)
+    warm = {"temperature": 0.9, "max_tokens": 8, "seed": 7}
+    tasks = [
+        {"name": "one", "kind": "generate"},
+        {"name": "stop", "kind": "generate", "sampling": {**GREEDY, "stop": [" ", "."]}},
+        {"name": "many", "kind": "generate", "n": 3, "sampling": warm},
+        {"name": "again", "kind": "generate", "n": 3, "sampling": warm},
+        {"name": "best", "kind": "generate", "best_of": {"n": 3}, "sampling": warm},
+        {"name": "told", "kind": "generate", "tokens": {"top": 3}},
+        {
+            "name": "thought",
+            "kind": "generate",
+            "reasoning": {"start": opening, "end": closing},
+            "prompt": {"text": "{{ question }}" + opening},
+            # The model can write nothing but the end of its thinking.
+            "sampling": {"max_tokens": 1, "allowed_token_ids": [end]},
+        },
+        {
+            "name": "lost",
+            "kind": "generate",
+            "reasoning": {"start": opening, "end": closing},
+            "prompt": {"text": "{{ question }}" + opening},
+            "sampling": {**GREEDY, "ignore_eos": True},
+        },
+    ]
+    rows = run(tmp_path / "run", pa.table({"question": QUESTIONS}), tasks=tasks)
+    for row in rows:
+        assert row["error"]["class"] == "truncated_answer"
+        assert row["error"]["message"].startswith("lost: no answer within 12 tokens")
+        _check_stop(row)
+        _check_samples(row)
+        _check_tokens(row)
+        assert (row["thought_reasoning_text"], row["thought_generated_text"]) == ("", "")
+
+
+def _check_stop(row: dict[str, Any]) -> None:
+    whole, text = row["one_generated_text"], row["stop_generated_text"]
+    first = min(whole.find(stop) for stop in (" ", ".") if stop in whole)
+    assert text == whole[:first]
+    assert row["stop_finish_reason"] == "stop"
+    assert row["stop_stop_reason"] == whole[first]
+
+
+def _check_samples(row: dict[str, Any]) -> None:
+    assert len(row["many_generated_texts"]) == 3
+    assert len(set(row["many_generated_texts"])) > 1
+    assert row["many_generated_texts"] == row["again_generated_texts"]
+    best = int(np.argmax(row["many_mean_logprobs"]))
+    assert row["best_generated_text"] == row["many_generated_texts"][best]
+    assert row["best_num_samples"] == 3
+
+
+def _check_tokens(row: dict[str, Any]) -> None:
+    tokens = row["told_tokens"]
+    assert "".join(token["token"] for token in tokens).startswith(row["told_generated_text"])
+    total = sum(token["logprob"] for token in tokens)
+    assert total == pytest.approx(row["told_cumulative_logprob"])
+    for token in tokens:
+        likeliest = token["top"]
+        assert len(likeliest) == 3
+        assert likeliest == sorted(likeliest, key=lambda other: -other["logprob"])
+        # Greedy: the token is the likeliest one.
+        assert (likeliest[0]["token"], likeliest[0]["logprob"]) == (
+            token["token"],
+            token["logprob"],
+        )
+
+
+@pytest.mark.shipped
+def test_the_shipped_job_for_the_best_of_several(tmp_path: Path) -> None:
+    """`jobs/best_of.yaml` gives each document of the demo one headline, the best of eight."""
+    build = ROOT / "jobs" / "demo" / "build.py"
+    subprocess.run([sys.executable, build, tmp_path / "corpus"], check=True, capture_output=True)
+    job, output = ROOT / "jobs" / "best_of.yaml", tmp_path / "out"
+    done = tokenmill(
+        *("run", job, "--input", tmp_path / "corpus", "--output", output, "--limit", "6"),
+        *("--set", "max_reject_rate=1"),
+    )
+    assert done.returncode == ExitCode.FINISHED, done.stderr
+    answered = [row for row in output_rows(output) if row["error"] is None]
+    assert answered
+    for row in answered:
+        assert row["num_samples"] == 8
+        assert "\n" not in row["generated_text"]
+
+
+@pytest.fixture(scope="module")
+def bundled_tokenizer() -> Any:
+    """The tokenizer of the bundled model."""
+    from tokenmill.job.sections import Model  # noqa: PLC0415
+    from tokenmill.models.fetch import fetch_model  # noqa: PLC0415
+    from transformers import AutoTokenizer  # noqa: PLC0415 - seconds
+
+    return AutoTokenizer.from_pretrained(fetch_model(Model(source="bundled:smollm2-135m")))

@@ -1,0 +1,198 @@
+"""Labels: how a job may write them, and how they come into a prompt."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from helpers.factories import job
+from pydantic import ValidationError
+from tokenmill.config.prompt import Prompt
+from tokenmill.job.job import Job
+from tokenmill.tasks.labels.choices import LISTING, Choice, labels_of
+from tokenmill.tasks.labels.classify import Classify
+from tokenmill.tasks.section import TaskSection
+
+
+def classify(choices: Any, **prompt: Any) -> Job:
+    """A job that chooses between these labels."""
+    task = {"kind": "classify", "choices": choices}
+    data = {"task": task, "prompt": prompt or {"user": "{{ text }}"}, "sampling": None}
+    return job(data)
+
+
+def section(choices: Any, **prompt: Any) -> Classify:
+    (step,) = classify(choices, **prompt).steps
+    assert isinstance(step, Classify)
+    return step
+
+
+def refusal(choices: Any) -> str:
+    with pytest.raises(ValidationError) as refused:
+        classify(choices)
+    (error,) = refused.value.errors()
+    return str(error["msg"])
+
+
+def asked(step: TaskSection) -> list[str]:
+    """The contents of the prompt for a row whose text is T."""
+    contents = step.compiled.render({"text": "T", "choices": "a column"})
+    assert isinstance(contents, list)
+    return contents
+
+
+DESCRIBED = {"billing": "invoices and refunds", "news": None}
+READ = (Choice("billing", "invoices and refunds"), Choice("news"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("labels.yaml", yaml.safe_dump(DESCRIBED, sort_keys=False), READ),
+        ("labels.yml", "[b, a]", (Choice("b"), Choice("a"))),
+        ("labels.json", json.dumps(DESCRIBED), READ),
+        (
+            "labels.json",
+            '[{"label": "a", "description": "d"}, "b"]',
+            (Choice("a", "d"), Choice("b")),
+        ),
+        ("labels.txt", "a\n\n  two words \nb: c\n", ("a", "two words", "b: c")),
+    ],
+)
+def test_labels_come_from_a_file(
+    tmp_path: Path, name: str, text: str, expected: tuple[Any, ...]
+) -> None:
+    """A path is read when the job is; the resolved job holds the labels themselves."""
+    path = tmp_path / name
+    path.write_text(text)
+    read = classify(str(path))
+    path.unlink()
+    again = Job.model_validate_json(read.model_dump_json())
+    assert again.fingerprint == read.fingerprint
+    (step,) = again.steps
+    assert isinstance(step, Classify)
+    wanted = tuple(Choice(each) if isinstance(each, str) else each for each in expected)
+    assert step.choices == wanted
+
+
+def test_all_forms_of_the_same_labels_are_the_same_job() -> None:
+    """A list, a mapping and the resolved form of the same labels have one fingerprint."""
+    forms = [["a", "b"], {"a": None, "b": None}, [{"label": "a"}, {"label": "b"}]]
+    assert len({classify(form).fingerprint for form in forms}) == 1
+
+
+def test_the_labels_and_their_order_are_part_of_the_fingerprint() -> None:
+    """The prompt lists the labels in the job's order, so another order is another job."""
+    forms: list[Any] = [["a", "b"], ["b", "a"], ["a", "c"], {"a": "first", "b": None}]
+    assert len({classify(form).fingerprint for form in forms}) == len(forms)
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ([True, False], "the label True is not text; put quotes around it"),
+        ([1, 2], "the label 1 is not text; put quotes around it"),
+        ({True: "agrees"}, "the label True is not text"),
+        (["a", "a"], "the label 'a' stands twice"),
+        (["a", " b"], "the label ' b' is empty, has space around it or a line break"),
+        (["a", ""], "the label '' is empty"),
+        (["a", "b\nc"], "line break"),
+        ([], "there are no labels"),
+        (["a"], "a single label leaves nothing to choose"),
+        (3, "give a list of labels, a mapping from label to description, or a file"),
+        ("/nowhere/labels.txt", "cannot read the file of labels /nowhere/labels.txt (No such file"),
+    ],
+)
+def test_labels_that_cannot_be_meant_are_refused(choices: Any, message: str) -> None:
+    """YAML's truth values and numbers, doubles, blanks and missing files are named."""
+    assert message in refusal(choices)
+
+
+def test_an_unreadable_file_of_labels_is_named(tmp_path: Path) -> None:
+    """A file that is no YAML or holds something else is refused by its name or its content."""
+    path = tmp_path / "labels.yaml"
+    path.write_text("[a, b")
+    assert str(path) in refusal(str(path))
+    path.write_bytes(b"\xff\xfe")
+    assert str(path) in refusal(str(path))
+    path.write_text("3")
+    assert "give a list of labels" in refusal(str(path))
+
+
+@pytest.mark.parametrize(
+    ("choices", "prompt", "last"),
+    [
+        (
+            ["a", "b"],
+            {"user": "{{ text }}"},
+            "T\n\nAnswer with one of these labels and nothing else:\n- a\n- b",
+        ),
+        (
+            DESCRIBED,
+            {"user": "{{ text }} {{ choices }}"},
+            "T - billing: invoices and refunds\n- news",
+        ),
+        (DESCRIBED, {"user": "{{ text }} {{ choices | join(', ') }}"}, "T billing, news"),
+        (["news", "sports"], {"user": "News or sports? {{ text }}"}, "News or sports? T"),
+        (["news", "sports"], {"system": "News or sports?", "user": "{{ text }}"}, "T"),
+        (["a", "b"], {"text": "{{ text }}\nTopic:"}, "T\nTopic:"),
+        (["a", "b"], {"user": '{{ text }} {{ row["choices"] }} {{ choices[0] }}'}, "T a column a"),
+    ],
+    ids=["none", "as list", "in line", "named", "named before", "plain text", "a column"],
+)
+def test_labels_are_listed_behind_a_chat_that_lacks_them(
+    choices: Any, prompt: dict[str, str], last: str
+) -> None:
+    """A chat that neither uses `choices` nor names every label gets the list at its end."""
+    assert asked(section(choices, **prompt))[-1] == last
+
+
+@pytest.mark.parametrize("text", ["Newsroom, sports: {{ text }}", "{{ news }} sports {{ text }}"])
+def test_a_label_is_named_by_the_prompts_own_words(text: str) -> None:
+    """A part of a word and the name of a column do not count as the label."""
+    assert (
+        section(["news", "sports"], user=text)
+        .compiled.contents[0]
+        .render(text="T", news="N", choices="LIST")
+        .endswith("LIST")
+    )
+
+
+def test_descriptions_reach_a_prompt_that_names_the_labels() -> None:
+    """Who describes the labels wants the model to read it, also where the prompt names them."""
+    assert asked(section(DESCRIBED, user="billing or news? {{ text }}"))[0].endswith(
+        "- billing: invoices and refunds\n- news"
+    )
+
+
+def test_the_list_stands_in_the_last_question() -> None:
+    """Among several messages the last of the user's asks; its place keeps its name."""
+    turns = [
+        {"role": "user", "content": "first {{ text }}"},
+        {"role": "assistant", "content": "yes"},
+        {"role": "user", "content": "second {{ text }}"},
+        {"role": "tool", "content": "third"},
+    ]
+    contents = asked(section(["a", "b"], messages=turns))
+    assert [content.endswith("- b") for content in contents] == [False, False, True, False]
+    assert section(["a", "b"], user="{{ text }}").columns == {"text": "prompt.user"}
+
+
+def test_a_label_is_never_a_template() -> None:
+    """Labels are data: braces in them reach the prompt as they are."""
+    assert asked(section(["{{ text }}", "{% raw %}"]))[0].endswith("- {{ text }}\n- {% raw %}")
+
+
+def test_the_job_files_schema_has_all_forms() -> None:
+    """Editors accept a list, a mapping and a path."""
+    forms = Classify.model_json_schema()["properties"]["choices"]["anyOf"]
+    kinds = [form.get("type") for form in forms]
+    assert {"array", "object", "string"} <= set(kinds)
+
+
+def test_the_listing_is_one_template() -> None:
+    """What is put behind a prompt compiles with it."""
+    assert LISTING.count("{{ choices }}") == 1
+    assert labels_of(READ) == ["billing", "news"]
+    assert Prompt(user="{{ text }}" + LISTING).templates

@@ -1,0 +1,267 @@
+"""Label probabilities with real vLLM: those that transformers computes on the same prompts."""
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from helpers.answering import answered, answered_and_counted
+from helpers.command import ROOT, tokenmill
+from helpers.inprocess import invoke
+
+pytestmark = pytest.mark.integration
+
+ROWS = [
+    {"text": "I was charged twice this month. Please refund the second payment."},
+    {"text": "The parcel has been on its way for two weeks and nobody knows where it is."},
+    {"text": "The keeper saved a penalty in the last minute, and the cup stays in town."},
+]
+LABELS = ["billing", "shipping", "sports"]
+# The one is the start of the other, so each is followed by the end of the answer.
+NESTED = ["sports", "sports news", "shipping delays"]
+SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+LISTING = "\n\nAnswer with one of these labels and nothing else:\n"
+TOLERANCE = 1e-3
+
+REFERENCE = """
+import functools, json, sys
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model_folder, pairs = json.load(sys.stdin)
+tokenizer = AutoTokenizer.from_pretrained(model_folder)
+model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
+# Two processes with a thread for each core wait for each other most of the time.
+torch.set_num_threads(1)
+
+@functools.cache
+def next_token(ids):
+    with torch.inference_mode():
+        return torch.log_softmax(model(torch.tensor([ids])).logits[0, -1].double(), dim=-1)
+
+def logprobs(prompt, answer):
+    start = len(tokenizer(prompt)["input_ids"])
+    ids = tuple(tokenizer(prompt + answer)["input_ids"])
+    return [float(next_token(ids[:at])[ids[at]]) for at in range(start, len(ids))]
+
+print(json.dumps([logprobs(*pair) for pair in pairs]))
+"""
+
+CLASSIFIER = """
+import json, sys
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import BertConfig, BertForSequenceClassification
+words, folder, texts = json.load(sys.stdin)
+tokenizer = AutoTokenizer.from_pretrained(words)
+torch.manual_seed(7)
+config = BertConfig(
+    vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=2,
+    intermediate_size=128, max_position_embeddings=128, initializer_range=0.5,
+    id2label={0: "good", 1: "bad", 2: "neither"}, label2id={"good": 0, "bad": 1, "neither": 2},
+)
+model = BertForSequenceClassification(config).eval()
+model.save_pretrained(folder)
+tokenizer.save_pretrained(folder)
+with torch.inference_mode():
+    logits = [model(**tokenizer(text, return_tensors="pt")).logits[0] for text in texts]
+print(json.dumps([torch.softmax(each.double(), 0).tolist() for each in logits]))
+"""
+
+
+def printed(script: str, data: Any) -> Any:
+    """What a script prints last, as JSON, given the data on its standard input."""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        input=json.dumps(data),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def job(model: str, task: Mapping[str, Any], **prompt: str) -> dict[str, Any]:
+    return {
+        "name": "labels",
+        "input": {"path": "corpus"},
+        "model": {"source": model, "engine": {"max_model_len": 512, "dtype": "float32"}},
+        "prompt": prompt or {"user": "{{ text }}"},
+        "task": task,
+        "output": {"path": "out"},
+    }
+
+
+def chat(content: str) -> str:
+    """SmolLM2's chat, up to the answer."""
+    turns = [("system", SYSTEM), ("user", content)]
+    text = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in turns)
+    return text + "<|im_start|>assistant\n"
+
+
+def listed(text: str, labels: Sequence[str]) -> str:
+    return chat(text + LISTING + "\n".join(f"- {label}" for label in labels))
+
+
+def normalised(values: Sequence[float]) -> list[float]:
+    weights = [math.exp(value) for value in values]
+    return [weight / sum(weights) for weight in weights]
+
+
+class Answers:
+    """The answers of all jobs from one engine, and the reference of one run of transformers."""
+
+    def __init__(self) -> None:
+        folder = invoke("models", "path", "bundled:smollm2-135m").stdout.strip()
+        classify: dict[str, Any] = {"kind": "classify", "choices": LABELS}
+        tasks = {
+            "sequence": job(folder, classify),
+            "first_token": job(folder, {**classify, "method": "first_token"}),
+            "calibrated": job(folder, {**classify, "calibrate": True, "normalize": True}),
+            "nested": job(folder, {**classify, "choices": NESTED}),
+            "text": job(folder, classify, text="{{ text }}\nTopic:"),
+            "tag": job(folder, {"kind": "tag", "choices": LABELS, "threshold": 0.0}),
+        }
+        # Prompts that begin alike share whole blocks, which on CPUs are longer than these.
+        statistics = {"disable_log_stats": False, "block_size": 32}
+        tasks["sequence"]["model"]["engine"].update(statistics)
+        found, self.usage = answered_and_counted(list(tasks.values()), ROWS)
+        self.rows = dict(zip(tasks, found, strict=True))
+        pairs = list(self._pairs())
+        self._logprobs = dict(zip(pairs, printed(REFERENCE, [folder, pairs]), strict=True))
+
+    def logprobs(self, prompt: str, answer: str) -> list[float]:
+        """Of each of the answer's tokens, by transformers."""
+        return self._logprobs[prompt, answer]
+
+    @staticmethod
+    def _pairs() -> Any:
+        yield from ((listed("N/A", LABELS), label) for label in LABELS)
+        for text in (row["text"] for row in ROWS):
+            for label in LABELS:
+                yield listed(text, LABELS), label
+                yield text + "\nTopic:", " " + label
+                for word in ("yes", "Yes", " yes", " Yes", "no", "No", " no", " No"):
+                    yield question(text, label), word
+            for label in NESTED:
+                yield listed(text, NESTED), label + "<|im_end|>"
+
+
+def question(text: str, label: str) -> str:
+    return chat(f'{text}\n\nDoes the label "{label}" fit this text? Answer yes or no.')
+
+
+@pytest.fixture(scope="module")
+def answers() -> Answers:
+    return Answers()
+
+
+def scores(answers: Answers, name: str) -> list[dict[str, float]]:
+    assert [row["error"] for row in answers.rows[name]] == [None] * len(ROWS)
+    return [row["label_scores"] for row in answers.rows[name]]
+
+
+def test_sequence_probabilities_are_those_of_transformers(answers: Answers) -> None:
+    """A label's score is the product of its tokens' probabilities, over all labels' sum."""
+    for row, found in zip(ROWS, scores(answers, "sequence"), strict=True):
+        sums = [sum(answers.logprobs(listed(row["text"], LABELS), label)) for label in LABELS]
+        assert found == pytest.approx(
+            dict(zip(LABELS, normalised(sums), strict=True)), abs=TOLERANCE
+        )
+
+
+def test_an_engine_with_statistics_tells_what_its_prefix_cache_spared(answers: Answers) -> None:
+    """Prompts that begin alike are found in it so far; nothing is left in the engine."""
+    usage = answers.usage
+    assert 0 < usage.prefix_hit_tokens < usage.prefix_tokens
+    assert (usage.num_running, usage.num_waiting) == (0, 0)
+    assert usage.kv_cache_usage is not None and 0 <= usage.kv_cache_usage <= 1
+
+
+def test_first_token_probabilities_are_those_of_transformers(answers: Answers) -> None:
+    """With `first_token` a label's score is its first token's probability, over all labels' sum."""
+    for row, found in zip(ROWS, scores(answers, "first_token"), strict=True):
+        firsts = [answers.logprobs(listed(row["text"], LABELS), label)[0] for label in LABELS]
+        expected = dict(zip(LABELS, normalised(firsts), strict=True))
+        assert found == pytest.approx(expected, abs=TOLERANCE)
+
+
+def test_calibrated_and_normalised_probabilities_are_those_of_transformers(
+    answers: Answers,
+) -> None:
+    """The log-probability under N/A is taken off, and what is left divided by the tokens."""
+
+    def value(text: str, label: str) -> float:
+        tokens = answers.logprobs(listed(text, LABELS), label)
+        return (sum(tokens) - sum(answers.logprobs(listed("N/A", LABELS), label))) / len(tokens)
+
+    for row, found in zip(ROWS, scores(answers, "calibrated"), strict=True):
+        values = [value(row["text"], label) for label in LABELS]
+        expected = dict(zip(LABELS, normalised(values), strict=True))
+        assert found == pytest.approx(expected, abs=TOLERANCE)
+
+
+def test_a_label_that_begins_another_is_ended(answers: Answers) -> None:
+    """Where a label is the start of another, all are compared with the end of the turn behind."""
+    for row, found in zip(ROWS, scores(answers, "nested"), strict=True):
+        prompt = listed(row["text"], NESTED)
+        sums = [sum(answers.logprobs(prompt, label + "<|im_end|>")) for label in NESTED]
+        expected = dict(zip(NESTED, normalised(sums), strict=True))
+        assert found == pytest.approx(expected, abs=TOLERANCE)
+
+
+def test_behind_a_plain_text_a_label_stands_after_a_space(answers: Answers) -> None:
+    """`prompt.text` is asked as it is, and the labels are words behind it."""
+    for row, found in zip(ROWS, scores(answers, "text"), strict=True):
+        sums = [sum(answers.logprobs(row["text"] + "\nTopic:", " " + label)) for label in LABELS]
+        expected = dict(zip(LABELS, normalised(sums), strict=True))
+        assert found == pytest.approx(expected, abs=TOLERANCE)
+
+
+def test_tag_probabilities_are_those_of_transformers(answers: Answers) -> None:
+    """A tag's score is the probability of the words for yes over that of yes and no."""
+
+    def mass(text: str, label: str, words: Sequence[str]) -> float:
+        logprobs = [answers.logprobs(question(text, label), word) for word in words]
+        return sum(math.exp(each) for (each,) in logprobs)
+
+    for row, found in zip(ROWS, answers.rows["tag"], strict=True):
+        assert found["error"] is None
+        for label in LABELS:
+            yes = mass(row["text"], label, ("yes", "Yes", " yes", " Yes"))
+            no = mass(row["text"], label, ("no", "No", " no", " No"))
+            assert found["tag_scores"][label] == pytest.approx(yes / (yes + no), abs=TOLERANCE)
+        by_score = sorted(LABELS, key=lambda label: -found["tag_scores"][label])
+        assert found["tags"] == by_score
+
+
+def test_a_classification_models_probabilities_are_those_of_transformers(tmp_path: Path) -> None:
+    """`method: model` gives the labels of the model's config.json, with its softmax."""
+    words = tokenmill("models", "fetch", "bundled:minilm-l6").stdout.strip().splitlines()[-1]
+    expected = printed(CLASSIFIER, [words, str(tmp_path), [row["text"] for row in ROWS]])
+    wanted = job(str(tmp_path), {"kind": "classify", "method": "model"}, text="{{ text }}")
+    wanted["model"]["engine"]["max_model_len"] = 128
+    (rows,) = answered([wanted], ROWS)
+    for row, probabilities in zip(rows, expected, strict=True):
+        assert row["error"] is None
+        named = dict(zip(["good", "bad", "neither"], probabilities, strict=True))
+        assert row["label_scores"] == pytest.approx(named, abs=TOLERANCE)
+        assert row["label"] == max(named, key=lambda label: named[label])
+
+
+def test_the_sentiment_job_gives_each_text_a_mood_or_abstains() -> None:
+    """`jobs/sentiment.yaml`: three probabilities, and a label where the best is at least 0.4."""
+    shipped = yaml.safe_load((ROOT / "jobs" / "sentiment.yaml").read_text())
+    (rows,) = answered([shipped], [{**row, "title": "A letter"} for row in ROWS])
+    for row in rows:
+        assert row["error"] is None
+        assert row["label_scores"].keys() == {"positive", "neutral", "negative"}
+        assert sum(row["label_scores"].values()) == pytest.approx(1)
+        best = max(row["label_scores"], key=lambda label: row["label_scores"][label])
+        assert row["label"] == (best if row["label_scores"][best] >= 0.4 else None)

@@ -1,0 +1,379 @@
+"""Length policies: what becomes of a row whose prompt does not fit, and of all others nothing."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from tokenmill.errors import UserError
+from tokenmill.job.job import Job
+from tokenmill.prompt.fake_tokenizer import FakeTokenizer
+from tokenmill.reject import Reject, RejectClass
+from tokenmill.request import Answer, Completion, Request
+from tokenmill.run.checks import check_job
+from tokenmill.tasks.length.reject import needed_tokens
+from tokenmill.tasks.row_tasks import RowResult, RowTasks
+from tokenmill.tasks.task import PreparedRow, TaskContext
+
+# 60 tokens of three bytes; the answer takes 10.
+CONTEXT = 60
+TRUNCATE = {"policy": "truncate", "column": "text", "marker": "|"}
+CHUNK = {"policy": "chunk", "column": "text", "join": "concatenate"}
+ASK = {"prompt": {"text": "{{ title }}: {{ parts | join('+') }}"}}
+TEXTS = st.text(st.sampled_from("ab .\n\n。é🧑\0"), max_size=600)
+
+
+def a_job(**changes: Any) -> Job:
+    """A job of the fake engine over `title` and `text`."""
+    return Job.model_validate(
+        {
+            "name": "long",
+            "input": {"path": "in/*.parquet"},
+            "model": {"source": "fake"},
+            "prompt": {"text": "{{ title }}\n{{ text }}?"},
+            "sampling": {"max_tokens": 10},
+            "output": {"path": "out"},
+            **changes,
+        }
+    )
+
+
+def tasks(context: int = CONTEXT, **changes: Any) -> RowTasks:
+    return RowTasks(a_job(**changes).steps, TaskContext(FakeTokenizer(), context))
+
+
+def text_of(request: Request) -> str:
+    data = b"".join(token.to_bytes(3) for token in request.prompt_token_ids)
+    return data.rstrip(b"\xff").decode()
+
+
+def upper(request: Request) -> Answer:
+    """An answer that tells its prompt."""
+    text = text_of(request)
+    return Completion(0, text.upper(), "stop", len(request.prompt_token_ids), 2, -3.0)
+
+
+def run(
+    row_tasks: RowTasks, row: Mapping[str, Any], reply: Callable[[Request], Answer] = upper
+) -> tuple[RowResult, list[list[Request]]]:
+    """A row's result, and what was asked in each round."""
+    (entries,) = row_tasks.prepare([row])
+    late = {name: row[name] for name in row_tasks.late_columns}
+    dialogue = row_tasks.answer(entries, late)
+    rounds: list[list[Request]] = []
+    answers: Sequence[Answer] | None = None
+    try:
+        while True:
+            rounds.append(list(dialogue.send(answers)))  # type: ignore[arg-type]
+            answers = [reply(request) for request in rounds[-1]]
+    except StopIteration as end:
+        return end.value, rounds
+
+
+def prompts(rounds: Sequence[Sequence[Request]]) -> list[list[str]]:
+    return [[text_of(request) for request in asked] for asked in rounds]
+
+
+@pytest.mark.parametrize("length", [None, {"policy": "reject"}], ids=["no policy", "reject"])
+def test_without_a_policy_a_long_row_is_rejected_before_it_is_sent(
+    length: dict[str, Any] | None,
+) -> None:
+    """The stage that renders finds it; what just fits goes its way, and no column is added."""
+    changes = {} if length is None else {"length": length}
+    row_tasks = tasks(**changes)
+    fitting, too_long = row_tasks.prepare(
+        [{"title": "t", "text": "x" * 147}, {"title": "t", "text": "x" * 148}]
+    )
+    assert isinstance(fitting[0], PreparedRow) and len(fitting[0].prompts[0]) == CONTEXT - 10
+    assert isinstance(too_long[0], Reject)
+    assert too_long[0].reject_class is RejectClass.PROMPT_TOO_LONG
+    assert "51 tokens and 10 for the answer exceed the context of 60" in too_long[0].message
+    assert [field.name for field in row_tasks.fields][-1] == "mean_logprob"
+
+
+@pytest.mark.parametrize("policy", [TRUNCATE, CHUNK, {**CHUNK, "join": ASK}])
+def test_a_row_that_fits_is_asked_as_without_the_policy(policy: dict[str, Any]) -> None:
+    """The same prompt and cells, and nothing noted for its way to the engine; two more columns."""
+    row = {"title": "t", "text": "short text"}
+    plain, plain_rounds = run(tasks(), row)
+    row_tasks = tasks(length=policy)
+    result, rounds = run(row_tasks, row)
+    assert prompts(rounds) == prompts(plain_rounds)
+    assert result.cells == {**plain.cells, "truncated_tokens": 0, "num_chunks": 1}
+    ((entry,),) = row_tasks.prepare([row])
+    assert isinstance(entry, PreparedRow) and not entry.notes
+
+
+@pytest.mark.parametrize(
+    ("keep", "head", "tail"),
+    [("head", "ti\naa", "|?"), ("tail", "ti\n|", "zz?"), ("middle", "ti\naa", "zz?")],
+)
+def test_a_truncated_prompt_fills_the_context(keep: str, head: str, tail: str) -> None:
+    """The wanted end stays, the marker tells, and the answer's tokens are left free."""
+    text = "a" * 300 + "z" * 300
+    result, rounds = run(tasks(length={**TRUNCATE, "keep": keep}), {"title": "ti", "text": text})
+    ((request,),) = rounds
+    assert CONTEXT - 5 <= needed_tokens(request) <= CONTEXT
+    prompt = text_of(request)
+    assert prompt.startswith(head) and prompt.endswith(tail) and prompt.count("|") == 1
+    kept = len(prompt) - len("ti\n|?")
+    assert result.cells["truncated_tokens"] == 200 - kept // 3
+    assert result.cells["num_chunks"] == 1 and result.reject is None
+
+
+@settings(max_examples=150, deadline=None)
+@given(TEXTS, st.sampled_from(["head", "tail", "middle"]), st.integers(0, 100), st.booleans())
+def test_a_truncated_prompt_never_exceeds_the_context(
+    text: str, keep: str, title: int, twice: bool
+) -> None:
+    """Whatever the text, also where the template prints it twice; else it is a reject."""
+    template = "{{ title }}{{ text }}{{ text }}" if twice else "{{ title }}{{ text }}"
+    row_tasks = tasks(length={**TRUNCATE, "keep": keep}, prompt={"text": template})
+    result, rounds = run(row_tasks, {"title": "t" * title + "x", "text": text})
+    assert all(needed_tokens(request) <= CONTEXT for asked in rounds for request in asked)
+    if result.reject is None:
+        whole = len(f"{'t' * title}x{text}{text if twice else ''}".encode()) <= 150
+        assert (result.cells["truncated_tokens"] == 0) == whole
+    else:
+        assert result.reject.reject_class is RejectClass.EMPTY_INPUT
+
+
+def test_a_text_that_stands_twice_is_cut_by_no_more_than_needed() -> None:
+    """Each token costs two there: half of the context is the text's, not none of it."""
+    row_tasks = tasks(length=TRUNCATE, prompt={"text": "{{ text }}{{ text }}"})
+    _, rounds = run(row_tasks, {"title": "t", "text": "x" * 900})
+    ((request,),) = rounds
+    assert CONTEXT - 6 <= needed_tokens(request) <= CONTEXT
+
+
+def test_max_tokens_holds_with_the_marker() -> None:
+    """The column has at most so many tokens though the context had room for more."""
+    row_tasks = tasks(length={**TRUNCATE, "max_tokens": 5}, prompt={"text": "{{ text }}"})
+    result, rounds = run(row_tasks, {"title": "t", "text": "x" * 60})
+    assert prompts(rounds) == [["x" * 12 + "|"]]
+    assert result.cells["truncated_tokens"] == 16
+    result, rounds = run(row_tasks, {"title": "t", "text": "x" * 15})
+    assert prompts(rounds) == [["x" * 15]] and result.cells["truncated_tokens"] == 0
+
+
+def test_a_prompt_that_is_too_long_without_its_text_is_rejected() -> None:
+    """Cutting the wrong column does not help; neither does one that holds no text."""
+    for policy in (TRUNCATE, CHUNK):
+        result, _ = run(tasks(length=policy), {"title": "t" * 600, "text": "x"})
+        assert result.reject is not None and "next to nothing" in result.reject.message
+        result, _ = run(tasks(length=policy), {"title": "t", "text": ["x"] * 600})
+        assert result.reject is not None and "holds no text" in result.reject.message
+        assert result.reject.reject_class is RejectClass.PROMPT_TOO_LONG
+
+
+def test_rows_are_cut_each_by_itself() -> None:
+    """In a unit of many, short, long, empty and hopeless rows stay in their places."""
+    row_tasks = tasks(length=TRUNCATE)
+    texts = ["x", "y" * 900, "", "z" * 400, "w"]
+    rows = [{"title": "t", "text": text} for text in texts]
+    rows[-1]["title"] = "t" * 900
+    entries = [entry for (entry,) in row_tasks.prepare(rows)]
+    first = [
+        text_of(Request(entry.prompts[0], a_job().params[0]))[2:3]
+        if isinstance(entry, PreparedRow)
+        else str(entry.reject_class)
+        for entry in entries
+    ]
+    assert first == ["x", "y", "empty_input", "z", "prompt_too_long"]
+
+
+def test_chunks_are_asked_together_and_concatenated() -> None:
+    """One round with a prompt for each paragraph; the texts stand behind one another again."""
+    text = "aaaa\n\nbbbb\n\ncccc"
+    policy = {**CHUNK, "max_tokens": 8, "separator": " / "}
+    row_tasks = tasks(length=policy, prompt={"text": "{{ text | trim }}"})
+    result, rounds = run(row_tasks, {"title": "t", "text": text * 2})
+    assert prompts(rounds) == [["aaaa\n\nbbbb\n\nccccaaaa", "bbbb\n\ncccc"]]
+    assert result.cells == {
+        "generated_text": "AAAA\n\nBBBB\n\nCCCCAAAA / BBBB\n\nCCCC",
+        "finish_reason": "stop",
+        "cumulative_logprob": -6.0,
+        "mean_logprob": -1.5,
+        "truncated_tokens": 0,
+        "num_chunks": 2,
+    }
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    TEXTS,
+    st.sampled_from(["paragraphs", "sentences", "tokens"]),
+    st.none() | st.integers(8, 40),
+    st.integers(0, 4),
+)
+def test_chunks_prompts_never_exceed_the_context(
+    text: str, by: str, max_tokens: int | None, overlap: int
+) -> None:
+    """And they hold all of the text but for chunks of blanks."""
+    policy = {**CHUNK, "by": by, "max_tokens": max_tokens, "overlap": overlap}
+    row_tasks = tasks(length=policy, prompt={"text": "{{ title }}{{ text }}"})
+    result, rounds = run(row_tasks, {"title": "t", "text": text})
+    assert all(needed_tokens(request) <= CONTEXT for asked in rounds for request in asked)
+    if result.reject is not None:
+        assert result.reject.reject_class is RejectClass.EMPTY_INPUT and not text.strip()
+        return
+    (asked,) = prompts(rounds)
+    assert len(asked) == result.cells["num_chunks"]
+    if overlap == 0:
+        joined = "".join(prompt[1:] for prompt in asked)
+        assert "".join(joined.split()) == "".join(text.split())
+
+
+def test_chunks_that_take_more_room_than_the_first_are_cut_smaller() -> None:
+    """A template may make more of one part of a text than of another; every chunk fits."""
+    prompt = {"text": "{{ text | replace('b', 'bbbb') }}"}
+    result, rounds = run(
+        tasks(length=CHUNK, prompt=prompt), {"title": "t", "text": "a" * 300 + "b" * 300}
+    )
+    assert result.reject is None
+    assert all(needed_tokens(request) <= CONTEXT for asked in rounds for request in asked)
+    assert "".join(prompts(rounds)[0]) == "a" * 300 + "b" * 1_200
+
+
+def test_a_failed_chunk_rejects_its_row_by_number() -> None:
+    """The reject is the chunk's own, with its attempts."""
+
+    def reply(request: Request) -> Answer:
+        if "b" in text_of(request):
+            return Reject(RejectClass.ENGINE_ERROR, "no", attempts=2)
+        return upper(request)
+
+    row_tasks = tasks(length={**CHUNK, "max_tokens": 8})
+    result, _ = run(row_tasks, {"title": "t", "text": "a" * 24 + "b" * 24}, reply)
+    assert result.reject == Reject(RejectClass.ENGINE_ERROR, "chunk 2 of 2: no", attempts=2)
+    assert result.cells == {}
+
+
+def test_a_second_prompt_joins_the_partial_answers() -> None:
+    """It has the list of them and the row's columns, which travel beside the prompts."""
+    policy = {**CHUNK, "max_tokens": 8, "join": {**ASK, "sampling": {"max_tokens": 20}}}
+    row_tasks = tasks(length=policy, prompt={"text": "{{ text }}"})
+    assert row_tasks.late_columns == ["title"] and set(row_tasks.columns) == {"title", "text"}
+    result, rounds = run(row_tasks, {"title": "t", "text": "a" * 24 + "b" * 3})
+    assert prompts(rounds) == [["a" * 24, "bbb"], [f"t: {'A' * 24}+BBB"]]
+    assert rounds[1][0].params.max_tokens == 20
+    assert result.cells["generated_text"] == f"T: {'A' * 24}+BBB"
+    assert result.cells["num_chunks"] == 2
+
+
+def test_partial_answers_that_do_not_fit_are_a_reject() -> None:
+    """Nothing is cut in silence where the second prompt is too long."""
+    policy = {**CHUNK, "max_tokens": 8, "join": ASK}
+    result, rounds = run(tasks(length=policy), {"title": "t", "text": "a" * 240})
+    assert len(rounds) == 1
+    assert result.reject is not None
+    assert result.reject.message.startswith("the join of 10 chunks: the prompt's ")
+    assert result.reject.reject_class is RejectClass.PROMPT_TOO_LONG
+
+
+def test_in_a_list_each_task_has_its_policy_or_the_jobs() -> None:
+    """Also a task that follows another: its prompt is made beside the engine, and fits too."""
+    row_tasks = tasks(
+        prompt=None,
+        length=TRUNCATE,
+        tasks=[
+            {"kind": "generate", "name": "first", "prompt": {"text": "1{{ text }}"}},
+            {
+                "kind": "generate",
+                "name": "second",
+                "prompt": {"text": "2{{ first_generated_text }}{{ text }}"},
+                "length": {**CHUNK, "column": "first_generated_text", "max_tokens": 20},
+            },
+        ],
+    )
+    result, rounds = run(row_tasks, {"text": "x" * 60})
+    assert [field.name for field in row_tasks.fields if "tokens" in field.name] == [
+        "first_truncated_tokens",
+        "second_truncated_tokens",
+    ]
+    assert prompts(rounds) == [["1" + "x" * 60], ["2" + "1" + "X" * 59 + "x" * 60, "2X" + "x" * 60]]
+    assert result.cells["first_num_chunks"] == 1 and result.cells["second_num_chunks"] == 2
+    _, rounds = run(row_tasks, {"text": "x" * 120})
+    assert all(needed_tokens(request) <= CONTEXT for asked in rounds for request in asked)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"length": {**TRUNCATE, "column": "body"}},
+            "length.column: the task does not read body; it reads text, title",
+        ),
+        (
+            {"length": {**CHUNK, "join": "mean"}},
+            "length.join: generate joins its chunks by concatenate, or by a prompt",
+        ),
+        (
+            {"length": {**CHUNK, "join": {"prompt": {"text": "{{ title }}"}}}},
+            "length.join.prompt: no template uses parts, the list of the chunks' answers",
+        ),
+        (
+            {"length": {**CHUNK, "join": {"prompt": {"text": "{{ parts"}}}},
+            "length.join.prompt.text, line 1: unexpected end of template",
+        ),
+    ],
+)
+def test_a_policy_that_does_not_go_with_its_task_is_refused_before_the_run(
+    changes: dict[str, Any], message: str
+) -> None:
+    """The message names the key and what would do."""
+    with pytest.raises(UserError) as refused:
+        check_job(a_job(**changes))
+    assert str(refused.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("length", "message"),
+    [
+        ({**TRUNCATE, "max_tokens": 50}, "leave nothing of the context of 60"),
+        ({**TRUNCATE, "max_tokens": 1}, "no room for text beside the marker's 1 tokens"),
+    ],
+)
+def test_a_budget_that_leaves_nothing_is_refused(length: dict[str, Any], message: str) -> None:
+    """For the rest of the prompt, or for the text beside its marker."""
+    with pytest.raises(UserError, match=message):
+        tasks(length=length)
+
+
+def test_an_answer_without_a_limit_needs_a_limit_of_the_text() -> None:
+    """Else the text would leave the answer one token."""
+    with pytest.raises(UserError, match=r"one of sampling.max_tokens and length.max_tokens"):
+        tasks(length=TRUNCATE, sampling={"max_tokens": None})
+    tasks(length={**TRUNCATE, "max_tokens": 20}, sampling={"max_tokens": None})
+
+
+@pytest.mark.parametrize(
+    ("length", "message"),
+    [
+        ({**CHUNK, "max_tokens": 20, "overlap": 11}, "more than half of max_tokens"),
+        ({**CHUNK, "join": ASK, "separator": "x"}, "separator goes with join: concatenate"),
+        ({**CHUNK, "join": {**ASK, "sampling": {}}}, "sampling.max_tokens is missing"),
+        ({**CHUNK, "marker": "x"}, "marker"),
+        ({"policy": "truncate"}, "column"),
+        ({"policy": "shrink"}, "'reject', 'truncate', 'chunk'"),
+    ],
+)
+def test_a_policy_is_checked_as_it_is_read(length: dict[str, Any], message: str) -> None:
+    """Keys of another policy, a missing column and senseless numbers are errors."""
+    with pytest.raises(ValidationError, match=message):
+        a_job(length=length)
+
+
+def test_the_policy_is_part_of_what_the_answers_depend_on() -> None:
+    """A changed policy is another job; to write the default out is not."""
+    assert a_job(length=TRUNCATE).fingerprint != a_job().fingerprint
+    assert a_job(length={"policy": "reject"}).fingerprint == a_job().fingerprint
+
+
+@pytest.mark.parametrize("policy", [TRUNCATE, CHUNK, {**CHUNK, "join": ASK}])
+def test_a_job_with_a_policy_comes_back_as_it_was_written(policy: dict[str, Any]) -> None:
+    """Processes hand it on as JSON, with all its defaults."""
+    job = a_job(length=policy, clean={"columns": ["text"], "steps": ["nfc"]})
+    assert Job.model_validate_json(job.model_dump_json()) == job

@@ -1,0 +1,273 @@
+"""What a row may vary: sampling parameters and the adapter, from columns of the input."""
+
+import json
+import math
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from helpers.asking import Asked, completion, make_job, section
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from tokenmill.config.sampling import OVERRIDABLE
+from tokenmill.prompt.fake_tokenizer import FakeTokenizer
+from tokenmill.reject import Reject, RejectClass
+from tokenmill.request import Request, Sampling
+from tokenmill.row_columns import ROW_COLUMN
+from tokenmill.stages.render import Renderer
+from tokenmill.tasks.row_overrides import WithRowOverrides
+from tokenmill.tasks.row_tasks import RowTasks, input_columns
+from tokenmill.tasks.task import Cells, Dialogue, PreparedRow, Row, TaskContext
+from tokenmill.tasks.unit_tables import RenderedRows
+
+WARM = {"max_tokens": 16, "temperature": 0.7, "seed": 5}
+
+
+def ask(row: dict[str, Any], adapters: tuple[str, ...] = (), **keys: Any) -> Asked:
+    return Asked(
+        section(**keys), {"text": "a", **row}, lambda _request, _at: completion(), adapters=adapters
+    )
+
+
+def test_a_rows_values_stand_in_place_of_the_jobs() -> None:
+    """Cells become sampling parameters of the row's request; the others stay the job's."""
+    overrides = {"temperature": "warmth", "max_tokens": "length", "stop": "until"}
+    asked = ask({"warmth": 1, "length": 40.0, "until": "."}, overrides=overrides, sampling=WARM)
+    (request,) = asked.requests
+    assert request.params.values == {
+        "max_tokens": 40,
+        "temperature": 1.0,
+        "seed": 5,
+        "stop": ["."],
+    }
+    assert request.params.max_tokens == 40
+
+
+def test_a_null_cell_is_the_jobs_value() -> None:
+    """A row without a value is asked with the very same parameters as if it could have none."""
+    asked = ask({"length": None}, overrides={"max_tokens": "length"}, sampling=WARM)
+    assert asked.requests[0].params.values == WARM
+
+
+def test_a_row_that_varies_nothing_costs_no_notes() -> None:
+    """Nulls leave nothing to carry from the process that renders to the engine's."""
+    tasks = RowTasks(make_job(overrides={"seed": "s"}).steps, TaskContext(FakeTokenizer(), 8192))
+    ((entry,),) = tasks.prepare([{"text": "a", "s": None}])
+    assert isinstance(entry, PreparedRow)
+    assert entry.notes == {}
+
+
+GOOD = {
+    "temperature": [0, 0.7, 2, Decimal("0.5")],
+    "top_p": [0.1, 1],
+    "top_k": [-1, 0, 50],
+    "min_p": [0, 1],
+    "max_tokens": [1, 16.0, Decimal(3)],
+    "min_tokens": [0, 3],
+    "seed": [-(2**63), 0, 2**63 - 1],
+    "presence_penalty": [-2, 2.0],
+    "frequency_penalty": [-2, 2.0],
+    "repetition_penalty": [0.1, 5],
+    "stop": ["a", ["a", "b"], []],
+    "structured_outputs": ['{"json": {"type": "object"}}', '{"json_object": true}'],
+}
+BAD = {
+    "temperature": [-0.1, 2.1, math.nan, math.inf, "0.5", True],
+    "top_p": [0, 1.1, math.nan],
+    "top_k": [-2, 0.5],
+    "min_p": [-0.1, 1.1],
+    "max_tokens": [0, -1, 1.5, "16", False, math.nan, math.inf],
+    "min_tokens": [-1],
+    "seed": [2**63, 0.5, "1"],
+    "presence_penalty": [-2.1, 2.1],
+    "frequency_penalty": [-2.1, 2.1],
+    "repetition_penalty": [0, -1, math.inf],
+    "stop": ["", ["a", ""], [None], 5],
+    "structured_outputs": ["", "{", "[1]", '{"json": "a"}', '{"regex": "a"}', "[" * 10**5, {}],
+}
+#: What a value is called in the request, where that is not the value itself.
+IN_REQUEST: dict[str, Any] = {
+    "a": ["a"],
+    '{"json": {"type": "object"}}': {"json": '{"type": "object"}'},
+    '{"json_object": true}': {"json_object": True},
+}
+
+
+@pytest.mark.parametrize("name", OVERRIDABLE)
+def test_good_values_reach_the_request(name: str) -> None:
+    """Each value that vLLM takes is taken, whole numbers as floats and decimals as well."""
+    for value in GOOD[name]:
+        asked = ask({"own": value}, overrides={name: "own"})
+        (found,) = asked.sampled(name)
+        wanted = IN_REQUEST[value] if isinstance(value, str) else value
+        assert found == wanted, value
+        json.dumps(found)
+
+
+@pytest.mark.parametrize("name", OVERRIDABLE)
+def test_a_bad_value_is_its_rows_reject(name: str) -> None:
+    """Each value that vLLM would refuse, or misread, is a reject that names the column."""
+    for value in BAD[name]:
+        reject = ask({"own": value}, overrides={name: "own"}).reject
+        assert reject.reject_class is RejectClass.BAD_OVERRIDE, value
+        assert reject.message.startswith("the column own is "), value
+        assert f"{name} must be " in reject.message, value
+        assert reject.attempts == 0
+
+
+@given(st.lists(st.none() | st.integers(-3, 3) | st.text(max_size=2), max_size=8))
+def test_a_bad_row_touches_no_other(cells: list[Any]) -> None:
+    """Every row is prepared or rejected in its own place, whatever stands beside it."""
+    tasks = RowTasks(
+        make_job(overrides={"max_tokens": "own"}).steps, TaskContext(FakeTokenizer(), 8192)
+    )
+    entries = tasks.prepare([{"text": f"row {at}", "own": own} for at, own in enumerate(cells)])
+    for at, ((entry,), own) in enumerate(zip(entries, cells, strict=True)):
+        if own is None or (isinstance(own, int) and own >= 1):
+            assert isinstance(entry, PreparedRow)
+            assert FakeTokenizer().decode(entry.prompts[0]) == f"row {at}"
+        else:
+            assert isinstance(entry, Reject)
+
+
+def test_a_rows_seed_gives_its_samples_different_seeds() -> None:
+    """The samples' seeds follow the row's as they follow the job's."""
+    task = {"kind": "generate", "n": 3}
+    asked = ask({"own": 100}, task=task, overrides={"seed": "own"}, sampling=WARM)
+    assert asked.sampled("seed") == [100, 101, 102]
+
+
+class Retrying:
+    """A task that asks a second time, with more tokens and another seed."""
+
+    def prepare(self, rows: Sequence[Row]) -> list[PreparedRow | Reject]:
+        return [PreparedRow([[1]]) for _ in rows]
+
+    def answer(self, prepared: PreparedRow) -> Dialogue[Cells | Reject]:
+        (prompt,) = prepared.prompts
+        yield [Request(prompt, Sampling(WARM))]
+        again = {**WARM, "max_tokens": 32, "seed": 6}
+        yield [Request(prompt, Sampling(again))]
+        return {}
+
+
+def test_what_a_task_changes_for_a_request_stands() -> None:
+    """A second try keeps its own number of tokens; its seed is as far from the row's as ever."""
+    overrides = {"max_tokens": "m", "seed": "s", "temperature": "t"}
+    task = WithRowOverrides(Retrying(), section(overrides=overrides, sampling=WARM), ())
+    (prepared,) = task.prepare([{"m": 8, "s": 100, "t": 1}])
+    assert isinstance(prepared, PreparedRow)
+    dialogue = task.answer(prepared)
+    asked = [next(dialogue), dialogue.send([completion()])]
+    assert [request.params.values for (request,) in asked] == [
+        {"max_tokens": 8, "seed": 100, "temperature": 1},
+        {"max_tokens": 32, "seed": 101, "temperature": 1},
+    ]
+
+
+def test_a_row_without_chance_cannot_have_several_samples() -> None:
+    """Temperature 0 in a row of a job with n > 1 is that row's reject: all would be alike."""
+    task = {"kind": "generate", "n": 2}
+    row = {"warmth": 0}
+    overrides = {"temperature": "warmth"}
+    reject = ask(row, task=task, overrides=overrides, sampling=WARM).reject
+    assert reject.reject_class is RejectClass.BAD_OVERRIDE
+    assert "alike" in reject.message
+    assert ask(row, overrides=overrides, sampling=WARM).sampled("temperature") == [0]
+
+
+def test_the_adapter_is_the_rows() -> None:
+    """The column's name goes with the request; null is the model itself."""
+    model = {"source": "fake", "adapters": {"fr": "somewhere"}}
+    keys: dict[str, Any] = {"model": model, "adapter": "style"}
+    assert ask({"style": "fr"}, ("fr",), **keys).requests[0].adapter == "fr"
+    assert ask({"style": None}, ("fr",), **keys).requests[0].adapter is None
+
+
+@pytest.mark.parametrize("name", ["de", "", "FR", 3, ["fr"]])
+def test_an_unknown_adapter_is_its_rows_reject(name: Any) -> None:
+    """A name that the job does not have, or what is no name, never falls back to the model."""
+    model = {"source": "fake", "adapters": {"fr": "somewhere"}}
+    reject = ask({"style": name}, ("fr",), model=model, adapter="style").reject
+    assert reject.reject_class is RejectClass.UNKNOWN_ADAPTER
+    assert "the column style is" in reject.message
+
+
+def test_what_varies_is_read_from_the_input() -> None:
+    """The columns of overrides and adapters are read beside the prompt's, with their places."""
+    model = {"source": "fake", "adapters": {"fr": "somewhere"}}
+    steps = make_job(model=model, adapter="style", overrides={"seed": "s"}).steps
+    assert input_columns(steps) == {"text": "prompt.text", "s": "overrides", "style": "adapter"}
+
+
+def test_what_varies_crosses_to_the_engine() -> None:
+    """Through the table between the processes a row keeps its values and its adapter."""
+    model = {"source": "fake", "adapters": {"fr": "somewhere"}}
+    steps = make_job(model=model, adapter="style", overrides={"max_tokens": "m"}).steps
+    tasks = RowTasks(steps, TaskContext(FakeTokenizer(), 8192, adapters=("fr",)))
+    rows = pa.table(
+        {
+            "text": ["a", "b", "c"],
+            "m": pa.array([3, None, 0], pa.int16()),
+            "style": pa.array(["fr", None, None], pa.string()).dictionary_encode(),
+            ROW_COLUMN: pa.array([0, 1, 2], pa.int64()),
+        }
+    )
+    rendered = RenderedRows(Renderer(tasks, ()).render(rows))
+    asked = []
+    for row in range(3):
+        dialogue = tasks.answer(rendered.entries(row), rendered.late(row))
+        try:
+            ((request,),) = (next(dialogue),)
+        except StopIteration as end:
+            asked.append(end.value.reject.reject_class)
+        else:
+            asked.append((request.params.max_tokens, request.adapter))
+    assert asked == [(3, "fr"), (16, None), RejectClass.BAD_OVERRIDE]
+
+
+def test_a_task_may_vary_for_itself() -> None:
+    """In a list of tasks each has its own columns; a column may be an earlier task's."""
+    tasks = [
+        {"kind": "generate", "name": "a", "overrides": {"seed": "s"}},
+        {"kind": "generate", "name": "b", "overrides": {"stop": "a_generated_text"}},
+        {"kind": "generate", "name": "c"},
+    ]
+    steps = make_job(tasks=tasks, overrides={"top_k": "k"}).steps
+    assert [step.overrides for step in steps] == [
+        {"seed": "s"},
+        {"stop": "a_generated_text"},
+        {"top_k": "k"},
+    ]
+    assert input_columns(steps).keys() == {"text", "s", "k"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"overrides": {"logprobs": "l"}}, "logprobs cannot differ by row"),
+        ({"adapter": "style"}, "adapter: model.adapters names none"),
+        ({"model": {"source": "fake", "adapters": {"fr": "x"}}}, "no task takes one"),
+        ({"model": {"source": "fake", "adapters": {"": "x"}}, "adapter": "a"}, "at least 1"),
+    ],
+)
+def test_a_job_that_varies_nothing_it_can_is_refused(keys: dict[str, Any], said: str) -> None:
+    """What no row could use is said when the job is read."""
+    with pytest.raises(ValidationError) as caught:
+        make_job(**keys)
+    assert said in str(caught.value)
+
+
+def test_adapters_are_part_of_the_fingerprint() -> None:
+    """Another adapter under the same name is another job; how many are loaded is not."""
+
+    def fingerprint(path: str, **engine: Any) -> str:
+        model = {"source": "bundled:smollm2-135m", "adapters": {"fr": path}, "engine": engine}
+        return make_job(model=model, adapter="style").fingerprint
+
+    assert fingerprint("one") != fingerprint("two")
+    assert fingerprint("one") == fingerprint("one", max_loras=4, max_cpu_loras=9)
+    assert fingerprint("one") != fingerprint("one", max_lora_rank=64)
