@@ -1,16 +1,28 @@
-"""How fast tokenmill is beside others, on this machine, and what it does without a model.
+"""Benchmark tokenmill on this machine: compared with other systems, and by itself.
 
     python -m bench [PART…] [--rounds 3] [--rows 3000000] [--output out/bench]
 
-Comparisons are ratios of runs that take turns: `steady` (W1 to W3 beside one `LLM.generate` call),
-`peers` (W2 beside `ray.data.llm`, `map_batches` by hand and `vllm run-batch`), `questions` (W4 in
-our order and in none), `labels` (W7 beside vLLM's `prompt_logprobs`), `skew` (W5 beside one call
-and calls of sixteen rows), `repeats` (W6 with and without `deduplicate`). Measurements are figures
-with a target: `tail` (makespan and scaling) and `prefixes` (what of the prompts a cache holds),
-both on a virtual clock; `cached` (the same of the real engine); `null` (what a row costs without an
-engine); `planning` (many shards, many units); `memory` (what processes hold, with `--rows`);
-`restart` (what a kill costs); `start` (how long until engines are ready). Prints tables; writes
-figures.json, and plots of comparisons and memory.
+Comparisons run the systems alternately and report ratios:
+
+    steady     W1 to W3, compared with one `LLM.generate` call
+    peers      W2, compared with `ray.data.llm`, a simple `map_batches` and `vllm run-batch`
+    questions  W4, with the prompts in tokenmill's order and shuffled
+    labels     W7, compared with vLLM's `prompt_logprobs`
+    skew       W5, compared with one call and with calls of sixteen rows
+    repeats    W6, with and without `deduplicate`
+
+Measurements are figures with a target:
+
+    tail       makespan and scaling, on a virtual clock
+    prefixes   prompt tokens found in the prefix caches, on a virtual clock
+    cached     prompt tokens found in the real engine's prefix cache
+    null       cost of a row without an engine
+    planning   planning many shards, resuming many units
+    memory     memory of all processes, with `--rows`
+    restart    cost of a kill
+    start      time until the engines are ready
+
+Prints tables; writes figures.json, and plots of comparisons and memory.
 """
 
 import argparse
@@ -45,9 +57,9 @@ from bench.workloads import Workload
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A workload and the systems on it; `base` is what the others are held against.
+    """A workload and the systems that run it; `base` is the baseline of the ratios.
 
-    `check` looks at what they left in the folder, a job's output being called SYSTEM-ROUND.
+    `check` compares the results in the folder; the output of a job is called SYSTEM-ROUND.
     """
 
     make: Callable[[Path], Workload]
@@ -76,7 +88,7 @@ PARTS: Mapping[str, Sequence[Comparison]] = {
         for share in (0.0, 0.3, 0.6)
     ],
 }
-#: What needs no other system; each is told how many rows are many, and where plots go.
+#: Measurements without another system; arguments are the number of rows and the plot folder.
 MEASUREMENTS: Mapping[str, Callable[[int, Path], Iterable[Figure]]] = {
     "tail": lambda *_: tail.figures(),
     "prefixes": lambda *_: prefixes.figures(),
@@ -90,7 +102,7 @@ MEASUREMENTS: Mapping[str, Callable[[int, Path], Iterable[Figure]]] = {
 
 
 def compare(comparison: Comparison, folder: Path, rounds: int) -> dict[str, Any]:
-    """The blocks of all systems, and each one's ratio to the base."""
+    """Run all systems, and return their blocks and ratios to the baseline."""
     workload = comparison.make(folder)
 
     def run(system: str, number: int) -> timing.Block:
@@ -120,9 +132,9 @@ def compare(comparison: Comparison, folder: Path, rounds: int) -> dict[str, Any]
 
 
 def print_table(results: Sequence[Mapping[str, Any]]) -> None:
-    """A line a system: median, least and most of its rounds."""
+    """Print one line per system: median, minimum and maximum of its rounds."""
     table = Table(box=None, pad_edge=False)
-    for heading in ("workload", "system", "seconds", "tokens/s", "times faster", "others' cores"):
+    for heading in ("workload", "system", "seconds", "tokens/s", "speedup", "other load, cores"):
         table.add_column(heading)
     for result in results:
         for system, figures in result["systems"].items():
@@ -140,7 +152,7 @@ def print_table(results: Sequence[Mapping[str, Any]]) -> None:
 
 
 def plot(results: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Each round's ratio as a point, a line a workload and system, as one HTML page."""
+    """Plot the ratio of each round, one line per workload and system, as an HTML page."""
     from plotly import graph_objects  # noqa: PLC0415 - takes a second
 
     points = [
@@ -153,19 +165,19 @@ def plot(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     names, values = zip(*points, strict=True)
     figure = graph_objects.Figure(graph_objects.Scatter(x=values, y=names, mode="markers"))
     figure.add_vline(x=1, line_color="grey")
-    figure.update_xaxes(title="times faster than the base in the same round")
+    figure.update_xaxes(title="speedup over the baseline in the same round")
     figure.write_html(path)
 
 
 def measure(part: str, num_rows: int, output: Path) -> dict[str, Any]:
-    """A measurement's figures, printed."""
+    """Run a measurement, print its figures and return them."""
     figures = list(MEASUREMENTS[part](num_rows, output))
     print_figures(part, figures)
     return {"part": part, "figures": [figure.to_json() for figure in figures]}
 
 
 def main() -> None:
-    """Run the parts that the command line names; all of them by default."""
+    """Run the parts given on the command line; all of them by default."""
     parser = argparse.ArgumentParser(prog="python -m bench")
     parser.add_argument("parts", nargs="*", choices=[*PARTS, *MEASUREMENTS, []], metavar="PART")
     parser.add_argument("--rounds", type=int, default=3)

@@ -1,6 +1,6 @@
-"""The engine with nothing between: vLLM alone, and one replica of the pipeline in this process.
+"""Baselines in a single process: vLLM alone, and one tokenmill replica without Ray.
 
-Seconds count from the moment that the engine is ready.
+Time is counted from the moment when the engine is ready.
 """
 
 import json
@@ -31,18 +31,19 @@ from tokenmill.tasks.labels.classify import Classify, label_tokens, softmax
 from tokenmill.tasks.row_tasks import RowTasks
 from tokenmill.tasks.unit_tables import RenderedRows
 
-#: Rows a call where a corpus is cut into groups.
+#: Rows per call if a corpus is processed in groups.
 GROUP_ROWS = 16
-#: The file beside a job's output in which `prompt_logprobs` leaves the labels' scores, row by row.
+#: Suffix of the file next to a job's output in which `prompt_logprobs` writes the label scores.
 SCORES = ".scores.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What a system did with a job.
+    """The result of a system on a job.
 
-    `reused` counts requests that it did not send, `cached_tokens` those of the prompts that the
-    engine found in its cache and `preemptions` how often it took a request out of its batch.
+    `reused` counts requests that were not sent because their answer was known, `cached_tokens`
+    prompt tokens found in the engine's cache, and `preemptions` requests that the engine removed
+    from its batch.
     """
 
     seconds: float
@@ -55,7 +56,7 @@ class Figures:
 
 
 def llm(job_file: Path) -> Figures:
-    """All prompts in one call."""
+    """Run all prompts in one call of `LLM.generate`."""
     job = load_job(job_file, [])
     requests = requests_of(job)
     engine = load_llm(job)
@@ -65,7 +66,7 @@ def llm(job_file: Path) -> Figures:
 
 
 def llm_in_groups(job_file: Path) -> Figures:
-    """The same, sixteen prompts a call."""
+    """Run sixteen prompts per call of `LLM.generate`."""
     job = load_job(job_file, [])
     requests = requests_of(job)
     engine = load_llm(job)
@@ -79,7 +80,7 @@ def llm_in_groups(job_file: Path) -> Figures:
 
 
 def prompt_logprobs(job_file: Path) -> Figures:
-    """Each label behind each prompt, read as a part of it: how likely it was, in one call."""
+    """Score each label as the end of each prompt, in one call with `prompt_logprobs`."""
     job = load_job(job_file, [])
     (step,) = job.steps
     if not isinstance(step, Classify) or step.choices is None:
@@ -87,7 +88,7 @@ def prompt_logprobs(job_file: Path) -> Figures:
     labels, prompter = labels_of(step.choices), step.prompter(load_context(job))
     sequences = label_tokens(labels, prompter, step.own_prompt.text, "")
     prompts = prompter.encode(ds.dataset(job.input.path).to_table().to_pylist())
-    # The least that it can be asked for: no text, no other token's logarithm.
+    # The least that can be requested: no text, and no log-probabilities of other tokens.
     sampling = Sampling(
         {"temperature": 0, "max_tokens": 1, "detokenize": False, "prompt_logprobs": 0}
     )
@@ -114,12 +115,12 @@ def prompt_logprobs(job_file: Path) -> Figures:
 
 
 def _logprob_of_end(logprobs: Any, num_tokens: int) -> float:
-    """Of a prompt's last tokens; of several at a place its own stands first."""
+    """Sum the log-probabilities of the last tokens; a position lists the prompt's token first."""
     return math.fsum(logprobs.logprobs[start] for start in logprobs.start_indices[-num_tokens:])
 
 
 def replica(job_file: Path) -> Figures:
-    """One of the pipeline's replicas; what vLLM counts is in its own process."""
+    """Run one replica in this process, where vLLM's counters can be read."""
     from vllm.v1.metrics.reader import Counter, get_metrics_snapshot  # noqa: PLC0415
 
     job = load_job(job_file, ["model.engine.disable_log_stats=false"])
@@ -147,16 +148,16 @@ def replica(job_file: Path) -> Figures:
 
 
 def _ignore(_: Any) -> None:
-    """Nobody looks."""
+    """Ignore the call."""
 
 
 def requests_of(job: Job) -> list[Request]:
-    """What the job's rows ask in their first round."""
+    """Return the requests of the first round of all rows of the job."""
     return requests_in(job, ds.dataset(job.input.path).to_table())
 
 
 def requests_in(job: Job, rows: pa.Table) -> list[Request]:
-    """What these rows ask in their first round."""
+    """Return the requests of the first round of these rows."""
     tasks = load_tasks(job)
     rendered = RenderedRows(_rendered(tasks, rows))
     dialogues = (
@@ -171,14 +172,14 @@ def _rendered(tasks: RowTasks, rows: pa.Table) -> pa.Table:
 
 
 def load_llm(job: Job) -> Any:
-    """The engine as people load it."""
+    """Load the engine as in vLLM's documentation."""
     from vllm import LLM  # noqa: PLC0415 - takes ten seconds
 
     return LLM(model=str(fetch_model(job.model)), disable_log_stats=True, **job.model.engine)
 
 
 def generate(engine: Any, requests: Sequence[Request]) -> list[Any]:
-    """One call of `LLM.generate`."""
+    """Call `LLM.generate` once."""
     prompts = [{"prompt_token_ids": list(request.prompt_token_ids)} for request in requests]
     params = [vllm_params(request.params) for request in requests]
     outputs: list[Any] = engine.generate(prompts, params, use_tqdm=False)
@@ -186,7 +187,7 @@ def generate(engine: Any, requests: Sequence[Request]) -> list[Any]:
 
 
 def figures_of(seconds: float, outputs: Sequence[Any]) -> Figures:
-    """What a call took, and how many tokens its outputs have."""
+    """Return the figures of a call from its duration and outputs."""
     return Figures(
         seconds,
         len(outputs),

@@ -1,7 +1,7 @@
-"""How much of the prompts the real engine's prefix cache holds, by what vLLM itself counts.
+"""Measure how many prompt tokens the real engine finds in its prefix cache, by vLLM's counters.
 
-The prompts are in the order of one of the pipeline's replicas; what is told is the tokens found
-over those that a cache without a limit would have found.
+The prompts are in the order in which one replica sends them. The figure is the number of tokens
+found, divided by the number that an unlimited cache would find.
 """
 
 import tempfile
@@ -16,17 +16,17 @@ from bench.measure import Figure, at_least
 from bench.prefixes import found_by_unlimited
 from bench.workloads import ENGINE, Workload
 
-# What vLLM takes on a CPU; the same everywhere, so that the figure is.
+# vLLM's default on a CPU, set explicitly so that the figure is the same on every machine.
 _BLOCK_TOKENS = 128
 
 
 def figures() -> Iterator[Figure]:
-    """The part `cached`: some minutes, the real model."""
+    """Run the part `cached`: a few minutes, with the real model."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         one = workloads.tagging(folder, num_rows=64)
         yield from _found(one, "one instruction of 400 tokens", folder)
-        yield from _found(workloads.questions(folder), "five questions to each document", folder)
+        yield from _found(workloads.questions(folder), "five questions about each document", folder)
 
 
 def _found(workload: Workload, name: str, folder: Path) -> Iterator[Figure]:
@@ -38,5 +38,5 @@ def _found(workload: Workload, name: str, folder: Path) -> Iterator[Figure]:
     prompts = [request.prompt_token_ids for request in requests_of(load_job(job_file, []))]
     found = block.figures["cached_tokens"]
     unlimited = found_by_unlimited(prompts, _BLOCK_TOKENS)
-    yield at_least(0.95, name, found / unlimited, "of the unlimited")
-    yield Figure("  of all prompt tokens", found / sum(map(len, prompts)), "")
+    yield at_least(0.95, name, found / unlimited, "of unlimited")
+    yield Figure("  share of all prompt tokens", found / sum(map(len, prompts)), "")

@@ -1,12 +1,12 @@
-"""The pipeline on a GPU, beside vLLM alone and the card's limits; `bench/gpu.sh` calls it.
+"""Compare tokenmill on a GPU with vLLM alone and with the card's limits; used by `bench/gpu.sh`.
 
-    python -m bench.gpu prepare FOLDER [--rows N] [--small]    # a model and the cases
-    python -m bench.gpu run CASE SYSTEM                     # a system of bench.systems
-    python -m bench.gpu table FOLDER [--card H200]
+    python -m bench.gpu prepare FOLDER [--rows N] [--small]    # write a model and the cases
+    python -m bench.gpu run CASE SYSTEM                        # run a system of bench.systems
+    python -m bench.gpu table FOLDER [--card H200]             # print the results
 
-A case is a folder: its corpus, its job, what each system did with it. The model has the shape of
-Llama 3.1 8B but for its words, which are those of the bundled model's tokenizer; `--small` makes
-one of two layers, some rows and one length, to try the script without a GPU.
+A case is a folder with its corpus, its job and the results of each system. The model has the shape
+of Llama 3.1 8B, with the vocabulary of the bundled model's tokenizer. `--small` creates a model of
+two layers, with a few rows and one length, to test the script without a GPU.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from bench.limits import CARDS, Card, Shape, reading_limit, seconds_without_over
 from bench.peers import engine_options
 from bench.workloads import MODEL
 
-#: Llama 3.1 8B's.
+#: The shape of Llama 3.1 8B.
 _EIGHT_BILLION = {
     "hidden_size": 4096,
     "intermediate_size": 14336,
@@ -49,18 +49,18 @@ _EIGHT_BILLION = {
 _SMALL = {"num_hidden_layers": 2}
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _SEED = 1
-# Beside prompt and answer.
+# Context in addition to prompt and answer.
 _SPARE_TOKENS = 64
-# Of W1's prompt five tokens in six are the same in all rows, as in 400 shared and 80 own.
+# In W1, five of six prompt tokens are the same in all rows (400 shared, 80 own).
 _SHARED = 5 / 6
 _TAG_TOKENS = 8
-#: A system that is held against the limits, and what is expected of it.
+#: The target share of the card's limit, by workload.
 _LEAST = {"W1": 0.45, "W2": 0.55}
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Rows of `shared` and `own` tokens, and `answer` tokens written; 0: the text is scored."""
+    """Rows with `shared` and `own` prompt tokens and `answer` output tokens; 0 means scoring."""
 
     workload: str
     precision: str
@@ -72,17 +72,17 @@ class Case:
 
     @property
     def prompt(self) -> int:
-        """Tokens of a row's prompt, about."""
+        """Approximate number of tokens in a row's prompt."""
         return self.shared + self.own
 
     @property
     def name(self) -> str:
-        """A folder's name."""
+        """The name of the case's folder."""
         return f"{self.workload}-{self.prompt}-{self.answer}-{self.precision}"
 
 
 def cases(rows: int) -> Iterator[Case]:
-    """W1 to W3, two lengths, two precisions."""
+    """Yield W1 to W3 with two lengths and two precisions."""
     for (prompt, answer, sequences), precision in product(
         ((2_048, 256, 256), (512, 512, 512)), ("bf16", "fp8")
     ):
@@ -94,7 +94,7 @@ def cases(rows: int) -> Iterator[Case]:
 
 
 def swept(rows: int) -> Iterator[Case]:
-    """W2 at 512 and 512 tokens, with each of the engine's settings that may matter."""
+    """Yield W2 at 512 and 512 tokens with each combination of engine settings to try."""
     (case,) = (one for one in cases(rows) if one.name == "W2-512-512-bf16")
     for sequences, batched, kv, is_eager in product(
         (256, 512, 1_024), (8_192, 16_384, 32_768), ("auto", "fp8"), (False, True)
@@ -111,7 +111,7 @@ def swept(rows: int) -> Iterator[Case]:
 
 
 def small(rows: int) -> Iterator[Case]:
-    """Each workload once, as a CPU can do it."""
+    """Yield each workload once, small enough for a CPU."""
     own = {
         "dtype": "float32",
         "max_model_len": 256,
@@ -128,7 +128,7 @@ def small(rows: int) -> Iterator[Case]:
 
 
 def _engine(context: int, sequences: int, precision: str) -> dict[str, Any]:
-    """All that vLLM chooses by its front end is said."""
+    """Set every argument whose default depends on vLLM's front end."""
     engine = {
         "load_format": "dummy",
         "dtype": "bfloat16",
@@ -141,7 +141,7 @@ def _engine(context: int, sequences: int, precision: str) -> dict[str, Any]:
 
 
 def write_model(folder: Path, shape: Mapping[str, Any]) -> None:
-    """A Llama's config.json in this shape, and the bundled model's words; there are no weights."""
+    """Write a config.json with this shape and the bundled model's tokenizer, without weights."""
     bundled = fetch_model(ModelSource(source=MODEL))
     folder.mkdir(parents=True, exist_ok=True)
     for name in _TOKENIZER:
@@ -151,7 +151,7 @@ def write_model(folder: Path, shape: Mapping[str, Any]) -> None:
 
 
 def write_case(case: Case, folder: Path, model: Path) -> None:
-    """The case's corpus, its job, and options of `vllm bench throughput` that ask for the same."""
+    """Write the case's corpus, its job, and the equivalent options of `vllm bench throughput`."""
     (folder / "corpus").mkdir(parents=True, exist_ok=True)
     words = _words(model)
     draw = random.Random(_SEED)  # noqa: S311 - no secret
@@ -187,14 +187,14 @@ def _throughput_options(case: Case, model: Path) -> list[str]:
 
 
 def _words(model: Path) -> list[str]:
-    """The tokenizer's words of letters with a space before: a text of them has as many tokens."""
+    """Return the tokenizer's words of letters with a leading space; each is one token."""
     vocabulary = json.loads((model / "tokenizer.json").read_text())["model"]["vocab"]
     found = [word[1:] for word in vocabulary if word.startswith("Ġ")]
     return [f" {word}" for word in found if word.isascii() and word.isalpha()]
 
 
 def run(folder: Path, system: str) -> None:
-    """A system on a case, in a process of its own; its block is written beside the job."""
+    """Run a system on a case in its own process, and write its block next to the job."""
     shutil.rmtree(folder / "output", ignore_errors=True)
     block = timing.run_block(system, folder / "job.yaml", folder / f"{system}.log")
     (folder / f"{system}.json").write_text(json.dumps(asdict(block)))
@@ -202,10 +202,10 @@ def run(folder: Path, system: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the table says of a case; None is what was not run, or has no limit.
+    """A case's row in the table; None means not run, or without a limit.
 
-    `share` is that of the card's limit, `startup_s` all that is not between the engine's being
-    ready and the end.
+    `share` is the share of the card's limit. `startup_s` is all time outside the interval from the
+    engine's being ready to the end.
     """
 
     tokens_per_s: float
@@ -218,7 +218,7 @@ class Outcome:
 
 
 def outcome(case: Case, folder: Path, limits: tuple[Shape, Card] | None) -> Outcome | None:
-    """Of `tokenmill` on a case, or of the replica alone where there is no more; None: not run."""
+    """Return the outcome of `tokenmill`, otherwise of the replica; None if neither was run."""
     counted, alone = _block(folder, "replica"), _block(folder, "llm")
     block = _block(folder, "tokenmill") or counted
     if block is None:
@@ -241,7 +241,7 @@ def outcome(case: Case, folder: Path, limits: tuple[Shape, Card] | None) -> Outc
 
 
 def limit_seconds(case: Case, cached: float, shape: Shape, card: Card) -> float:
-    """The least that the card takes: for tags, reading what is not cached; else without overlap."""
+    """Return the card's least time: reading uncached tokens for tags, otherwise without overlap."""
     if case.workload == "W1":
         context = (case.prompt + cached) / 2
         return case.rows * (case.prompt - cached) / reading_limit(shape, card, context)
@@ -255,7 +255,7 @@ def _block(folder: Path, system: str) -> timing.Block | None:
 
 
 def _busy(path: Path) -> float | None:
-    """The middle of the GPU's readings (second column, percent), those at rest left out."""
+    """Return the median of the GPU utilization (second column, percent), without idle readings."""
     if not path.is_file():
         return None
     with path.open() as file:
@@ -264,7 +264,7 @@ def _busy(path: Path) -> float | None:
 
 
 def print_table(root: Path, card_name: str | None) -> None:
-    """A line a case that was run; the best of a sweep first."""
+    """Print one line per case that was run, the fastest of a sweep first."""
     card = next((card for name, card in CARDS.items() if name in (card_name or "")), None)
     config = json.loads((root / "model" / "config.json").read_text())
     lines = []
@@ -279,7 +279,7 @@ def print_table(root: Path, card_name: str | None) -> None:
     table = Table(box=None, pad_edge=False)
     table.add_column("case", no_wrap=True)
     for heading in (
-        *("tokens/s", "/ LLM.generate", "/ vllm bench", "of the limit", "target"),
+        *("tokens/s", "/ LLM.generate", "/ vllm bench", "of limit", "target"),
         *("preempted", "GPU %", "start-up s"),
     ):
         table.add_column(heading, justify="right")
@@ -310,7 +310,7 @@ def _number(value: float | None, digits: int = 2) -> str:
 
 
 def prepare(root: Path, rows: int, *, is_small: bool) -> None:
-    """Write the model and all cases below the folder."""
+    """Write the model and all cases into the folder."""
     model = root / "model"
     write_model(model, _SMALL if is_small else _EIGHT_BILLION)
     for case in small(rows) if is_small else (*cases(rows), *swept(rows)):
@@ -318,7 +318,7 @@ def prepare(root: Path, rows: int, *, is_small: bool) -> None:
 
 
 def main() -> None:
-    """One of the three steps."""
+    """Run one of the three steps."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu")
     steps = parser.add_subparsers(dest="step", required=True)
     for name in ("prepare", "run", "table"):

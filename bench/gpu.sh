@@ -1,13 +1,18 @@
 #!/usr/bin/env bash
-# The pipeline on a machine with an NVIDIA GPU and the official vLLM (pip install '.[gpu]'):
+# Benchmark tokenmill on an NVIDIA GPU with the official vLLM (pip install '.[gpu]'):
 #
 #   bench/gpu.sh [--rows N] [--sweep] [--dry-run] [FOLDER]
 #
-# W1 to W3 by tokenmill, one LLM.generate call and `vllm bench throughput`, in bf16 and fp8, and one
-# of our replicas in a process of its own, which counts what vLLM cached and preempted. Everything
-# is left in FOLDER (out/gpu), one folder a case; what is there is not run again. --sweep tries the
-# engine's settings instead. --dry-run takes a model of two layers and 8 rows, and does without a
-# GPU: to see that the script works, not to measure. PYTHON names another Python than .venv's.
+# Runs W1 to W3 with tokenmill, one LLM.generate call and `vllm bench throughput`, in bf16 and fp8,
+# and with one replica in its own process, which counts the tokens that vLLM cached and the requests
+# that it preempted. Results are kept in FOLDER (out/gpu), one folder per case; cases that already
+# have results are not run again.
+#
+#   --rows N    rows per case (default: 2000)
+#   --sweep     try settings of the engine instead
+#   --dry-run   test the script without a GPU: a model of two layers, 8 rows
+#
+# Set PYTHON to use a Python other than .venv/bin/python.
 set -euo pipefail
 
 rows=2000 dry='' sweep='' folder=out/gpu
@@ -17,7 +22,7 @@ while (($#)); do
     --sweep) sweep=yes ;;
     --dry-run) dry=yes ;;
     -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"; exit ;;
-    -*) echo "gpu.sh: no such option: $1" >&2; exit 2 ;;
+    -*) echo "gpu.sh: unknown option: $1" >&2; exit 2 ;;
     *) folder=$(realpath -m "$1") ;;
   esac
   shift
@@ -28,7 +33,7 @@ python=${PYTHON:-.venv/bin/python}
 watcher=''
 trap 'stop_watching' EXIT
 
-# The GPU once a second: time, percent busy, percent of the memory's bandwidth, MiB, watts.
+# Log the GPU once a second: time, utilization, memory bandwidth utilization, MiB, watts.
 watch() {
   [[ $dry ]] && return
   nvidia-smi --query-gpu=timestamp,utilization.gpu,utilization.memory,memory.used,power.draw \
@@ -42,7 +47,7 @@ stop_watching() {
   watcher=''
 }
 
-# A setting that the engine refuses must not end the sweep.
+# A setting that the engine refuses must not stop the sweep.
 attempt() {
   local case=$1 name=$2
   shift 2
@@ -53,7 +58,7 @@ attempt() {
   stop_watching
 }
 
-# `vllm bench throughput`; vLLM's build for CPUs lacks the command itself.
+# The code of `vllm bench throughput`, because vLLM's CPU build lacks the command itself.
 bench_throughput='
 from vllm.benchmarks import throughput
 from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -90,7 +95,7 @@ for case in "$folder"/*/; do
   for system in tokenmill llm replica; do
     attempt "$case" "$system" "$python" -m bench.gpu run "$case" "$system"
   done
-  # It cannot score: W3 has no options for it.
+  # `vllm bench throughput` cannot score, so W3 has no options for it.
   if [[ -e $case/throughput.txt ]]; then
     attempt "$case" vllm throughput "$case"
   fi

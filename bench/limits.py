@@ -1,9 +1,9 @@
-"""What a card could do with a dense Llama at most: arithmetic for reading, memory for writing.
+"""Upper bounds of a card with a dense Llama: arithmetic for input tokens, memory for output tokens.
 
-The formulas are the usual ones (Pope et al. 2022, "Efficiently Scaling Transformer Inference"): a
-token that is read costs two operations a weight and four a head's dimension and token before it; a
-step of writing reads all weights and the keys and values of all sequences from memory once. Engines
-reach half to three quarters of what the two come to (Zhu et al. 2024, "NanoFlow").
+The formulas are the usual ones (Pope et al. 2022, "Efficiently Scaling Transformer Inference"): an
+input token costs two operations per weight, and four per head dimension and preceding token. A
+decoding step reads all weights, and the keys and values of all sequences, from memory once. Engines
+reach half to three quarters of these limits (Zhu et al. 2024, "NanoFlow").
 """
 
 from collections.abc import Mapping
@@ -13,20 +13,20 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """Operations a second without sparsity, by a weight's bytes, and bytes of memory a second."""
+    """Operations per second without sparsity, by bytes per weight, and memory bandwidth."""
 
     flops: Mapping[int, float]
     bytes_per_s: float
 
 
-#: From NVIDIA's data sheets (SXM), by a part of the name that nvidia-smi prints.
+#: From NVIDIA's data sheets (SXM), by a part of the name that nvidia-smi reports.
 _HOPPER = {2: 989.5e12, 1: 1979e12}
 CARDS = {"H200": Card(_HOPPER, 4.8e12), "H100": Card(_HOPPER, 3.35e12)}
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Of a dense Llama; `weight_bytes` and `kv_bytes` are those of one number."""
+    """The shape of a dense Llama; `weight_bytes` and `kv_bytes` are bytes per number."""
 
     layers: int
     hidden: int
@@ -39,7 +39,7 @@ class Shape:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], weight_bytes: int = 2, kv_bytes: int = 2) -> "Shape":
-        """As a config.json has it."""
+        """Read the shape from a model's config.json."""
         return cls(
             config["num_hidden_layers"],
             config["hidden_size"],
@@ -53,26 +53,26 @@ class Shape:
 
     @property
     def layer_weights(self) -> int:
-        """Of all layers: queries and output, keys and values, and the feed-forward part."""
+        """Weights of all layers: queries and output, keys and values, and the feed-forward part."""
         keys = self.hidden * self.kv_heads // self.heads
         layer = self.hidden * (2 * self.hidden + 2 * keys + 3 * self.intermediate)
         return self.layers * layer
 
     @property
     def step_bytes(self) -> int:
-        """What a step of writing reads of the weights; the last layer's stay in sixteen bits."""
+        """Bytes of weights that a decoding step reads; the last layer stays in sixteen bits."""
         return self.layer_weights * self.weight_bytes + 2 * self.vocabulary * self.hidden
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Keys and values of all layers."""
+        """Bytes of keys and values per token, in all layers."""
         return 2 * self.layers * self.hidden * self.kv_heads // self.heads * self.kv_bytes
 
 
 def reading_limit(shape: Shape, card: Card, context: float) -> float:
-    """Tokens a second that are read, with so many tokens before each on average.
+    """Return the most input tokens per second, with `context` preceding tokens on average.
 
-    Attention is computed in sixteen bits, whatever the weights have.
+    Attention is computed in sixteen bits, whatever the format of the weights.
     """
     weights = 2 * shape.layer_weights / card.flops[shape.weight_bytes]
     attention = 4 * shape.layers * shape.hidden * context / card.flops[2]
@@ -80,7 +80,7 @@ def reading_limit(shape: Shape, card: Card, context: float) -> float:
 
 
 def writing_limit(shape: Shape, card: Card, sequences: int, context: float) -> float:
-    """Tokens a second that are written, by so many sequences of so many tokens each."""
+    """Return the most output tokens per second, for `sequences` of `context` tokens each."""
     read = shape.step_bytes + sequences * context * shape.kv_bytes_per_token
     return sequences * card.bytes_per_s / read
 
@@ -88,7 +88,7 @@ def writing_limit(shape: Shape, card: Card, sequences: int, context: float) -> f
 def seconds_without_overlap(  # noqa: PLR0913, PLR0917 - a workload
     shape: Shape, card: Card, rows: int, prompt: float, answer: float, sequences: int
 ) -> float:
-    """Reading all prompts at its limit, then writing all answers at its own."""
+    """Return the seconds to read all prompts and then write all answers, each at its limit."""
     reading = rows * prompt / reading_limit(shape, card, prompt / 2)
     if not answer:
         return reading

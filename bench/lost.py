@@ -1,6 +1,6 @@
-"""What a kill at any moment would cost: rows that were begun and are not committed.
+"""Count the rows that a kill at a random moment loses: started, but not committed.
 
-On a virtual clock, one replica: the mean over the moments between a tenth and nine tenths of a run.
+One replica on a virtual clock; the mean over all moments between a tenth and nine tenths of a run.
 """
 
 import random
@@ -17,19 +17,19 @@ from bench.virtual import VirtualEngine, simulate, unit_of
 
 SEQS = 32
 _NUM_ROWS = 4_000
-#: Tokens out of a row, as in W2; of log-normal lengths the sigma of the logarithm and the longest.
+#: Output tokens per row, as in W2; for log-normal lengths also sigma and the longest.
 TOKENS = 80
 _SIGMA, _LONGEST = 1.0, 640
 _SEED = 1
 
 
 def equal_lengths(count: int) -> list[int]:
-    """As in W2."""
+    """Return equal lengths, as in W2."""
     return [TOKENS] * count
 
 
 def skewed_lengths(count: int) -> list[int]:
-    """Log-normal ones with nearly the same mean."""
+    """Return log-normal lengths with nearly the same mean."""
     draw = random.Random(_SEED)  # noqa: S311 - no secret
     return [
         min(_LONGEST, max(1, round(TOKENS * draw.lognormvariate(-(_SIGMA**2) / 2, _SIGMA))))
@@ -38,19 +38,19 @@ def skewed_lengths(count: int) -> list[int]:
 
 
 def figures() -> Iterator[Figure]:
-    """Equal and skewed lengths, and units of several sizes."""
+    """Measure equal and skewed lengths, with units of several sizes."""
     for name, lengths in (
         ("equal", equal_lengths(_NUM_ROWS)),
         ("log-normal", skewed_lengths(_NUM_ROWS)),
     ):
         for unit_rows in (8, 32, 96):
             aim = 2 * SEQS + unit_rows
-            title = f"rows begun and lost, {name} lengths, units of {unit_rows}"
+            title = f"rows started and lost, {name} lengths, units of {unit_rows}"
             yield at_most(aim, title, begun_and_lost(lengths, unit_rows), "rows")
 
 
 def begun_and_lost(lengths: Sequence[int], unit_rows: int) -> float:
-    """Of a kill at a moment of chance."""
+    """Return the mean number of rows that a kill at a random moment loses."""
     shard = Shard("a.parquet", 1, "1", (RowGroup(len(lengths), len(lengths)),))
     units = plan_units([shard], UnitSize(rows=unit_rows), 1)
     engine = VirtualEngine(SEQS, lambda request: float(request.prompt_token_ids[0]))

@@ -1,4 +1,4 @@
-"""A measurement: what was found, in its unit, and the target that it is held against."""
+"""Measured figures, their units and their targets."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-# Whose fractions nobody reads.
+# From this size on, numbers are printed without decimals.
 _WHOLE = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A named value; `least` and `most` are what it should be between, None where nothing is."""
+    """A named value with optional lower and upper targets, `least` and `most`."""
 
     name: str
     value: float
@@ -23,19 +23,19 @@ class Figure:
 
     @property
     def target(self) -> str:
-        """The target in words; empty where there is none."""
+        """The target as text; empty without one."""
         if self.least is not None:
             return f"≥ {_number(self.least)}"
         return "" if self.most is None else f"≤ {_number(self.most)}"
 
     @property
     def is_met(self) -> bool:
-        """Whether the value is within its target."""
+        """Whether the value meets its target."""
         above = self.least is None or self.value >= self.least
         return above and (self.most is None or self.value <= self.most)
 
     def to_json(self) -> Mapping[str, Any]:
-        """As figures.json holds it."""
+        """Return the figure as it is written to figures.json."""
         return {
             "name": self.name,
             "value": self.value,
@@ -46,20 +46,20 @@ class Figure:
 
 
 def at_least(least: float, name: str, value: float, unit: str) -> Figure:
-    """A figure that should be as large at least."""
+    """Return a figure whose target is a minimum."""
     return Figure(name, value, unit, least=least)
 
 
 def at_most(most: float, name: str, value: float, unit: str) -> Figure:
-    """A figure that should be as large at most."""
+    """Return a figure whose target is a maximum."""
     return Figure(name, value, unit, most=most)
 
 
 def print_figures(part: str, figures: Iterable[Figure]) -> None:
-    """A line a figure; a target that is missed is said so."""
+    """Print one line per figure; missed targets are marked."""
     table = Table(box=None, pad_edge=False)
     table.add_column(part)
-    for heading in ("found", "target"):
+    for heading in ("measured", "target"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("unit")
     table.add_column("")
@@ -70,5 +70,5 @@ def print_figures(part: str, figures: Iterable[Figure]) -> None:
 
 
 def _number(value: float) -> str:
-    """Four digits, or as many as a whole number has."""
+    """Format with four significant digits, or all digits of a whole number."""
     return f"{value:,.0f}" if abs(value) >= _WHOLE or value == round(value) else f"{value:.4g}"

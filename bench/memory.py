@@ -1,4 +1,4 @@
-"""What a run holds in memory, however many rows it has: short rows, an engine that does nothing."""
+"""Measure the memory of a long run: short rows, and an engine that does nothing."""
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ import yaml
 from bench.measure import Figure, at_most
 from bench.watched import OURS, Sample, watch
 
-#: Of the longer run, by default.
+#: Default number of rows of the longer run.
 ROWS = 3_000_000
 _FEW_ROWS = 1_000_000
 _SHARD_ROWS = 1_000_000
@@ -20,18 +20,18 @@ _UNIT_ROWS = 5_000
 _SEQS = 64
 _DRIVER_MIB = 1_024
 _ACTOR_MIB = 512
-# Of the driver, from the shorter run to the longer one.
+# Most growth of the driver from the shorter to the longer run.
 _GROWTH = 1.05
 
 
 def figures(num_rows: int, output: Path) -> Iterator[Figure]:
-    """The part `memory`: a run of a million rows and one of `num_rows`; a plot into `output`."""
+    """Run the part `memory`: a million rows, then `num_rows`; write a plot to `output`."""
     runs = {}
     for rows in (_FEW_ROWS, num_rows):
         with tempfile.TemporaryDirectory() as folder:
             runs[rows] = watch(_write_job(Path(folder), rows))
     few, most = (samples[-1].peak_mib for samples in runs.values())
-    than = f"  over that of {_FEW_ROWS:,} rows"
+    than = f"  relative to {_FEW_ROWS:,} rows"
     yield at_most(_DRIVER_MIB, f"driver, {num_rows:,} rows", most["driver"], "MiB")
     yield at_most(_GROWTH, than, most["driver"] / few["driver"], "")
     yield at_most(_ACTOR_MIB, "actor without an engine", most["actor"], "MiB")
@@ -39,7 +39,7 @@ def figures(num_rows: int, output: Path) -> Iterator[Figure]:
     for role in ("worker", "board"):
         yield Figure(f"largest {role}", most[role], "MiB")
     own = [mib for role, mib in most.items() if role not in OURS]
-    yield Figure("Ray's own processes together", sum(own), "MiB")
+    yield Figure("Ray's own processes, total", sum(own), "MiB")
     in_engine = max(sample.in_engine for sample in runs[num_rows])
     yield at_most(2 * _SEQS, "requests in the engine", in_engine, "requests")
     units = max(sample.units for sample in runs[num_rows])
@@ -48,7 +48,7 @@ def figures(num_rows: int, output: Path) -> Iterator[Figure]:
 
 
 def plot(runs: Mapping[int, Sequence[Sample]], path: Path) -> None:
-    """MiB of the driver and the actor over the committed rows, a line a run."""
+    """Plot the MiB of driver, actor and worker over the committed rows, for each run."""
     from plotly import graph_objects  # noqa: PLC0415 - takes a second
 
     figure = graph_objects.Figure()

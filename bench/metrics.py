@@ -1,6 +1,6 @@
-"""How good answers are beside a truth: pure functions of lists, each with its formula.
+"""Quality metrics against correct answers: pure functions of lists, each with its formula.
 
-Of a denominator of zero the quotient is 0, as scikit-learn has it.
+A quotient with a denominator of zero is 0, as in scikit-learn.
 """
 
 import math
@@ -12,7 +12,7 @@ Scores = Mapping[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Of one label's decisions: rightly said, wrongly said, missed."""
+    """Counts of decisions: correctly predicted, wrongly predicted, missed."""
 
     hits: int
     false_alarms: int
@@ -20,12 +20,12 @@ class Counts:
 
     @property
     def precision(self) -> float:
-        """The share of what was said that is true."""
+        """The share of predictions that are correct."""
         return _ratio(self.hits, self.hits + self.false_alarms)
 
     @property
     def recall(self) -> float:
-        """The share of what is true that was said."""
+        """The share of correct labels that were predicted."""
         return _ratio(self.hits, self.hits + self.misses)
 
     @property
@@ -35,7 +35,7 @@ class Counts:
 
 
 def accuracy(truths: Sequence[str], labels: Sequence[str | None]) -> float:
-    """The share of rows whose label is the true one; a row without a label counts as wrong."""
+    """Return the share of rows with the correct label; a row without a label counts as wrong."""
     pairs = zip(truths, labels, strict=True)
     return _ratio(sum(truth == label for truth, label in pairs), len(truths))
 
@@ -43,7 +43,7 @@ def accuracy(truths: Sequence[str], labels: Sequence[str | None]) -> float:
 def counts(
     truths: Sequence[Collection[str]], said: Sequence[Collection[str]], label: str
 ) -> Counts:
-    """One label's decisions; a row has any number of labels."""
+    """Count the decisions about one label; rows can have any number of labels."""
     pairs = [(label in truth, label in tags) for truth, tags in zip(truths, said, strict=True)]
     return Counts(pairs.count((True, True)), pairs.count((False, True)), pairs.count((True, False)))
 
@@ -51,7 +51,7 @@ def counts(
 def micro(
     truths: Sequence[Collection[str]], said: Sequence[Collection[str]], labels: Collection[str]
 ) -> Counts:
-    """All labels' decisions added up."""
+    """Add up the counts of all labels."""
     each = [counts(truths, said, label) for label in labels]
     return Counts(
         sum(one.hits for one in each),
@@ -61,13 +61,13 @@ def micro(
 
 
 def macro_f1(truths: Sequence[Collection[str]], said: Sequence[Collection[str]]) -> float:
-    """The mean of the labels' F1, over the labels that are true or said in some row."""
+    """Return the mean F1 of all labels that are correct or predicted in some row."""
     labels = {label for row in (*truths, *said) for label in row}
     return _mean([counts(truths, said, label).f1 for label in sorted(labels)])
 
 
 def brier(truths: Sequence[str], scores: Sequence[Scores]) -> float:
-    """Mean over the rows of sum_k (p_k - [k is true])^2: 0 at best, 2 at worst (Brier 1950)."""
+    """Return the mean of sum_k (p_k - [k is correct])^2: 0 is best, 2 is worst (Brier 1950)."""
     return _mean(
         [
             math.fsum((p - (label == truth)) ** 2 for label, p in row.items())
@@ -77,13 +77,13 @@ def brier(truths: Sequence[str], scores: Sequence[Scores]) -> float:
 
 
 def binary_brier(outcomes: Sequence[bool], probabilities: Sequence[float]) -> float:
-    """Mean of (p - [it is true])^2: 0 at best, 1 at worst."""
+    """Return the mean of (p - [outcome])^2: 0 is best, 1 is worst."""
     pairs = zip(outcomes, probabilities, strict=True)
     return _mean([(p - outcome) ** 2 for outcome, p in pairs])
 
 
 def log_loss(truths: Sequence[str], scores: Sequence[Scores]) -> float:
-    """Mean of -ln p(the true label): log n for an even guess among n labels."""
+    """Return the mean of -ln p(correct label): ln n for a uniform guess among n labels."""
     least = 1e-15
     pairs = zip(truths, scores, strict=True)
     return _mean([-math.log(max(row[truth], least)) for truth, row in pairs])
@@ -94,7 +94,7 @@ def calibration_error(
 ) -> float:
     """Expected calibration error: sum_b n_b/n |share true in b - mean p in b| (Naeini et al. 2015).
 
-    The bins are equally wide: bin b holds the p in [b/B, (b+1)/B), the last one 1 too.
+    The bins have equal width: bin b covers p in [b/B, (b+1)/B), and the last one includes 1.
     """
     bins: dict[int, list[tuple[bool, float]]] = {}
     for outcome, p in zip(outcomes, probabilities, strict=True):
@@ -107,9 +107,9 @@ def calibration_error(
 
 
 def auc(outcomes: Sequence[bool], probabilities: Sequence[float]) -> float | None:
-    """How often a true one has a higher p than a false one, a tie counting half.
+    """Return how often a true outcome has a higher p than a false one, a tie counting as half.
 
-    None where all are true or none is. It hangs on no threshold: 0.5 is chance.
+    None if all outcomes are equal. The value does not depend on a threshold; 0.5 is chance.
     """
     true = [p for outcome, p in zip(outcomes, probabilities, strict=True) if outcome]
     false = [p for outcome, p in zip(outcomes, probabilities, strict=True) if not outcome]

@@ -1,6 +1,7 @@
-"""What the pipeline itself costs a row: an engine that answers at once, all else as it is.
+"""Measure the cost of a row without inference, with an engine that answers immediately.
 
-The stages of a unit one after another in one process: rows a second of CPU time. Then `with_ray`.
+Runs the stages of a unit one after another in one process and reports rows per second of CPU time;
+then the same with Ray (`with_ray`).
 """
 
 import tempfile
@@ -41,14 +42,14 @@ _CHARACTERS = 800
 
 
 def plain_job(folder: Path, num_rows: int) -> Job:
-    """Rows of 1 kB of letters, whose tokens are three bytes each, without words around them."""
+    """Return a job over rows of 1 kB of letters; a token is three bytes, the prompt is the text."""
     letters = np.random.default_rng(1).integers(97, 123, (num_rows, _ROW_BYTES), np.uint8)
     texts = [bytes(row).decode() for row in letters]
     return _job(folder, texts, {"text": "{{ text }}"})
 
 
 def chat_job(folder: Path, num_rows: int) -> Job:
-    """English texts of 190 tokens in a chat."""
+    """Return a job over English texts of 190 tokens in a chat."""
     corpus = (text for _ in range(num_rows) for text in workloads.corpus())
     joined = " ".join(text for _, text in zip(range(num_rows), corpus, strict=False))
     pieces = [joined[at : at + _CHARACTERS] for at in range(0, len(joined), _CHARACTERS)]
@@ -75,7 +76,7 @@ def _job(folder: Path, texts: list[str], prompt: dict[str, str]) -> Job:
 
 
 def cpu_by_stage(job: Job, tasks: RowTasks) -> dict[str, float]:
-    """Microseconds of CPU a row of each stage, threads included."""
+    """Return the CPU microseconds per row of each stage, including threads."""
     seconds: defaultdict[str, float] = defaultdict(float)
 
     @contextmanager
@@ -89,7 +90,7 @@ def cpu_by_stage(job: Job, tasks: RowTasks) -> dict[str, float]:
         prepared = prepare(job, store, has_gpus=False)
     opened, renderer = prepared.opened, Renderer(tasks, job.input.keep)
     replica = _replica(job, tasks)
-    # All that several replicas cost a row, but for the calls between processes.
+    # The extra cost of having several replicas, except for the calls between processes.
     one_of_many = _replica(
         job, tasks, LocalConnection(InFlightRegistry(), threading.Condition(), "one")
     )
@@ -100,13 +101,13 @@ def cpu_by_stage(job: Job, tasks: RowTasks) -> dict[str, float]:
             rows = opened.source.read(unit)
         with stage("render"):
             rendered = renderer.render(rows)
-        with stage("parcels"):
+        with stage("transfer"):
             ((_, rendered),) = from_block(to_block(position, rendered))
         with stage("answer"):
             answered = replica.answer(rendered).rows
-        with stage("answer, with a ledger"):
+        with stage("answer, as one of several replicas"):
             one_of_many.answer(rendered)
-        with stage("parcels"):
+        with stage("transfer"):
             ((_, answered),) = from_block(to_block(position, answered))
         with stage("commit"):
             record = UnitRecord(
@@ -118,14 +119,14 @@ def cpu_by_stage(job: Job, tasks: RowTasks) -> dict[str, float]:
 
 
 def figures() -> Iterator[Figure]:
-    """The part `null`: two minutes."""
+    """Run the part `null`: two minutes."""
     with tempfile.TemporaryDirectory() as folder:
         job = plain_job(Path(folder), 40_000)
         plain = cpu_by_stage(job, load_tasks(job))
     yield from _figures("1 kB, no tokenizer", 8_000, plain)
     with tempfile.TemporaryDirectory() as folder:
         job = chat_job(Path(folder), 10_000)
-        # The engine does nothing; templates and tokens are a real model's.
+        # The engine does nothing; templates and tokenizer are those of a real model.
         model = {"source": workloads.MODEL}
         real = Job.model_validate({**job.model_dump(exclude_unset=True), "model": model})
         chat = cpu_by_stage(job, load_tasks(real))
@@ -139,12 +140,12 @@ def _replica(job: Job, tasks: RowTasks, ledger: LocalConnection | None = None) -
 
 
 def _figures(name: str, least: float, microseconds: dict[str, float]) -> Iterator[Figure]:
-    # Of one replica: it is answered once.
-    whole = sum(spent for stage, spent in microseconds.items() if "ledger" not in stage)
-    yield at_least(least, name, 1e6 / whole, "rows a second of a core")
+    # A row is answered once: leave out the second measurement.
+    whole = sum(spent for stage, spent in microseconds.items() if "several" not in stage)
+    yield at_least(least, name, 1e6 / whole, "rows/s per core")
     for part, spent in microseconds.items():
-        yield Figure(f"  {part}", spent, "µs a row")
+        yield Figure(f"  {part}", spent, "µs per row")
 
 
 def _ignore(_: Any) -> None:
-    """Nobody looks."""
+    """Ignore the call."""

@@ -1,6 +1,6 @@
-"""Other ways to run a corpus through vLLM, as their documents show them.
+"""Other ways to run a corpus through vLLM, as their documentation shows them.
 
-Seconds count from the moment that the engine is ready.
+Time is counted from the moment when the engine is ready.
 """
 
 import json
@@ -22,19 +22,19 @@ from tokenmill.reject import Reject
 
 from bench.alone import GROUP_ROWS, Figures, figures_of, generate, load_llm, requests_in
 
-# What `vllm run-batch` calls; vLLM's build for CPUs lacks the command itself.
+# The module behind `vllm run-batch`, because vLLM's CPU build lacks the command itself.
 _RUN_BATCH = [sys.executable, "-m", "vllm.entrypoints.openai.run_batch"]
-# Its log's line between the engine's being ready and the first request.
+# The log line between the engine's being ready and the first request.
 _ENGINE_IS_READY = "Reading batch from"
 
 
 def ray_llm(job_file: Path) -> Figures:
-    """Its documented set-up, the engine's settings as everywhere."""
+    """Run `ray.data.llm` as documented, with the same engine settings as the other systems."""
     return _ray_llm(job_file, {})
 
 
 def ray_llm_tuned(job_file: Path) -> Figures:
-    """Small batches, many at a time."""
+    """Run `ray.data.llm` with small batches, many at a time."""
     return _ray_llm(job_file, {"batch_size": GROUP_ROWS, "max_concurrent_batches": 64})
 
 
@@ -45,7 +45,7 @@ def _ray_llm(job_file: Path, options: dict[str, Any]) -> Figures:
     job = load_job(job_file, [])
 
     def ask(row: dict[str, Any]) -> dict[str, Any]:
-        # Compiled templates do not travel between processes.
+        # Compiled templates cannot be pickled.
         from bench.peers import job_of, messages, sampling  # noqa: PLC0415
 
         own = job_of(job_file)
@@ -55,10 +55,10 @@ def _ray_llm(job_file: Path, options: dict[str, Any]) -> Figures:
         names = ("num_input_tokens", "num_generated_tokens", "time_taken_llm", "generated_text")
         return {"ended": time.time(), **{name: row[name] for name in names}}
 
-    # Each of its stages takes a core for itself, and waits for one without end.
+    # Each stage reserves a core, and waits forever if there is none.
     ray.init(num_cpus=8 + (os.cpu_count() or 1), include_dashboard=False, log_to_driver=False)
     if "GPU" not in ray.cluster_resources():
-        # It would wait for one without end.
+        # Otherwise it waits forever for a GPU.
         options = {**options, "placement_group_config": {"bundles": [{"CPU": 1}]}}
     config = vLLMEngineProcessorConfig(
         model_source=str(fetch_model(job.model)),
@@ -70,7 +70,7 @@ def _ray_llm(job_file: Path, options: dict[str, Any]) -> Figures:
         ray.data.read_parquet(job.input.path)
     )
     rows = dataset.take_all()
-    # The engine is ready when the first request is sent.
+    # The engine is ready by the time the first request is sent.
     began = min(row["ended"] - row["time_taken_llm"] for row in rows)
     return Figures(
         max(row["ended"] for row in rows) - began,
@@ -82,12 +82,12 @@ def _ray_llm(job_file: Path, options: dict[str, Any]) -> Figures:
 
 @lru_cache(maxsize=1)
 def job_of(job_file: Path) -> Job:
-    """A job, read once in a process."""
+    """Load a job, once per process."""
     return load_job(job_file, [])
 
 
 def messages(job: Job, row: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The chat of a row in the job's only task."""
+    """Return the chat of a row in the job's only task."""
     templates = job.steps[0].compiled
     contents = templates.render(row)
     if isinstance(contents, Reject):
@@ -97,13 +97,13 @@ def messages(job: Job, row: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def sampling(job: Job, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The task's parameters, and the row's own."""
+    """Return the task's sampling parameters with the row's overrides."""
     own = {key: row[column] for key, column in (job.overrides or {}).items()}
     return {**job.steps[0].own_sampling.values, **own}
 
 
 def by_hand(job_file: Path) -> Figures:
-    """An actor with an `LLM`, groups of rows through it one after another."""
+    """Run an actor with an `LLM` that processes groups of rows one after another."""
     import ray  # noqa: PLC0415
 
     job = load_job(job_file, [])
@@ -140,9 +140,9 @@ def by_hand(job_file: Path) -> Figures:
 
 
 def run_batch(job_file: Path) -> Figures:
-    """OpenAI's batch file through `vllm run-batch`, to the moment at which the answers are written.
+    """Run an OpenAI batch file through `vllm run-batch`, until the answers are written.
 
-    Writing the batch file is left out, as is making the answers into a table.
+    Writing the batch file and parsing the answers are not counted.
     """
     job = load_job(job_file, [])
     model = str(fetch_model(job.model))
@@ -171,7 +171,7 @@ def _batch_line(job: Job, model: str, position: int, row: Mapping[str, Any]) -> 
 
 
 def _run(command: list[str]) -> float:
-    """Run `vllm run-batch` to its end; the Unix time at which its engine was ready."""
+    """Run `vllm run-batch` to its end, and return the Unix time at which its engine was ready."""
     ready_at = None
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -181,12 +181,12 @@ def _run(command: list[str]) -> float:
             if ready_at is None and _ENGINE_IS_READY in line:
                 ready_at = time.time()
     if process.returncode or ready_at is None:
-        raise SystemExit(f"vllm run-batch ended with {process.returncode}")
+        raise SystemExit(f"vllm run-batch failed with exit code {process.returncode}")
     return ready_at
 
 
 def engine_options(engine: Mapping[str, Any]) -> list[str]:
-    """The engine's arguments as the options of vLLM's command line."""
+    """Return the engine's arguments as options of vLLM's command line."""
     words = []
     for name, value in engine.items():
         option = name.replace("_", "-")

@@ -1,7 +1,7 @@
-"""What stands before a run: a plan over many shards in S3, and a resume of many units.
+"""Measure the work before a run: planning many shards in S3, and resuming many units.
 
-The S3 is SeaweedFS on this machine and takes a part of its cores. A resume is timed in a process of
-its own, up to its start of Ray.
+S3 is SeaweedFS on the same machine, and uses part of its cores. The resume is timed in a separate
+process, up to the point where it would start Ray.
 """
 
 import importlib.util
@@ -39,7 +39,7 @@ _UPLOADS = 16
 
 
 def figures() -> Iterator[Figure]:
-    """The part `planning`: a minute."""
+    """Run the part `planning`: one minute."""
     with tempfile.TemporaryDirectory() as folder, _s3(Path(folder) / "s3") as server:
         _upload(server)
         job = _job(f"s3://{_BUCKET}/corpus", f"{folder}/out", {"tokens": 16_384})
@@ -47,9 +47,9 @@ def figures() -> Iterator[Figure]:
         opened = _prepared(job, LocalStore(f"{folder}/out"))
         seconds, cpu = time.monotonic() - began, time.process_time() - cpu_began
         if opened.plan.num_shards != _SHARDS:
-            raise RuntimeError(f"{opened.plan.num_shards} shards are planned")
-    yield at_least(500, f"{_SHARDS:,} shards in S3 planned", _SHARDS / seconds, "shards a second")
-    yield Figure("  cores used, the server's left out", cpu / seconds, "cores")
+            raise RuntimeError(f"{opened.plan.num_shards} shards were planned, not {_SHARDS}")
+    yield at_least(500, f"{_SHARDS:,} shards in S3 planned", _SHARDS / seconds, "shards/s")
+    yield Figure("  cores used, without the server", cpu / seconds, "cores")
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "corpus").mkdir()
         pq.write_table(pa.table({"text": ["a"] * _UNITS}), f"{folder}/corpus/a.parquet")
@@ -72,7 +72,7 @@ def _prepared(job: Job, store: Store) -> Opened:
 
 
 def _resume(job: Job) -> tuple[list[str], float, float]:
-    """Which units are missing; the seconds, and the most MiB on top of what the imports hold."""
+    """Return the missing units, the seconds, and the peak MiB on top of the imports."""
     before = psutil.Process().memory_info().rss
     began = time.monotonic()
     prepared = prepare(job, open_store(job.output.path), has_gpus=False)
@@ -97,7 +97,7 @@ def _job(corpus: str, output: str, units: dict[str, int]) -> Job:
 
 
 def _upload(server: Any) -> None:
-    """Shards of one row group each."""
+    """Upload shards of one row group each."""
     sink = BytesIO()
     pq.write_table(pa.table({"text": ["a word or two"] * 10}), sink)
 
@@ -113,7 +113,7 @@ def _upload(server: Any) -> None:
 
 @contextmanager
 def _s3(folder: Path) -> Iterator[Any]:
-    """A running server, to which this process's AWS environment points."""
+    """Run a server, and point the AWS environment of this process to it."""
     before = dict(os.environ)
     with _serve().local_s3(folder) as server:
         os.environ.update(server.environment)
@@ -125,13 +125,13 @@ def _s3(folder: Path) -> Iterator[Any]:
 
 
 def _serve() -> ModuleType:
-    """The script infra/local-s3/serve.py as a module."""
+    """Load the script infra/local-s3/serve.py as a module."""
     name = "local_s3_serve"
     spec = importlib.util.spec_from_file_location(name, ROOT / "infra" / "local-s3" / "serve.py")
     if spec is None or spec.loader is None:
-        raise RuntimeError("infra/local-s3/serve.py is gone")
+        raise RuntimeError("infra/local-s3/serve.py was not found")
     module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up while it is loading.
+    # Dataclasses look up their module while it is being loaded.
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module

@@ -1,8 +1,8 @@
-"""How much of the prompts a prefix cache holds, as rows come in the pool's order to its replicas.
+"""Measure how many prompt tokens the prefix caches of several replicas find.
 
-The cache is vLLM's in small: blocks of tokens, found by all that stands before them, held while a
-request uses them, and forgotten in the order in which they were last used. What is told is the
-tokens found over those that one cache without a limit would have found for all replicas.
+The cache is a small model of vLLM's: blocks of tokens, identified by their whole prefix, kept while
+a request uses them, and evicted least recently used first. The figure is the number of tokens
+found, divided by the number that one unlimited cache for all replicas would find.
 """
 
 import random
@@ -24,21 +24,21 @@ _MAX_NUM_SEQS = 64
 _UNIT_ROWS = 64
 _STEPS = 16
 _SEED = 1
-_UNIT = "of the unlimited"
+_UNIT = "of unlimited"
 
 
 class PrefixCache:
-    """One engine's cache of `num_blocks` blocks; those of running requests are never forgotten."""
+    """One engine's cache of `num_blocks` blocks; those of running requests are never evicted."""
 
     def __init__(self, num_blocks: int) -> None:
         self.found_tokens = 0
         self._num_blocks = num_blocks
         self._users: Counter[int] = Counter()
-        # The blocks that no request uses, the one that was used the longest ago first.
+        # The blocks that no request uses, least recently used first.
         self._free: OrderedDict[int, None] = OrderedDict()
 
     def enter(self, request: Request) -> None:
-        """Count the request's tokens that are there, and hold all of its blocks."""
+        """Count the request's tokens that are cached, and hold all of its blocks."""
         marks = block_marks(request.prompt_token_ids)
         is_found = True
         for mark in marks:
@@ -51,7 +51,7 @@ class PrefixCache:
             self._free.popitem(last=False)
 
     def leave(self, request: Request) -> None:
-        """Let go of the request's blocks; the last ones are forgotten first."""
+        """Release the request's blocks; the last ones are evicted first."""
         for mark in reversed(block_marks(request.prompt_token_ids)):
             self._users[mark] -= 1
             if not self._users[mark]:
@@ -60,7 +60,7 @@ class PrefixCache:
 
 
 def block_marks(prompt: Prompt, block_tokens: int = _BLOCK_TOKENS) -> list[int]:
-    """A number for each whole block and all that stands before it; the last token is computed."""
+    """Return a hash of each whole block and its prefix; the last token is always computed."""
     marks = []
     mark = 0
     for end in range(block_tokens, len(prompt), block_tokens):
@@ -70,7 +70,7 @@ def block_marks(prompt: Prompt, block_tokens: int = _BLOCK_TOKENS) -> list[int]:
 
 
 def found_by_unlimited(prompts: Sequence[Prompt], block_tokens: int = _BLOCK_TOKENS) -> int:
-    """The tokens that one cache would find if it forgot nothing."""
+    """Return the number of tokens that one unlimited cache would find."""
     marks = [mark for prompt in prompts for mark in block_marks(prompt, block_tokens)]
     return block_tokens * (len(marks) - len(set(marks)))
 
@@ -78,7 +78,7 @@ def found_by_unlimited(prompts: Sequence[Prompt], block_tokens: int = _BLOCK_TOK
 def share_found(
     prompts: Sequence[Prompt], replicas: int, cache_tokens: int, rows_per_unit: int
 ) -> float:
-    """The tokens found by the replicas' caches over those of a cache without a limit."""
+    """Return the tokens found by the replicas' caches, divided by those of an unlimited cache."""
     shard = Shard("a.parquet", 1, "1", (RowGroup(len(prompts), 1),))
     units = plan_units([shard], UnitSize(rows=rows_per_unit), 0)
     caches = [PrefixCache(cache_tokens // _BLOCK_TOKENS) for _ in range(replicas)]
@@ -94,21 +94,21 @@ def share_found(
 def _engine(cache: PrefixCache) -> VirtualEngine:
     def seconds(request: Request) -> float:
         cache.enter(request)
-        # Not all at once, as lengths differ.
+        # Requests don't all end at once, because their lengths differ.
         return _STEPS + request.prompt_token_ids[-1] % _STEPS
 
     return VirtualEngine(_MAX_NUM_SEQS, seconds, cache.leave)
 
 
 def with_prefixes(num_prefixes: int, num_rows: int, prefix_tokens: int, own: int) -> list[Prompt]:
-    """Prompts of one of so many prefixes, drawn for each row, and tokens of the row's own."""
+    """Return prompts with a random one of `num_prefixes` prefixes and `own` tokens per row."""
     draw = random.Random(_SEED)  # noqa: S311 - no secret
     prefixes = [_tokens(draw, prefix_tokens) for _ in range(num_prefixes)]
     return [[*draw.choice(prefixes), *_tokens(draw, own)] for _ in range(num_rows)]
 
 
 def with_questions(num_documents: int, document_tokens: int, questions: int) -> list[Prompt]:
-    """Each document's questions, one behind the other; the document stands first in the prompt."""
+    """Return the questions of each document, in order; the prompt starts with the document."""
     draw = random.Random(_SEED)  # noqa: S311 - no secret
     asked = [_tokens(draw, 2 * _BLOCK_TOKENS) for _ in range(questions)]
     documents = [_tokens(draw, document_tokens) for _ in range(num_documents)]
@@ -116,7 +116,7 @@ def with_questions(num_documents: int, document_tokens: int, questions: int) -> 
 
 
 def figures() -> Iterator[Figure]:
-    """The part `prefixes`: half a minute, four replicas."""
+    """Run the part `prefixes`: half a minute, four replicas."""
     one = with_prefixes(1, 5_000, 400, 100)
     yield at_least(0.95, "one instruction, cache of 40,000 tokens", _share(one, 40_000), _UNIT)
     many = with_prefixes(200, 20_000, 512, 128)
@@ -125,8 +125,8 @@ def figures() -> Iterator[Figure]:
     for tokens in (130_000, 90_000, 45_000):
         yield Figure(f"{name} {tokens:,}", _share(many, tokens), _UNIT)
     asked = with_questions(500, 1_500, 5)
-    name = "five questions to each document"
-    # A document's 1,500 tokens stand first.
+    name = "five questions about each document"
+    # Each prompt begins with the 1,500 tokens of its document.
     yield at_least(0.95, f"{name}, in order", _share(asked, 130_000), _UNIT)
     random.Random(_SEED).shuffle(asked)  # noqa: S311 - no secret
     yield Figure(f"{name}, shuffled", _share(asked, 130_000), _UNIT)

@@ -1,9 +1,10 @@
-"""How good a job's answers are: run it on a sample with a known truth, and print the figures.
+"""Measure the quality of a job's answers on a sample of rows with known correct answers.
 
     python -m bench.quality bench/sections.yaml --rows 300
 
-`metrics` has the formulas. The default corpus is the 57,169 package descriptions of Debian 12 in
-`../shared/data`, where it is: `section` is the truth of a classification, `tags` that of tags.
+`metrics` has the formulas. The default corpus is 57,169 package descriptions of Debian 12 in
+`../shared/data`, if that folder exists; the correct answers are in its columns `section`
+(classify) and `tags` (tag).
 """
 
 import argparse
@@ -27,7 +28,7 @@ from tokenmill.tasks.section import TaskSection
 
 from bench import PACKAGES, ROOT, metrics
 
-# Before the truths' names in the output, where the task may have a column of the same name.
+# Prefix of the correct answers in the output, where the task can have a column of the same name.
 _TRUTH = "truth_"
 
 Row = Mapping[str, Any]
@@ -35,7 +36,7 @@ Figures = dict[str, float | int | None]
 
 
 def classify_figures(rows: Sequence[Row], truth: str, prefix: str) -> Figures:
-    """Of the answered rows. A row that abstains counts by its likeliest label."""
+    """Return the figures of the answered rows; abstaining rows count by their likeliest label."""
     truths = [row[truth] for row in rows]
     scores = [dict(row[f"{prefix}label_scores"]) for row in rows]
     labels = [max(row, key=lambda label: row[label]) for row in scores]
@@ -58,7 +59,7 @@ def classify_figures(rows: Sequence[Row], truth: str, prefix: str) -> Figures:
 
 
 def tag_figures(rows: Sequence[Row], truth: str, prefix: str) -> Figures:
-    """Of the answered rows, over the job's choices alone."""
+    """Return the figures of the answered rows, for the job's choices only."""
     scores = [dict(row[f"{prefix}tag_scores"]) for row in rows]
     choices = list(scores[0])
     truths = [set(row[truth]) & set(choices) for row in rows]
@@ -86,7 +87,7 @@ def tag_figures(rows: Sequence[Row], truth: str, prefix: str) -> Figures:
     }
 
 
-#: For each kind of task the truth's column, which of its values can be sampled, and the figures.
+#: For each kind of task, the default column with the correct answers and the function of figures.
 JUDGES: dict[str, tuple[str, Callable[[Sequence[Row], str, str], Figures]]] = {
     "classify": ("section", classify_figures),
     "tag": ("tags", tag_figures),
@@ -94,7 +95,7 @@ JUDGES: dict[str, tuple[str, Callable[[Sequence[Row], str, str], Figures]]] = {
 
 
 def sample(corpus: Path, truth: str, step: TaskSection, num_rows: int, seed: int) -> pa.Table:
-    """Rows whose truth the job can say, drawn evenly; those without a truth are left out."""
+    """Return a random sample of the rows whose correct answer is one that the job can give."""
     table = ds.dataset(corpus, format="parquet").to_table()
     column = table.column(truth)
     choices = getattr(step, "choices", None)
@@ -110,7 +111,7 @@ def sample(corpus: Path, truth: str, step: TaskSection, num_rows: int, seed: int
 
 
 def answers(job: Path, rows: pa.Table, truths: Sequence[str], settings: Sequence[str]) -> list[Row]:
-    """The rows of the job's output on these rows, with their truths as `truth_…`."""
+    """Run the job on these rows and return its output, with the correct answers as `truth_…`."""
     for truth in truths:
         rows = rows.append_column(_TRUTH + truth, rows.column(truth))
     with tempfile.TemporaryDirectory() as name:
@@ -135,20 +136,20 @@ def answers(job: Path, rows: pa.Table, truths: Sequence[str], settings: Sequence
 
 
 def main() -> None:
-    """Run a job and print its figures."""
+    """Run a job and print its quality figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("job", type=Path, help="a job whose task has a truth in the corpus")
+    parser.add_argument("job", type=Path, help="a job with a classify or tag task")
     parser.add_argument("--data", type=Path, default=PACKAGES, help="a folder of Parquet files")
-    parser.add_argument("--truth", help="the column that holds the truth; by default the task's")
+    parser.add_argument("--truth", help="the column with the correct answers (default: by kind)")
     parser.add_argument("--rows", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()
     if not options.data.is_dir():
-        parser.error(f"{options.data} is not there; give a labelled corpus with --data")
+        parser.error(f"{options.data} does not exist; pass a labelled corpus with --data")
     steps = [step for step in load_job(options.job, options.settings).steps if step.kind in JUDGES]
     if not steps:
-        parser.error(f"no task of {options.job} has a truth; known kinds: {', '.join(JUDGES)}")
+        parser.error(f"{options.job} has no task of these kinds: {', '.join(JUDGES)}")
     columns = [options.truth or JUDGES[step.kind][0] for step in steps]
     rows = sample(options.data, columns[0], steps[0], options.rows, options.seed)
     found = answers(options.job, rows, sorted(set(columns)), options.settings)

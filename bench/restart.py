@@ -1,7 +1,7 @@
-"""What a kill in the middle of a run costs: the rows that are computed again, and the time.
+"""Measure the cost of a kill in the middle of a run: the rows computed again, and the time.
 
-An engine whose every step takes the same time, whatever else the machine does; units as they are
-cut by default. The run's whole process group is killed, and the same command is given again.
+The engine takes the same time for every step, whatever else the machine does, and units have their
+default size. The whole process group of the run is killed, and the same command is run again.
 """
 
 import os
@@ -31,23 +31,23 @@ _MOST_TIME = 1.05
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
-    """A run's seconds by the clock, and its samples."""
+    """The wall time of a run, and its samples."""
 
     wall_s: float
     samples: Sequence[Sample]
 
     @property
     def engine_s(self) -> float:
-        """From the engine's being ready to the last thing that was seen."""
+        """Seconds from the engine's being ready to the last sample."""
         last = self.samples[-1]
         return 0.0 if last.ready_at is None else last.at - last.ready_at
 
 
 def figures() -> Iterator[Figure]:
-    """The part `restart`: eight minutes."""
+    """Run the part `restart`: eight minutes."""
     yield from lost.figures()
-    yield from _figures("killed at half, equal lengths", lost.equal_lengths(_NUM_ROWS))
-    yield from _figures("killed at half, log-normal lengths", lost.skewed_lengths(_NUM_ROWS))
+    yield from _figures("killed halfway, equal lengths", lost.equal_lengths(_NUM_ROWS))
+    yield from _figures("killed halfway, log-normal lengths", lost.skewed_lengths(_NUM_ROWS))
 
 
 def _figures(name: str, lengths: Sequence[int]) -> Iterator[Figure]:
@@ -63,16 +63,16 @@ def _figures(name: str, lengths: Sequence[int]) -> Iterator[Figure]:
     kept = len(lengths) - last.committed
     aim = 2 * lost.SEQS + len(lengths) / num_units
     begun = at_kill.answered - kept + min(at_kill.in_engine, lost.SEQS)
-    yield at_most(aim, f"{name}: rows begun and lost", begun, "rows")
-    yield Figure("  of them answered", at_kill.answered - kept, "rows")
-    yield Figure("  a unit", len(lengths) / num_units, "rows")
+    yield at_most(aim, f"{name}: rows started and lost", begun, "rows")
+    yield Figure("  of these, answered", at_kill.answered - kept, "rows")
+    yield Figure("  rows per unit", len(lengths) / num_units, "rows")
     start_s = undisturbed.wall_s - undisturbed.engine_s
     both_s = killed.wall_s + again.wall_s - start_s
     ratio = both_s / undisturbed.wall_s
-    yield at_most(_MOST_TIME, "  time less a start, over an undisturbed run", ratio, "")
+    yield at_most(_MOST_TIME, "  time without one start, relative to an undisturbed run", ratio, "")
     engines_s = killed.engine_s + again.engine_s
-    yield Figure("  seconds of an engine more", engines_s - undisturbed.engine_s, "seconds")
-    yield Figure("  seconds of a start", start_s, "seconds")
+    yield Figure("  additional engine seconds", engines_s - undisturbed.engine_s, "seconds")
+    yield Figure("  seconds per start", start_s, "seconds")
 
 
 def _whole(job_file: Path) -> _Attempt:
@@ -82,7 +82,7 @@ def _whole(job_file: Path) -> _Attempt:
 
 
 def _killed(job_file: Path) -> _Attempt:
-    """Killed once half of the rows are committed."""
+    """Run the job and kill it once half of the rows are committed."""
     samples = job_file.with_suffix(".jsonl")
     began = time.monotonic()
     process = launch(job_file, samples)

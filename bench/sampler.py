@@ -1,4 +1,4 @@
-"""A job run as the command line does it, which writes what its processes hold and take.
+"""Run a job like the command line, and sample the memory and CPU time of its processes.
 
 python -m bench.sampler JOB.yaml SAMPLES.jsonl
 """
@@ -24,7 +24,7 @@ from bench.watched import OURS, Sample
 
 
 class _Watched(Terminal, Screen):
-    """The terminal, which writes a sample at each update of its screen."""
+    """A terminal that writes a sample at each update of its screen."""
 
     def __init__(self, samples: Path) -> None:
         self._samples = samples
@@ -54,10 +54,10 @@ class _Watched(Terminal, Screen):
         self.write()
 
     def close(self) -> None:
-        """The terminal closes its screen itself."""
+        """Do nothing: the terminal closes its screen itself."""
 
     def write(self) -> None:
-        """Look at the processes and write the last sample."""
+        """Inspect the processes and write the last sample."""
         began = time.thread_time()
         mib: defaultdict[str, float] = defaultdict(float)
         shared_mib: defaultdict[str, float] = defaultdict(float)
@@ -68,7 +68,7 @@ class _Watched(Terminal, Screen):
                 resident, shared, peak = _held(process.pid)
                 self._cpu_s[process.pid] = sum(process.cpu_times()[:2])
             except (psutil.Error, OSError, LookupError):
-                # It has ended meanwhile.
+                # The process has ended in the meantime.
                 continue
             self._roles[process.pid] = role
             mib[role] = max(mib[role], resident)
@@ -77,7 +77,7 @@ class _Watched(Terminal, Screen):
         cpu_s: defaultdict[str, float] = defaultdict(float)
         for pid, seconds in self._cpu_s.items():
             cpu_s[self._roles[pid]] += seconds
-        # Looking is not the run's work.
+        # Sampling is not part of the run.
         cpu_s["driver"] -= self._sampling_s
         facts = {"mib": mib, "shared_mib": shared_mib, "peak_mib": self._peak_mib, "cpu_s": cpu_s}
         with self._samples.open("a") as file:
@@ -85,7 +85,7 @@ class _Watched(Terminal, Screen):
         self._sampling_s += time.thread_time() - began
 
     def _role(self, process: psutil.Process) -> str:
-        """By its title, which Ray changes: between two tasks every worker is idle."""
+        """Return the role by the title, which Ray changes: workers are idle between two tasks."""
         title = process.cmdline()[0]
         for role, mark in (("actor", "ReplicaActor"), ("board", "ray::Coordinator")):
             if mark in title:
@@ -97,19 +97,19 @@ class _Watched(Terminal, Screen):
 
 
 def _held(pid: int) -> Sequence[float]:
-    """The MiB that a process holds now, those of them that are shared, the most it has held."""
+    """Return the resident MiB of a process, the shared part of it, and the peak."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     facts = dict(line.split(":", maxsplit=1) for line in lines)
     return [int(facts[name].split()[0]) / 1024 for name in ("VmRSS", "RssShmem", "VmHWM")]
 
 
 def main() -> None:
-    """Run a job file; a last sample follows the verification."""
+    """Run a job file; the last sample is taken after verification."""
     job_file, samples = map(Path, sys.argv[1:])
     watched = _Watched(samples)
     with stoppable():
         if run_job(load_job(job_file, []), RayExecutor(), watched) is None:
-            raise SystemExit("the output is there already")
+            raise SystemExit("the output already exists")
     watched.write()
 
 

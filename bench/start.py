@@ -1,4 +1,4 @@
-"""How long a run takes until its engines are ready, beside vLLM alone."""
+"""Measure the time until a run's engines are ready, compared with vLLM alone."""
 
 import json
 import os
@@ -25,9 +25,9 @@ _ROUNDS = 3
 _MOST_LATER_S = 5
 _MOST_OF_TWO = 1.3
 _LOOK_S = 0.05
-# More than any start: the first replica must not do it all.
+# Takes longer than any start: the first replica must not finish all the work.
 _TOKENS = 2_000
-# All processes of a machine share this clock.
+# time.monotonic() is the same clock for all processes of a machine.
 _BARE = """
 import json, sys, time
 from vllm import LLM
@@ -39,7 +39,7 @@ _FAKE = {"source": "fake", "engine": {"step_s": 0.1, "output_tokens": 1_000_000}
 
 
 def figures() -> Iterator[Figure]:
-    """The part `start`: ten minutes."""
+    """Run the part `start`: ten minutes."""
     folder = str(fetch_model(ModelSource(source=MODEL)))
     bare, ours = [], []
     for _ in range(_ROUNDS):
@@ -49,11 +49,11 @@ def figures() -> Iterator[Figure]:
     yield Figure("a run's engine", statistics.median(ours), "seconds")
     later = statistics.median(own - other for own, other in zip(ours, bare, strict=True))
     yield at_most(_MOST_LATER_S, "  later than vLLM alone", later, "seconds")
-    for name, model in (("the engine that does nothing", _FAKE), (MODEL, _REAL)):
+    for name, model in (("fake engine", _FAKE), (MODEL, _REAL)):
         seconds = {number: _median_s(model, number) for number in (1, 2)}
         ratio = seconds[2] / seconds[1]
-        yield at_most(_MOST_OF_TWO, f"two replicas over one, {name}", ratio, "")
-        yield Figure("  one", seconds[1], "seconds")
+        yield at_most(_MOST_OF_TWO, f"two replicas relative to one, {name}", ratio, "")
+        yield Figure("  one replica", seconds[1], "seconds")
 
 
 def _median_s(model: Mapping[str, Any], num_replicas: int) -> float:
@@ -61,7 +61,7 @@ def _median_s(model: Mapping[str, Any], num_replicas: int) -> float:
 
 
 def _bare_s(model: str) -> float:
-    """Seconds from a process's start to its engine."""
+    """Return the seconds from the start of a process to its engine."""
     began = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", _BARE, model, json.dumps(ENGINE)],
@@ -75,7 +75,7 @@ def _bare_s(model: str) -> float:
 
 
 def _ready_s(model: Mapping[str, Any], num_replicas: int) -> float:
-    """Seconds from a run's start until so many replicas are ready; of several, to a second."""
+    """Return the seconds until `num_replicas` are ready; for several, accurate to a second."""
     with tempfile.TemporaryDirectory() as folder:
         job_file = _write_job(Path(folder), {**model, "replicas": num_replicas})
         samples = job_file.with_suffix(".jsonl")

@@ -1,14 +1,20 @@
-"""The systems that are compared: each runs one job in a process of its own and prints its figures.
+"""The systems to compare: each runs one job in its own process and prints its figures.
 
     python -m bench.systems SYSTEM JOB.yaml
 
-SYSTEM is `tokenmill`; `llm`: one call of `vllm.LLM.generate` with all prompts, which is the limit;
-`llm_in_groups`: the same in groups of sixteen; `prompt_logprobs`: the labels of a `classify` task
-behind the prompts, scored by one such call; `replica`: one of the pipeline's replicas in this
-process, without Ray, which tells what vLLM counts; `by_hand`: Ray Data's `map_batches` around
-`LLM.generate`, sixteen rows each, as people write it first; `ray_llm`: `ray.data.llm` with its
-defaults, and `ray_llm_tuned`: with batches of 16 rows, 64 of them at a time; `run_batch`: the
-command `vllm run-batch`. Seconds count from the moment that the engine is ready.
+SYSTEM is one of:
+
+    tokenmill        `tokenmill run`
+    llm              one call of `vllm.LLM.generate` with all prompts, the upper bound
+    llm_in_groups    the same in groups of sixteen
+    prompt_logprobs  the labels of a `classify` task, appended to the prompts and scored by one call
+    replica          one tokenmill replica in this process, without Ray, with vLLM's counters
+    by_hand          `map_batches` of Ray Data around `LLM.generate`, sixteen rows each
+    ray_llm          `ray.data.llm` with its defaults
+    ray_llm_tuned    `ray.data.llm` with batches of 16 rows, 64 of them at a time
+    run_batch        the command `vllm run-batch`
+
+Time is counted from the moment when the engine is ready.
 """
 
 import json
@@ -25,14 +31,13 @@ from bench.peers import by_hand, ray_llm, ray_llm_tuned, run_batch
 
 
 def tokenmill(job_file: Path) -> Figures:
-    """`tokenmill run`, in this process, as the command line does it."""
-    from tokenmill.cluster.ray_executor import RayExecutor  # noqa: PLC0415
-    from tokenmill.commands.terminal import Terminal  # noqa: PLC0415
-    from tokenmill.run.run import run_job  # noqa: PLC0415
+    """Run the job in this process, like `tokenmill run`."""
+    from pipeline.commands.terminal import Terminal  # noqa: PLC0415
+    from pipeline.run import run_job  # noqa: PLC0415
 
     summary = run_job(load_job(job_file, []), RayExecutor(), Terminal())
     if summary is None:
-        raise SystemExit("the output is there already")
+        raise SystemExit("the output already exists")
     return Figures(
         summary.engine_seconds,
         summary.rows,
@@ -52,7 +57,7 @@ SYSTEMS: dict[str, Callable[[Path], Figures]] = {
 
 if __name__ == "__main__":
     name, path = sys.argv[1:]
-    # Whatever the systems and their processes print, also while they end, is no figure.
+    # Only the figures go to stdout; anything that the systems and their processes print does not.
     told = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     result = SYSTEMS[name](Path(path))

@@ -1,7 +1,7 @@
-"""The end of a run, and how it scales: log-normal lengths on replicas of a virtual clock.
+"""Measure the end of a run and its scaling: log-normal lengths, replicas on a virtual clock.
 
-Units are cut by the plan and handed out by the pool's rule. What is told is the makespan over what
-no schedule can beat: all work shared by the replicas' speeds, or the longest row.
+The real plan cuts the units, and they are assigned as in a run. The figure is the makespan, divided
+by a lower bound for any schedule: the total work divided by the total speed, or the longest row.
 """
 
 import random
@@ -16,13 +16,13 @@ from tokenmill.request import Request
 from bench.measure import Figure, at_least, at_most
 from bench.virtual import VirtualEngine, simulate, unit_of
 
-# Steps; with sigma 1 the longest of 20,000 rows is some 40 times as long.
+# In steps; with sigma 1 the longest of 20,000 rows is about 40 times as long.
 _MEAN_LENGTH = 200
 _SIGMA = 1.0
 _SEED = 1
 _MAX_NUM_SEQS = 32
-# As the plan counts: a row's text and the longest answer, of a quarter of a unit's tokens for each
-# place in the batch. That makes units of two batches, as on a GPU with 1,024 sequences.
+# Sizes as the plan estimates them: a row's text and its longest answer, which is a quarter of a
+# unit's tokens per sequence. This gives units of two batches, as on a GPU with 1,024 sequences.
 _TEXT_BYTES, _OVERHEAD_TOKENS = 1_000, 250
 _UNIT_TOKENS_PER_SEQUENCE = 1_000
 _SHARD_ROWS = 4_000
@@ -30,21 +30,21 @@ _SHARD_ROWS = 4_000
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A simulated run: its seconds, and those that no schedule can beat."""
+    """A simulated run: its seconds, and the lower bound for any schedule."""
 
     seconds: float
     least_seconds: float
 
     @property
     def ratio(self) -> float:
-        """1.0 is perfect."""
+        """The time relative to the lower bound; 1.0 is perfect."""
         return self.seconds / self.least_seconds
 
 
 def run(
     speeds: Sequence[float], rows_per_replica: int, max_num_seqs: int = _MAX_NUM_SEQS
 ) -> Outcome:
-    """Rows with lengths of chance over replicas of these speeds, in steps a second."""
+    """Simulate rows of random lengths on replicas with these speeds, in steps per second."""
     num_rows = rows_per_replica * len(speeds)
     shards = [
         Shard(f"{first:09}.parquet", 1, "1", (RowGroup(rows, rows * _TEXT_BYTES),))
@@ -80,15 +80,15 @@ def _lengths(count: int) -> list[int]:
 
 
 def figures(rows_per_replica: int = 40_000) -> Iterator[Figure]:
-    """The part `tail`: some two minutes."""
+    """Run the part `tail`: about two minutes."""
     seconds = {}
     for replicas in (1, 2, 4, 8, 64):
         outcome = run([1.0] * replicas, rows_per_replica)
         seconds[replicas] = outcome.seconds
-        yield at_most(1.05, f"makespan, {replicas} alike", outcome.ratio, "of the optimum")
-    # So many times the rows on so many replicas.
+        yield at_most(1.05, f"makespan, {replicas} equal replicas", outcome.ratio, "of optimum")
+    # Rows per replica are constant: eight replicas process eight times the rows.
     yield at_least(0.95, "scaling from 1 to 8", seconds[1] / seconds[8], "efficiency")
     for replicas in (2, 4, 8):
         outcome = run([1 / 3, *[1.0] * (replicas - 1)], rows_per_replica)
         name = f"makespan, one of {replicas} three times slower"
-        yield at_most(1.10, name, outcome.ratio, "of the optimum by speed")
+        yield at_most(1.10, name, outcome.ratio, "of optimum by speed")

@@ -1,7 +1,7 @@
-"""Systems side by side on a machine that is never quite quiet: in turns, each in its own process.
+"""Time several systems on a machine that is never idle: alternately, each in its own process.
 
-Before each block the machine is watched: a block begins when others take less than a tenth of a
-core, and says how much they took if they never do.
+A block (one run of a system) begins when other processes use less than a tenth of a core. If that
+never happens, the block records how much they used.
 """
 
 import json
@@ -17,7 +17,7 @@ from typing import Any
 
 from bench import ROOT
 
-#: The engine in the process that drives it, its threads on all cores: for every system alike.
+#: For every system: the engine runs in the process that drives it, with threads on all cores.
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_OMP_THREADS_BIND": f"0-{(os.cpu_count() or 1) - 1}",
@@ -30,7 +30,7 @@ _MOST_WATCHES = 15
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One run of one system: its figures, its wall time, the cores others took before it began."""
+    """One run of one system: its figures, its wall time, and the other load before it began."""
 
     system: str
     figures: Mapping[str, Any]
@@ -39,18 +39,18 @@ class Block:
 
     @property
     def seconds(self) -> float:
-        """From the engine's being ready to the end."""
+        """Seconds from the engine's being ready to the end."""
         return float(self.figures["seconds"])
 
     @property
     def rate(self) -> float:
-        """Tokens a second, those read and those written."""
+        """Tokens per second, input and output."""
         tokens: int = self.figures["input_tokens"] + self.figures["output_tokens"]
         return tokens / self.seconds
 
 
 def run_block(system: str, job_file: Path, log: Path) -> Block:
-    """Run a system on a job. Raises `RuntimeError` with the end of its log where it fails."""
+    """Run a system on a job. Raises `RuntimeError` with the end of its log if it fails."""
     foreign_cores = _wait_for_quiet()
     command = [sys.executable, "-m", "bench.systems", system, str(job_file)]
     began = time.monotonic()
@@ -71,7 +71,7 @@ def run_block(system: str, job_file: Path, log: Path) -> Block:
 
 
 def _wait_for_quiet() -> float:
-    """The cores that are busy while nothing of ours runs."""
+    """Wait until the machine is quiet, and return the cores that are still busy."""
     busy = 0.0
     for _ in range(_MOST_WATCHES):
         before = _busy_s()
@@ -83,7 +83,7 @@ def _wait_for_quiet() -> float:
 
 
 def _busy_s() -> float:
-    """CPU seconds that the whole machine has worked since it started."""
+    """Return the CPU seconds that the machine has used since it started."""
     user, nice, system, _, _, irq, softirq, *_ = map(
         int, Path("/proc/stat").read_text().splitlines()[0].split()[1:]
     )
@@ -93,7 +93,7 @@ def _busy_s() -> float:
 def alternate(
     systems: Sequence[str], run: Callable[[str, int], Block], rounds: int
 ) -> dict[str, list[Block]]:
-    """A B A B …: so many blocks of each."""
+    """Run the systems alternately (A B A B …), `rounds` blocks of each."""
     blocks: dict[str, list[Block]] = {system: [] for system in systems}
     for number in range(rounds):
         for system in systems:
@@ -102,11 +102,11 @@ def alternate(
 
 
 def ratios(own: Sequence[Block], base: Sequence[Block]) -> list[float]:
-    """By round: how many times faster than its neighbour the system did the same."""
+    """Return, for each round, the speedup of the system over the baseline."""
     return [other.seconds / block.seconds for block, other in zip(own, base, strict=True)]
 
 
 def spread(numbers: Sequence[float], digits: int = 2) -> str:
-    """The median, and the least and the most."""
+    """Format the median, minimum and maximum."""
     median = statistics.median(numbers)
     return f"{median:,.{digits}f} ({min(numbers):,.{digits}f} to {max(numbers):,.{digits}f})"

@@ -1,4 +1,4 @@
-"""How good a model's translations are: chrF and BLEU against human ones.
+"""Measure a model's translations: chrF and BLEU against human ones.
 
     python bench/translation.py [--rows N] [--model SOURCE] [--output FOLDER] [CORPUS]
 
@@ -27,7 +27,7 @@ REFERENCE = "ref_fr"
 
 @dataclass(frozen=True, slots=True)
 class TranslationQuality:
-    """Of a corpus: both scores go from 0 to 100; `signatures` say how they were computed."""
+    """Scores of a corpus, both from 0 to 100; `signatures` record how they were computed."""
 
     num_rows: int
     chrf: float
@@ -38,8 +38,8 @@ class TranslationQuality:
 def translation_quality(
     translations: Sequence[str | None], references: Sequence[str]
 ) -> TranslationQuality:
-    """Corpus chrF and BLEU by sacrebleu; a row without a translation counts as an empty one."""
-    # Imported here: only benches have it.
+    """Compute corpus chrF and BLEU with sacrebleu; a missing translation counts as empty."""
+    # Imported here because only benchmarks depend on it.
     from sacrebleu.metrics import BLEU, CHRF  # noqa: PLC0415
 
     hypotheses = [translation or "" for translation in translations]
@@ -54,7 +54,7 @@ def translation_quality(
 
 
 def reference_rows(corpus: Path, num_rows: int) -> pa.Table:
-    """So many rows from all over a corpus: `source`, as their reference has it, and `reference`."""
+    """Return evenly spaced rows of a corpus: `source`, in its reference's form, and `reference`."""
     dataset = ds.dataset(corpus, format="parquet")
     has_reference = ~ds.field(REFERENCE).is_null()
     table = dataset.to_table(columns=["title", "text", REFERENCE], filter=has_reference)
@@ -69,7 +69,7 @@ def reference_rows(corpus: Path, num_rows: int) -> pa.Table:
 
 
 def translation_job(folder: Path, model: Mapping[str, Any], output: Path) -> dict[str, Any]:
-    """The job that translates a folder's `source` into French."""
+    """Return the job that translates a folder's `source` column into French."""
     return {
         "name": "bench-translation",
         "input": {"path": f"{folder}/*.parquet", "keep": ["source", "reference"]},
@@ -82,13 +82,13 @@ def translation_job(folder: Path, model: Mapping[str, Any], output: Path) -> dic
 
 
 def report(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What there is to know of a job's rows, and of doing nothing: the source as it is."""
+    """Report on a job's rows, and on the untranslated source for comparison."""
     references = [row["reference"] for row in rows]
     answered = [row for row in rows if row["error"] is None]
     failed = Counter(check for row in answered for check in row["failed_checks"] or ())
     lines = [
         _line("model", translation_quality([row["translation"] for row in rows], references)),
-        _line("source as it is", translation_quality([row["source"] for row in rows], references)),
+        _line("untranslated", translation_quality([row["source"] for row in rows], references)),
     ]
     passed = [row for row in answered if row["checks_passed"]]
     if passed:
@@ -115,12 +115,12 @@ def _line(name: str, quality: TranslationQuality) -> str:
 
 
 def main() -> None:
-    """Translate some rows and print the scores."""
-    parser = argparse.ArgumentParser(description="chrF and BLEU of a model's French.")
+    """Translate a sample of rows and print the scores."""
+    parser = argparse.ArgumentParser(description="Score a model's French with chrF and BLEU.")
     parser.add_argument("corpus", type=Path, nargs="?", default=CORPUS)
     parser.add_argument("--rows", type=int, default=50)
     parser.add_argument("--model", default="bundled:smollm2-135m")
-    parser.add_argument("--output", type=Path, help="where the job's output stays")
+    parser.add_argument("--output", type=Path, help="folder to keep the job's output in")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         output = arguments.output or Path(folder, "output")

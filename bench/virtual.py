@@ -1,7 +1,7 @@
-"""A pool of replicas on a virtual clock: the real scheduler, plan and in-flight rule, no waiting.
+"""Simulate replicas on a virtual clock, with the real scheduler, plan and limit of units in flight.
 
-Time goes from one request's end to the next, so that hours of 64 replicas take seconds, and every
-figure is the same each time.
+Time jumps from the end of one request to the next, so hours of 64 replicas take seconds, and every
+figure is reproducible.
 """
 
 import heapq
@@ -25,10 +25,10 @@ _MAX_MODEL_LEN = 2**20
 
 
 class VirtualEngine:
-    """`max_num_seqs` requests at a time; its clock, `now` in seconds, is set from outside.
+    """An engine that runs `max_num_seqs` requests at a time; its clock `now` is set from outside.
 
-    `seconds` says for how long a request stays in the batch as it enters it; `leave` hears of it
-    when it has left.
+    `seconds` is called when a request enters the batch, and returns how long it stays; `leave` is
+    called when it has left.
     """
 
     def __init__(
@@ -43,17 +43,17 @@ class VirtualEngine:
         self._seconds = seconds
         self._leave = leave
         self._waiting: deque[tuple[int, Request]] = deque()
-        # By their ends, then as they were added.
+        # Sorted by end, then in the order in which they were added.
         self._running: list[tuple[float, int, Request]] = []
 
     @property
     def next_end(self) -> float | None:
-        """When the next request ends; None for an empty batch."""
+        """The time at which the next request ends; None for an empty batch."""
         return self._running[0][0] if self._running else None
 
     @property
     def num_running(self) -> int:
-        """The requests in its batch."""
+        """The number of requests in the batch."""
         return len(self._running)
 
     def add(self, key: int, request: Request) -> None:
@@ -64,7 +64,7 @@ class VirtualEngine:
         raise NotImplementedError
 
     def step(self) -> Sequence[Completion]:
-        """The requests that have ended by `now`; others take their places."""
+        """Return the requests that have ended by `now`, and start waiting ones in their place."""
         ended = []
         while self._running and self._running[0][0] <= self.now:
             _, key, request = heapq.heappop(self._running)
@@ -77,12 +77,12 @@ class VirtualEngine:
 
     @property
     def usage(self) -> EngineUsage:
-        """Nobody looks, and it takes no time."""
+        """No usage: it is not read, and nothing takes CPU time."""
         return EngineUsage()
 
 
 def generating() -> RowTasks:
-    """A task that asks a row's one prompt and takes the answer."""
+    """Return a task with one request per row."""
     job = Job.model_validate(
         {
             "name": "virtual",
@@ -97,7 +97,7 @@ def generating() -> RowTasks:
 
 
 def unit_of(prompts: Sequence[Sequence[int]]) -> pa.Table:
-    """A rendered unit of these prompts."""
+    """Return a rendered unit of these prompts."""
     kept = pa.table({ROW_COLUMN: pa.array(range(len(prompts)), pa.int64())})
     return rendered_table(kept, [[PreparedRow([prompt])] for prompt in prompts], kept.select([]))
 
@@ -109,11 +109,11 @@ def simulate(
     in_flight: int,
     look: Callable[[float, Collection[UnitInFlight]], None] = lambda *_: None,
 ) -> float:
-    """The seconds in which the engines answer the units.
+    """Return the seconds that the engines take to answer the units.
 
-    As Ray Data does, each next unit goes to the replica with the fewest, none has more than
-    `in_flight` of them, and what a replica has been given stays with it. `look` sees the time and
-    the units in flight each time that requests have ended.
+    As in Ray Data, the next unit goes to the replica with the fewest units, a replica has at most
+    `in_flight` units, and units are never moved. `look` is called with the time and the units in
+    flight whenever requests have ended.
     """
     tasks = generating()
     replicas = [Scheduler(engine, tasks) for engine in engines]
@@ -144,7 +144,7 @@ def simulate(
     hand_out()
     while ends:
         end, place = heapq.heappop(ends)
-        # Other units may have come in between, and with them the same end again.
+        # The entry is outdated if other units were added in the meantime.
         if end != engines[place].next_end:
             continue
         now = end

@@ -1,4 +1,4 @@
-"""A run in a process of its own, and what it tells of itself, second by second (`sampler`)."""
+"""Run a job in its own process and read its samples, taken every second (`sampler`)."""
 
 import json
 import os
@@ -16,12 +16,12 @@ OURS = ("driver", "actor", "board", "worker")
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A moment of a run, `at` by the clock that all processes of a machine share (monotonic).
+    """The state of a run at a moment; `at` is the monotonic clock, shared by all processes.
 
-    `committed` are the rows whose commits this run has seen; `answered` those of all replicas. By
-    role of a process (`OURS`, and Ray's own by their names): the MiB of the largest one, those of
-    them that are pages of Ray's shared memory, the most that one has held, the CPU seconds of all
-    that were seen.
+    `committed` counts the rows whose commits this run has seen, `answered` those of all replicas.
+    The mappings are by role of a process (`OURS`, and Ray's own processes by name): `mib` is the
+    memory of the largest process, `shared_mib` the part of it in Ray's shared memory, `peak_mib`
+    the most that any process has used, and `cpu_s` the CPU seconds of all processes.
     """
 
     at: float
@@ -38,7 +38,7 @@ class Sample:
 
 
 def launch(job_file: Path, samples: Path) -> subprocess.Popen[bytes]:
-    """A watched run in a process group of its own; its log stands beside the samples."""
+    """Start a sampled run in its own process group; its log is next to the samples."""
     with samples.with_suffix(".log").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "bench.sampler", job_file, samples],
@@ -51,7 +51,7 @@ def launch(job_file: Path, samples: Path) -> subprocess.Popen[bytes]:
 
 
 def watch(job_file: Path) -> list[Sample]:
-    """A run's samples once it has ended. Raises `RuntimeError` with its log where it failed."""
+    """Wait for a run and return its samples. Raises `RuntimeError` with its log if it fails."""
     samples = job_file.with_suffix(".jsonl")
     samples.unlink(missing_ok=True)
     if launch(job_file, samples).wait():
@@ -60,6 +60,6 @@ def watch(job_file: Path) -> list[Sample]:
 
 
 def read(samples: Path) -> list[Sample]:
-    """What a run has told so far."""
+    """Return the samples that a run has written so far."""
     whole = samples.read_text().rpartition("\n")[0] if samples.exists() else ""
     return [Sample(**json.loads(line)) for line in whole.splitlines()]

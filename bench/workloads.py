@@ -1,6 +1,6 @@
-"""What is measured: jobs over real text whose cost is known beforehand.
+"""The benchmark workloads: jobs over real text whose cost is known in advance.
 
-Every row asks for a fixed number of tokens (`ignore_eos`), so that two systems do the same work
+Every row generates a fixed number of tokens (`ignore_eos`), so two systems do the same work
 whatever the model writes.
 """
 
@@ -17,10 +17,10 @@ import yaml
 
 from bench import PACKAGES, ROOT
 
-# The texts where PACKAGES is not at hand: some dozens, again and again.
+# Used if PACKAGES does not exist: a few dozen texts, repeated.
 DEMO = ROOT / "jobs" / "demo" / "documents.yaml"
 
-#: The same for all systems. vLLM's own defaults differ between its front ends.
+#: Used for all systems, because vLLM's own defaults differ between its front ends.
 ENGINE = {
     "dtype": "float32",
     "max_model_len": 2048,
@@ -42,15 +42,15 @@ _QUESTIONS = (
 )
 # Between 1,500 and 1,950 tokens.
 _DOCUMENT_CHARACTERS = 7_000
-# Of the normal distribution under the log-normal lengths of W5: one row in sixteen is long.
+# W5: one row in sixteen generates sixteen times as many tokens.
 _LONG_EVERY, _SHORT_TOKENS, _LONG_FACTOR = 16, 16, 16
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A corpus in a folder and the job over it, as the job file's keys.
+    """A corpus in a folder, and the job over it as job file keys.
 
-    `variants` are keys in which a system's job differs, by the system's name; None leaves one out.
+    `variants` has the keys that differ for a system, by the system's name; None removes a key.
     """
 
     name: str
@@ -60,11 +60,11 @@ class Workload:
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def with_keys(self, keys: Mapping[str, Any]) -> "Workload":
-        """The same over a job in which these keys are others."""
+        """Return a copy with these job keys replaced."""
         return replace(self, job={**self.job, **keys})
 
     def write_job(self, path: Path, system: str, output: str) -> Path:
-        """The job file of a system, to an output of its own."""
+        """Write the job file of a system, with its own output."""
         keys = {**self.job, **self.variants.get(system, {}), "output": {"path": output}}
         path.write_text(
             yaml.safe_dump({key: value for key, value in keys.items() if value is not None})
@@ -73,33 +73,33 @@ class Workload:
 
 
 def tagging(folder: Path, num_rows: int = 256) -> Workload:
-    """W1: an instruction of 400 tokens that all rows share, a short text, 8 tokens out."""
+    """W1: an instruction of 400 tokens shared by all rows, a short text, 8 output tokens."""
     prompt = {"system": _instruction(10), "user": "{{ text }}"}
     rows = {"text": _texts(num_rows, 200, 400)}
     return _workload(folder, "W1 tagging", "400 shared + 80 in, 8 out", rows, prompt, _limit(8))
 
 
 def translation(folder: Path, num_rows: int = 128) -> Workload:
-    """W2: as much out as in."""
+    """W2: about as many output tokens as input tokens."""
     prompt = {"user": "Translate into French:\n\n{{ text }}"}
     rows = {"text": _texts(num_rows, 200, 400)}
     return _workload(folder, "W2 translation", "110 in, 80 out", rows, prompt, _limit(80))
 
 
 def scoring(folder: Path, num_rows: int = 192) -> Workload:
-    """W3: no decoding, the log-probability of every token of the text."""
+    """W3: no decoding, only the log-probability of every token of the text."""
     rows = {"text": _texts(num_rows, 400, 900)}
     made = _workload(folder, "W3 scoring", "150 scored, 0 out", rows, {"text": "{{ text }}"}, None)
     return made.with_keys({"task": {"kind": "score"}})
 
 
 def questions(folder: Path, num_documents: int = 6) -> Workload:
-    """W4: five questions to each document, which stands first; beside them the other way round.
+    """W4: five questions about each document; the prompts begin with the document.
 
-    `tokenmill-shuffled` asks the same with the question first, in an order without sense.
+    `tokenmill-shuffled` asks the same questions with the question first and the rows shuffled.
     """
     documents = _documents(num_documents)
-    about = f"{len(_QUESTIONS)} questions to each of {num_documents} long documents"
+    about = f"{len(_QUESTIONS)} questions about each of {num_documents} long documents"
     tasks = [
         {
             "kind": "generate",
@@ -120,7 +120,7 @@ def questions(folder: Path, num_documents: int = 6) -> Workload:
 
 
 def labels(folder: Path, num_rows: int = 24) -> Workload:
-    """W7: one of four labels of one to three tokens, with the probabilities of all."""
+    """W7: one of four labels of one to three tokens, with the probabilities of all labels."""
     prompt = {"system": _instruction(7), "user": "{{ text }}\n\nWhich section is this for?"}
     rows = {"text": _texts(num_rows, 300, 330)}
     made = _workload(folder, "W7 labels", "300 shared + 80 in, 4 labels", rows, prompt, None)
@@ -128,7 +128,7 @@ def labels(folder: Path, num_rows: int = 24) -> Workload:
 
 
 def skewed(folder: Path, num_rows: int = 256) -> Workload:
-    """W5: one row in sixteen writes sixteen times as much."""
+    """W5: one row in sixteen generates sixteen times as many tokens."""
     lengths = [
         _SHORT_TOKENS * (_LONG_FACTOR if row % _LONG_EVERY == 0 else 1) for row in range(num_rows)
     ]
@@ -143,7 +143,7 @@ def skewed(folder: Path, num_rows: int = 256) -> Workload:
 
 
 def repeated(folder: Path, share: float, num_rows: int = 640) -> Workload:
-    """W6: so large a share of the rows repeat another's text; `tokenmill-all` asks for each."""
+    """W6: a share of the rows repeat another text; `tokenmill-all` does not deduplicate."""
     distinct = _texts(round(num_rows * (1 - share)), 200, 400)
     draw = random.Random(_SEED)  # noqa: S311 - no secret
     texts = distinct + draw.choices(distinct, k=num_rows - len(distinct))
@@ -183,7 +183,7 @@ def _workload(  # noqa: PLR0913, PLR0917 - a job's parts
 
 
 def _instruction(num_rules: int) -> str:
-    """What all rows share: about forty tokens a rule."""
+    """Return an instruction shared by all rows, with about forty tokens per rule."""
     rules = " ".join(
         f"Rule {number}: read the description as a whole, look for what the package does, for whom "
         f"it is meant and how it is used, and prefer the tag that a careful librarian would give."
@@ -196,28 +196,28 @@ def _instruction(num_rules: int) -> str:
 
 
 def _documents(count: int) -> list[str]:
-    """Texts of so many characters each, made of shorter ones."""
+    """Return long documents of a fixed length, joined from shorter texts."""
     joined = "\n\n".join(_texts(count * 60, 80, 400))
     starts = range(0, count * _DOCUMENT_CHARACTERS, _DOCUMENT_CHARACTERS)
     return [joined[start : start + _DOCUMENT_CHARACTERS] for start in starts]
 
 
 def _texts(count: int, least: int, most: int) -> list[str]:
-    """Distinct texts of so many characters, the same ones each time."""
+    """Return distinct texts of `least` to `most` characters, the same ones each time."""
     found = sorted({text[:most] for text in corpus() if len(text) >= least}, key=_mixed)
     if len(found) < count:
-        # The demo alone has some dozens: a number makes each of them another.
+        # The demo has only a few dozen texts: a number makes the repetitions distinct.
         found = [f"{number}. {text}" for number in range(-(-count // len(found))) for text in found]
     return found[:count]
 
 
 def _mixed(text: str) -> int:
-    """An order that has nothing to do with the corpus's own, the same in every process."""
+    """Return a sort key that shuffles the corpus in the same way in every process."""
     return random.Random(text).getrandbits(64)  # noqa: S311 - no secret
 
 
 def corpus() -> list[str]:
-    """The texts that workloads are made of."""
+    """Return the texts that the workloads are made of."""
     if PACKAGES.is_dir():
         texts: list[str] = (
             ds.dataset(PACKAGES).to_table(columns=["text"]).column("text").to_pylist()

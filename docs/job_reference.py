@@ -1,6 +1,6 @@
-"""Write docs/job.md: every key of the job file, from the model that checks it.
+"""Generate docs/job.md, the reference of all job file keys, from the pydantic model.
 
-`python docs/job_reference.py` writes it; `reference()` is its text.
+`python docs/job_reference.py` writes the page; `reference()` returns its text.
 """
 
 import json
@@ -14,11 +14,12 @@ PATH = Path(__file__).with_name("job.md")
 _HEAD = """\
 # The job file
 
-Every key, from the model that checks the file (`make docs` writes this page). A key that is not \
-here is refused. `tokenmill schema` prints the same as a JSON schema for editors. What the tasks \
-do is in [tasks.md](tasks.md).
+All keys of the job file. A key that is not listed here is an error. [Tasks](tasks.md) explains \
+what each kind of task does. `tokenmill schema` prints this reference as a JSON schema, which \
+editors can use for completion. This page is generated from the model that validates job files; \
+run `make docs` to update it.
 """
-#: What JSON schema says of a value beside its type, as it is read aloud.
+#: Constraints of a JSON schema, in words.
 _BOUNDS = {
     "minimum": "at least {}",
     "exclusiveMinimum": "above {}",
@@ -26,13 +27,12 @@ _BOUNDS = {
     "exclusiveMaximum": "below {}",
     "pattern": "matches `{}`",
 }
-_NAMES = {"string": "text", "integer": "whole number", "boolean": "true or false", "null": "null"}
 
 Schema = Mapping[str, Any]
 
 
 def reference() -> str:
-    """The page: the job's own keys, then each section by name."""
+    """Return the text of the page: the top-level keys, then the sections in alphabetical order."""
     whole = Job.model_json_schema()
     sections = whole["$defs"]
     parts = [_HEAD, _section("Job", whole)]
@@ -46,7 +46,7 @@ def _section(name: str, schema: Schema) -> str:
     properties = schema.get("properties")
     if properties is None:
         return "\n".join([*lines, f"{_type(schema)}", ""])
-    lines += ["| key | value | default | |", "| --- | --- | --- | --- |"]
+    lines += ["| key | type | default | description |", "| --- | --- | --- | --- |"]
     required = schema.get("required", ())
     lines += [_row(key, value, is_required=key in required) for key, value in properties.items()]
     return "\n".join([*lines, ""])
@@ -69,7 +69,7 @@ def _default(schema: Schema) -> str:
 
 
 def _type(schema: Schema) -> str:
-    """What a value is, in words; sections are links."""
+    """Describe the type of a value in words; sections become links."""
     choices = schema.get("anyOf") or schema.get("oneOf")
     if choices is not None:
         named = [_type(choice) for choice in choices if choice.get("type") != "null"]
@@ -92,8 +92,8 @@ def _plain(schema: Schema) -> str:
         return f"list of {_type(items)}" if items else "list"
     if kind == "object":
         values = schema.get("additionalProperties")
-        return f"mapping to {_type(values)}" if isinstance(values, Mapping) else "mapping"
-    return _NAMES.get(kind, kind) if kind else "any value"
+        return f"mapping of {_type(values)}" if isinstance(values, Mapping) else "mapping"
+    return str(kind) if kind else "any value"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The site's pages that stand elsewhere in the repository, and the links between both places.
+"""Add pages from outside `docs/` to the site, and rewrite links between them and `docs/`.
 
-A hook of mkdocs (`mkdocs.yml`): the files keep the links that are right where they stand.
+This is a hook for mkdocs (`mkdocs.yml`). The files in the repository keep links that work there.
 """
 
 import re
@@ -11,12 +11,12 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
-#: What pages link to, beside the pages of `docs/`.
+#: Files outside `docs/` that pages link to.
 _ELSEWHERE = ("*.md", "infra/*/*", "jobs/*.yaml", "tests/s3_server.py", "tests/screens/help.txt")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the files from outside of `docs/`, at the places that they have below the root."""
+    """Add the files from outside `docs/` under their paths relative to the repository root."""
     for pattern in _ELSEWHERE:
         for path in sorted(ROOT.glob(pattern)):
             name = path.relative_to(ROOT).as_posix()
@@ -26,7 +26,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
-    """On the site, what is in `docs/` stands where the repository's root is."""
+    """Rewrite links: on the site, the content of `docs/` is at the root."""
     if (ROOT / "docs" / page.file.src_uri).is_file():
         depth = page.file.src_uri.count("/") + 1
         return markdown.replace(f"]({'../' * depth}", f"]({'../' * (depth - 1)}")

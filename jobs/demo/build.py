@@ -1,9 +1,9 @@
-"""Write the demo corpus, documents.yaml beside this file, as Parquet shards.
+"""Write the demo corpus (documents.yaml in this folder) as Parquet shards.
 
     python jobs/demo/build.py OUTPUT_DIR
 
-The same documents give the same bytes, and a shard that already holds them is left alone: a run
-over the shards can be resumed only while its input files are unchanged.
+The same documents always produce the same bytes, and a shard that is already up to date is not
+rewritten, because a run can only be resumed while its input files are unchanged.
 """
 
 import argparse
@@ -26,7 +26,7 @@ Row = dict[str, str | None]
 
 
 def load_documents(path: Path = DOCUMENTS) -> list[Row]:
-    """Return the documents in file order, every column present."""
+    """Return the documents in file order, with every column present."""
     return [_row(entry) for entry in yaml.safe_load(path.read_text(encoding="utf-8"))]
 
 
@@ -41,7 +41,7 @@ def _row(entry: dict[str, Any]) -> Row:
 
 
 def build(output: Path) -> list[Path]:
-    """Write the shards into the folder `output` and return their paths in order."""
+    """Write the shards to the folder `output` and return their paths in order."""
     rows = load_documents()
     size = -(-len(rows) // SHARDS)
     output.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def _parquet(rows: list[Row]) -> bytes:
 def _replace_if_changed(path: Path, content: bytes) -> None:
     if path.exists() and path.read_bytes() == content:
         return
-    # The leading dot hides a half-written file from readers that list the folder.
+    # The leading dot hides the half-written file from readers that list the folder.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(content)
@@ -73,7 +73,7 @@ def _replace_if_changed(path: Path, content: bytes) -> None:
 
 
 def main() -> None:
-    """Build the shards in the folder named on the command line."""
+    """Write the shards to the folder given on the command line."""
     parser = argparse.ArgumentParser(description="Write the demo corpus as Parquet shards.")
     parser.add_argument("output", type=Path, metavar="OUTPUT_DIR")
     output: Path = parser.parse_args().output

@@ -1,4 +1,4 @@
-"""Print a few rows of an output: `python jobs/demo/show.py out/summaries`."""
+"""Print the first rows of an output: `python jobs/demo/show.py out/summaries`."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ import pyarrow.dataset as ds
 
 
 def main(output: Path, num_rows: int = 5) -> None:
-    """The first rows' answers, or why there is none."""
+    """Print the answer of each of the first rows, or why it was rejected."""
     rows = ds.dataset(output / "data", format="parquet").head(num_rows).to_pylist()
     for row in rows:
         answer = row["generated_text"] or f"rejected: {row['error']['message']}"
