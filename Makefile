@@ -60,8 +60,8 @@ docs: setup  ## Write docs/job.md anew from the job's model
 site: setup  ## Build the documents as a site, in out/site
 	.venv/bin/mkdocs build --strict
 
-screens: setup  ## Write tests/screens anew: what a terminal shows of each command
-	.venv/bin/pytest -q tests/test_screens.py --write-screens
+screens: setup  ## Write tests/commands/screens anew: what a terminal shows of each command
+	.venv/bin/pytest -q tests/commands/test_screens.py --write-screens
 
 lock: setup  ## Write requirements/cpu.txt and gpu.txt anew from pyproject.toml
 	test -x $(LOCK_VENV)/bin/uv || .venv/bin/python -m venv $(LOCK_VENV)

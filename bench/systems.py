@@ -32,8 +32,9 @@ from bench.peers import by_hand, ray_llm, ray_llm_tuned, run_batch
 
 def tokenmill(job_file: Path) -> Figures:
     """Run the job in this process, like `tokenmill run`."""
-    from pipeline.commands.terminal import Terminal  # noqa: PLC0415
-    from pipeline.run import run_job  # noqa: PLC0415
+    from tokenmill.cluster.ray_executor import RayExecutor  # noqa: PLC0415
+    from tokenmill.commands.terminal import Terminal  # noqa: PLC0415
+    from tokenmill.run.run import run_job  # noqa: PLC0415
 
     summary = run_job(load_job(job_file, []), RayExecutor(), Terminal())
     if summary is None:
