@@ -8,11 +8,14 @@ SBOM_VENV := .cache/sbom
 # Two at a time: most of a test with an engine is imports, on one core.
 PAIRED := -n 2 --dist loadfile
 QUICK := -m "not integration" $(PAIRED)
+# What `make compat` tries: the oldest versions that pyproject.toml allows.
+RAY := 2.58.0
+VLLM := 0.31.0
 # More options for `make lock`, say --upgrade or --upgrade-package ray.
 LOCK_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit shipped chaos mutations check bench docs site screens lock sbom clean
+.PHONY: help setup demo test unit shipped chaos mutations compat coverage check bench docs site screens lock sbom clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 14
@@ -46,10 +49,18 @@ chaos: setup  ## Kill, mislead and starve runs by the hundred; prove that no row
 mutations: setup  ## Break the code in known ways, and see that the quick tests notice (minutes)
 	.venv/bin/python tests/faults/mutations.py
 
-check: setup  ## Check format, lint and types
+compat: setup  ## Run the demo with the oldest Ray and vLLM, or with RAY=… VLLM=… (minutes)
+	bash infra/compat.sh $(RAY) $(VLLM)
+
+coverage: setup  ## Run the quick tests and report lines and branches they miss
+	.venv/bin/pytest $(QUICK) --cov --cov-report=term
+
+check: setup  ## Check format, lint, types, layers and declared dependencies
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
+	.venv/bin/lint-imports
+	.venv/bin/deptry pipeline
 
 bench: setup  ## Time tokenmill beside vLLM alone and others, in turns (two hours, a quiet machine)
 	.venv/bin/python -m bench
