@@ -9,7 +9,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from helpers.command import ROOT, input_positions, output_rows, positions, tokenmill
+from helpers.command import ROOT, input_positions, output_rows, positions
+from helpers.fork_server import tokenmill
 from helpers.inprocess import invoke
 from jsonschema import Draft202012Validator
 from tokenmill.errors import ExitCode
@@ -23,7 +24,7 @@ NAMES = ("person", "place", "organisation")
 REFUSALS = """
 import json, sys
 from pathlib import Path
-from tokenmill.engine.base import MachineShare
+from tokenmill.engine.base import EngineResources
 from tokenmill.engine.vllm_start import load_vllm
 from tokenmill.errors import UserError
 from tokenmill.request import Sampling
@@ -31,7 +32,7 @@ for node, arguments in json.load(sys.stdin):
     schema = {"type": "object", "properties": {"a": node}, "required": ["a"]}
     sampling = Sampling({"max_tokens": 9, "structured_outputs": {"json": json.dumps(schema)}})
     try:
-        load_vllm(Path("nowhere"), arguments, "generate", [sampling], MachineShare(0, 1))
+        load_vllm(Path("nowhere"), arguments, "generate", [sampling], EngineResources(0, 1))
     except UserError as error:
         print(error)
 """

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from helpers.command import output_rows, tokenmill
+from helpers.command import output_rows
+from helpers.fork_server import tokenmill
 from safetensors.numpy import load_file, save_file
 from tokenmill.errors import ExitCode
 from tokenmill.job.sections import Model

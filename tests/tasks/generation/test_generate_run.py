@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from helpers.command import ROOT, output_rows, tokenmill
+from helpers.command import ROOT, output_rows
+from helpers.fork_server import tokenmill
 from safetensors.numpy import save_file
 from tokenmill.errors import ExitCode
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pyarrow.dataset as ds
 import pytest
-from helpers.command import ROOT, input_positions, output_rows, positions, tokenmill
+from helpers.command import ROOT, input_positions, output_rows, positions
+from helpers.fork_server import tokenmill
 from tokenmill.errors import ExitCode
 
 pytestmark = [pytest.mark.integration, pytest.mark.shipped]

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from helpers import tiny_media_models
-from helpers.command import output_rows, tokenmill
+from helpers.command import output_rows
+from helpers.fork_server import tokenmill
 from PIL import Image
 from tokenmill.config.model_source import ModelSource
 from tokenmill.models.fetch import fetch_model

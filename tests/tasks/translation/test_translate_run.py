@@ -9,7 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
-from helpers.command import ROOT, output_rows, tokenmill
+from helpers.command import ROOT, output_rows
+from helpers.fork_server import tokenmill
 from tokenmill.errors import ExitCode
 
 pytestmark = [pytest.mark.integration, pytest.mark.shipped]
