@@ -12,7 +12,10 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 #: Files outside `docs/` that pages link to.
-_ELSEWHERE = ("*.md", "infra/*/*", "jobs/*.yaml", "tests/helpers/s3_server.py", "tests/commands/screens/help.txt")
+_ELSEWHERE = (
+    *("*.md", "infra/*/*", "jobs/*.yaml"),
+    *("tests/helpers/s3_server.py", "tests/commands/screens/help.txt"),
+)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

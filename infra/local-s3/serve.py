@@ -145,8 +145,8 @@ def local_s3(folder: Path, port: int | None = None) -> Iterator[LocalS3]:
 
 @contextlib.contextmanager
 def _running(folder: Path, port: int | None) -> Iterator[LocalS3]:
-    ports = _free_ports(port)
-    access_key, secret_key = _identity(folder / "s3.json")
+    ports = free_ports(port)
+    access_key, secret_key = identity(folder / "s3.json")
     log_path = folder / "weed.log"
     _remove_sockets(log_path)  # left by an earlier run that was killed
     process = _start(_command(folder, ports), folder, log_path)
@@ -261,7 +261,7 @@ def _failure(server: LocalS3, what: str) -> LocalS3Error:
     return LocalS3Error("\n".join([f"local S3 server: {what}; end of {server.log_path}:", *tail]))
 
 
-def _free_ports(s3_port: int | None) -> Ports:
+def free_ports(s3_port: int | None) -> Ports:
     """Eight different free loopback ports; the S3 port is `s3_port` if given."""
     with contextlib.ExitStack() as stack:
 
@@ -282,7 +282,7 @@ def _free_ports(s3_port: int | None) -> Ports:
         return Ports(http=http, grpc={role: take() for role in ROLES})
 
 
-def _identity(path: Path) -> tuple[str, str]:
+def identity(path: Path) -> tuple[str, str]:
     """The folder's access key, created on the first start and kept for later ones."""
     with contextlib.suppress(FileNotFoundError):
         kept = json.loads(path.read_text())["identities"][0]["credentials"][0]

@@ -24,7 +24,7 @@ class Replicas:
     """
 
     def __init__(self, units: Sequence[tuple[int, frozenset[int]]], replicas: int) -> None:
-        self._units = list(units)
+        self.units = list(units)
         self._replicas = replicas
         self.suspects = PoisonSearch()
         self.deaths = 0
@@ -32,7 +32,7 @@ class Replicas:
         self.states: list[tuple[str, PoolState]] = []
 
     def run(self, draw: random.Random) -> None:
-        queues = [list(range(at, len(self._units), self._replicas)) for at in range(self._replicas)]
+        queues = [list(range(at, len(self.units), self._replicas)) for at in range(self._replicas)]
         while any(queues):
             queue = draw.choice([queue for queue in queues if queue])
             draw.shuffle(queue)
@@ -41,7 +41,7 @@ class Replicas:
     def _life_of_an_engine(self, queue: list[int]) -> None:
         advice = {unit: self.suspects.begin(unit) for unit in queue}
         together = [unit for unit in queue if not advice[unit].is_alone]
-        if any(self._units[unit][1] for unit in together):
+        if any(self.units[unit][1] for unit in together):
             self._note("death")
             return
         for unit in together:
@@ -53,7 +53,7 @@ class Replicas:
             self._end(queue, unit, advice[unit].condemned)
 
     def _alone(self, unit: int, condemned: frozenset[int]) -> bool:
-        num_rows, killers = self._units[unit]
+        num_rows, killers = self.units[unit]
         left = [row for row in range(num_rows) if row not in condemned]
         while left:
             group = self.suspects.next_group(unit, left)
@@ -109,7 +109,7 @@ def test_a_killer_in_each_replica_is_found_and_nobody_gives_up(
     guilty = [(rows, frozenset({draw.randrange(rows)})) for _ in range(replicas)]
     world = Replicas([*guilty, *[(rows, frozenset[int]())] * 6], replicas)
     world.run(draw)
-    assert world.condemned == {unit: killers for unit, (_, killers) in enumerate(world._units)}
+    assert world.condemned == {unit: killers for unit, (_, killers) in enumerate(world.units)}
     assert world.deaths <= replicas * (2 * max(rows - 1, 0).bit_length() + 3)
     assert not given_up(world, rows, replicas)
 
@@ -121,7 +121,7 @@ def test_units_that_wait_for_their_turn_forget_nothing(rows: int, seed: int, gui
     draw = random.Random(seed)
     world = Replicas([(rows, frozenset({draw.randrange(rows)})) for _ in range(guilty)], 1)
     world.run(draw)
-    assert world.condemned == {unit: killers for unit, (_, killers) in enumerate(world._units)}
+    assert world.condemned == {unit: killers for unit, (_, killers) in enumerate(world.units)}
     assert world.deaths <= guilty * (2 * max(rows - 1, 0).bit_length() + 3)
 
 

@@ -204,14 +204,14 @@ def test_kill_leaves_no_server_and_loses_no_object(tmp_path: Path) -> None:
 def test_credentials_file_is_private(tmp_path: Path) -> None:
     """Only the owner can read the file with the access key."""
     serve = load_serve()
-    serve._identity(tmp_path / "s3.json")
+    serve.identity(tmp_path / "s3.json")
     assert (tmp_path / "s3.json").stat().st_mode & 0o777 == 0o600
 
 
 def test_taken_port_is_replaced_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When a port is taken just before the server binds it, the server starts on other ports."""
     serve = load_serve()
-    free_ports = serve._free_ports
+    free_ports = serve.free_ports
     choices: list[Any] = []
     with socket.socket() as rival:
 
@@ -222,7 +222,7 @@ def test_taken_port_is_replaced_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
                 rival.listen()
             return choices[-1]
 
-        monkeypatch.setattr(serve, "_free_ports", choose)
+        monkeypatch.setattr(serve, "free_ports", choose)
         with serve.local_s3(tmp_path) as server:
             server.create_bucket("demo")
     assert len(choices) == 2
