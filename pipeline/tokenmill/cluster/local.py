@@ -1,7 +1,7 @@
 """The Ray that a run starts for itself on this machine: open to nobody else, and soon there.
 
 What Ray starts for clusters, their dashboards and their autoscalers is left out. Ray 2.60 has no
-switches for it, so its private names are used; `tests/end_to_end/test_security.py` checks the result.
+switches for it, so its private names are used; `test_security.py` checks the result.
 """
 
 import os
