@@ -181,7 +181,7 @@ def test_all_of_it_may_stand_in_s3(tmp_path: Path, s3_bucket: str) -> None:
     here = batch_of(tmp_path, [*chats(3), b"no json"])
     run(here)
     root = f"s3://{s3_bucket}/batch"
-    open_store(root).create("requests.jsonl", Path(here.requests).read_bytes())
+    open_store(root).put_if_absent("requests.jsonl", Path(here.requests).read_bytes())
     names = [
         f"{root}/{name}" for name in ("requests.jsonl", "answers.jsonl", "errors.jsonl", "work")
     ]

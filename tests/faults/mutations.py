@@ -54,8 +54,8 @@ MUTATIONS = (
     Mutation(
         "commit before write",
         "output/commit",
-        "    if store.create(unit.key, data):\n",
-        "    if store.create(unit.key, encode(table.slice(0, 0), record)):\n"
+        "    if store.put_if_absent(unit.key, data):\n",
+        "    if store.put_if_absent(unit.key, encode(table.slice(0, 0), record)):\n"
         "        store.replace(unit.key, data)\n",
         ("output/test_commit", "faults/test_crash_points"),
     ),
@@ -69,9 +69,9 @@ MUTATIONS = (
     Mutation(
         "swallow a write error",
         "output/commit",
-        "    if store.create(unit.key, data):\n",
+        "    if store.put_if_absent(unit.key, data):\n",
         "    try:\n"
-        "        is_first = store.create(unit.key, data)\n"
+        "        is_first = store.put_if_absent(unit.key, data)\n"
         "    except RunFailed:\n"
         "        is_first = True\n"
         "    if is_first:\n",

@@ -112,7 +112,7 @@ def test_half_an_upload_is_no_object(
     far: S3Store, near: S3Store, proxy: FaultyS3, fault: Fault
 ) -> None:
     """A large body that breaks off is sent again; no reader ever sees half of it."""
-    meets(proxy, fault, puts, lambda: far.create("key", LARGE))
+    meets(proxy, fault, puts, lambda: far.put_if_absent("key", LARGE))
     assert contents(near) == {"key": LARGE}
 
 
@@ -121,7 +121,7 @@ def test_a_read_outlives_the_fault(
     far: S3Store, near: S3Store, proxy: FaultyS3, fault: Fault
 ) -> None:
     """Every byte comes, in one piece or by range, and the listing is whole."""
-    near.create("key", LARGE)
+    near.put_if_absent("key", LARGE)
     assert meets(proxy, fault, gets, lambda: far.read("key")) == LARGE
     assert meets(proxy, fault, gets, lambda: keys(far)) == ["key"]
 
@@ -139,7 +139,7 @@ def test_a_damaged_answer_is_not_taken_for_the_object(
     far: S3Store, near: S3Store, proxy: FaultyS3
 ) -> None:
     """Bytes that are not those of the object's checksum end the run, which may be run again."""
-    near.create("key", LARGE)
+    near.put_if_absent("key", LARGE)
     meets(proxy, Fault.FLIPPED_REPLY, gets, lambda: refusal(RunFailed, lambda: far.read("key")))
 
 
@@ -155,7 +155,7 @@ def test_a_damaged_upload_is_no_object(far: S3Store, near: S3Store, proxy: Fault
     """The server refuses a body that is not the one that was sent, however often it is sent."""
     # A try that a busy machine answers late is followed by another, which must not be whole.
     proxy.weather = Storm("", 1.0, [Fault.FLIPPED_REQUEST])
-    refusal(RunFailed, lambda: far.create("key", LARGE))
+    refusal(RunFailed, lambda: far.put_if_absent("key", LARGE))
     assert keys(near) == []
 
 
@@ -166,7 +166,7 @@ def test_a_listing_whose_second_page_fails_is_whole_or_none(
     """Units behind the first thousand are never taken for missing."""
     units = [unit(number, 1) for number in range(1_010)]
     with ThreadPoolExecutor(16) as pool:
-        list(pool.map(lambda one: near.create(one.key, b""), units))
+        list(pool.map(lambda one: near.put_if_absent(one.key, b""), units))
     plan = Plan("", "", {}, pa.schema([]), tuple(units))
     whole = meets(
         proxy,
@@ -181,11 +181,11 @@ def test_a_listing_whose_second_page_fails_is_whole_or_none(
 
 def test_expired_credentials_are_named(far: S3Store, near: S3Store, proxy: FaultyS3) -> None:
     """From one moment on all is refused: the message says what, and what to do."""
-    far.create("before", b"1")
+    far.put_if_absent("before", b"1")
     proxy.weather = Forecast([Fault.EXPIRED] * 99)
     items = [*near.list()]
     for deed in (
-        lambda: far.create("after", b"2"),
+        lambda: far.put_if_absent("after", b"2"),
         lambda: far.read("before"),
         lambda: keys(far),
         lambda: far.read_ends(items, 1),
@@ -211,7 +211,7 @@ def test_a_storm_while_footers_are_read_passes(
 ) -> None:
     """Of all requests 30 % go wrong in one way or another: every end comes, in its place."""
     for number in range(20):
-        near.create(f"{number:02}", f"object {number:02}".encode())
+        near.put_if_absent(f"{number:02}", f"object {number:02}".encode())
     items = [*near.list()]
     proxy.weather = Storm("ends", 0.3, [Fault.SLOW_DOWN, Fault.SHORT_REPLY, Fault.LOST_REPLY])
     assert far.read_ends(items, 2) == [f"{number:02}".encode() for number in range(20)]
@@ -242,7 +242,7 @@ def test_the_first_commit_may_come_in_the_middle_of_a_listing(
 ) -> None:
     """A driver that lists an empty output while another commits into it sees no half-made thing."""
     proxy.weather = Meanwhile(
-        lambda asked: asked.method == "HEAD", lambda: near.create("data/a", b"1")
+        lambda asked: asked.method == "HEAD", lambda: near.put_if_absent("data/a", b"1")
     )
     assert keys(far, "data") == []
     assert keys(far, "data") == ["data/a"]
@@ -259,7 +259,7 @@ def test_a_network_that_fails_is_not_the_shards_fault(
 ) -> None:
     """A shard whose footer cannot be fetched is never skipped as one that cannot be read."""
     pq.write_table(pa.table({"text": ["a"] * 9}), tmp_path / "a.parquet")
-    near.create("a.parquet", (tmp_path / "a.parquet").read_bytes())
+    near.put_if_absent("a.parquet", (tmp_path / "a.parquet").read_bytes())
     proxy.weather = Forecast(
         [Fault.INTERNAL_ERROR] * 999, lambda asked: "a.parquet" in asked.path and gets(asked)
     )
@@ -268,7 +268,7 @@ def test_a_network_that_fails_is_not_the_shards_fault(
 
 def test_an_object_that_changes_under_a_reader_is_told(far: S3Store, near: S3Store) -> None:
     """Reading goes on with the version it began with, or not at all."""
-    near.create("key", LARGE)
+    near.put_if_absent("key", LARGE)
     with far.open("key") as file:
         file.read(10)
         near.replace("key", LARGE[:-1])

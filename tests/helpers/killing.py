@@ -35,7 +35,7 @@ def killed_at_line(number: int, deed: Callable[..., object], *arguments: object)
 
 def create_in_pieces(store: Store, key: str, pieces: Sequence[bytes]) -> None:
     """Here, since a killed process imports what it runs."""
-    with store.creating(key) as file:
+    with store.open_new(key) as file:
         for piece in pieces:
             file.write(piece)
 

@@ -161,16 +161,16 @@ class Meddling:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    def exchange(self, key: str, data: bytes, version: str) -> bool:
+    def put_if_match(self, key: str, data: bytes, version: str) -> bool:
         self.num_exchanges += 1
         self.deed(self.num_exchanges)
-        return self.inner.exchange(key, data, version)
+        return self.inner.put_if_match(key, data, version)
 
 
 class Vanishing(LocalStore):
     """A folder from which objects are removed right after they were found."""
 
-    def create(self, key: str, data: bytes) -> bool:  # noqa: ARG002
+    def put_if_absent(self, key: str, data: bytes) -> bool:  # noqa: ARG002
         return False
 
 

@@ -102,7 +102,7 @@ def test_a_folder_may_be_called_like_a_file(tmp_path: Path) -> None:
 def test_a_path_in_s3_names_a_file_or_a_folder(stub_s3: StubS3) -> None:
     """A key gives its own object, what lies below it the folder, whatever the names end in."""
     for key in ("corpus.parquet/a.parquet", "corpus.parquet/b/c.parquet", "corpus.parquet-2"):
-        stub_s3.store.create(key, b"")
+        stub_s3.store.put_if_absent(key, b"")
     url = f"{stub_s3.store.url}/corpus.parquet"
     endpoint = f"http://127.0.0.1:{stub_s3.server_port}"
     listed = [item.key for item in list_input(url, endpoint).objects]

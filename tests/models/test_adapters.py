@@ -62,7 +62,7 @@ def test_an_adapter_comes_from_object_storage(
     folder = make_adapter(tmp_path / "fr")
     store = open_store(f"s3://{s3_bucket}/fr")
     for file in folder.iterdir():
-        store.create(file.name, file.read_bytes())
+        store.put_if_absent(file.name, file.read_bytes())
     fetched = fetch_adapters(model_with(fr=f"s3://{s3_bucket}/fr").adapters)["fr"]
     assert {file.name for file in fetched.iterdir()} == {file.name for file in folder.iterdir()}
     with pytest.raises(UserError, match=r"model\.adapters\.fr: .* no adapter_config\.json"):

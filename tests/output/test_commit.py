@@ -126,7 +126,7 @@ def test_a_retry_after_a_crash_ends_with_one_whole_object(
 
 def test_a_commit_has_no_other_steps(store: Store) -> None:
     """A commit calls the store once, and once more if it lost: there is nowhere else to die."""
-    for rival, calls in ((False, ["create"]), (True, ["create", "open"])):
+    for rival, calls in ((False, ["put_if_absent"]), (True, ["put_if_absent", "open"])):
         watched = CrashingStore(store)
         write(watched, f"rival: {rival}")
         assert watched.calls == calls
@@ -198,7 +198,7 @@ FOREIGN = {
 def test_a_foreign_object_under_the_units_name_stops_the_run(tmp_path: Path, body: bytes) -> None:
     """An object that is not ours, or not whole, is a UserError that names it, and stays."""
     store = open_store(str(tmp_path))
-    store.create(UNIT.key, body)
+    store.put_if_absent(UNIT.key, body)
     for operation in (lambda: write(store, "ours"), lambda: read_record(store, UNIT.key)):
         assert f"{tmp_path}/{UNIT.key}" in refusal(UserError, operation)
     assert contents(store) == {UNIT.key: body}

@@ -170,7 +170,7 @@ def test_a_plan_that_was_removed_meanwhile_may_be_tried_again(tmp_path: Path) ->
 def test_a_plan_that_cannot_be_read_is_the_users_to_mend(tmp_path: Path, body: bytes) -> None:
     """Something else under the plan's name is a UserError that names it, and stays."""
     store = open_store(str(tmp_path))
-    store.create(PLAN_KEY, body)
+    store.put_if_absent(PLAN_KEY, body)
     for operation in (lambda: read_plan(store), lambda: publish_plan(store, PLAN, JOB)):
         assert f"{tmp_path}/{PLAN_KEY}" in refusal(UserError, operation)
     assert contents(store) == {PLAN_KEY: body}
@@ -208,7 +208,7 @@ def test_what_changes_no_answer_is_the_same_job(tmp_path: Path, changes: dict[st
 @pytest.mark.parametrize("key", ["notes.txt", "deep/down/part-0.parquet", SUCCESS_KEY])
 def test_a_folder_with_other_files_is_refused(store: Store, key: str) -> None:
     """A folder that is not empty and has no plan is a UserError that names folder and file."""
-    store.create(key, b"1")
+    store.put_if_absent(key, b"1")
     message = refusal(UserError, lambda: check_no_foreign_files(store))
     assert store.url in message and key in message
 
@@ -271,7 +271,7 @@ def test_a_driver_that_died_leaves_the_rest_to_the_next(
 def test_foreign_objects_among_the_results_are_refused(store: Store, key: str, word: str) -> None:
     """A file of another tool, or a unit of another plan, is a UserError that names it."""
     commit_unit(store, PLAN.units[0])
-    store.create(key, b"1")
+    store.put_if_absent(key, b"1")
     message = refusal(UserError, lambda: committed_keys(store, PLAN))
     assert f"{store.url}/{key} is {word}" in message
 
@@ -362,7 +362,7 @@ def test_a_finished_output_tells_its_totals(store: Store, root: str) -> None:
 def test_another_tools_marker_does_not_finish_an_output(tmp_path: Path, body: bytes) -> None:
     """A _SUCCESS that is not ours says nothing; ours takes its place."""
     store = open_store(str(tmp_path))
-    store.create(SUCCESS_KEY, body)
+    store.put_if_absent(SUCCESS_KEY, body)
     assert read_success(store) is None
     write_success(store, TOTALS)
     assert read_success(store) == TOTALS

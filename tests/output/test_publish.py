@@ -96,10 +96,10 @@ class _Slow:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-    def exchange(self, key: str, data: bytes, version: str) -> bool:
+    def put_if_match(self, key: str, data: bytes, version: str) -> bool:
         if self._others:
             self._inner.replace(key, json.dumps(vars_of(self._others.pop())).encode())
-        return self._inner.exchange(key, data, version)
+        return self._inner.put_if_match(key, data, version)
 
 
 def vars_of(pointer: Pointer) -> dict[str, Any]:

@@ -235,7 +235,7 @@ def test_a_repair_has_no_other_steps(store: Store) -> None:
     """A repair calls the store three times: there is nowhere else to die."""
     watched = CrashingStore(committed(store))
     mend(watched, {1: "one"})
-    assert watched.calls == ["info", "read", "exchange"]
+    assert watched.calls == ["info", "read", "put_if_match"]
 
 
 def test_a_kill_at_any_line_leaves_the_old_or_the_new_object(tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_a_kill_at_any_line_leaves_the_old_or_the_new_object(tmp_path: Path) -> 
 
 def test_a_unit_that_is_gone_cannot_be_repaired(store: Store) -> None:
     """Where the object is not, nothing is made."""
-    store.create("data/other", b"")
+    store.put_if_absent("data/other", b"")
     with pytest.raises(FileNotFoundError):
         mend(store, {1: "one"})
     assert keys(store) == ["data/other"]

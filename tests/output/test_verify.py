@@ -136,11 +136,11 @@ def lose_unit(world: World) -> None:
 
 
 def add_unit_of_another_plan(world: World) -> None:
-    world.store.create(world.unit.key.replace("0003.parquet", "0004.parquet"), b"PAR1")
+    world.store.put_if_absent(world.unit.key.replace("0003.parquet", "0004.parquet"), b"PAR1")
 
 
 def add_foreign_file(world: World) -> None:
-    world.store.create("data/notes.txt", b"hello")
+    world.store.put_if_absent("data/notes.txt", b"hello")
 
 
 def empty(world: World) -> None:

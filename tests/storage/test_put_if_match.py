@@ -19,33 +19,33 @@ KEY = "data/a"
 
 def test_an_object_is_exchanged_for_another(store: Store) -> None:
     """With its present version an object takes other bytes, longer or shorter, again and again."""
-    store.create(KEY, b"0")
+    store.put_if_absent(KEY, b"0")
     for data in (b"a longer one", b"", b"1"):
-        assert store.exchange(KEY, data, store.info(KEY).version) is True
+        assert store.put_if_match(KEY, data, store.info(KEY).version) is True
         assert contents(store) == {KEY: data}
 
 
 def test_an_object_that_has_moved_on_stays_as_it_is(store: Store, root: str) -> None:
     """With a version that stands no longer nothing is written, and the caller is told."""
-    store.create(KEY, b"0")
+    store.put_if_absent(KEY, b"0")
     stale = store.info(KEY).version
-    assert open_store(root).exchange(KEY, b"1", stale) is True
-    assert store.exchange(KEY, b"2", stale) is False
+    assert open_store(root).put_if_match(KEY, b"1", stale) is True
+    assert store.put_if_match(KEY, b"2", stale) is False
     assert contents(store) == {KEY: b"1"}
 
 
 def test_an_object_that_is_gone_is_not_made_anew(store: Store) -> None:
     """Without an object there is nothing to exchange, which is told in the store's own way."""
-    store.create("data/other", b"")
+    store.put_if_absent("data/other", b"")
     # AWS and a disk say that it is missing, SeaweedFS that its version is not this one.
     with suppress(FileNotFoundError):
-        assert store.exchange(KEY, b"1", "1") is False
+        assert store.put_if_match(KEY, b"1", "1") is False
     assert contents(store) == {"data/other": b""}
 
 
 def test_one_of_many_exchanges_of_a_version_wins(store: Store, root: str) -> None:
     """Of threads that exchange one version at once exactly one is told that it did, and did."""
-    store.create(KEY, b"0")
+    store.put_if_absent(KEY, b"0")
     version = store.info(KEY).version
     bodies = [f"writer {number}".encode() for number in range(5)]
     together = Barrier(len(bodies))
@@ -53,7 +53,7 @@ def test_one_of_many_exchanges_of_a_version_wins(store: Store, root: str) -> Non
     def race(body: bytes) -> bool:
         other = open_store(root)
         together.wait()
-        return other.exchange(KEY, body, version)
+        return other.put_if_match(KEY, body, version)
 
     with ThreadPoolExecutor(len(bodies)) as pool:
         won = list(pool.map(race, bodies))
@@ -71,10 +71,10 @@ def test_exchanges_within_one_tick_of_the_clock_differ_in_their_version(
 
     monkeypatch.setattr(os, "fsync", stand_still)
     store = open_store(str(tmp_path))
-    store.create(KEY, b"0")
+    store.put_if_absent(KEY, b"0")
     versions = [store.info(KEY).version]
     for number in range(5):
-        assert store.exchange(KEY, str(number).encode(), versions[-1])
+        assert store.put_if_match(KEY, str(number).encode(), versions[-1])
         versions.append(store.info(KEY).version)
     assert len(set(versions)) == len(versions)
 
@@ -85,10 +85,10 @@ def test_an_exchange_outlives_a_fault_of_the_network(stub_s3: StubS3, fault: Fau
 
     After a lost reply the second try finds what the first one made, and so has another version.
     """
-    stub_s3.store.create(KEY, b"0")
+    stub_s3.store.put_if_absent(KEY, b"0")
     version = stub_s3.store.info(KEY).version
     stub_s3.faults.append(fault)
-    made = stub_s3.store.exchange(KEY, b"1", version)
+    made = stub_s3.store.put_if_match(KEY, b"1", version)
     assert made is (fault is not Fault.LOST_REPLY)
     assert stub_s3.store.read(KEY) == b"1"
 
@@ -101,12 +101,12 @@ def test_a_kill_at_any_line_leaves_the_old_or_the_new(tmp_path: Path) -> None:
     number, killed, seen = 0, True, []
     while killed:
         store = open_store(str(tmp_path / str(number)))
-        store.create(KEY, b"old")
+        store.put_if_absent(KEY, b"old")
         version = store.info(KEY).version
-        killed = killed_at_line(number, store.exchange, KEY, b"new", version)
+        killed = killed_at_line(number, store.put_if_match, KEY, b"new", version)
         seen.append(store.read(KEY))
-        assert store.exchange(KEY, b"dead", version) is (seen[-1] == b"old")
-        assert store.exchange(KEY, b"next", store.info(KEY).version) is True
+        assert store.put_if_match(KEY, b"dead", version) is (seen[-1] == b"old")
+        assert store.put_if_match(KEY, b"next", store.info(KEY).version) is True
         assert contents(store) == {KEY: b"next"}
         number += 1
     # Once a kill comes too late to undo the exchange, so does every later one.
@@ -117,7 +117,7 @@ def test_a_kill_at_any_line_leaves_the_old_or_the_new(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An exchange for which there is no room names the object, which stays."""
     store = open_store(str(tmp_path))
-    store.create(KEY, b"old")
+    store.put_if_absent(KEY, b"old")
     version = store.info(KEY).version
 
     def full(_: int) -> None:
@@ -125,6 +125,8 @@ def test_a_full_disk_leaves_the_old(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     with monkeypatch.context() as broken:
         broken.setattr(os, "fsync", full)
-        assert str(tmp_path / KEY) in refusal(NoSpace, lambda: store.exchange(KEY, b"1", version))
+        assert str(tmp_path / KEY) in refusal(
+            NoSpace, lambda: store.put_if_match(KEY, b"1", version)
+        )
     assert contents(store) == {KEY: b"old"}
-    assert store.exchange(KEY, b"1", version) is True
+    assert store.put_if_match(KEY, b"1", version) is True

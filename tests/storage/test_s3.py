@@ -24,7 +24,7 @@ def every_operation(store: Store) -> list[Callable[[], object]]:
         lambda: store.read("key"),
         lambda: store.open("key"),
         lambda: store.read_ends([ObjectInfo("key", 1, "v1")], 1),
-        lambda: store.create("key", b""),
+        lambda: store.put_if_absent("key", b""),
         lambda: store.replace("key", b""),
     ]
 
@@ -39,7 +39,7 @@ def test_a_listing_of_many_pages_is_complete(s3_bucket: str) -> None:
     wanted = [f"data/shard-{number // 100:02d}/{number:05d}" for number in range(1_005)]
     shuffled = random.Random(0).sample(wanted, len(wanted))
     with ThreadPoolExecutor(16) as pool:
-        assert all(pool.map(lambda key: store.create(key, b""), shuffled))
+        assert all(pool.map(lambda key: store.put_if_absent(key, b""), shuffled))
     assert keys(store, "data") == wanted
 
 
@@ -50,13 +50,13 @@ def test_folder_markers_are_no_objects(s3_server: S3Server, s3_bucket: str) -> N
         s3_server.client.put_object(Bucket=s3_bucket, Key=key, Body=b"")
     store = open_store(f"s3://{s3_bucket}/out")
     assert keys(store) == []
-    store.create("data/a", b"1")
+    store.put_if_absent("data/a", b"1")
     assert contents(store) == {"data/a": b"1"}
 
 
 def test_an_object_at_the_root_itself_is_listed_with_an_empty_key(stub_s3: StubS3) -> None:
     """A place that is an object is not taken for an empty one."""
-    stub_s3.store.create("file", b"1")
+    stub_s3.store.put_if_absent("file", b"1")
     assert keys(
         open_store(f"{stub_s3.store.url}/file", f"http://127.0.0.1:{stub_s3.server_port}")
     ) == [""]
@@ -110,14 +110,14 @@ def test_an_endpoint_that_is_no_url_is_the_users_mistake() -> None:
 def test_an_endpoint_of_the_job_wins(stub_s3: StubS3, monkeypatch: pytest.MonkeyPatch) -> None:
     """The endpoint that a store is given is asked, not the environment's; pickling keeps it."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    assert stub_s3.store.create("key", b"1")
+    assert stub_s3.store.put_if_absent("key", b"1")
     assert pickle.loads(pickle.dumps(stub_s3.store)).read("key") == b"1"  # noqa: S301
 
 
 def test_an_end_is_one_request(stub_s3: StubS3) -> None:
     """What was listed is not asked for its size again: the end of an object is one GET."""
     for key in ("a", "b", "c"):
-        stub_s3.store.create(key, key.encode() * 9)
+        stub_s3.store.put_if_absent(key, key.encode() * 9)
     items = [*stub_s3.store.list()]
     stub_s3.requests.clear()
     assert list(stub_s3.store.read_ends(items, 2)) == [b"aa", b"bb", b"cc"]
@@ -130,7 +130,7 @@ def test_an_end_is_one_request(stub_s3: StubS3) -> None:
 def test_a_large_object_is_one_request(stub_s3: StubS3) -> None:
     """An object for which s3fs would upload parts goes up in one PUT, which is one step."""
     data = bytes(101 * MIB)
-    assert stub_s3.store.create("data/large", data) is True
+    assert stub_s3.store.put_if_absent("data/large", data) is True
     assert stub_s3.objects == {"/bucket/out/data/large": data}
 
 
@@ -141,7 +141,7 @@ def test_a_create_is_tried_again(stub_s3: StubS3, fault: Fault) -> None:
     After a lost reply the second try finds what the first one made, and so was not the first.
     """
     stub_s3.faults.append(fault)
-    assert stub_s3.store.create("data/a", b"0123456789") is (fault is not Fault.LOST_REPLY)
+    assert stub_s3.store.put_if_absent("data/a", b"0123456789") is (fault is not Fault.LOST_REPLY)
     assert stub_s3.faults == []
     assert stub_s3.store.read("data/a") == b"0123456789"
 
@@ -156,7 +156,7 @@ def one_try(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_fault_that_lasts_stops_the_run(stub_s3: StubS3) -> None:
     """A store that refuses every try is a RunFailed that names the object, and nothing is made."""
     stub_s3.faults += [Fault.SLOW_DOWN] * 100
-    message = refusal(RunFailed, lambda: stub_s3.store.create("data/a", b"1"))
+    message = refusal(RunFailed, lambda: stub_s3.store.put_if_absent("data/a", b"1"))
     assert "s3://bucket/out/data/a" in message
     assert stub_s3.objects == {}
 
@@ -180,5 +180,5 @@ def test_half_an_upload_leaves_nothing(s3_server: S3Server, s3_bucket: str) -> N
     connection.close()
     store = open_store(f"s3://{s3_bucket}/out")
     assert keys(store) == []
-    assert store.create("data/a", b"2") is True
+    assert store.put_if_absent("data/a", b"2") is True
     assert contents(store) == {"data/a": b"2"}

@@ -42,11 +42,11 @@ class Failing:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-    def create(self, key: str, data: bytes) -> bool:
-        return self._write(key, lambda: self._inner.create(key, data))
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        return self._write(key, lambda: self._inner.put_if_absent(key, data))
 
-    def exchange(self, key: str, data: bytes, version: str) -> bool:
-        return self._write(key, lambda: self._inner.exchange(key, data, version))
+    def put_if_match(self, key: str, data: bytes, version: str) -> bool:
+        return self._write(key, lambda: self._inner.put_if_match(key, data, version))
 
     def _write(self, key: str, write: Callable[[], bool]) -> bool:
         if not key.startswith("data/"):

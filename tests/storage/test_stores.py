@@ -34,9 +34,9 @@ ODD_KEYS = (
 @pytest.mark.parametrize("body", [b"first", b"", b"0123456789abcdef" * 4 * MIB])
 def test_the_first_writer_of_a_key_wins(store: Store, root: str, body: bytes) -> None:
     """The first create makes the object, empty, small or of 64 MiB; later ones change nothing."""
-    assert store.create("data/a", body) is True
-    assert store.create("data/a", b"second") is False
-    assert open_store(root).create("data/a", b"of another process") is False
+    assert store.put_if_absent("data/a", body) is True
+    assert store.put_if_absent("data/a", b"second") is False
+    assert open_store(root).put_if_absent("data/a", b"of another process") is False
     assert contents(store) == {"data/a": body}
 
 
@@ -47,7 +47,7 @@ def test_one_of_many_concurrent_writers_wins(store: Store) -> None:
 
     def attempt(body: bytes) -> bool:
         together.wait()
-        return store.create("data/race", body)
+        return store.put_if_absent("data/race", body)
 
     with ThreadPoolExecutor(len(bodies)) as pool:
         won = list(pool.map(attempt, bodies))
@@ -60,7 +60,7 @@ def test_replace_writes_and_overwrites(store: Store) -> None:
     for data in (b"a", b"a longer one", b"", b"b"):
         store.replace("folder/key", data)
         assert contents(store) == {"folder/key": data}
-    assert store.create("folder/key", b"created") is False
+    assert store.put_if_absent("folder/key", b"created") is False
     assert store.read("folder/key") == b"b"
 
 
@@ -71,7 +71,7 @@ def test_what_is_deleted_is_gone_and_may_be_made_again(store: Store) -> None:
     for _ in range(2):
         store.delete("folder/key")
         assert contents(store) == {"folder/key2": b"b"}
-    assert store.create("folder/key", b"again") is True
+    assert store.put_if_absent("folder/key", b"again") is True
 
 
 # In pieces.
@@ -80,7 +80,7 @@ def test_what_is_deleted_is_gone_and_may_be_made_again(store: Store) -> None:
 @pytest.mark.parametrize("pieces", [[], [b"one", b"", b"two"], [b"0123456789abcdef" * 4 * MIB]])
 def test_an_object_made_in_pieces_is_there_at_the_end(store: Store, pieces: list[bytes]) -> None:
     """Nothing is seen before the last piece, then the whole: empty, small, or of many megabytes."""
-    with store.creating("data/a") as file:
+    with store.open_new("data/a") as file:
         for piece in pieces:
             file.write(piece)
         assert keys(store) == []
@@ -89,15 +89,17 @@ def test_an_object_made_in_pieces_is_there_at_the_end(store: Store, pieces: list
 
 def test_a_name_that_is_taken_stays(store: Store) -> None:
     """Whoever writes in pieces is refused, at once, or later if it was taken meanwhile."""
-    store.create("data/a", b"first")
+    store.put_if_absent("data/a", b"first")
 
     def write(key: str, meanwhile: Callable[[], object]) -> None:
-        with store.creating(key) as file:
+        with store.open_new(key) as file:
             file.write(b"late")
             meanwhile()
 
     for key in ("data/a", "data/b"):
-        said = refusal(UserError, lambda key=key: write(key, lambda: store.create(key, b"first")))
+        said = refusal(
+            UserError, lambda key=key: write(key, lambda: store.put_if_absent(key, b"first"))
+        )
         assert said.endswith(f"{key} is there already; remove it or name another one")
     assert contents(store) == {"data/a": b"first", "data/b": b"first"}
 
@@ -107,7 +109,7 @@ def test_an_error_between_two_pieces_leaves_nothing(store: Store, root: str, pie
     """The object is not there, nor what was written of it, and the error comes through."""
 
     def write() -> None:
-        with store.creating("data/a") as file:
+        with store.open_new("data/a") as file:
             file.write(piece)
             raise ZeroDivisionError
 
@@ -125,7 +127,7 @@ def test_a_kill_between_two_pieces_leaves_all_or_nothing(tmp_path: Path) -> None
         store = open_store(str(tmp_path / str(number)))
         killed = killed_at_line(number, create_in_pieces, store, "data/a", [b"one", b"two"])
         seen.append(contents(store))
-        assert store.create("data/a", b"another") is (seen[-1] == {})
+        assert store.put_if_absent("data/a", b"another") is (seen[-1] == {})
         number += 1
     assert seen == sorted(seen, key=len)
     assert seen[-1] == {"data/a": b"onetwo"}
@@ -156,7 +158,7 @@ def test_a_reader_never_sees_a_part_of_a_replaced_object(store: Store) -> None:
 
 def test_an_open_object_reads_at_any_place(store: Store) -> None:
     """An opened object gives the bytes at each position asked for, and knows its end."""
-    store.create("data/a", bytes(range(256)))
+    store.put_if_absent("data/a", bytes(range(256)))
     with store.open("data/a") as file:
         assert file.seek(0, os.SEEK_END) == 256
         file.seek(100)
@@ -168,9 +170,9 @@ def test_an_open_object_reads_at_any_place(store: Store) -> None:
 def test_the_ends_of_listed_objects_are_read(store: Store) -> None:
     """Of many objects come their last bytes, or all of the shorter ones, each in its place."""
     for key in ODD_KEYS:
-        store.create(key, key.encode() + b"0123456789")
-    store.create("empty", b"")
-    store.create("short", b"89")
+        store.put_if_absent(key, key.encode() + b"0123456789")
+    store.put_if_absent("empty", b"")
+    store.put_if_absent("short", b"89")
     items = [*store.list()]
     ends = dict(zip((item.key for item in items), store.read_ends(items, 4), strict=True))
     assert ends == dict.fromkeys(ODD_KEYS, b"6789") | {"empty": b"", "short": b"89"}
@@ -182,7 +184,7 @@ def test_the_ends_of_listed_objects_are_read(store: Store) -> None:
 def test_the_end_of_an_object_that_has_changed_is_refused(store: Store, data: bytes) -> None:
     """An object that was replaced between listing and reading is told, whatever its size is now."""
     for key in ("a", "b"):
-        store.create(key, b"12345")
+        store.put_if_absent(key, b"12345")
     items = [*store.list()]
     store.replace("b", data)
     message = refusal(RunFailed, lambda: store.read_ends(items, 4))
@@ -191,7 +193,7 @@ def test_the_end_of_an_object_that_has_changed_is_refused(store: Store, data: by
 
 def test_the_end_of_an_object_that_is_gone_is_refused(store: Store) -> None:
     """An object that is not there any more is told by its name, among others that are."""
-    store.create("a", b"1")
+    store.put_if_absent("a", b"1")
     items = [*store.list(), ObjectInfo("b", 1, "v1")]
     message = refusal(RunFailed, lambda: store.read_ends(items, 4))
     assert f"{store.url}/b: is gone" in message
@@ -203,19 +205,19 @@ def test_a_missing_object_is_file_not_found(store: Store, operation: str) -> Non
     for key in ("missing", "data/missing", "data/bucket=3/part.parquet"):
         with pytest.raises(FileNotFoundError):
             getattr(store, operation)(key)
-        store.create("data/other", b"")
+        store.put_if_absent("data/other", b"")
 
 
 def test_a_folder_is_no_object(store: Store) -> None:
     """A folder has no info: Spark writes folders whose names end as Parquet files' do."""
-    store.create("corpus.parquet/part-0.parquet", b"1")
+    store.put_if_absent("corpus.parquet/part-0.parquet", b"1")
     with pytest.raises(FileNotFoundError):
         store.info("corpus.parquet")
 
 
 def test_info_tells_size_and_a_version_that_changes(store: Store, root: str) -> None:
     """Info and list agree on size and version; both follow at once what another process writes."""
-    store.create("data/a", b"12345")
+    store.put_if_absent("data/a", b"12345")
     if isinstance(store, LocalStore):
         # Two writes within one tick of the kernel's clock would have one time.
         os.utime(Path(root, "data/a"), ns=(0, 0))
@@ -240,7 +242,7 @@ def test_an_empty_store_lists_nothing(store: Store) -> None:
 def test_a_prefix_is_a_folder(store: Store) -> None:
     """A listing holds what lies in the folder, at any depth, and not what only starts like it."""
     for key in ("data/a", "data/b/c/d", "data-2/e", "data2/f", "database", "other/data/g"):
-        store.create(key, b"")
+        store.put_if_absent(key, b"")
     assert keys(store, "data") == ["data/a", "data/b/c/d"]
     assert keys(store, "data/b") == ["data/b/c/d"]
     assert len(keys(store)) == 6
@@ -248,8 +250,8 @@ def test_a_prefix_is_a_folder(store: Store) -> None:
 
 def test_a_store_ends_at_its_root(root: str) -> None:
     """A store sees what lies below its root, not a neighbour whose name starts like it."""
-    open_store(f"{root}/run").create("a", b"")
-    open_store(f"{root}/run-2").create("b", b"")
+    open_store(f"{root}/run").put_if_absent("a", b"")
+    open_store(f"{root}/run-2").put_if_absent("b", b"")
     assert keys(open_store(f"{root}/run")) == ["a"]
     assert keys(open_store(f"{root}/run/")) == ["a"]
     assert keys(open_store(root)) == ["run-2/b", "run/a"]
@@ -259,15 +261,15 @@ def test_a_listing_is_in_the_order_of_the_keys(store: Store) -> None:
     """Keys come in their own order, also where a folder's name starts another's."""
     wanted = ["a-b/y", "a-c", "a.d", "a/b-c", "a/b/z", "a/z", "a0"]
     for key in reversed(wanted):
-        store.create(key, b"")
+        store.put_if_absent(key, b"")
     assert keys(store) == wanted
 
 
 def test_keys_may_hold_what_unit_names_hold(store: Store) -> None:
     """Percent signs, equals signs and pluses in keys stay as they are, in every operation."""
     for key in ODD_KEYS:
-        assert store.create(key, key.encode()) is True
-        assert store.create(key, b"") is False
+        assert store.put_if_absent(key, key.encode()) is True
+        assert store.put_if_absent(key, b"") is False
         assert store.info(key).key == key
     assert contents(store) == {key: key.encode() for key in ODD_KEYS}
 
@@ -299,9 +301,9 @@ def test_a_folder_has_many_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_store_may_be_sent_to_another_process(store: Store) -> None:
     """A store that was pickled, connected or not, reads and writes the same objects."""
     fresh = pickle.loads(pickle.dumps(store))  # noqa: S301
-    assert fresh.create("data/a", b"1") is True
+    assert fresh.put_if_absent("data/a", b"1") is True
     used = pickle.loads(pickle.dumps(fresh))  # noqa: S301
-    assert used.create("data/a", b"2") is False
+    assert used.put_if_absent("data/a", b"2") is False
     assert used.url == store.url
     assert contents(used) == contents(store) == {"data/a": b"1"}
 
@@ -309,7 +311,7 @@ def test_a_store_may_be_sent_to_another_process(store: Store) -> None:
 # Local folders.
 
 
-@pytest.mark.parametrize("operation", ["create", "replace"])
+@pytest.mark.parametrize("operation", ["put_if_absent", "replace"])
 @pytest.mark.parametrize("standing", [None, b"standing"], ids=["new", "there"])
 def test_a_kill_at_any_line_leaves_all_or_nothing(
     tmp_path: Path, operation: str, standing: bytes | None
@@ -323,24 +325,24 @@ def test_a_kill_at_any_line_leaves_all_or_nothing(
     while killed:
         store = open_store(str(tmp_path / str(number)))
         if standing is not None:
-            store.create("data/a", standing)
+            store.put_if_absent("data/a", standing)
         killed = killed_at_line(number, getattr(store, operation), "data/a", data)
         last_seen = contents(store).get("data/a")
         assert last_seen in (standing, data), number
         left_behind += sum(path.name.startswith(".") for path in tmp_path.glob("*/data/*"))
-        assert store.create("data/a", data) is (last_seen is None)
+        assert store.put_if_absent("data/a", data) is (last_seen is None)
         store.replace("data/a", b"again")
         assert contents(store) == {"data/a": b"again"}
         number += 1
-    assert last_seen == (standing if standing and operation == "create" else data)
+    assert last_seen == (standing if standing and operation == "put_if_absent" else data)
     assert left_behind > 0
 
 
 def test_a_finished_write_leaves_nothing_behind(tmp_path: Path) -> None:
     """Writers take their temporary files away, also one that is told that it lost."""
     store = open_store(str(tmp_path))
-    store.create("a", b"1")
-    store.create("a", b"2")
+    store.put_if_absent("a", b"1")
+    store.put_if_absent("a", b"2")
     store.replace("a", b"3")
     assert [path.name for path in tmp_path.rglob("*")] == ["a"]
 
@@ -357,16 +359,16 @@ def failing(number: int) -> Callable[..., None]:
 @pytest.mark.parametrize(
     ("operation", "failure", "kind"),
     [
-        ("create", ("makedirs", errno.EACCES), UserError),
-        ("create", ("makedirs", errno.EROFS), UserError),
-        ("create", ("fsync", errno.ENOSPC), NoSpace),
-        ("create", ("fsync", errno.EDQUOT), NoSpace),
-        ("create", ("fsync", errno.EIO), RunFailed),
-        ("create", ("link", errno.EACCES), UserError),
-        ("create", ("link", errno.ENOSPC), NoSpace),
+        ("put_if_absent", ("makedirs", errno.EACCES), UserError),
+        ("put_if_absent", ("makedirs", errno.EROFS), UserError),
+        ("put_if_absent", ("fsync", errno.ENOSPC), NoSpace),
+        ("put_if_absent", ("fsync", errno.EDQUOT), NoSpace),
+        ("put_if_absent", ("fsync", errno.EIO), RunFailed),
+        ("put_if_absent", ("link", errno.EACCES), UserError),
+        ("put_if_absent", ("link", errno.ENOSPC), NoSpace),
         # A file system without hard links.
-        ("create", ("link", errno.EPERM), UserError),
-        ("create", ("link", errno.ENOTSUP), UserError),
+        ("put_if_absent", ("link", errno.EPERM), UserError),
+        ("put_if_absent", ("link", errno.ENOTSUP), UserError),
         ("replace", ("fsync", errno.ENOSPC), NoSpace),
         ("replace", ("replace", errno.EACCES), UserError),
         ("replace", ("replace", errno.EIO), RunFailed),
@@ -382,8 +384,8 @@ def test_a_failing_disk_keeps_what_is_there(
     """What a disk refuses names the object, leaves no trace, and works once the disk is mended."""
     call, number = failure
     store = open_store(str(tmp_path))
-    store.create("data/standing", b"1")
-    key = "data/a" if operation == "create" else "data/standing"
+    store.put_if_absent("data/standing", b"1")
+    key = "data/a" if operation == "put_if_absent" else "data/standing"
     with monkeypatch.context() as broken:
         broken.setattr(os, call, failing(number))
         message = refusal(kind, lambda: getattr(store, operation)(key, b"2"))
@@ -402,7 +404,7 @@ def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path, key: str) -> N
     store = open_store(str(tmp_path / "file"))
     for operation in (
         lambda: store.read(key),
-        lambda: store.create(key, b""),
+        lambda: store.put_if_absent(key, b""),
         lambda: store.replace(key, b""),
         lambda: list(store.list()),
     ):

@@ -89,7 +89,7 @@ def export(  # noqa: PLR0913 - what a command's options say
         _TABLES[form](batches, expected_of(opened).schema, str(target))
     else:
         store, key = open_object(str(target))
-        with store.creating(key) as file:
+        with store.open_new(key) as file:
             if form is ExportFormat.JSONL:
                 _write_json_lines(rows, file)
             else:
@@ -119,12 +119,12 @@ def answer_files(target: str, errors: str | None) -> Iterator[tuple[IO[bytes], I
     if errors == target:
         raise UserError(f"--errors {errors}: the answers are there; name another file")
     store, key = open_object(target)
-    with store.creating(key) as answered:
+    with store.open_new(key) as answered:
         if errors is None:
             yield answered, answered
             return
         store, key = open_object(errors)
-        with store.creating(key) as failed:
+        with store.open_new(key) as failed:
             yield answered, failed
 
 

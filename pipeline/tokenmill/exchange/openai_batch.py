@@ -194,7 +194,7 @@ def _convert(batch: Batch, work: Store) -> _Facts:
     """Make the run's input, whole or not at all."""
     digest = hashlib.sha256()
     wanted: Wanted | None = None
-    with _opened(batch.requests) as file, work.creating(_REQUESTS) as target:
+    with _opened(batch.requests) as file, work.open_new(_REQUESTS) as target:
         lines = _requests(file, digest)
         first = next((line for _, line in lines if isinstance(line, BatchRequest)), None)
         endpoint = Endpoint.CHAT if first is None else first.endpoint

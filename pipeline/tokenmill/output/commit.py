@@ -1,4 +1,4 @@
-"""A unit's result, whole or not at all: encode in memory, one conditional create, done.
+"""A unit's result, whole or not at all: encode in memory, one conditional PUT, done.
 
 If the object is there the unit is done; if it is not, it is not. A second writer of the same
 unit (a retry, a zombie, another driver) finds the object and drops its own.
@@ -79,7 +79,7 @@ def commit(store: Store, unit: Unit, table: pa.Table, record: UnitRecord) -> Com
     very one if the store's answer to its PUT was lost. Either way the unit is committed.
     """
     data = encode(table, record)
-    if store.create(unit.key, data):
+    if store.put_if_absent(unit.key, data):
         return Commit(replace(record, body_sha256=body_sha256(data)), is_ours=True)
     try:
         standing = read_record(store, unit.key)
@@ -108,7 +108,7 @@ def repair(store: Store, unit: Unit, answered: pa.Table, mend: Repair) -> Commit
         rows = _mended(pq.read_table(io.BytesIO(data)), answered)
         record = _mended_record(before, rows, answered, mend)
         data = encode(rows, record)
-        if store.exchange(unit.key, data, version):
+        if store.put_if_match(unit.key, data, version):
             return Commit(replace(record, body_sha256=body_sha256(data)), is_ours=True)
     raise RunFailed(f"{store.url}/{unit.key}: others keep changing it; run the command again later")
 

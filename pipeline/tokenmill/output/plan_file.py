@@ -82,12 +82,12 @@ def extend_plan(store: Store, plan: Plan, version: str, dropped: Collection[str]
     store.delete(SUCCESS_KEY)
     for key in dropped:
         store.delete(key)
-    return store.exchange(PLAN_KEY, plan_to_bytes(plan), version)
+    return store.put_if_match(PLAN_KEY, plan_to_bytes(plan), version)
 
 
 def publish_plan(store: Store, plan: Plan, job: Job) -> Plan:
     """Write the plan if there is none yet; the plan that stands, ours or a faster driver's."""
-    if not store.create(PLAN_KEY, plan_to_bytes(plan)):
+    if not store.put_if_absent(PLAN_KEY, plan_to_bytes(plan)):
         standing = read_plan(store)
         if standing is None:
             raise RunFailed(f"{store.url}/{PLAN_KEY} was there and is gone; run the command again")

@@ -68,14 +68,14 @@ def _exchange(store: Store, key: str, pointer: Pointer, even_back: bool) -> Poin
         version = store.info(key).version
         standing = read_pointer(store, key)
     except FileNotFoundError:
-        return pointer if store.create(key, _to_bytes(pointer)) else None
+        return pointer if store.put_if_absent(key, _to_bytes(pointer)) else None
     if standing.output == pointer.output:
         pointer = replace(pointer, previous=standing.previous)
     elif standing.night > pointer.night and not even_back:
         return standing
     else:
         pointer = replace(pointer, previous=standing.output)
-    return pointer if store.exchange(key, _to_bytes(pointer), version) else None
+    return pointer if store.put_if_match(key, _to_bytes(pointer), version) else None
 
 
 def read_pointer(store: Store, key: str) -> Pointer:

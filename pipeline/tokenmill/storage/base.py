@@ -1,7 +1,7 @@
-"""Objects under one root: list, read, create once, replace. Local folders and S3.
+"""Objects under one root: list, read, write once, replace. Local folders and S3.
 
 Knows nothing of jobs, plans or Parquet. The one operation that everything rests on is
-`create`: it makes an object exist whole or not at all, and says whether it was the first.
+`put_if_absent`: it makes an object exist whole or not at all, and says whether it was the first.
 On S3 that is one PUT with `If-None-Match: *`; on a local disk a hidden temporary file in the same
 folder, fsync, and `os.link`, which fails if the name exists.
 """
@@ -59,10 +59,10 @@ class Store(Protocol):
         Raises `RunFailed` for an object that is not the one that was listed any more.
         """
 
-    def create(self, key: str, data: bytes) -> bool:
+    def put_if_absent(self, key: str, data: bytes) -> bool:
         """Make the object exist, whole, if it does not: True if this call made it."""
 
-    def creating(self, key: str) -> AbstractContextManager[BinaryIO]:
+    def open_new(self, key: str) -> AbstractContextManager[BinaryIO]:
         """Write a new object in pieces; it exists, whole, if the context ends without an error.
 
         Raises `UserError` where the name is taken, before anything is written or at the end.
@@ -71,7 +71,7 @@ class Store(Protocol):
     def replace(self, key: str, data: bytes) -> None:
         """Write the object whole, whether it exists or not."""
 
-    def exchange(self, key: str, data: bytes, version: str) -> bool:
+    def put_if_match(self, key: str, data: bytes, version: str) -> bool:
         """Write the object whole in the place of its `version`: False if it has another by now."""
 
     def delete(self, key: str) -> None:

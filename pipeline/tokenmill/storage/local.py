@@ -75,13 +75,13 @@ class LocalStore:
             file.seek(max(item.size - num_bytes, 0))
             return file.read(num_bytes)
 
-    def create(self, key: str, data: bytes) -> bool:
+    def put_if_absent(self, key: str, data: bytes) -> bool:
         target = self._path(key)
         with _local_errors(target), _temporary_beside(target, data) as temporary:
             return _linked(temporary, target)
 
     @contextmanager
-    def creating(self, key: str) -> Iterator[BinaryIO]:
+    def open_new(self, key: str) -> Iterator[BinaryIO]:
         target = self._path(key)
         with _local_errors(target):
             if os.path.lexists(target):
@@ -100,7 +100,7 @@ class LocalStore:
             os.replace(temporary, target)
             _sync_folder(os.path.dirname(target))
 
-    def exchange(self, key: str, data: bytes, version: str) -> bool:
+    def put_if_match(self, key: str, data: bytes, version: str) -> bool:
         target = self._path(key)
         lock = os.path.join(os.path.dirname(target), f"{TEMPORARY_PREFIX}lock")
         # No local file system compares and renames in one step; all of ours take the lock first.

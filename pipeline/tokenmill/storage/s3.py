@@ -112,7 +112,7 @@ class S3Store:
             file.seek(max(item.size - num_bytes, 0))
             return file.read(num_bytes)
 
-    def create(self, key: str, data: bytes) -> bool:
+    def put_if_absent(self, key: str, data: bytes) -> bool:
         with _s3_errors(self._url(key)):
             try:
                 self._put(key, data, mode="create")
@@ -123,7 +123,7 @@ class S3Store:
             return True
 
     @contextmanager
-    def creating(self, key: str) -> Iterator[BinaryIO]:
+    def open_new(self, key: str) -> Iterator[BinaryIO]:
         where = self._url(key)
         with _s3_errors(where):
             if self._fs.exists(self._path(key)):
@@ -151,7 +151,7 @@ class S3Store:
         with _s3_errors(self._url(key)):
             self._put(key, data, mode="overwrite")
 
-    def exchange(self, key: str, data: bytes, version: str) -> bool:
+    def put_if_match(self, key: str, data: bytes, version: str) -> bool:
         bucket, name = self._path(key).split("/", 1)
         with _s3_errors(self._url(key)):
             try:

@@ -229,7 +229,7 @@ def test_an_answer_is_not_read_beyond_the_cap() -> None:
 
 def test_a_path_is_read_from_the_inputs_store(store: Store) -> None:
     """Local or S3: relative, or with the store's whole URL; what is absent is bad media."""
-    store.create("deep/a.png", DATA)
+    store.put_if_absent("deep/a.png", DATA)
     for path in ("deep/a.png", f"{store.url}/deep/a.png"):
         assert fetch_media(path, MediaAccess(), store) == DATA
     for path in ("deep", "deep/b.png", "deep/a.png/c"):
