@@ -83,10 +83,10 @@ def prompt_logprobs(job_file: Path) -> Figures:
     """Score each label as the end of each prompt, in one call with `prompt_logprobs`."""
     job = load_job(job_file, [])
     (step,) = job.steps
-    if not isinstance(step, Classify) or step.choices is None:
+    if not isinstance(step.section, Classify) or step.section.choices is None:
         raise SystemExit("the job has no labels")
-    labels, prompter = labels_of(step.choices), step.prompter(load_context(job))
-    sequences = label_tokens(labels, prompter, step.own_prompt.text, "")
+    labels, prompter = labels_of(step.section.choices), step.encoder(load_context(job))
+    sequences = label_tokens(labels, prompter, step.prompt.text, "")
     prompts = prompter.encode(ds.dataset(job.input.path).to_table().to_pylist())
     # The least that can be requested: no text, and no log-probabilities of other tokens.
     sampling = Sampling(

@@ -88,7 +88,7 @@ def job_of(job_file: Path) -> Job:
 
 def messages(job: Job, row: Mapping[str, Any]) -> list[dict[str, str]]:
     """Return the chat of a row in the job's only task."""
-    templates = job.steps[0].compiled
+    templates = job.steps[0].templates["prompt"]
     contents = templates.render(row)
     if isinstance(contents, Reject):
         raise SystemExit(contents.message)
@@ -99,7 +99,7 @@ def messages(job: Job, row: Mapping[str, Any]) -> list[dict[str, str]]:
 def sampling(job: Job, row: Mapping[str, Any]) -> dict[str, Any]:
     """Return the task's sampling parameters with the row's overrides."""
     own = {key: row[column] for key, column in (job.overrides or {}).items()}
-    return {**job.steps[0].own_sampling.values, **own}
+    return {**job.steps[0].sampling.values, **own}
 
 
 def by_hand(job_file: Path) -> Figures:

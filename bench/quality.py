@@ -94,11 +94,11 @@ JUDGES: dict[str, tuple[str, Callable[[Sequence[Row], str, str], Figures]]] = {
 }
 
 
-def sample(corpus: Path, truth: str, step: TaskSection, num_rows: int, seed: int) -> pa.Table:
+def sample(corpus: Path, truth: str, task: TaskSection, num_rows: int, seed: int) -> pa.Table:
     """Return a random sample of the rows whose correct answer is one that the job can give."""
     table = ds.dataset(corpus, format="parquet").to_table()
     column = table.column(truth)
-    choices = getattr(step, "choices", None)
+    choices = getattr(task, "choices", None)
     if pa.types.is_string(column.type) and choices is not None:
         known = pc.is_in(column, pa.array(labels_of(choices)))
     elif pa.types.is_list(column.type):
@@ -147,18 +147,19 @@ def main() -> None:
     options = parser.parse_args()
     if not options.data.is_dir():
         parser.error(f"{options.data} does not exist; pass a labelled corpus with --data")
-    steps = [step for step in load_job(options.job, options.settings).steps if step.kind in JUDGES]
-    if not steps:
+    steps = load_job(options.job, options.settings).steps
+    tasks = [step.section for step in steps if step.kind.name in JUDGES]
+    if not tasks:
         parser.error(f"{options.job} has no task of these kinds: {', '.join(JUDGES)}")
-    columns = [options.truth or JUDGES[step.kind][0] for step in steps]
-    rows = sample(options.data, columns[0], steps[0], options.rows, options.seed)
+    columns = [options.truth or JUDGES[task.kind][0] for task in tasks]
+    rows = sample(options.data, columns[0], tasks[0], options.rows, options.seed)
     found = answers(options.job, rows, sorted(set(columns)), options.settings)
     good = [row for row in found if row["error"] is None]
     print(f"{options.job}: {len(found)} rows, {len(found) - len(good)} rejected")
-    for step, column in zip(steps, columns, strict=True):
-        prefix = "" if step.name is None else f"{step.name}_"
-        print(f"{step.kind} against {column}")
-        for name, value in JUDGES[step.kind][1](good, _TRUTH + column, prefix).items():
+    for task, column in zip(tasks, columns, strict=True):
+        prefix = "" if task.name is None else f"{task.name}_"
+        print(f"{task.kind} against {column}")
+        for name, value in JUDGES[task.kind][1](good, _TRUTH + column, prefix).items():
             print(
                 f"  {name:22} {value:.3f}" if isinstance(value, float) else f"  {name:22} {value}"
             )

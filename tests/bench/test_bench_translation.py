@@ -37,7 +37,7 @@ def test_only_rows_with_a_reference_are_translated(tmp_path: Path) -> None:
 def test_the_benchs_job_is_valid(tmp_path: Path) -> None:
     """It is found to be right by the same checks as anybody's."""
     job = Job.model_validate(BENCH["translation_job"](tmp_path, {"source": "fake"}, tmp_path))
-    assert job.steps[0].kind == "translate"
+    assert job.steps[0].kind.name == "translate"
 
 
 def test_the_report_says_what_came_of_the_rows() -> None:

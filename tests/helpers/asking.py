@@ -10,8 +10,8 @@ from tokenmill.prompt.fake_tokenizer import FakeTokenizer
 from tokenmill.prompt.tokenizer import Tokenizer
 from tokenmill.reject import Reject
 from tokenmill.request import Answer, Completion, Request
+from tokenmill.tasks.kind import TaskStep
 from tokenmill.tasks.row_overrides import with_row_overrides
-from tokenmill.tasks.section import TaskSection
 from tokenmill.tasks.task import Cells, Row, TaskContext
 
 
@@ -30,7 +30,7 @@ def make_job(**keys: Any) -> Job:
     )
 
 
-def section(**keys: Any) -> TaskSection:
+def one_step(**keys: Any) -> TaskStep[Any]:
     """The one task of `make_job`."""
     (step,) = make_job(**keys).steps
     return step
@@ -41,21 +41,21 @@ class Asked:
 
     def __init__(
         self,
-        step: TaskSection,
+        step: TaskStep[Any],
         row: Row,
         answers: Callable[[Request, int], Answer],
         tokenizer: Tokenizer | None = None,
         adapters: Sequence[str] = (),
     ) -> None:
-        beside = {place: TaskContext(FakeTokenizer(), 8192) for place in step.side_models}
-        tools = TaskContext(
+        auxiliary = {key: TaskContext(FakeTokenizer(), 8192) for key in step.auxiliary_models}
+        context = TaskContext(
             tokenizer or FakeTokenizer(),
             8192,
             config=fake_config(FakeSettings()),
-            beside=beside,
+            auxiliary=auxiliary,
             adapters=tuple(adapters),
         )
-        task = with_row_overrides(step, tools)
+        task = with_row_overrides(step, context)
         self.requests: list[Request] = []
         (prepared,) = task.prepare([row])
         self.result: Cells | Reject = (

@@ -5,16 +5,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
-from pydantic import Field
-from tokenmill.config.prompt import Prompt
 from tokenmill.job.job import Job
 from tokenmill.plan.plan import RowGroup, Shard
 from tokenmill.prompt.fake_tokenizer import FakeTokenizer
 from tokenmill.reject import Reject
 from tokenmill.request import Completion, Request, Sampling
 from tokenmill.row_columns import ROW_COLUMN
+from tokenmill.tasks.kind import TaskKind, TaskStep
 from tokenmill.tasks.row_tasks import RowTasks
 from tokenmill.tasks.section import TaskSection
+from tokenmill.tasks.starter import Starter
 from tokenmill.tasks.task import Cells, Dialogue, PreparedRow, Row, TaskContext
 from tokenmill.tasks.unit_tables import Entries, rendered_table
 
@@ -55,9 +55,9 @@ def tools(max_model_len: int = 8192) -> TaskContext:
     return TaskContext(FakeTokenizer(), max_model_len)
 
 
-def row_tasks(sections: Sequence[TaskSection] | None = None) -> RowTasks:
+def row_tasks(steps: Sequence[TaskStep[Any]] | None = None) -> RowTasks:
     """These tasks as one; by default those of `job()`: one that generates."""
-    return RowTasks(job().steps if sections is None else sections, tools())
+    return RowTasks(job().steps if steps is None else steps, tools())
 
 
 def rendered(prompts: Iterable[Sequence[int] | Reject]) -> pa.Table:
@@ -75,18 +75,24 @@ def rendered_rows(entries: Iterable[Entries], late: pa.Table | None = None) -> p
 
 
 class Scripted(TaskSection):
-    """A task whose rows are scripts: see `script`."""
+    """The section of a task whose rows are scripts: see `script`."""
 
     kind: Literal["scripted"] = "scripted"
-    prompt: Prompt | None = Prompt(text="{{ text }}")
-    sampling: dict[str, Any] | None = Field(default_factory=lambda: {"max_tokens": 1})
 
-    @property
-    def fields(self) -> tuple[pa.Field, ...]:
-        return (pa.field("texts", pa.list_(pa.string())),)
 
-    def build(self, tools: TaskContext) -> "ScriptedTask":  # noqa: ARG002 - nothing to tokenize
-        return ScriptedTask(self.own_sampling)
+SCRIPTED = TaskKind(
+    name="scripted",
+    section=Scripted,
+    fields=lambda _: (pa.field("texts", pa.list_(pa.string())),),
+    build=lambda step, _: ScriptedTask(step.sampling),
+    starter=Starter("scripts", ""),
+)
+
+
+def scripted_step(sampling: Mapping[str, Any] | None = None) -> TaskStep[Scripted]:
+    """A task whose rows are scripts: see `script`."""
+    values = {"prompt": {"text": "{{ text }}"}, "sampling": sampling or {"max_tokens": 1}}
+    return TaskStep(SCRIPTED, Scripted.model_validate(values))
 
 
 class ScriptedTask:
@@ -113,7 +119,7 @@ class ScriptedTask:
 
 
 def script(*rounds: Sequence[Sequence[int]], raises: bool = False) -> PreparedRow:
-    """A row of `Scripted`: the prompts of its rounds, and whether it raises after them."""
+    """A row of `scripted_step`: the prompts of its rounds, and whether it raises after them."""
     prompts = [prompt for prompts in rounds for prompt in prompts]
     return PreparedRow(prompts, {"rounds": [len(prompts) for prompts in rounds], "raises": raises})
 

@@ -6,12 +6,12 @@ from typing import Any
 from tokenmill.prompt.fake_tokenizer import FakeTokenizer
 from tokenmill.reject import Reject, RejectClass
 from tokenmill.request import Answer, Completion, Request, Sampling
-from tokenmill.tasks.section import TaskSection
+from tokenmill.tasks.kind import TaskStep
 from tokenmill.tasks.task import PreparedRow, TaskContext
 
 from helpers.factories import job
 
-TOOLS = TaskContext(FakeTokenizer(), 8192)
+CONTEXT = TaskContext(FakeTokenizer(), 8192)
 
 
 BROKEN = Reject(RejectClass.ENGINE_ERROR, "the engine refuses this prompt", attempts=1)
@@ -20,7 +20,8 @@ BROKEN = Reject(RejectClass.ENGINE_ERROR, "the engine refuses this prompt", atte
 LogProb = Callable[[Sequence[int], int], float]
 
 
-def section(**task: Any) -> TaskSection:
+def label_step(**task: Any) -> TaskStep[Any]:
+    """A task with labels; by default it classifies by three of them."""
     task = {"kind": "classify", "choices": ["red", "green", "blue"], **task}
     prompt = task.pop("prompt", {"user": "{{ text }}"})
     (step,) = job({"prompt": prompt, "sampling": None, "task": task}).steps

@@ -563,9 +563,9 @@ def test_whole_chats_need_a_task_that_takes_them(changes: dict[str, Any], part: 
 def test_a_job_that_names_no_task_generates() -> None:
     """A prompt and sampling are a whole job: one task without a name, whose columns have none."""
     for step in (*job().steps, *job({"task": task()}).steps):
-        assert (step.kind, step.name, step.place) == ("generate", None, "")
-        assert step.own_prompt == Prompt(user="{{ text }}")
-        assert step.own_sampling.values == {"max_tokens": 16}
+        assert (step.kind.name, step.section.name, step.key_prefix) == ("generate", None, "")
+        assert step.prompt == Prompt(user="{{ text }}")
+        assert step.sampling.values == {"max_tokens": 16}
 
 
 def test_the_jobs_prompt_and_sampling_are_those_of_tasks_without_their_own() -> None:
@@ -581,9 +581,9 @@ def test_the_jobs_prompt_and_sampling_are_those_of_tasks_without_their_own() -> 
         }
     )
     user, own = Prompt(user="{{ text }}"), Prompt.model_validate(OWN_PROMPT)
-    assert [step.own_prompt for step in several.steps] == [user, own, user, own]
+    assert [step.prompt for step in several.steps] == [user, own, user, own]
     assert [params.max_tokens for params in several.params] == [16, 16, 3, 3]
-    assert [step.place for step in several.steps] == [
+    assert [step.key_prefix for step in several.steps] == [
         "tasks.both.",
         "tasks.prompt.",
         "tasks.sampling.",
@@ -596,7 +596,7 @@ def test_tasks_with_prompts_and_sampling_of_their_own_need_none_from_the_job(loa
     data = job_data({"tasks": [task("a", prompt=OWN_PROMPT, sampling=OWN_SAMPLING)]})
     del data["prompt"], data["sampling"]
     (step,) = load(data).steps
-    assert step.own_sampling.values == OWN_SAMPLING
+    assert step.sampling.values == OWN_SAMPLING
 
 
 # What is wrong with tasks, and what the message has to hold.

@@ -5,7 +5,7 @@ from functools import cache
 
 import pyarrow as pa
 import pytest
-from helpers.factories import Scripted, job, rendered, rendered_rows, row_tasks, script
+from helpers.factories import job, rendered, rendered_rows, row_tasks, script, scripted_step
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenmill.engine.base import EngineInfo, EngineUsage, RequestRefused
@@ -17,6 +17,7 @@ from tokenmill.scheduling.load import ReplicaLoad
 from tokenmill.scheduling.scheduler import Scheduler
 from tokenmill.tasks.generation.answer_columns import mean_logprob
 from tokenmill.tasks.generation.generate import Generate
+from tokenmill.tasks.kinds import step_of
 from tokenmill.tasks.row_tasks import AnsweredRow, RowResult, RowTasks
 from tokenmill.tasks.task import PreparedRow
 from tokenmill.tasks.unit_tables import Entries
@@ -80,7 +81,7 @@ def answering(max_tokens: int | None) -> RowTasks:
 @cache
 def scripted() -> RowTasks:
     """Rows that are scripts of several requests and rounds."""
-    return row_tasks([Scripted()])
+    return row_tasks([scripted_step()])
 
 
 def finish(scheduler: Scheduler) -> list[UnitInFlight]:
@@ -528,7 +529,7 @@ def test_a_request_that_ends_with_an_error_has_its_cost_in_its_row() -> None:
 def test_each_request_is_held_against_the_context_by_its_own_parameters() -> None:
     """Of two tasks in a row one may be too long and the other not."""
     short, long = (
-        Generate(name=name, prompt={"text": "{{ text }}"}, sampling={"max_tokens": limit})
+        step_of(Generate(name=name, prompt={"text": "{{ text }}"}, sampling={"max_tokens": limit}))
         for name, limit in (("short", 5), ("long", 95))
     )
     scheduler = Scheduler(ScriptedEngine(max_model_len=100), row_tasks([short, long]))
@@ -551,7 +552,7 @@ def test_a_rejected_row_may_hold_late_values_that_python_cannot() -> None:
             sampling={"max_tokens": 1},
         ),
     ]
-    scheduler = Scheduler(FakeEngine(FakeSettings()), row_tasks(sections))
+    scheduler = Scheduler(FakeEngine(FakeSettings()), row_tasks(list(map(step_of, sections))))
     entries: list[Entries] = [[EARLIER, EARLIER], [PreparedRow([[1]]), None]]
     late = pa.table({"day": pa.array([2**62, 0], pa.date64())})
     unit = scheduler.submit(rendered_rows(entries, late))

@@ -14,6 +14,7 @@ from tokenmill.reject import Reject, RejectClass
 from tokenmill.row_columns import ROW_COLUMN
 from tokenmill.stages.render import Renderer
 from tokenmill.tasks.generation.generate import Generate
+from tokenmill.tasks.kinds import step_of
 from tokenmill.tasks.row_tasks import RowTasks
 from tokenmill.tasks.task import PreparedRow, TaskContext
 from tokenmill.tasks.unit_tables import (
@@ -223,11 +224,11 @@ def test_a_unit_without_a_single_prompt_is_rendered(texts: list[None], form: str
 
 def several(*prompts: str) -> RowTasks:
     """Tasks named a, b, …, each with a plain prompt."""
-    sections = [
-        Generate(name=name, prompt={"text": prompt}, sampling={"max_tokens": 5})
+    steps = [
+        step_of(Generate(name=name, prompt={"text": prompt}, sampling={"max_tokens": 5}))
         for name, prompt in zip("abc", prompts, strict=False)
     ]
-    return RowTasks(sections, TaskContext(FakeTokenizer(), max_model_len=100))
+    return RowTasks(steps, TaskContext(FakeTokenizer(), max_model_len=100))
 
 
 def positioned(rows: pa.Table) -> pa.Table:

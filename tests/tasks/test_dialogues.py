@@ -9,8 +9,6 @@ from hypothesis import strategies as st
 from tokenmill.prompt.fake_tokenizer import FakeTokenizer
 from tokenmill.reject import Reject, RejectClass
 from tokenmill.request import Request, Sampling
-from tokenmill.tasks.generation.generate import Generate
-from tokenmill.tasks.section import TaskSection
 from tokenmill.tasks.task import Dialogue, gather
 
 SAMPLING = Sampling({"max_tokens": 1})
@@ -105,22 +103,3 @@ def test_gathered_dialogues_can_be_gathered() -> None:
 
 def outer_of(dialogue: Dialogue[object]) -> Dialogue[object]:
     return (yield from dialogue)
-
-
-def test_a_section_without_a_prompt_or_sampling_says_so() -> None:
-    """A section gets its prompt and sampling from the job; without one it names what is missing."""
-    section: TaskSection = Generate(name="topic")
-    with pytest.raises(ValueError, match=r"tasks\.topic\.prompt is missing"):
-        _ = section.own_prompt
-    with pytest.raises(ValueError, match=r"tasks\.topic\.sampling is missing"):
-        _ = section.own_sampling
-
-
-def test_a_section_tells_its_columns_with_their_places() -> None:
-    """What a task reads is what its prompt prints, under the task's own name."""
-    prompt = {"system": "{{ a }}", "user": "{{ b }}{{ a }}"}
-    assert Generate(prompt=prompt).columns == {"a": "prompt.system", "b": "prompt.user"}
-    assert Generate(name="topic", prompt=prompt).columns == {
-        "a": "tasks.topic.prompt.system",
-        "b": "tasks.topic.prompt.user",
-    }

@@ -12,7 +12,6 @@ from tokenmill.job.job import Job
 from tokenmill.prompt.fake_tokenizer import FakeTokenizer
 from tokenmill.reject import Reject, RejectClass
 from tokenmill.request import Completion, Sampling
-from tokenmill.tasks.generation.generate import Generate
 from tokenmill.tasks.retries import ask_until_valid
 from tokenmill.tasks.task import PreparedRow, TaskContext
 
@@ -154,9 +153,7 @@ def test_every_attempts_sampling_is_checked_before_the_run() -> None:
 
 
 def generator(**keys: Any) -> Any:
-    section = job(keys, {"max_tokens": 8}).steps[0]
-    assert isinstance(section, Generate)
-    return section.build(TaskContext(FakeTokenizer(), 100))
+    return job(keys, {"max_tokens": 8}).steps[0].build(TaskContext(FakeTokenizer(), 100))
 
 
 def test_a_complete_answer_is_one_that_the_model_ended() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from helpers.asking import Asked, completion, make_job, section
+from helpers.asking import Asked, completion, make_job, one_step
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -28,7 +28,10 @@ WARM = {"max_tokens": 16, "temperature": 0.7, "seed": 5}
 
 def ask(row: dict[str, Any], adapters: tuple[str, ...] = (), **keys: Any) -> Asked:
     return Asked(
-        section(**keys), {"text": "a", **row}, lambda _request, _at: completion(), adapters=adapters
+        one_step(**keys),
+        {"text": "a", **row},
+        lambda _request, _at: completion(),
+        adapters=adapters,
     )
 
 
@@ -157,7 +160,7 @@ class Retrying:
 def test_what_a_task_changes_for_a_request_stands() -> None:
     """A second try keeps its own number of tokens; its seed is as far from the row's as ever."""
     overrides = {"max_tokens": "m", "seed": "s", "temperature": "t"}
-    task = WithRowOverrides(Retrying(), section(overrides=overrides, sampling=WARM), ())
+    task = WithRowOverrides(Retrying(), one_step(overrides=overrides, sampling=WARM), ())
     (prepared,) = task.prepare([{"m": 8, "s": 100, "t": 1}])
     assert isinstance(prepared, PreparedRow)
     dialogue = task.answer(prepared)
@@ -237,7 +240,7 @@ def test_a_task_may_vary_for_itself() -> None:
         {"kind": "generate", "name": "c"},
     ]
     steps = make_job(tasks=tasks, overrides={"top_k": "k"}).steps
-    assert [step.overrides for step in steps] == [
+    assert [step.section.overrides for step in steps] == [
         {"seed": "s"},
         {"stop": "a_generated_text"},
         {"top_k": "k"},

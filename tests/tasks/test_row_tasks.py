@@ -1,7 +1,8 @@
 """Several tasks in one row: side by side or one after another, each with its own columns."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -10,29 +11,23 @@ from helpers.factories import completion, row_tasks, text_of, tools
 from tokenmill.errors import UserError
 from tokenmill.reject import Reject, RejectClass
 from tokenmill.request import Answer
-from tokenmill.tasks.generation.generate import Generate
+from tokenmill.tasks.generation.generate import GENERATE, Generate
+from tokenmill.tasks.kind import TaskStep
 from tokenmill.tasks.row_tasks import RowResult, RowTasks, answer_fields, input_columns
-from tokenmill.tasks.section import TaskSection
 from tokenmill.tasks.task import Cells, Dialogue, PreparedRow, Row, Task, TaskContext
 
 REFUSED = Reject(RejectClass.ENGINE_ERROR, "the engine refuses this prompt", attempts=1)
 
 
-def generate(name: str | None, prompt: str) -> Generate:
+def generate(name: str | None, prompt: str) -> TaskStep[Generate]:
     """A task with a plain prompt."""
-    return Generate(name=name, prompt={"text": prompt}, sampling={"max_tokens": 4})
-
-
-class Faulty(Generate):
-    """A task with a mistake in it: in its dialogue, or already when it is prepared."""
-
-    where: Literal["prepare", "answer"] = "answer"
-
-    def build(self, tools: TaskContext) -> "FaultyTask":
-        return FaultyTask(super().build(tools), self.where)
+    section = Generate(name=name, prompt={"text": prompt}, sampling={"max_tokens": 4})
+    return TaskStep(GENERATE, section)
 
 
 class FaultyTask:
+    """A task with a mistake in it: in its dialogue, or already when it is prepared."""
+
     def __init__(self, task: Task, where: str) -> None:
         self._task = task
         self._where = where
@@ -47,18 +42,25 @@ class FaultyTask:
         raise KeyError("label")
 
 
-def faulty(name: str, prompt: str, where: str = "answer") -> Faulty:
-    prompts = {"prompt": {"text": prompt}, "sampling": {"max_tokens": 4}}
-    return Faulty.model_validate({"name": name, "where": where, **prompts})
+def faulty(name: str, prompt: str, where: str = "answer") -> TaskStep[Generate]:
+    def build(step: TaskStep[Generate], context: TaskContext) -> FaultyTask:
+        return FaultyTask(GENERATE.build(step, context), where)
+
+    return replace(generate(name, prompt), kind=replace(GENERATE, build=build))
+
+
+def with_fields(step: TaskStep[Generate], *fields: pa.Field) -> TaskStep[Generate]:
+    """The step with other output columns than its task writes."""
+    return replace(step, kind=replace(GENERATE, fields=lambda _: fields))
 
 
 def run_row(
-    sections: Sequence[TaskSection],
+    steps: Sequence[TaskStep[Any]],
     row: dict[str, Any],
     answer: Callable[[str], Answer] = echo,
 ) -> tuple[RowResult, list[list[str]]]:
     """What a row comes to, and the texts that it asks round by round."""
-    tasks = row_tasks(sections)
+    tasks = row_tasks(steps)
     (entries,) = tasks.prepare([row])
     late = {name: row[name] for name in tasks.late_columns}
     return hold(tasks.answer(entries, late), answer)
@@ -70,8 +72,8 @@ def names(cells: Cells, ending: str = "generated_text") -> dict[str, Any]:
 
 def test_a_task_without_a_name_has_columns_without_one() -> None:
     """A job of one task has the task's columns as they are."""
-    sections = [generate(None, "{{ x }}")]
-    result, rounds = run_row(sections, {"x": "hi"})
+    steps = [generate(None, "{{ x }}")]
+    result, rounds = run_row(steps, {"x": "hi"})
     assert rounds == [["hi"]]
     assert result == RowResult(
         {
@@ -82,39 +84,39 @@ def test_a_task_without_a_name_has_columns_without_one() -> None:
         },
         None,
     )
-    assert [field.name for field in answer_fields(sections)] == list(result.cells)
+    assert [field.name for field in answer_fields(steps)] == list(result.cells)
 
 
 def test_columns_have_their_tasks_name_before_them() -> None:
     """Each task's columns begin with its name; they stand in the tasks' order, with their types."""
-    sections = [generate("topic", "{{ x }}"), generate("mood", "{{ x }}")]
-    fields = answer_fields(sections)
+    steps = [generate("topic", "{{ x }}"), generate("mood", "{{ x }}")]
+    fields = answer_fields(steps)
     own = ["generated_text", "finish_reason", "cumulative_logprob", "mean_logprob"]
     assert [field.name for field in fields] == [
         *(f"topic_{name}" for name in own),
         *(f"mood_{name}" for name in own),
     ]
     assert fields[4].type == pa.string() and fields[6].type == pa.float64()
-    result, _ = run_row(sections, {"x": "hi"})
+    result, _ = run_row(steps, {"x": "hi"})
     assert list(result.cells) == [field.name for field in fields]
-    assert row_tasks(sections).fields == fields
+    assert row_tasks(steps).fields == fields
 
 
 def test_tasks_that_do_not_follow_each_other_ask_in_one_round() -> None:
     """Their prompts, which share a prefix, are in the engine at the same time."""
-    sections = [generate(name, f"{{{{ x }}}} {name}?") for name in "abc"]
-    result, rounds = run_row(sections, {"x": "doc"})
+    steps = [generate(name, f"{{{{ x }}}} {name}?") for name in "abc"]
+    result, rounds = run_row(steps, {"x": "doc"})
     assert rounds == [["doc a?", "doc b?", "doc c?"]]
     assert names(result.cells) == {f"{name}_generated_text": f"<doc {name}?>" for name in "abc"}
 
 
 def test_a_later_task_reads_an_earlier_ones_columns() -> None:
     """Translate, then judge the translation: beside the earlier column also the input's."""
-    sections = [
+    steps = [
         generate("french", "Translate {{ text }}"),
         generate("judge", "{{ french_generated_text }} of {{ text }} in {{ tone }}?"),
     ]
-    result, rounds = run_row(sections, {"text": "cat", "tone": "slang"})
+    result, rounds = run_row(steps, {"text": "cat", "tone": "slang"})
     assert rounds == [["Translate cat"], ["<Translate cat> of cat in slang?"]]
     assert names(result.cells)["judge_generated_text"] == "<<Translate cat> of cat in slang?>"
     assert result.reject is None
@@ -122,24 +124,24 @@ def test_a_later_task_reads_an_earlier_ones_columns() -> None:
 
 def test_later_tasks_that_wait_for_the_same_one_ask_in_one_round() -> None:
     """A task asks as soon as those that it follows have answered, beside the others that can."""
-    sections = [
+    steps = [
         generate("a", "{{ x }}"),
         generate("b", "B {{ a_generated_text }}"),
         generate("c", "C {{ a_generated_text }}"),
         generate("d", "D {{ b_generated_text }} {{ c_generated_text }}"),
     ]
-    _, rounds = run_row(sections, {"x": "x"})
+    _, rounds = run_row(steps, {"x": "x"})
     assert rounds == [["x"], ["B <x>", "C <x>"], ["D <B <x>> <C <x>>"]]
 
 
 def test_a_task_can_follow_one_that_stands_before_it_only() -> None:
     """A column of a later task is the input's: the tasks' order says who follows whom."""
-    sections = [generate("a", "{{ b_generated_text }}"), generate("b", "{{ x }}")]
-    assert input_columns(sections) == {
+    steps = [generate("a", "{{ b_generated_text }}"), generate("b", "{{ x }}")]
+    assert input_columns(steps) == {
         "b_generated_text": "tasks.a.prompt.text",
         "x": "tasks.b.prompt.text",
     }
-    assert row_tasks(sections).late_columns == []
+    assert row_tasks(steps).late_columns == []
 
 
 @pytest.mark.parametrize(
@@ -161,20 +163,20 @@ def test_the_inputs_columns_are_those_that_no_task_makes(
     prompts: list[str], columns: dict[str, str], late_columns: list[str]
 ) -> None:
     """Each has the first place that names it; late are those that a task reads which waits."""
-    sections = [generate(name, text) for name, text in zip("abc", prompts, strict=False)]
+    steps = [generate(name, text) for name, text in zip("abc", prompts, strict=False)]
     places = {column: f"tasks.{task}.prompt.text" for column, task in columns.items()}
-    assert list(input_columns(sections).items()) == list(places.items())
-    tasks = row_tasks(sections)
+    assert list(input_columns(steps).items()) == list(places.items())
+    tasks = row_tasks(steps)
     assert (tasks.columns, tasks.late_columns) == (places, late_columns)
 
 
 def test_one_task_that_fails_leaves_the_others_answers() -> None:
     """The error names the task and says what it was; the other's cells are there."""
-    sections = [generate("topic", "T {{ x }}"), generate("mood", "M {{ x }}")]
+    steps = [generate("topic", "T {{ x }}"), generate("mood", "M {{ x }}")]
     for failing, other in (("topic", "mood"), ("mood", "topic")):
         first = failing[0].upper()
         result, _ = run_row(
-            sections,
+            steps,
             {"x": "x"},
             lambda text, first=first: REFUSED if text.startswith(first) else echo(text),
         )
@@ -186,12 +188,12 @@ def test_one_task_that_fails_leaves_the_others_answers() -> None:
 
 def test_of_several_failures_the_first_is_told() -> None:
     """A row has one error: that of the first task in the job's order."""
-    sections = [generate("a", "{{ x }}"), generate("b", "{{ y }}"), generate("c", "{{ x }}")]
-    result, rounds = run_row(sections, {"x": "x", "y": None}, lambda _: REFUSED)
+    steps = [generate("a", "{{ x }}"), generate("b", "{{ y }}"), generate("c", "{{ x }}")]
+    result, rounds = run_row(steps, {"x": "x", "y": None}, lambda _: REFUSED)
     assert rounds == [["x", "x"]]
     assert result.cells == {}
     assert result.reject is not None and result.reject.message.startswith("a: ")
-    result, _ = run_row(sections, {"x": "x", "y": None})
+    result, _ = run_row(steps, {"x": "x", "y": None})
     assert result.reject is not None and result.reject.message.startswith("b: the column y is null")
     assert result.reject.reject_class is RejectClass.EMPTY_INPUT
     assert result.reject.attempts == 0
@@ -205,7 +207,7 @@ def test_an_only_task_without_a_name_is_not_named() -> None:
 
 def test_a_task_that_follows_a_failed_one_asks_nothing() -> None:
     """It has no answer for the same reason; a task that follows another goes on."""
-    sections = [
+    steps = [
         generate("a", "A {{ x }}"),
         generate("b", "B {{ x }}"),
         generate("after_a", "{{ a_generated_text }}"),
@@ -213,7 +215,7 @@ def test_a_task_that_follows_a_failed_one_asks_nothing() -> None:
         generate("after_b", "{{ b_generated_text }}"),
     ]
     result, rounds = run_row(
-        sections, {"x": "x"}, lambda text: REFUSED if text.startswith("A") else echo(text)
+        steps, {"x": "x"}, lambda text: REFUSED if text.startswith("A") else echo(text)
     )
     assert rounds == [["A x", "B x"], ["<B x>"]]
     assert list(names(result.cells)) == ["b_generated_text", "after_b_generated_text"]
@@ -226,9 +228,9 @@ def test_a_later_task_may_be_rejected_by_its_own_prompt() -> None:
         ("{{ a_generated_text }}", RejectClass.EMPTY_INPUT),
         ("{% if 1 / (a_generated_text | length) %}{% endif %}", RejectClass.TEMPLATE_ERROR),
     ):
-        sections = [generate("a", "{{ x }}"), generate("b", prompt)]
+        steps = [generate("a", "{{ x }}"), generate("b", prompt)]
         empty = completion(text="", tokens=0)
-        result, rounds = run_row(sections, {"x": "x"}, lambda _, empty=empty: empty)
+        result, rounds = run_row(steps, {"x": "x"}, lambda _, empty=empty: empty)
         assert rounds == [["x"]]
         assert result.cells["a_generated_text"] == ""
         assert result.reject is not None
@@ -239,17 +241,17 @@ def test_a_later_task_may_be_rejected_by_its_own_prompt() -> None:
 @pytest.mark.parametrize("position", [0, 1])
 def test_a_task_that_raises_leaves_the_others_answers(position: int) -> None:
     """A mistake in one task's dialogue is its reject, in one line; the other's answer is kept."""
-    sections: list[TaskSection] = [generate("good", "{{ x }}")]
-    sections.insert(position, faulty("bad", "{{ x }}"))
-    result, _ = run_row(sections, {"x": "x"})
+    steps: list[TaskStep[Any]] = [generate("good", "{{ x }}")]
+    steps.insert(position, faulty("bad", "{{ x }}"))
+    result, _ = run_row(steps, {"x": "x"})
     assert names(result.cells) == {"good_generated_text": "<x>"}
     assert result.reject == Reject(RejectClass.TASK_ERROR, "bad: KeyError: 'label'", attempts=1)
 
 
 def test_a_task_that_raises_while_it_is_prepared_late_was_not_tried() -> None:
     """What goes wrong before a request is a reject without an attempt."""
-    sections = [generate("a", "{{ x }}"), faulty("b", "{{ a_generated_text }}", "prepare")]
-    result, _ = run_row(sections, {"x": "x"})
+    steps = [generate("a", "{{ x }}"), faulty("b", "{{ a_generated_text }}", "prepare")]
+    result, _ = run_row(steps, {"x": "x"})
     assert names(result.cells) == {"a_generated_text": "<x>"}
     assert result.reject == Reject(
         RejectClass.TASK_ERROR, "b: ZeroDivisionError: division by zero", attempts=0
@@ -258,13 +260,8 @@ def test_a_task_that_raises_while_it_is_prepared_late_was_not_tried() -> None:
 
 def test_a_cell_without_a_column_is_a_mistake_of_its_task() -> None:
     """A task gives cells for its section's fields and for no others."""
-
-    class Talkative(Generate):
-        @property
-        def fields(self) -> tuple[pa.Field, ...]:
-            return super().fields[:2]
-
-    talkative = Talkative(name="a", prompt={"text": "{{ x }}"}, sampling={"max_tokens": 4})
+    whole = generate("a", "{{ x }}")
+    talkative = with_fields(whole, *whole.fields[:2])
     result, _ = run_row([talkative, generate("b", "{{ x }}")], {"x": "x"})
     assert names(result.cells) == {"b_generated_text": "<x>"}
     assert result.reject is not None and "cumulative_logprob" in result.reject.message
@@ -273,8 +270,8 @@ def test_a_cell_without_a_column_is_a_mistake_of_its_task() -> None:
 @pytest.mark.parametrize("num_rows", [0, 1, 5])
 def test_rows_are_prepared_together(num_rows: int) -> None:
     """Every row has an entry a task, in its place; None where a task waits."""
-    sections = [generate("a", "A{{ x }}"), generate("b", "{{ a_generated_text }}")]
-    tasks = row_tasks(sections)
+    steps = [generate("a", "A{{ x }}"), generate("b", "{{ a_generated_text }}")]
+    tasks = row_tasks(steps)
     rows = [{"x": None if number == 1 else str(number)} for number in range(num_rows)]
     prepared = tasks.prepare(rows)
     assert len(tasks) == 2
@@ -286,30 +283,24 @@ def test_rows_are_prepared_together(num_rows: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "sections",
+    "steps",
     [
         [generate("a", "{{ x }}"), generate("a", "{{ x }}")],
         [generate(None, "{{ x }}"), generate(None, "{{ x }}")],
     ],
     ids=["same name", "no names"],
 )
-def test_two_tasks_cannot_write_the_same_column(sections: list[TaskSection]) -> None:
+def test_two_tasks_cannot_write_the_same_column(steps: list[TaskStep[Any]]) -> None:
     """Columns that would be there twice are refused by their name."""
     with pytest.raises(UserError, match=r"two tasks write the column .*generated_text"):
-        answer_fields(sections)
+        answer_fields(steps)
     with pytest.raises(UserError, match="two tasks write the column"):
-        RowTasks(sections, tools())
+        RowTasks(steps, tools())
 
 
 def test_names_that_run_into_each_other_are_refused() -> None:
     """`a` with a field `b_c` and `a_b` with a field `c` would write one column."""
-
-    class Other(Generate):
-        @property
-        def fields(self) -> tuple[pa.Field, ...]:
-            return (pa.field("b_generated_text", pa.string()),)
-
-    other = Other(name="a", prompt={"text": "{{ x }}"}, sampling={"max_tokens": 4})
+    other = with_fields(generate("a", "{{ x }}"), pa.field("b_generated_text", pa.string()))
     with pytest.raises(UserError) as refused:
         answer_fields([other, generate("a_b", "{{ x }}")])
     assert str(refused.value) == ("tasks.a_b.name: two tasks write the column a_b_generated_text")

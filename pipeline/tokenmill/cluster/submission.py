@@ -144,7 +144,7 @@ def _local_paths(job: Job) -> Iterator[tuple[str, str]]:
         if path is not None and not path.startswith("s3://"):
             yield key, path.removeprefix("file://")
     models: dict[str, ModelSource] = {"model.source": job.model}
-    models |= {f"{key}.source": side.source for key, side in job.side_models.items()}
+    models |= {f"{key}.source": side.source for key, side in job.auxiliary_models.items()}
     for name, source in job.model.adapters.items():
         models[f"model.adapters.{name}"] = ModelSource(source=source)
     for key, model in models.items():

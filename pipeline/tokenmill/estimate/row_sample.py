@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -31,10 +32,10 @@ from tokenmill.request import Request
 from tokenmill.row_columns import ROW_COLUMN
 from tokenmill.stages.load import load_context
 from tokenmill.stages.render import Renderer
+from tokenmill.tasks.kind import TaskStep
 from tokenmill.tasks.length.chunk import CHUNKS_NOTE
 from tokenmill.tasks.length.truncate import TRUNCATED_NOTE
 from tokenmill.tasks.row_tasks import RowTasks
-from tokenmill.tasks.section import TaskSection
 from tokenmill.tasks.task import PreparedRow, TaskContext
 from tokenmill.tasks.unit_tables import MEDIA_COLUMN, RenderedRows
 
@@ -174,7 +175,7 @@ def _longest_answer(request: Request, tools: TaskContext) -> int:
     limit = request.params.max_tokens
     if limit is not None:
         return limit
-    own = tools if request.model is None else tools.beside[request.model]
+    own = tools if request.model is None else tools.auxiliary[request.model]
     return max(0, own.max_model_len - len(request.prompt_token_ids))
 
 
@@ -196,24 +197,26 @@ def _has_prompt(entry: PreparedRow | Reject | None) -> bool:
 
 
 def _texts(
-    steps: Sequence[TaskSection], tools: TaskContext, entries: Sequence[PreparedRow | Reject | None]
+    steps: Sequence[TaskStep[Any]],
+    tools: TaskContext,
+    entries: Sequence[PreparedRow | Reject | None],
 ) -> dict[str, str]:
     texts = {}
     for step, entry in zip(steps, entries, strict=True):
         if isinstance(entry, PreparedRow) and _has_prompt(entry):
-            place = step.model_place
-            own = tools if place is None else tools.beside[place]
-            texts[step.name or step.kind] = own.tokenizer.decode(entry.prompts[0])
+            place = step.model_key
+            own = tools if place is None else tools.auxiliary[place]
+            texts[step.section.name or step.kind.name] = own.tokenizer.decode(entry.prompts[0])
     return texts
 
 
 def _notes(job: Job, tasks: RowTasks, *, has_media: bool) -> Iterator[str]:
     """What the figures leave out."""
-    names = [step.name or step.kind for step in job.steps]
+    names = [step.section.name or step.kind.name for step in job.steps]
     waiting = [name for name, waits in zip(names, tasks.waiting, strict=True) if waits]
     if waiting:
         yield f"not counted: {', '.join(waiting)}, whose prompts hold an earlier task's answer"
-    if any(step.retries or step.final for step in job.steps) or job.side_models:
+    if any(step.section.retries or step.final for step in job.steps) or job.auxiliary_models:
         yield "not counted: retries, second prompts, and what models beside the job's own judge"
     if has_media:
         yield "not counted: the tokens that the model makes of an image or a recording"

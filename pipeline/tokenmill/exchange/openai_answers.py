@@ -7,11 +7,11 @@ from tokenmill.errors import UserError
 from tokenmill.exchange.openai_requests import BatchRequest, Endpoint, RefusedLine
 from tokenmill.output.json_lines import as_json
 from tokenmill.output.record import UnitRecord
-from tokenmill.tasks.generation.generate import Generate
+from tokenmill.tasks.generation.generate import GENERATE
+from tokenmill.tasks.kind import TaskStep
 from tokenmill.tasks.length.policy import fields_of
 from tokenmill.tasks.row_tasks import answer_fields
-from tokenmill.tasks.scoring.embed import Embed
-from tokenmill.tasks.section import TaskSection
+from tokenmill.tasks.scoring.embed import EMBED
 
 #: A row of an output, and its unit's record, to the body of its response; the last is the row's id.
 Body = Callable[[Mapping[str, Any], UnitRecord, str], dict[str, Any]]
@@ -99,17 +99,17 @@ def _logprob(token: Mapping[str, Any]) -> dict[str, Any]:
     return {"token": text, "logprob": as_json(token["logprob"]), "bytes": list(text.encode())}
 
 
-def body_of(steps: tuple[TaskSection, ...]) -> Body:
+def body_of(steps: tuple[TaskStep[Any], ...]) -> Body:
     """How the answers of a job's only task become bodies. Raises `UserError` for another job."""
     if len(steps) == 1:
-        (section,) = steps
+        (step,) = steps
         columns = {
             own.name: column.name
-            for own, column in zip(fields_of(section), answer_fields(steps), strict=True)
+            for own, column in zip(fields_of(step), answer_fields(steps), strict=True)
         }
-        if isinstance(section, Embed):
+        if step.kind is EMBED:
             return lambda row, record, _: _embedding(row, record, columns)
-        if isinstance(section, Generate):
+        if step.kind is GENERATE:
             return lambda row, record, place: _chat(row, record, columns, place)
     raise UserError(
         "--to openai-batch: the form holds the answers of one task, generate or embed; use jsonl"

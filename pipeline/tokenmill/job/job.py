@@ -12,11 +12,10 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tokenmill.config.length import Length, RejectLong
 from tokenmill.config.prompt import Prompt
-from tokenmill.config.sampling import check_sampling
 from tokenmill.config.section import Section
 from tokenmill.job.dates import with_date
 from tokenmill.job.sections import Input, Model, Notify, Output
@@ -24,44 +23,11 @@ from tokenmill.job.strict_yaml import Dumper, represent_text
 from tokenmill.plan.units import Units
 from tokenmill.prompt.cleaning.clean import Clean
 from tokenmill.request import Params
-from tokenmill.tasks.extraction.extract import Extract
-from tokenmill.tasks.generation.generate import Generate
-from tokenmill.tasks.labels.classify import Classify
-from tokenmill.tasks.labels.tag import Tag
-from tokenmill.tasks.multimodal.describe import Describe
-from tokenmill.tasks.multimodal.transcribe import Transcribe
-from tokenmill.tasks.scoring.embed import Embed
-from tokenmill.tasks.scoring.rerank import Rerank
-from tokenmill.tasks.scoring.reward import Reward
-from tokenmill.tasks.scoring.score import Score
-from tokenmill.tasks.section import TaskSection, check_logprobs, check_overrides
-from tokenmill.tasks.task import Runner, SideModel
-from tokenmill.tasks.translation.translate import Translate
+from tokenmill.tasks.kind import TaskStep, check_logprobs
+from tokenmill.tasks.kinds import DEFAULT_KIND, AnyTask, step_of
+from tokenmill.tasks.section import TaskSection, check_overrides
+from tokenmill.tasks.task import AuxiliaryModel, Runner
 
-
-def _with_kind(value: Any) -> Any:
-    """A task that names no kind generates."""
-    return {"kind": "generate", **value} if isinstance(value, dict) else value
-
-
-#: Every kind of task; `kind` says which.
-AnyTask = Annotated[
-    Annotated[
-        Generate
-        | Classify
-        | Tag
-        | Extract
-        | Translate
-        | Score
-        | Embed
-        | Reward
-        | Rerank
-        | Describe
-        | Transcribe,
-        Field(discriminator="kind"),
-    ],
-    BeforeValidator(_with_kind),
-]
 # Change no answer; so they may differ between a run and its resume.
 _SAME_ANSWERS = ("name", "date", "output", "units", "max_reject_rate", "max_rejects", "notify")
 # Change how fast answers come and what they cost, not what they are.
@@ -138,9 +104,9 @@ class Job(Section):
 
     @model_validator(mode="after")
     def _nothing_spare(self) -> "Job":
-        if self.prompt is not None and not any(step.asks_by_prompt for step in self.steps):
+        if self.prompt is not None and not any(step.kind.asks_by_prompt for step in self.steps):
             raise ValueError("prompt: the task does not ask by one; leave it out")
-        runners = {step.runner for step in self.steps if step.model is None}
+        runners = {step.runner for step in self.steps if step.section.model is None}
         if not runners:
             raise ValueError("every task has a model of its own; give one of them as model")
         if len(runners) > 1:
@@ -160,17 +126,8 @@ class Job(Section):
         if len(set(names)) != len(names):
             raise ValueError("two of tasks have the same name")
         for step in self.steps:
-            if step.prompt is None and step.asks_by_prompt:
-                raise ValueError(f"{step.place}prompt is missing: say what to ask about a row")
-            if step.samples and step.sampling is None:
-                raise ValueError(f"{step.place}sampling is missing: say at least max_tokens")
-            if step.samples and step.sampling is not None:
-                check_sampling(step.sampling, step.place)
-            step.check_chat()
             step.check()
-            if step.final is not None:
-                step.final.check()
-        if self.sampling is not None and not any(step.samples for step in self.steps):
+        if self.sampling is not None and not any(step.kind.writes_text for step in self.steps):
             raise ValueError("sampling: the task writes no text; leave it out")
         return self
 
@@ -182,52 +139,51 @@ class Job(Section):
     @model_validator(mode="after")
     def _whole_variations(self) -> "Job":
         for step in self.steps:
-            if step.overrides and not step.samples:
-                raise ValueError(f"{step.place}overrides: the task writes no text; leave it out")
-            if step.adapter is not None and not self.model.adapters:
+            if step.section.overrides and not step.kind.writes_text:
                 raise ValueError(
-                    f"{step.place}adapter: model.adapters names none; write model.adapters: "
+                    f"{step.key_prefix}overrides: the task writes no text; leave it out"
+                )
+            if step.section.adapter is not None and not self.model.adapters:
+                raise ValueError(
+                    f"{step.key_prefix}adapter: model.adapters names none; write model.adapters: "
                     "{name: path}"
                 )
-        if self.model.adapters and all(step.adapter is None for step in self.steps):
+        if self.model.adapters and all(step.section.adapter is None for step in self.steps):
             raise ValueError(
                 "model.adapters: no task takes one; write adapter: COLUMN, the column that names "
                 "a row's adapter"
             )
-        if self.overrides and not any(step.samples for step in self.steps):
+        if self.overrides and not any(step.kind.writes_text for step in self.steps):
             raise ValueError("overrides: the task writes no text; leave it out")
         check_logprobs(self.params)
         return self
 
     @property
-    def steps(self) -> tuple[TaskSection, ...]:
-        """The tasks, those without a prompt or sampling of their own with the job's."""
-        sections = self.tasks or (self.task or Generate(),)
-        return tuple(
-            section.model_copy(
-                update={
-                    "prompt": self._prompt_of(section),
-                    "sampling": self._sampling_of(section),
-                    "length": section.length or self.length,
-                    "overrides": (
-                        self.overrides
-                        if section.samples and section.overrides is None
-                        else section.overrides
-                    ),
-                    "adapter": section.adapter or self.adapter,
-                }
-            )
-            for section in sections
+    def steps(self) -> tuple[TaskStep[Any], ...]:
+        """The tasks, with the job's keys in the place of those that they leave out."""
+        sections = self.tasks or (self.task or DEFAULT_KIND.section(),)
+        return tuple(step_of(self._with_defaults(section)) for section in sections)
+
+    def _with_defaults(self, section: TaskSection) -> TaskSection:
+        kind = step_of(section).kind
+        prompt, sampling, overrides = section.prompt, section.sampling, section.overrides
+        if prompt is None:
+            prompt = (self.prompt if kind.asks_by_prompt else None) or kind.default_prompt(section)
+        if not kind.writes_text:
+            sampling = None
+        elif sampling is None:
+            sampling = self.sampling
+        if kind.writes_text and overrides is None:
+            overrides = self.overrides
+        return section.model_copy(
+            update={
+                "prompt": prompt,
+                "sampling": sampling,
+                "length": section.length or self.length,
+                "overrides": overrides,
+                "adapter": section.adapter or self.adapter,
+            }
         )
-
-    def _prompt_of(self, section: TaskSection) -> Prompt | None:
-        inherited = self.prompt if section.asks_by_prompt else None
-        return section.prompt or inherited or section.default_prompt
-
-    def _sampling_of(self, section: TaskSection) -> dict[str, Any] | None:
-        if not section.samples:
-            return None
-        return self.sampling if section.sampling is None else section.sampling
 
     def most_rejects(self, num_rows: int) -> int:
         """How many of so many rows may be rejected."""
@@ -237,19 +193,19 @@ class Job(Section):
     @property
     def runner(self) -> Runner:
         """Which of vLLM's two runners the job's own model needs."""
-        return next(step.runner for step in self.steps if step.model is None)
+        return next(step.runner for step in self.steps if step.section.model is None)
 
     @property
-    def side_models(self) -> dict[str, SideModel]:
-        """The models beside the job's own, by their places in the job."""
-        return {place: side for step in self.steps for place, side in step.side_models.items()}
+    def auxiliary_models(self) -> dict[str, AuxiliaryModel]:
+        """The models besides the job's own, by their keys in the job."""
+        return {key: model for step in self.steps for key, model in step.auxiliary_models.items()}
 
     @property
     def params(self) -> tuple[Params, ...]:
-        """Those of the tasks' requests that are known without a model."""
+        """The parameters of the tasks' requests, as far as they are known without a model."""
         finals = [step.final for step in self.steps]
-        sections = [*self.steps, *(final for final in finals if final is not None)]
-        return tuple(params for section in sections for params in section.params)
+        steps = [*self.steps, *(final for final in finals if final is not None)]
+        return tuple(params for step in steps for params in step.params)
 
     @property
     def answer_fields(self) -> dict[str, Any]:
@@ -264,7 +220,7 @@ class Job(Section):
 
     def _asked(self) -> dict[str, Any]:
         """What the tasks are, the same whether a task or the job says it."""
-        steps = [step.model_dump(mode="json") for step in self.steps]
+        steps = [step.section.model_dump(mode="json") for step in self.steps]
         for step in steps:
             _drop_speed(step["model"] or {})
         if self.tasks is not None:

@@ -4,6 +4,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ValidationError
@@ -11,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from tokenmill.config.length import Length
 from tokenmill.errors import UserError
 from tokenmill.formatting import did_you_mean
-from tokenmill.job.job import AnyTask
+from tokenmill.tasks.kinds import DEFAULT_KIND, TASK_KINDS
 
 
 def check_known_keys(data: Any, annotation: Any, where: str, path: str = "") -> None:
@@ -39,7 +40,7 @@ def _section_for(value: Mapping[str, Any], annotation: Any) -> type[BaseModel] |
     if len(sections) < 2:  # noqa: PLR2004 - nothing to choose
         return next(iter(sections), None)
     key = next(name for name in ("kind", "policy") if name in sections[0].model_fields)
-    return _names(annotation, key).get(value.get(key, "generate" if key == "kind" else None))
+    return _names(annotation, key).get(value.get(key, DEFAULT_KIND.name if key == "kind" else None))
 
 
 def _names(annotation: Any, key: str) -> dict[str, type[BaseModel]]:
@@ -76,12 +77,14 @@ def _keys(location: Sequence[str | int]) -> list[str]:
     keys = [str(part) for part in location if re.fullmatch(r"\w+", str(part))]
     # Of a task its kind: `tasks.0.generate.prompt`; of a length its policy: `length.chunk.by`.
     place = {"task": 1, "tasks": 2}.get(keys[0], len(keys)) if keys else 0
-    _drop(keys, place, _names(AnyTask, "kind"))
-    _drop(keys, 1 + keys.index("length") if "length" in keys else 0, _names(Length, "policy"))
+    _drop(keys, place, {kind.name for kind in TASK_KINDS})
+    _drop(
+        keys, 1 + keys.index("length") if "length" in keys else 0, _names(Length, "policy").keys()
+    )
     return keys
 
 
-def _drop(keys: list[str], place: int, names: Mapping[str, Any]) -> None:
+def _drop(keys: list[str], place: int, names: AbstractSet[str]) -> None:
     """Take the key at a place out if it is one of the names."""
     if keys[place : place + 1] and keys[place] in names:
         del keys[place]

@@ -1,6 +1,7 @@
 """What can be refused before a run, without input, output, Ray or engine."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pyarrow as pa
 
@@ -14,6 +15,7 @@ from tokenmill.models.fetch import check_source
 from tokenmill.models.quantization import check_not_gguf, check_on_cpu
 from tokenmill.output.schema import added_fields, output_schema
 from tokenmill.storage.base import split_url
+from tokenmill.tasks.kind import TaskStep
 from tokenmill.tasks.row_tasks import input_columns
 
 
@@ -42,18 +44,19 @@ def check_job(job: Job) -> None:
     if real:
         check_argument_names(
             real,
-            {f"{step.place}sampling": step.sampling for step in job.steps if step.sampling}
-            | {
-                f"{step.place}retries.sampling": step.retries.sampling
-                for step in job.steps
-                if step.retries
-            }
-            | {
-                f"{step.place}length.join.sampling": step.final.sampling
-                for step in job.steps
-                if step.final is not None and step.final.sampling
-            },
+            dict(sampling for step in job.steps for sampling in _samplings(step)),
         )
+
+
+def _samplings(step: TaskStep[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The step's sampling parameters, each with its key in the job."""
+    section, final = step.section, step.final
+    if section.sampling:
+        yield f"{step.key_prefix}sampling", section.sampling
+    if section.retries is not None:
+        yield f"{step.key_prefix}retries.sampling", section.retries.sampling
+    if final is not None and final.section.sampling:
+        yield f"{final.prompt_prefix}sampling", final.section.sampling
 
 
 def _check_cleaned(job: Job, read: Mapping[str, str]) -> None:
@@ -66,7 +69,7 @@ def _check_cleaned(job: Job, read: Mapping[str, str]) -> None:
         for step in job.steps:
             if step.located_column == column:
                 raise UserError(
-                    f"clean.columns: {step.place_of('locate')} gives places in {column}, which "
+                    f"clean.columns: {step.key_of('locate')} gives places in {column}, which "
                     "would be those in its clean text; leave it out"
                 )
 
@@ -79,4 +82,4 @@ def check_formats(job: Job) -> None:
 
 def models_by_key(job: Job) -> dict[str, ModelSource]:
     """The job's models by their places."""
-    return {"model": job.model, **{at: side.source for at, side in job.side_models.items()}}
+    return {"model": job.model, **{at: side.source for at, side in job.auxiliary_models.items()}}

@@ -175,6 +175,7 @@ def _needed_columns(job: Job, read: Mapping[str, str]) -> dict[str, str]:
 
 def _overhead_tokens(job: Job) -> int:
     """What each row costs beyond its text: the template's own words and the longest answer."""
-    templates = [text for step in job.steps for text in step.templates.values()]
-    words = sum(len(template) for template in templates) // _CHARACTERS_PER_TOKEN
+    templates = [templates for step in job.steps for templates in step.templates.values()]
+    sources = [source for item in templates for source in item.sources]
+    words = sum(map(len, sources)) // _CHARACTERS_PER_TOKEN
     return words + sum(params.max_tokens or 0 for params in job.params)

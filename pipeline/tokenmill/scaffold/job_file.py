@@ -6,8 +6,7 @@ Each kind of task has its part here; what they have in common is put around it.
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from string import Template
 
 import yaml
@@ -15,6 +14,8 @@ import yaml
 from tokenmill.errors import UserError
 from tokenmill.formatting import did_you_mean
 from tokenmill.scaffold.survey import Column, Survey
+from tokenmill.tasks.kinds import TASK_KINDS
+from tokenmill.tasks.starter import StarterModel
 
 _WIDTH = 100
 _SHOWN_COLUMNS = 30
@@ -29,184 +30,7 @@ _TAKEN = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Model:
-    """A small model to try a job with, and one for a GPU; each with its engine's arguments."""
-
-    source: str
-    on_gpu: str
-    engine: str = ""
-    engine_on_gpu: str = ""
-
-
-_CHAT = _Model(
-    "bundled:smollm2-135m", "Qwen/Qwen3-8B", "{max_model_len: 2048}", "{max_model_len: 8192}"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class _Starter:
-    """What a kind of task needs in a job: `body` holds `$text`, `$column` and the like.
-
-    `reads` is the kind of column that it asks about; `cuts` whether `length` may shorten it.
-    """
-
-    name: str
-    body: str
-    model: _Model = _CHAT
-    reads: str = "text"
-    cuts: bool = True
-
-
-_STARTERS: Mapping[str, _Starter] = {
-    "generate": _Starter(
-        "summaries",
-        """\
-prompt:                           # Jinja2 over the row's columns
-  system: You write one-sentence summaries.
-  user: $text
-sampling: {temperature: 0, max_tokens: 64}   # vLLM's SamplingParams
-# task: {kind: generate, complete: true}     # an answer that max_tokens cuts off is a reject
-""",
-    ),
-    "classify": _Starter(
-        "labels",
-        """\
-prompt:                           # Jinja2 over the row's columns
-  system: You tell the mood of a text.
-  user: $text
-task:
-  kind: classify
-  choices:                        # label: what it is for
-    positive: the writer is pleased
-    neutral: a plain report or question
-    negative: the writer is angry, sad or worried
-  # calibrate: true               # takes off what the model prefers whatever the text says
-  # abstain_below: 0.4            # no label where none stands out
-""",
-    ),
-    "tag": _Starter(
-        "tags",
-        """\
-prompt:                           # Jinja2 over the row's columns
-  system: You sort texts by topic.
-  user: $text
-task:
-  kind: tag
-  choices:                        # tag: what it is for; a row has any number of them
-    business: companies, money and trade
-    science: research, nature and health
-    sports: matches, races and their results
-  threshold: 0.5                  # the least probability of a tag
-  # max_tags: 2
-""",
-    ),
-    "extract": _Starter(
-        "fields",
-        """\
-prompt:                           # Jinja2 over the row's columns
-  system: You list the people and places that a text names, and its subject, as JSON.
-  user: $text
-sampling: {temperature: 0, max_tokens: 256}
-task:
-  kind: extract
-  json_schema:                    # each property is a column of the output
-    type: object
-    properties:
-      subject: {type: string, maxLength: 80}
-      people: {type: array, items: {type: string, maxLength: 40}, maxItems: 4}
-      places: {type: array, items: {type: string, maxLength: 40}, maxItems: 4}
-    required: [subject, people, places]
-  # retries: {times: 1, sampling: {max_tokens: 512}}   # for answers that were cut off
-""",
-    ),
-    "translate": _Starter(
-        "translations",
-        """\
-sampling: {temperature: 0, max_tokens: 320}
-task:
-  kind: translate
-  from: en                        # a language code, {column: NAME} with each row's, or null
-  to: fr
-  column: $column
-  # glossary: {invoice: facture}  # or a YAML, CSV or TSV file of terms
-""",
-        cuts=False,
-    ),
-    "score": _Starter(
-        "scores",
-        """\
-prompt: {text: $text}             # how likely the model finds the text, as it is
-task:
-  kind: score
-  window: 1024                    # tokens of a long text that are read at once
-  stride: 512
-""",
-        cuts=False,
-    ),
-    "embed": _Starter(
-        "embeddings",
-        """\
-prompt: {text: $text}             # with a prefix where the model wants one: "query: …"
-task:
-  kind: embed
-  # dimensions: 256               # shorter vectors, of models that were trained for it
-""",
-        _Model("bundled:minilm-l6", "Qwen/Qwen3-Embedding-0.6B"),
-    ),
-    "rerank": _Starter(
-        "relevance",
-        """\
-task:
-  kind: rerank
-  query: What is this about?      # a template too; the same for all rows, or from a column
-  document: $text
-""",
-        _Model("cross-encoder/ms-marco-MiniLM-L6-v2", "BAAI/bge-reranker-v2-m3"),
-    ),
-    "reward": _Starter(
-        "rewards",
-        """\
-prompt: {user: $text}             # what is judged; or, with a completion, what it answers
-task:
-  kind: reward
-  # completion: $text             # a template: the answer to judge
-""",
-        _Model(
-            "Skywork/Skywork-Reward-V2-Qwen3-0.6B",
-            "Skywork/Skywork-Reward-V2-Llama-3.1-8B",
-            "{max_model_len: 4096}",
-            "{max_model_len: 8192}",
-        ),
-    ),
-    "describe": _Starter(
-        "descriptions",
-        """\
-prompt: {user: Describe this image in one sentence.}
-sampling: {temperature: 0, max_tokens: 64}
-task:
-  kind: describe
-  image: $column                  # bytes, or paths relative to the input's folder
-""",
-        _Model("HuggingFaceTB/SmolVLM-256M-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"),
-        reads="image",
-        cuts=False,
-    ),
-    "transcribe": _Starter(
-        "transcripts",
-        """\
-# Whisper's decoder holds 448 tokens, of which 4 begin each window.
-sampling: {temperature: 0, max_tokens: 444}
-task:
-  kind: transcribe
-  audio: $column                  # bytes, or paths relative to the input's folder
-  language: en
-""",
-        _Model("openai/whisper-tiny", "openai/whisper-large-v3"),
-        reads="audio",
-        cuts=False,
-    ),
-}
+_STARTERS = {kind.name: kind.starter for kind in TASK_KINDS}
 #: The kinds of task that there is a job file for.
 KINDS = tuple(_STARTERS)
 
@@ -290,7 +114,7 @@ def _input(found: Survey, column: Column) -> Iterator[str]:
         yield f"  on_bad_shard: skip              # {found.bad_shards:,} shards cannot be read"
 
 
-def _model(model: _Model) -> Iterator[str]:
+def _model(model: StarterModel) -> Iterator[str]:
     yield "model:"
     yield "  # Small, to try the job on a laptop; not for the quality of its answers."
     yield f"  source: {model.source}"

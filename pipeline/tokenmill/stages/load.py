@@ -20,9 +20,10 @@ from tokenmill.models.quantization import cpu_arguments
 from tokenmill.prompt.fake_tokenizer import FakeTokenizer
 from tokenmill.prompt.tokenizer import ModelTokenizer
 from tokenmill.storage.base import Store
+from tokenmill.tasks.kinds import step_of
 from tokenmill.tasks.row_tasks import RowTasks
 from tokenmill.tasks.section import TaskSection
-from tokenmill.tasks.task import Runner, SideModel, TaskContext
+from tokenmill.tasks.task import AuxiliaryModel, Runner, TaskContext
 
 # Python's own 700 are the rows of a moment: each look goes through the token lists of all of them.
 _YOUNG_OBJECTS = 10_000
@@ -41,7 +42,7 @@ def collect_seldom() -> None:
 
 def load_engine(job: Job, share: EngineResources) -> Engine:
     """The engine that the job asks for, started. Raises `UserError`."""
-    beside = job.side_models
+    beside = job.auxiliary_models
     # Tasks that name the same model share its engine: the first place loads it.
     first = {
         place: next(at for at, other in beside.items() if other == side)
@@ -67,19 +68,19 @@ def _load_own(job: Job, share: EngineResources) -> Engine:
         return FakeEngine(fake_settings(model.engine))
     adapters = fetch_adapters(model.adapters)
     arguments = adapter_arguments(adapters, model.engine, on_cpu=not share.num_gpus)
-    engine = _load_real(job, SideModel(model, job.runner), "model", arguments, share)
+    engine = _load_real(job, AuxiliaryModel(model, job.runner), "model", arguments, share)
     engine.load_adapters(adapters)
     return engine
 
 
-def _load_beside(job: Job, side: SideModel, place: str, share: EngineResources) -> Engine:
+def _load_beside(job: Job, side: AuxiliaryModel, place: str, share: EngineResources) -> Engine:
     if side.source.is_fake:
         return FakeEngine(fake_settings(side.source.engine, place))
     return _load_real(job, side, place, side.source.engine, share)
 
 
 def _load_real(
-    job: Job, side: SideModel, place: str, arguments: Mapping[str, Any], share: EngineResources
+    job: Job, side: AuxiliaryModel, place: str, arguments: Mapping[str, Any], share: EngineResources
 ) -> VllmEngine:
     folder = fetch_model(side.source)
     if not share.num_gpus:
@@ -91,9 +92,10 @@ def resolve(job: Job) -> Job:
     """The job with all that its output's types need; of its models no more than their config."""
 
     def resolved(section: TaskSection) -> TaskSection:
-        model = section.model or job.model
-        place = section.model_place or "model"
-        return section.resolved(lambda: _config(model, place))
+        step, model = step_of(section), section.model or job.model
+        key = step.model_key or "model"
+        complete: TaskSection = step.kind.resolve(step, lambda: _config(model, key))
+        return complete
 
     if job.tasks is not None:
         return job.model_copy(update={"tasks": tuple(resolved(task) for task in job.tasks)})
@@ -118,12 +120,12 @@ def load_context(job: Job, storage: Store | None = None) -> TaskContext:
     """What the job's tasks are built with. Raises `UserError`."""
     beside = {
         place: _load_tools(side.source, side.runner, place)
-        for place, side in job.side_models.items()
+        for place, side in job.auxiliary_models.items()
     }
     return replace(
         _load_tools(job.model, job.runner, "model"),
         adapters=tuple(job.model.adapters),
-        beside=beside,
+        auxiliary=beside,
         storage=storage,
     )
 

@@ -5,10 +5,11 @@ A part of a dialogue, for any task that writes text and can tell whether an answ
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from tokenmill.reject import Reject, RejectClass
 from tokenmill.request import Completion, Media, Request, Sampling
-from tokenmill.tasks.section import TaskSection
+from tokenmill.tasks.kind import TaskStep
 from tokenmill.tasks.task import Dialogue, Result
 
 _MOST_ANSWER_CHARACTERS = 1000
@@ -43,11 +44,11 @@ def ask_until_valid(
     return last
 
 
-def check_whole_answers(section: TaskSection, *, complete: bool) -> None:
-    """Raise `ValueError` for retries of a section whose every answer does, unless it is cut off."""
-    if section.retries is not None and not complete:
+def check_whole_answers(step: TaskStep[Any], *, complete: bool) -> None:
+    """Raise `ValueError` for retries if every answer is valid unless `complete` is set."""
+    if step.section.retries is not None and not complete:
         raise ValueError(
-            f"{section.place}retries: every answer does; "
+            f"{step.key_prefix}retries: every answer does; "
             "write complete: true to ask again for those that are cut off"
         )
 

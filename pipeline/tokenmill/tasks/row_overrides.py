@@ -11,7 +11,7 @@ from typing import Any
 from tokenmill.config.sampling import OVERRIDABLE
 from tokenmill.reject import Reject, RejectClass
 from tokenmill.request import Request, Sampling
-from tokenmill.tasks.section import TaskSection
+from tokenmill.tasks.kind import TaskStep
 from tokenmill.tasks.task import Cells, Dialogue, PreparedRow, Row, Task, TaskContext
 
 # The wrapper's place among the task's own notes; absent in a row that varies nothing.
@@ -20,25 +20,26 @@ _OVERRIDES = "overrides"
 _ADAPTER = "adapter"
 
 
-def with_row_overrides(section: TaskSection, tools: TaskContext) -> Task:
-    """The section's task, with its rows' overrides and adapters where it names columns for them.
+def with_row_overrides(step: TaskStep[Any], context: TaskContext) -> Task:
+    """The step's task, with its rows' overrides and adapters if it names columns for them.
 
     Raises `UserError`.
     """
-    task = section.build(tools)
-    if section.overrides is None and section.adapter is None:
+    task = step.build(context)
+    if step.section.overrides is None and step.section.adapter is None:
         return task
-    return WithRowOverrides(task, section, tools.adapters)
+    return WithRowOverrides(task, step, context.adapters)
 
 
 class WithRowOverrides:
     """A task whose rows choose some of their sampling parameters, or their adapter."""
 
-    def __init__(self, task: Task, section: TaskSection, adapters: Sequence[str]) -> None:
+    def __init__(self, task: Task, step: TaskStep[Any], adapters: Sequence[str]) -> None:
         self._task = task
-        self._section = section
+        self._kind = step.kind
+        self._section = step.section
         self._adapters = frozenset(adapters)
-        self._sampling = section.own_sampling.values if section.samples else {}
+        self._sampling = step.sampling.values if step.kind.writes_text else {}
 
     def prepare(self, rows: Sequence[Row]) -> list[PreparedRow | Reject]:
         notes = [self._note(row) for row in rows]
@@ -62,10 +63,6 @@ class WithRowOverrides:
             result: Cells | Reject = end.value
             return result
 
-    def __getattr__(self, name: str) -> Any:
-        """What else a task can do, such as joining its chunks, is its own affair."""
-        return getattr(self._task, name)
-
     def _note(self, row: Row) -> Mapping[str, Any] | Reject:
         """What the row varies; nothing for cells that are null."""
         overrides: dict[str, Any] = {}
@@ -77,7 +74,7 @@ class WithRowOverrides:
                 overrides[name] = OVERRIDABLE[name](value)
             except ValueError as error:
                 return _bad_override(f"the column {column} is {value!r:.100}: {name} {error}")
-        problem = self._section.override_problem(overrides)
+        problem = self._kind.override_problem(self._section, overrides)
         if problem is not None:
             return _bad_override(problem)
         note: dict[str, Any] = {_OVERRIDES: overrides} if overrides else {}

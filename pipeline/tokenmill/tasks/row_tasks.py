@@ -12,9 +12,9 @@ import pyarrow as pa
 
 from tokenmill.errors import UserError
 from tokenmill.reject import Reject, RejectClass
+from tokenmill.tasks.kind import TaskStep
 from tokenmill.tasks.length.policy import columns_of, fields_of, fitted, joining_columns
 from tokenmill.tasks.length.reject import FittedTask
-from tokenmill.tasks.section import TaskSection
 from tokenmill.tasks.task import Cells, Dialogue, PreparedRow, Row, TaskContext, gather, routed_to
 
 
@@ -36,7 +36,7 @@ class AnsweredRow:
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
+class _RowTask:
     """One task of a row.
 
     `columns` maps its cells to their output columns; `follows` are the positions of the tasks whose
@@ -58,32 +58,32 @@ class RowTasks:
     an earlier one has answered, or all its chunks.
     """
 
-    def __init__(self, sections: Sequence[TaskSection], tools: TaskContext) -> None:
-        self.fields = answer_fields(sections)
-        self.columns = input_columns(sections)
-        self._steps = [
-            _step(section, tools, follows)
-            for section, follows in zip(sections, _follows(sections), strict=True)
+    def __init__(self, steps: Sequence[TaskStep[Any]], context: TaskContext) -> None:
+        self.fields = answer_fields(steps)
+        self.columns = input_columns(steps)
+        self._tasks = [
+            _row_task(step, context, follows)
+            for step, follows in zip(steps, _follows(steps), strict=True)
         ]
         read_late = {
             name
-            for section, step in zip(sections, self._steps, strict=True)
-            for name in (columns_of if step.follows else joining_columns)(section)
+            for step, task in zip(steps, self._tasks, strict=True)
+            for name in (columns_of if task.follows else joining_columns)(step)
         }
         self.late_columns = sorted(read_late & self.columns.keys())
 
     def __len__(self) -> int:
-        return len(self._steps)
+        return len(self._tasks)
 
     @property
     def waiting(self) -> list[bool]:
         """For each task whether it waits for another's answer."""
-        return [bool(step.follows) for step in self._steps]
+        return [bool(task.follows) for task in self._tasks]
 
     def prepare(self, rows: Sequence[Row]) -> list[list[PreparedRow | Reject | None]]:
         """For each row an entry a task: None for one that waits for another's answer."""
         columns = [
-            [None] * len(rows) if step.follows else step.task.prepare(rows) for step in self._steps
+            [None] * len(rows) if task.follows else task.task.prepare(rows) for task in self._tasks
         ]
         return [list(entries) for entries in zip(*columns, strict=True)]
 
@@ -92,38 +92,38 @@ class RowTasks:
     ) -> Dialogue[RowResult]:
         """The row's dialogue; `late` holds its values of `late_columns`."""
         outcomes: dict[int, Cells | Reject] = {}
-        while len(outcomes) < len(self._steps):
+        while len(outcomes) < len(self._tasks):
             ready = [
                 position
-                for position, step in enumerate(self._steps)
-                if position not in outcomes and all(at in outcomes for at in step.follows)
+                for position, task in enumerate(self._tasks)
+                if position not in outcomes and all(at in outcomes for at in task.follows)
             ]
             results = yield from gather(
-                [self._dialogue(self._steps[at], entries[at], late, outcomes) for at in ready]
+                [self._dialogue(self._tasks[at], entries[at], late, outcomes) for at in ready]
             )
             outcomes.update(zip(ready, results, strict=True))
-        return self._result([outcomes[position] for position in range(len(self._steps))])
+        return self._result([outcomes[position] for position in range(len(self._tasks))])
 
     def _dialogue(
         self,
-        step: _Step,
+        task: _RowTask,
         entry: PreparedRow | Reject | None,
         late: Row,
         outcomes: Mapping[int, Cells | Reject],
     ) -> Dialogue[Cells | Reject]:
         """One task's dialogue; it ends with cells by their columns' names."""
         try:
-            row = _with_earlier(late, [outcomes[at] for at in step.follows])
+            row = _with_earlier(late, [outcomes[at] for at in task.follows])
             if isinstance(row, Reject):
                 return row
             if entry is None:
-                (entry,) = step.task.prepare([row])
+                (entry,) = task.task.prepare([row])
             if isinstance(entry, Reject):
                 return entry
-            outcome = yield from routed_to(step.model, step.task.answer(entry, row))
+            outcome = yield from routed_to(task.model, task.task.answer(entry, row))
             if isinstance(outcome, Reject):
                 return outcome
-            return {step.columns[name]: cell for name, cell in outcome.items()}
+            return {task.columns[name]: cell for name, cell in outcome.items()}
         except Exception as error:  # noqa: BLE001 - what a task fails on is its own reject only
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             return Reject(RejectClass.TASK_ERROR, reason, attempts=int(entry is not None))
@@ -131,11 +131,11 @@ class RowTasks:
     def _result(self, outcomes: Sequence[Cells | Reject]) -> RowResult:
         cells: dict[str, Any] = {}
         first: Reject | None = None
-        for step, outcome in zip(self._steps, outcomes, strict=True):
+        for task, outcome in zip(self._tasks, outcomes, strict=True):
             if not isinstance(outcome, Reject):
                 cells |= outcome
             elif first is None:
-                first = _named(step, outcome)
+                first = _named(task, outcome)
         return RowResult(cells, first)
 
 
@@ -149,57 +149,56 @@ def _with_earlier(late: Row, earlier: Sequence[Cells | Reject]) -> Row | Reject:
     return values
 
 
-def _named(step: _Step, reject: Reject) -> Reject:
-    if step.name is None:
+def _named(task: _RowTask, reject: Reject) -> Reject:
+    if task.name is None:
         return reject
-    return Reject(reject.reject_class, f"{step.name}: {reject.message}", reject.attempts)
+    return Reject(reject.reject_class, f"{task.name}: {reject.message}", reject.attempts)
 
 
-def _step(section: TaskSection, tools: TaskContext, follows: Sequence[int]) -> _Step:
-    place = section.model_place
-    own = (
-        tools
-        if place is None
-        else replace(tools.beside[place], beside=tools.beside, storage=tools.storage)
-    )
-    return _Step(section.name, fitted(section, own), place, _column_names(section), follows)
+def _row_task(step: TaskStep[Any], context: TaskContext, follows: Sequence[int]) -> _RowTask:
+    key = step.model_key
+    if key is not None:
+        own = context.auxiliary[key]
+        context = replace(own, auxiliary=context.auxiliary, storage=context.storage)
+    return _RowTask(step.section.name, fitted(step, context), key, _column_names(step), follows)
 
 
-def input_columns(sections: Sequence[TaskSection]) -> dict[str, str]:
-    """The input's columns that the tasks read, and the place that names each first."""
+def input_columns(steps: Sequence[TaskStep[Any]]) -> dict[str, str]:
+    """The input's columns that the tasks read, each with the first job key that names it."""
     made: set[str] = set()
     columns: dict[str, str] = {}
-    for section in sections:
-        for name, place in columns_of(section).items():
+    for step in steps:
+        for name, key in columns_of(step).items():
             if name not in made:
-                columns.setdefault(name, place)
-        made.update(_column_names(section).values())
+                columns.setdefault(name, key)
+        made.update(_column_names(step).values())
     return columns
 
 
-def _follows(sections: Sequence[TaskSection]) -> list[list[int]]:
+def _follows(steps: Sequence[TaskStep[Any]]) -> list[list[int]]:
     """For each task the positions of the earlier ones whose columns it reads."""
-    made = [set(_column_names(section).values()) for section in sections]
+    made = [set(_column_names(step).values()) for step in steps]
     return [
-        [at for at in range(position) if made[at] & columns_of(section).keys()]
-        for position, section in enumerate(sections)
+        [earlier for earlier in range(position) if made[earlier] & columns_of(step).keys()]
+        for position, step in enumerate(steps)
     ]
 
 
-def answer_fields(sections: Sequence[TaskSection]) -> tuple[pa.Field, ...]:
-    """The output columns of a job's tasks. Raises `UserError` where two have the same name."""
+def answer_fields(steps: Sequence[TaskStep[Any]]) -> tuple[pa.Field, ...]:
+    """The output columns of a job's tasks. Raises `UserError` if two have the same name."""
     fields: dict[str, pa.Field] = {}
-    for section in sections:
-        names = _column_names(section)
-        for field in fields_of(section):
+    for step in steps:
+        names = _column_names(step)
+        for field in fields_of(step):
             name = names[field.name]
             if name in fields:
-                raise UserError(f"{section.place}name: two tasks write the column {name}")
+                raise UserError(f"{step.key_prefix}name: two tasks write the column {name}")
             fields[name] = field.with_name(name)
     return tuple(fields.values())
 
 
-def _column_names(section: TaskSection) -> dict[str, str]:
+def _column_names(step: TaskStep[Any]) -> dict[str, str]:
     """The output column of each of a task's fields: with the task's name before it, if any."""
-    prefix = "" if section.name is None else f"{section.name}_"
-    return {field.name: prefix + field.name for field in fields_of(section)}
+    name = step.section.name
+    prefix = "" if name is None else f"{name}_"
+    return {field.name: prefix + field.name for field in fields_of(step)}

@@ -41,22 +41,22 @@ class PreparedRow:
 class TaskContext:
     """What a task is built with: the model's tokenizer, its context in tokens, its config.json.
 
-    `adapters` are the names of the job's LoRA adapters; `beside` holds the tools of the models
-    beside the job's own, by their places in the job; `storage` is where the input stands, for tasks
-    that take media.
+    `adapters` are the names of the job's LoRA adapters. `auxiliary` holds the contexts of the
+    models besides the job's own, by their keys in the job. `storage` is where the input is, for
+    tasks that read media.
     """
 
     tokenizer: Tokenizer
     max_model_len: int
     config: Mapping[str, Any] = field(default_factory=dict)
-    beside: Mapping[str, "TaskContext"] = field(default_factory=dict)
+    auxiliary: Mapping[str, "TaskContext"] = field(default_factory=dict)
     adapters: Sequence[str] = ()
     storage: Store | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class SideModel:
-    """A model that answers beside the job's own, and which of vLLM's two runners it needs."""
+class AuxiliaryModel:
+    """A model besides the job's own, and which of vLLM's two runners it needs."""
 
     source: ModelSource
     runner: Runner
@@ -69,7 +69,7 @@ class Task(Protocol):
         """One entry a row, in order."""
 
     def answer(self, prepared: PreparedRow) -> Dialogue[Cells | Reject]:
-        """The dialogue that ends with a cell for each of the section's `fields`."""
+        """The dialogue that ends with a cell for each of the step's `fields`."""
 
 
 def gather(dialogues: Sequence[Dialogue[Result]]) -> Dialogue[list[Result]]:

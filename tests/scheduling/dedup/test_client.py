@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from helpers.factories import Scripted, job, rendered, rendered_rows, row_tasks, script
+from helpers.factories import job, rendered, rendered_rows, row_tasks, script, scripted_step
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenmill.engine.fake import FakeEngine, FakeSettings
@@ -22,7 +22,7 @@ from tokenmill.scheduling.replica import AnsweredUnit, Replica
 from tokenmill.scheduling.scheduler import Scheduler
 
 GREEDY = {"temperature": 0, "max_tokens": 3}
-TASKS = row_tasks([Scripted(sampling=GREEDY)])
+TASKS = row_tasks([scripted_step(GREEDY)])
 #: Rows of rounds of prompts of one token.
 Unit = list[list[list[int]]]
 UNITS = st.lists(

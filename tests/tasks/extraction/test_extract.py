@@ -19,6 +19,7 @@ from tokenmill.reject import Reject, RejectClass
 from tokenmill.run.run import check_job
 from tokenmill.tasks.extraction.extract import Extract
 from tokenmill.tasks.extraction.offsets import located
+from tokenmill.tasks.kind import TaskStep
 from tokenmill.tasks.task import PreparedRow, TaskContext
 
 SCHEMA = {
@@ -46,9 +47,8 @@ def job_data(task: dict[str, Any], **changes: Any) -> dict[str, Any]:
     }
 
 
-def section(**task: Any) -> Extract:
+def extract(**task: Any) -> TaskStep[Extract]:
     (step,) = Job.model_validate(job_data(task)).steps
-    assert isinstance(step, Extract)
     return step
 
 
@@ -61,7 +61,7 @@ def refusal(**task: Any) -> str:
 
 def answered(text: str, *answers: str, **task: Any) -> Any:
     """The cells of a row with this text, whose attempts are answered so."""
-    task_ = section(**task).build(TaskContext(FakeTokenizer(), 1000))
+    task_ = extract(**task).build(TaskContext(FakeTokenizer(), 1000))
     (prepared,) = task_.prepare([{"text": text}])
     assert isinstance(prepared, PreparedRow)
     notes = json.loads(json.dumps(prepared.notes))
@@ -75,13 +75,13 @@ ANSWER = '{"names": ["Ann", "Bo"], "author": null, "year": 1999}'
 def test_each_property_is_a_column_of_its_type() -> None:
     """By default the columns are the schema's properties, in its order."""
     fields = [("names", pa.list_(pa.string())), ("author", pa.string()), ("year", pa.int64())]
-    assert section().fields == tuple(pa.field(name, kind) for name, kind in fields)
+    assert extract().fields == tuple(pa.field(name, kind) for name, kind in fields)
     assert answered("x", ANSWER) == {"names": ["Ann", "Bo"], "author": None, "year": 1999}
 
 
 def test_one_struct_column_holds_all_properties() -> None:
     """With `column` the answer is one struct of that name."""
-    (field,) = section(column="found").fields
+    (field,) = extract(column="found").fields
     assert (field.name, field.type.names) == ("found", ["names", "author", "year"])
     cells = answered("x", ANSWER, column="found")
     assert pa.array([cells["found"]], field.type).to_pylist() == [json.loads(ANSWER)]
@@ -89,7 +89,7 @@ def test_one_struct_column_holds_all_properties() -> None:
 
 def test_the_engine_is_asked_for_json_by_the_schema() -> None:
     """Every attempt's sampling has the whole schema, besides what the job says."""
-    step = section(retries={"sampling": {"max_tokens": 128}})
+    step = extract(retries={"sampling": {"max_tokens": 128}})
     values = [dict(params.values) for params in step.params]
     schemas = [json.loads(each.pop("structured_outputs")["json"]) for each in values]
     assert schemas == [{**SCHEMA, "additionalProperties": False}] * 2
@@ -107,7 +107,7 @@ def test_a_schema_file_is_read_into_the_job(name: str, tmp_path: Path) -> None:
 
 def test_a_pydantic_model_gives_its_schema() -> None:
     """Definitions, enums and optional fields of a model become columns."""
-    step = section(json_schema="helpers.letters:Letter")
+    step = extract(json_schema="helpers.letters:Letter")
     person = pa.struct([("name", pa.string()), ("age", pa.int64())])
     assert step.fields == (
         pa.field("sender", person),
@@ -198,7 +198,7 @@ def test_a_retrys_unknown_parameter_is_refused_before_the_run() -> None:
 
 def test_an_answer_that_is_cut_off_is_never_good() -> None:
     """Finish reason `length` is a reject of its own class, even if what is there is whole."""
-    task = section().build(TaskContext(FakeTokenizer(), 1000))
+    task = extract().build(TaskContext(FakeTokenizer(), 1000))
     for text in ('{"names": ["An', ANSWER):
         reject, _ = hold(task.answer(PreparedRow([[1]])), [written(text, "length")])
         assert reject.reject_class == RejectClass.TRUNCATED_ANSWER
@@ -231,7 +231,7 @@ def test_located_strings_have_their_places() -> None:
         {"text": "Ann", "start": None, "end": None},
     ]
     assert cells["author"] == {"text": "Bo", "start": 10, "end": 12}
-    fields = section(locate=LOCATE).fields
+    fields = extract(locate=LOCATE).fields
     assert [field.type for field in fields] == [pa.list_(SPAN), SPAN, pa.int64()]
     for field in fields:
         assert pa.array([cells[field.name]], field.type).to_pylist() == [cells[field.name]]
@@ -239,7 +239,7 @@ def test_located_strings_have_their_places() -> None:
 
 def test_spans_stand_in_the_struct_column_too() -> None:
     """`column` and `locate` go together."""
-    (field,) = section(locate=LOCATE, column="found").fields
+    (field,) = extract(locate=LOCATE, column="found").fields
     cells = answered("by Ann", ANSWER, locate=LOCATE, column="found")
     assert cells["found"]["names"][0] == {"text": "Ann", "start": 3, "end": 6}
     assert cells["found"]["author"] is None
@@ -248,14 +248,14 @@ def test_spans_stand_in_the_struct_column_too() -> None:
 
 def test_the_column_that_is_searched_is_read() -> None:
     """A column that no template names is read for `locate`, and named by its place."""
-    step = section(locate={"column": "body", "fields": ["author"]})
+    step = extract(locate={"column": "body", "fields": ["author"]})
     assert dict(step.columns) == {"body": "task.locate.column", "text": "prompt.user"}
 
 
 @pytest.mark.parametrize(("value", "is_reject"), [(None, False), (3, True), (["x"], True)])
 def test_a_row_without_text_to_search(value: Any, is_reject: bool) -> None:
     """A null text holds no name; a value that is no text is that row's reject."""
-    step = section(locate={"column": "body", "fields": ["author"]})
+    step = extract(locate={"column": "body", "fields": ["author"]})
     (prepared,) = step.build(TaskContext(FakeTokenizer(), 1000)).prepare(
         [{"text": "x", "body": value}]
     )
@@ -308,13 +308,13 @@ def test_the_parts_of_a_long_row_are_joined() -> None:
         {"names": ["Bo", "Ann"], "author": "Cy", "year": None},
     ]
     whole = {"names": ["Ann", "Bo"], "author": "Bo", "year": 1}
-    tools = TaskContext(FakeTokenizer(), 1000)
-    assert section().build(tools).join(parts) == whole
-    in_column = section(column="found").build(tools)
-    assert in_column.join([{"found": part} for part in parts]) == {"found": whole}
+    join = extract().join
+    assert join is not None and join.cells(parts) == whole
+    in_column = extract(column="found").join
+    assert in_column is not None
+    assert in_column.cells([{"found": part} for part in parts]) == {"found": whole}
 
 
 def test_rows_with_places_are_not_joined() -> None:
-    """A place in a part of the text is none in the text, so there is no `join`."""
-    task = section(locate=LOCATE).build(TaskContext(FakeTokenizer(), 1000))
-    assert not hasattr(task, "join")
+    """An offset in a part of the text is none in the text, so there is no join."""
+    assert extract(locate=LOCATE).join is None

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from helpers.asking import Asked, completion, make_job, section
+from helpers.asking import Asked, completion, make_job, one_step
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -15,8 +15,7 @@ from tokenmill.errors import UserError
 from tokenmill.prompt.fake_tokenizer import FakeTokenizer
 from tokenmill.reject import Reject, RejectClass
 from tokenmill.request import Answer, Request, Sampling, TokenLogprob
-from tokenmill.tasks.section import check_logprobs
-from tokenmill.tasks.task import TaskContext
+from tokenmill.tasks.kind import check_logprobs
 
 ROW = {"text": "Name a tree."}
 FAILED = Reject(RejectClass.ENGINE_ERROR, "the engine ended the request with error", attempts=1)
@@ -29,12 +28,12 @@ def generate(**keys: Any) -> dict[str, Any]:
 
 def one(answer: Answer, *, row: dict[str, Any] = ROW, **keys: Any) -> Asked:
     """A row whose every request gets this answer."""
-    return Asked(section(**keys), row, lambda _request, _at: answer)
+    return Asked(one_step(**keys), row, lambda _request, _at: answer)
 
 
 def several(answers: Sequence[Answer], **keys: Any) -> Asked:
     """A row whose requests get these answers in their order."""
-    return Asked(section(**keys), ROW, lambda _request, at: answers[at])
+    return Asked(one_step(**keys), ROW, lambda _request, at: answers[at])
 
 
 def test_one_answer_has_todays_columns() -> None:
@@ -67,7 +66,7 @@ def test_n_answers_are_lists_in_the_order_of_the_requests() -> None:
         "mean_logprobs": [0, -0.5, -1],
     }
     assert len({tuple(request.prompt_token_ids) for request in asked.requests}) == 1
-    assert [field.type for field in section(task=generate(n=3), sampling=WARM).fields] == [
+    assert [field.type for field in one_step(task=generate(n=3), sampling=WARM).fields] == [
         pa.list_(pa.string()),
         pa.list_(pa.string()),
         pa.list_(pa.float64()),
@@ -143,7 +142,7 @@ def judged(rewards: Sequence[float | None], **keys: Any) -> Asked:
         return completion("", vector=np.array([number]))
 
     best_of = {**REWARD, "n": len(rewards)}
-    return Asked(section(task=generate(best_of=best_of), sampling=WARM, **keys), ROW, answer)
+    return Asked(one_step(task=generate(best_of=best_of), sampling=WARM, **keys), ROW, answer)
 
 
 @given(st.lists(st.none() | st.floats(-9, 9), min_size=2, max_size=5))
@@ -168,7 +167,7 @@ def test_what_a_row_varies_does_not_reach_its_judge() -> None:
     """An adapter is the writer's."""
     model = {"source": "fake", "adapters": {"a": "folder"}}
     task = generate(best_of=REWARD, adapter="style")
-    step = section(task=task, sampling=WARM, model=model)
+    step = one_step(task=task, sampling=WARM, model=model)
     one_number = completion("an elm", vector=np.array([1.0]))
     row = {**ROW, "style": "a"}
     asked = Asked(step, row, lambda _request, _at: one_number, adapters=["a"])
@@ -214,7 +213,7 @@ def test_a_section_that_cannot_work_is_refused(keys: dict[str, Any], said: str) 
 
 def test_the_rows_cost_counts_all_samples() -> None:
     """A plan sizes its units by the longest answers of all samples."""
-    assert [known.max_tokens for known in section(task=generate(n=3), sampling=WARM).params] == (
+    assert [known.max_tokens for known in one_step(task=generate(n=3), sampling=WARM).params] == (
         [16] * 3
     )
 
@@ -230,9 +229,9 @@ def test_the_stop_reason_is_the_jobs_own(reason: str | int | None, told: str | N
 
 def test_a_job_without_stops_has_no_column_for_them() -> None:
     """`stop_reason` is a column where the sampling, or a row's, can stop."""
-    names = [field.name for field in section(overrides={"stop": "until"}).fields]
+    names = [field.name for field in one_step(overrides={"stop": "until"}).fields]
     assert "stop_reason" in names
-    assert "stop_reason" not in [field.name for field in section().fields]
+    assert "stop_reason" not in [field.name for field in one_step().fields]
 
 
 class Marked(FakeTokenizer):
@@ -320,7 +319,7 @@ def test_marks_that_are_special_tokens_are_asked_for() -> None:
     text = "<think>Trees.<|end|></think>An elm.<|end|>"
     answer = completion(text)
     asked = Asked(
-        section(task=generate(reasoning=True)), ROW, lambda _request, _at: answer, Marked()
+        one_step(task=generate(reasoning=True)), ROW, lambda _request, _at: answer, Marked()
     )
     assert asked.sampled("skip_special_tokens") == [False]
     assert asked.cells["reasoning_text"] == "Trees."
@@ -333,7 +332,7 @@ def test_marks_that_are_special_tokens_are_asked_for() -> None:
 def test_leaving_out_special_tokens_that_are_marks_is_refused() -> None:
     """A job that says both is refused when it meets the model."""
     sampling = {"max_tokens": 4, "skip_special_tokens": True}
-    step = section(task=generate(reasoning=True), sampling=sampling)
+    step = one_step(task=generate(reasoning=True), sampling=sampling)
     with pytest.raises(UserError, match="skip_special_tokens"):
         Asked(step, ROW, lambda _request, _at: completion(), Marked())
 
@@ -369,19 +368,11 @@ def test_the_tokens_of_several_samples_are_lists_of_lists() -> None:
     assert [None if told is None else len(told) for told in cells["tokens"]] == [2, None]
 
 
-class Choosing(section().__class__):  # type: ignore[misc]
-    """A task that asks for the probabilities of labels."""
-
-    @property
-    def params(self) -> tuple[Sampling, ...]:
-        return (Sampling({"max_tokens": 1, "logprob_token_ids": [0]}),)
-
-
 def test_likeliest_tokens_and_labels_do_not_go_together() -> None:
     """Requests that break each other's numbers in one engine are told by their parameters."""
-    top = section(task=generate(tokens={"top": 1})).params
-    plain = section(task=generate(tokens={"top": 0})).params
-    labels = Choosing().params
+    top = one_step(task=generate(tokens={"top": 1})).params
+    plain = one_step(task=generate(tokens={"top": 0})).params
+    labels = one_step(task={"kind": "tag", "choices": ["a"]}, sampling=None).params
     check_logprobs([*plain, *labels])
     check_logprobs([*top, *top])
     with pytest.raises(ValueError, match="make two jobs"):
@@ -421,10 +412,12 @@ def test_the_fake_engine_knows_seeds_adapters_stops_and_tokens() -> None:
 
 def test_the_cells_of_chunks_become_one_rows() -> None:
     """Texts follow each other; the mean is over the tokens of all; a cut part cuts the whole."""
-    step = section(task=generate(tokens={"top": 1}, best_of={"n": 2}), sampling=WARM)
+    step = one_step(task=generate(tokens={"top": 1}, best_of={"n": 2}), sampling=WARM)
     parts = [
         several(
-            [answer, FAILED], task=step.model_dump(exclude={"prompt", "sampling"}), sampling=WARM
+            [answer, FAILED],
+            task=step.section.model_dump(exclude={"prompt", "sampling"}),
+            sampling=WARM,
         )
         for answer in (
             completion("An elm. ", cumulative_logprob=-2.0, num_generated_tokens=4, tokens=TOLD),
@@ -437,8 +430,7 @@ def test_the_cells_of_chunks_become_one_rows() -> None:
             ),
         )
     ]
-    task = step.build(TaskContext(FakeTokenizer(), 8192))
-    cells = task.join([part.cells for part in parts])
+    cells = step.join.cells([part.cells for part in parts])
     assert cells["generated_text"] == "An elm. An oak."
     assert cells["finish_reason"] == "length"
     assert (cells["cumulative_logprob"], cells["mean_logprob"]) == (-12, -2)
@@ -449,7 +441,6 @@ def test_the_cells_of_chunks_become_one_rows() -> None:
 
 def test_chunks_without_log_probabilities_have_none_together() -> None:
     """One part without them leaves the whole without."""
-    task = section().build(TaskContext(FakeTokenizer(), 8192))
     parts = [one(completion(cumulative_logprob=logprob)).cells for logprob in (-1.0, None)]
-    cells = task.join(parts)
+    cells = one_step().join.cells(parts)
     assert (cells["cumulative_logprob"], cells["mean_logprob"]) == (None, None)

@@ -10,9 +10,9 @@ from helpers.factories import job
 from pydantic import ValidationError
 from tokenmill.config.prompt import Prompt
 from tokenmill.job.job import Job
+from tokenmill.tasks.kind import TaskStep
 from tokenmill.tasks.labels.choices import LISTING, Choice, labels_of
 from tokenmill.tasks.labels.classify import Classify
-from tokenmill.tasks.section import TaskSection
 
 
 def classify(choices: Any, **prompt: Any) -> Job:
@@ -22,9 +22,8 @@ def classify(choices: Any, **prompt: Any) -> Job:
     return job(data)
 
 
-def section(choices: Any, **prompt: Any) -> Classify:
+def step_of(choices: Any, **prompt: Any) -> TaskStep[Classify]:
     (step,) = classify(choices, **prompt).steps
-    assert isinstance(step, Classify)
     return step
 
 
@@ -35,9 +34,9 @@ def refusal(choices: Any) -> str:
     return str(error["msg"])
 
 
-def asked(step: TaskSection) -> list[str]:
+def asked(step: TaskStep[Any]) -> list[str]:
     """The contents of the prompt for a row whose text is T."""
-    contents = step.compiled.render({"text": "T", "choices": "a column"})
+    contents = step.templates["prompt"].render({"text": "T", "choices": "a column"})
     assert isinstance(contents, list)
     return contents
 
@@ -71,9 +70,8 @@ def test_labels_come_from_a_file(
     again = Job.model_validate_json(read.model_dump_json())
     assert again.fingerprint == read.fingerprint
     (step,) = again.steps
-    assert isinstance(step, Classify)
     wanted = tuple(Choice(each) if isinstance(each, str) else each for each in expected)
-    assert step.choices == wanted
+    assert step.section.choices == wanted
 
 
 def test_all_forms_of_the_same_labels_are_the_same_job() -> None:
@@ -145,15 +143,16 @@ def test_labels_are_listed_behind_a_chat_that_lacks_them(
     choices: Any, prompt: dict[str, str], last: str
 ) -> None:
     """A chat that neither uses `choices` nor names every label gets the list at its end."""
-    assert asked(section(choices, **prompt))[-1] == last
+    assert asked(step_of(choices, **prompt))[-1] == last
 
 
 @pytest.mark.parametrize("text", ["Newsroom, sports: {{ text }}", "{{ news }} sports {{ text }}"])
 def test_a_label_is_named_by_the_prompts_own_words(text: str) -> None:
     """A part of a word and the name of a column do not count as the label."""
     assert (
-        section(["news", "sports"], user=text)
-        .compiled.contents[0]
+        step_of(["news", "sports"], user=text)
+        .templates["prompt"]
+        .contents[0]
         .render(text="T", news="N", choices="LIST")
         .endswith("LIST")
     )
@@ -161,7 +160,7 @@ def test_a_label_is_named_by_the_prompts_own_words(text: str) -> None:
 
 def test_descriptions_reach_a_prompt_that_names_the_labels() -> None:
     """Who describes the labels wants the model to read it, also where the prompt names them."""
-    assert asked(section(DESCRIBED, user="billing or news? {{ text }}"))[0].endswith(
+    assert asked(step_of(DESCRIBED, user="billing or news? {{ text }}"))[0].endswith(
         "- billing: invoices and refunds\n- news"
     )
 
@@ -174,14 +173,14 @@ def test_the_list_stands_in_the_last_question() -> None:
         {"role": "user", "content": "second {{ text }}"},
         {"role": "tool", "content": "third"},
     ]
-    contents = asked(section(["a", "b"], messages=turns))
+    contents = asked(step_of(["a", "b"], messages=turns))
     assert [content.endswith("- b") for content in contents] == [False, False, True, False]
-    assert section(["a", "b"], user="{{ text }}").columns == {"text": "prompt.user"}
+    assert step_of(["a", "b"], user="{{ text }}").columns == {"text": "prompt.user"}
 
 
 def test_a_label_is_never_a_template() -> None:
     """Labels are data: braces in them reach the prompt as they are."""
-    assert asked(section(["{{ text }}", "{% raw %}"]))[0].endswith("- {{ text }}\n- {% raw %}")
+    assert asked(step_of(["{{ text }}", "{% raw %}"]))[0].endswith("- {{ text }}\n- {% raw %}")
 
 
 def test_the_job_files_schema_has_all_forms() -> None:

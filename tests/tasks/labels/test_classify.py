@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.factories import text_of
-from helpers.label_tasks import BROKEN, TOOLS, LogProb, rounds, scripted, section
+from helpers.label_tasks import BROKEN, CONTEXT, LogProb, label_step, rounds, scripted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -15,9 +15,9 @@ from tokenmill.errors import UserError
 from tokenmill.prompt.fake_tokenizer import FakeTokenizer
 from tokenmill.reject import Reject, RejectClass
 from tokenmill.request import Answer, Completion, Pooling, Request, Sampling
+from tokenmill.tasks.kind import TaskStep
 from tokenmill.tasks.labels.classify import LabelJudge, entropy, model_labels, softmax
 from tokenmill.tasks.labels.label_trie import MOST_TOKENS, LabelTrie, inner_nodes, is_prefix_free
-from tokenmill.tasks.section import TaskSection
 from tokenmill.tasks.task import PreparedRow, TaskContext
 
 SCORES = st.lists(st.floats(-200, 0), min_size=2, max_size=12)
@@ -25,12 +25,12 @@ SCORES = st.lists(st.floats(-200, 0), min_size=2, max_size=12)
 
 def refusal(**task: Any) -> str:
     with pytest.raises(ValidationError) as refused:
-        section(**task)
+        label_step(**task)
     return str(refused.value.errors()[0]["msg"])
 
 
-def answered(step: TaskSection, logprob: LogProb, text: str = "T") -> dict[str, Any]:
-    task = step.build(TOOLS)
+def answered(step: TaskStep[Any], logprob: LogProb, text: str = "T") -> dict[str, Any]:
+    task = step.build(CONTEXT)
     (entry,) = task.prepare([{"text": text}])
     result, _ = rounds(task, entry, scripted(logprob))
     assert isinstance(result, Mapping)
@@ -148,7 +148,7 @@ def test_many_tokens_are_asked_for_in_parts() -> None:
 
 def test_a_row_is_one_round_of_one_request_a_node() -> None:
     """All nodes of the trie are known beforehand: one round, each behind the same prompt."""
-    task = section(choices=["reddish", "redwood", "green"]).build(TOOLS)
+    task = label_step(choices=["reddish", "redwood", "green"]).build(CONTEXT)
     (entry,) = task.prepare([{"text": "T"}])
     _, (requests,) = rounds(task, entry, scripted(by_token))
     prompt = text_of(entry.prompts[0])
@@ -159,8 +159,8 @@ def test_a_row_is_one_round_of_one_request_a_node() -> None:
 
 def test_scores_are_the_labels_shares_of_their_probabilities() -> None:
     """A label's score is the product of its tokens' probabilities over the sum of all labels'."""
-    step = section()
-    (entry,) = step.build(TOOLS).prepare([{"text": "T"}])
+    step = label_step()
+    (entry,) = step.build(CONTEXT).prepare([{"text": "T"}])
     assert isinstance(entry, PreparedRow)
     weights = {
         label: math.exp(written(entry.prompts[0], label)) for label in ("red", "green", "blue")
@@ -173,10 +173,10 @@ def test_scores_are_the_labels_shares_of_their_probabilities() -> None:
 
 def test_normalised_scores_are_of_the_mean_per_token() -> None:
     """With `normalize` a long label does not lose for its length."""
-    step = section(choices=["red", "a very long label"], normalize=True)
+    step = label_step(choices=["red", "a very long label"], normalize=True)
     cells = answered(step, lambda _prompt, _token: -1.0)
     assert cells["label_scores"] == pytest.approx({"red": 0.5, "a very long label": 0.5})
-    plain = answered(section(choices=["red", "a very long label"]), lambda _, __: -1.0)
+    plain = answered(label_step(choices=["red", "a very long label"]), lambda _, __: -1.0)
     assert plain["label_scores"]["red"] == pytest.approx(1 / (1 + math.exp(-5)))
 
 
@@ -189,16 +189,16 @@ def test_calibration_takes_off_what_the_prompt_alone_says() -> None:
         return (-0.1 if red else -3.0) + (0.0 if about_red or not red else -1.0)
 
     choices = ["red", "sky"]
-    calibrated = section(choices=choices, calibrate=True)
+    calibrated = label_step(choices=choices, calibrate=True)
     assert answered(calibrated, biased)["label_scores"]["red"] == pytest.approx(0.5)
     found = answered(calibrated, biased, text="a ruby")["label_scores"]["red"]
     assert found == pytest.approx(1 / (1 + math.exp(-1)))
-    assert answered(section(choices=choices), biased)["label"] == "red"
+    assert answered(label_step(choices=choices), biased)["label"] == "red"
 
 
 def test_the_content_free_prompt_is_asked_once() -> None:
     """The second row asks about itself alone."""
-    task = section(calibrate=True).build(TOOLS)
+    task = label_step(calibrate=True).build(CONTEXT)
     first, second = task.prepare([{"text": "one"}, {"text": "two"}])
     _, asked = rounds(task, first, scripted(by_token))
     assert "<|user|>\nN/A\n" in text_of(asked[1][0].prompt_token_ids)
@@ -208,7 +208,7 @@ def test_the_content_free_prompt_is_asked_once() -> None:
 
 def test_a_failed_content_free_prompt_is_asked_again() -> None:
     """An engine's refusal rejects the row that it met, and is not kept for the others."""
-    task = section(calibrate=True).build(TOOLS)
+    task = label_step(calibrate=True).build(CONTEXT)
     entry, baseline = task.prepare([{"text": "one"}, {"text": "N/A"}])
     assert isinstance(baseline, PreparedRow)
 
@@ -223,15 +223,15 @@ def test_a_failed_content_free_prompt_is_asked_again() -> None:
 
 def test_a_prompt_that_takes_no_content_free_text_is_refused() -> None:
     """A template that computes with a column cannot be calibrated; that is said before the run."""
-    step = section(calibrate=True, prompt={"user": "{{ price / 2 }} {{ text }}"})
+    step = label_step(calibrate=True, prompt={"user": "{{ price / 2 }} {{ text }}"})
     with pytest.raises(UserError, match=r"task\.calibrate: .*'N/A'"):
-        step.build(TOOLS)
+        step.build(CONTEXT)
 
 
 def test_first_token_asks_one_request() -> None:
     """The labels' first tokens are enough where they differ."""
-    step = section(choices=["reddish", "green", "blue"], method="first_token")
-    task = step.build(TOOLS)
+    step = label_step(choices=["reddish", "green", "blue"], method="first_token")
+    task = step.build(CONTEXT)
     (entry,) = task.prepare([{"text": "T"}])
     assert isinstance(entry, PreparedRow)
     result, asked = rounds(task, entry, scripted(by_token))
@@ -246,14 +246,14 @@ def test_first_token_asks_one_request() -> None:
 
 def test_labels_with_the_same_first_token_are_named() -> None:
     """`first_token` cannot tell them apart; the labels and the way out are in the message."""
-    step = section(choices=["reddish", "redwood", "green"], method="first_token")
+    step = label_step(choices=["reddish", "redwood", "green"], method="first_token")
     with pytest.raises(UserError, match=r"reddish, redwood begin .* use method: sequence"):
-        step.build(TOOLS)
+        step.build(CONTEXT)
 
 
 def test_labels_that_begin_others_are_compared_with_their_ends() -> None:
     """Where a label's tokens begin another's, each has the end of the answer behind it."""
-    task = section(choices=["red", "reddish", "sky"]).build(TOOLS)
+    task = label_step(choices=["red", "reddish", "sky"]).build(CONTEXT)
     (entry,) = task.prepare([{"text": "T"}])
     assert isinstance(entry, PreparedRow)
     _, (requests,) = rounds(task, entry, scripted(by_token))
@@ -271,7 +271,7 @@ def test_labels_that_begin_others_are_compared_with_their_ends() -> None:
 @pytest.mark.parametrize(("text", "label"), [("{{ text }} is", " red"), ("{{ text }}:\n", "red")])
 def test_behind_a_plain_text_a_space_goes_before_the_label(text: str, label: str) -> None:
     """Behind white space the label stands as it is, behind anything else after one space."""
-    task = section(prompt={"text": text}).build(TOOLS)
+    task = label_step(prompt={"text": text}).build(CONTEXT)
     (entry,) = task.prepare([{"text": "T"}])
     assert isinstance(entry, PreparedRow)
     assert text_of(entry.prompts[0]) == text.replace("{{ text }}", "T")
@@ -282,7 +282,7 @@ def test_behind_a_plain_text_a_space_goes_before_the_label(text: str, label: str
 
 def test_an_unsure_row_gets_no_label() -> None:
     """Below `abstain_below` the label is null and the scores stay; at it the label stands."""
-    even = answered(section(choices=["red", "sky"], abstain_below=0.6), lambda _, __: -1.0)
+    even = answered(label_step(choices=["red", "sky"], abstain_below=0.6), lambda _, __: -1.0)
     assert even["label"] is None
     assert even["label_scores"] == pytest.approx({"red": 0.5, "sky": 0.5})
     assert LabelJudge(0.6).cells({"a": 0.5, "b": 0.5}) == {
@@ -294,7 +294,7 @@ def test_an_unsure_row_gets_no_label() -> None:
 
 def test_a_refused_request_rejects_its_row() -> None:
     """One answer that failed leaves no scores that could be trusted."""
-    task = section(choices=["reddish", "redwood"]).build(TOOLS)
+    task = label_step(choices=["reddish", "redwood"]).build(CONTEXT)
     (entry,) = task.prepare([{"text": "T"}])
     asked = iter(range(9))
 
@@ -307,7 +307,7 @@ def test_a_refused_request_rejects_its_row() -> None:
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
 def test_numbers_that_are_none_reject_the_row(value: float) -> None:
     """A model that overflows gives no scores instead of wrong ones."""
-    task = section().build(TOOLS)
+    task = label_step().build(CONTEXT)
     (entry,) = task.prepare([{"text": "T"}])
     result, _ = rounds(task, entry, scripted(lambda _, __: value))
     assert isinstance(result, Reject)
@@ -316,7 +316,7 @@ def test_numbers_that_are_none_reject_the_row(value: float) -> None:
 
 def test_a_row_without_text_is_rejected_before_the_engine() -> None:
     """Rendering's rejects pass through; the other rows are prepared."""
-    first, second = section().build(TOOLS).prepare([{"text": None}, {"text": "T"}])
+    first, second = label_step().build(CONTEXT).prepare([{"text": None}, {"text": "T"}])
     assert isinstance(first, Reject)
     assert isinstance(second, PreparedRow)
 
@@ -404,9 +404,9 @@ def test_a_model_that_cannot_do_it_is_refused(
 @pytest.mark.parametrize("method", ["sequence", "first_token"])
 def test_what_will_be_asked_is_told_early(method: str) -> None:
     """Before the labels are token ids, the engine can still check the requests' other values."""
-    (early,) = section(method=method).params
+    (early,) = label_step(method=method).params
     assert isinstance(early, Sampling)
-    task = section(method=method).build(TOOLS)
+    task = label_step(method=method).build(CONTEXT)
     (entry,) = task.prepare([{"text": "T"}])
     _, ((request, *_),) = rounds(task, entry, scripted(by_token))
     tokens = request.params.values["logprob_token_ids"]
@@ -416,7 +416,7 @@ def test_what_will_be_asked_is_told_early(method: str) -> None:
 
 def test_a_classification_model_is_asked_for_its_logits() -> None:
     """`method: model` is a pooling model; its scores are the softmax of its logits."""
-    step = section(method="model", choices=None, prompt={"text": "{{ text }}"})
+    step = label_step(method="model", choices=None, prompt={"text": "{{ text }}"})
     assert step.runner == "pooling"
     config = {"id2label": {"0": "good", "1": "bad"}}
     task = step.build(TaskContext(FakeTokenizer(), 8192, config))

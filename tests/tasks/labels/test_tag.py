@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 from helpers.factories import text_of
-from helpers.label_tasks import BROKEN, TOOLS, rounds, scripted
-from helpers.label_tasks import section as any_section
+from helpers.label_tasks import BROKEN, CONTEXT, label_step, rounds, scripted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -16,21 +15,21 @@ from tokenmill.errors import UserError
 from tokenmill.prompt.fake_tokenizer import FakeTokenizer
 from tokenmill.prompt.tokenizer import Chat
 from tokenmill.reject import Reject, RejectClass
+from tokenmill.tasks.kind import TaskStep
 from tokenmill.tasks.labels.tag import Thresholds, answer_tokens
-from tokenmill.tasks.section import TaskSection
 from tokenmill.tasks.task import PreparedRow, TaskContext
 
 SCORES = st.dictionaries(st.sampled_from("abcdef"), st.floats(0, 1), min_size=1)
 CHOICES = {"news": "what happened", "sports": None}
 
 
-def section(**task: Any) -> TaskSection:
-    return any_section(**{"kind": "tag", "choices": CHOICES, **task})
+def section(**task: Any) -> TaskStep[Any]:
+    return label_step(**{"kind": "tag", "choices": CHOICES, **task})
 
 
-def asked(step: TaskSection, text: str = "T") -> list[str]:
+def asked(step: TaskStep[Any], text: str = "T") -> list[str]:
     """The texts of the requests about a row."""
-    task = step.build(TOOLS)
+    task = step.build(CONTEXT)
     (entry,) = task.prepare([{"text": text}])
     _, (requests,) = rounds(task, entry, scripted(lambda _, __: -1.0))
     head = len(entry.prompts[0])
@@ -51,7 +50,7 @@ def test_each_label_has_its_question_behind_the_document() -> None:
 
 def test_the_document_is_the_same_tokens_in_every_request() -> None:
     """What the requests share is a prefix of token ids, so the engine computes it once."""
-    task = section().build(TOOLS)
+    task = section().build(CONTEXT)
     (entry,) = task.prepare([{"text": "A text of some length."}])
     assert isinstance(entry, PreparedRow)
     _, (requests,) = rounds(task, entry, scripted(lambda _, __: -1.0))
@@ -97,7 +96,7 @@ def test_the_question_may_be_the_jobs_own() -> None:
 def test_a_question_that_cannot_be_meant_is_refused(question: str, message: str) -> None:
     """Other variables, the same question for all, and templates that do not compile."""
     with pytest.raises(UserError, match=message):
-        section(question=question).build(TOOLS)
+        section(question=question).build(CONTEXT)
 
 
 def probability(yes: Mapping[str, float], no: Mapping[str, float]) -> float:
@@ -105,7 +104,7 @@ def probability(yes: Mapping[str, float], no: Mapping[str, float]) -> float:
     tokens = {
         FakeTokenizer().encode_continuations([word])[0][0]: p for word, p in {**yes, **no}.items()
     }
-    task = section(choices=["news"]).build(TOOLS)
+    task = section(choices=["news"]).build(CONTEXT)
     (entry,) = task.prepare([{"text": "T"}])
     engine = scripted(lambda _, token: math.log(tokens.get(token, 1e-12)))
     result, _ = rounds(task, entry, engine)
@@ -127,7 +126,7 @@ def test_a_score_is_a_probability_however_unlikely_the_words(yes: float, no: flo
         FakeTokenizer().encode_continuations([word])[0][0]
         for word in ("yes", "Yes", " yes", " Yes")
     }
-    task = section(choices=["news"]).build(TOOLS)
+    task = section(choices=["news"]).build(CONTEXT)
     (entry,) = task.prepare([{"text": "T"}])
     result, _ = rounds(task, entry, scripted(lambda _, token: yes if token in words else no))
     score = result["tag_scores"]["news"]
@@ -142,12 +141,12 @@ def test_a_score_is_a_probability_however_unlikely_the_words(yes: float, no: flo
 def test_words_that_cannot_be_told_apart_are_refused() -> None:
     """A word for yes that begins as one for no would count for both."""
     with pytest.raises(UserError, match=r"task\.yes_words: .* use other words"):
-        answer_tokens(FakeTokenizer(), ["not bad"], ["not good"], "task.")
+        answer_tokens(FakeTokenizer(), ["not bad"], ["not good"], "task.yes_words")
 
 
 def test_a_space_that_is_a_token_tells_nothing() -> None:
     """The token that begins a yes and a no behind a space is left out; the words stay."""
-    tokens = answer_tokens(Words(), ["yes", "Yes"], ["no"], "task.")
+    tokens = answer_tokens(Words(), ["yes", "Yes"], ["no"], "task.yes_words")
     assert tokens == (sorted([_PIECES["yes"], _PIECES["Yes"]]), [_PIECES["no"]])
 
 
@@ -175,10 +174,11 @@ def test_a_label_may_have_its_own_threshold() -> None:
 @given(st.lists(st.lists(st.floats(0, 1), min_size=3, max_size=3), min_size=1, max_size=4))
 def test_parts_join_by_union(values: list[list[float]]) -> None:
     """A tag of one part is a tag of the whole, with the best of its scores."""
-    task = section(choices=["a", "b", "c"]).build(TOOLS)
     thresholds = Thresholds(0.5, {}, None)
     parts = [thresholds.cells(dict(zip("abc", scores, strict=True))) for scores in values]
-    joined = task.join(parts)
+    join = section(choices=["a", "b", "c"]).join
+    assert join is not None
+    joined: Any = join.cells(parts)
     assert set(joined["tags"]) == {tag for part in parts for tag in part["tags"]}
     for label in "abc":
         assert joined["tag_scores"][label] == max(part["tag_scores"][label] for part in parts)
@@ -260,7 +260,7 @@ def test_a_chat_template_without_the_question_is_refused() -> None:
 
 def test_a_refused_request_rejects_its_row() -> None:
     """A label that was not asked about has no score, so the row has none."""
-    task = section().build(TOOLS)
+    task = section().build(CONTEXT)
     (entry,) = task.prepare([{"text": "T"}])
     assert rounds(task, entry, lambda _: BROKEN)[0] == BROKEN
     result, _ = rounds(task, entry, scripted(lambda _, __: math.nan))

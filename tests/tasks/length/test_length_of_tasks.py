@@ -263,8 +263,8 @@ def test_the_reject_names_the_model_whose_context_is_exceeded() -> None:
         {"kind": "reward", "name": "check", "model": side},
     ]
     job = make_job(tasks=tasks)
-    beside = {"tasks.check.model": TaskContext(FakeTokenizer(), 20)}
-    ((write, check),) = tasks_of(job, beside=beside).prepare([{"text": "x" * 90}])
+    auxiliary = {"tasks.check.model": TaskContext(FakeTokenizer(), 20)}
+    ((write, check),) = tasks_of(job, auxiliary=auxiliary).prepare([{"text": "x" * 90}])
     assert isinstance(write, PreparedRow)
     assert isinstance(check, Reject) and check.reject_class is RejectClass.PROMPT_TOO_LONG
     assert "30 tokens and 0 for the answer exceed the context of 20" in check.message
@@ -369,7 +369,7 @@ def test_the_second_prompts_sampling_has_the_environments_types(
     join = '{prompt: {text: "{{ parts }}"}, sampling: {max_tokens: "${MOST}"}}'
     job = load_job(written(tmp_path), [f"length={{policy: chunk, column: text, join: {join}}}"])
     (step,) = job.steps
-    assert step.final is not None and step.final.sampling == {"max_tokens": 20}
+    assert step.final is not None and step.final.sampling.values == {"max_tokens": 20}
 
 
 def written(folder: Path) -> Path:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from helpers.asking import Asked, completion, make_job, section
+from helpers.asking import Asked, completion, make_job, one_step
 from helpers.media_files import png, wav
 from pydantic import ValidationError
 from tokenmill.engine.base import EngineResources
@@ -31,12 +31,12 @@ HEARING = {"model_type": "whisper"}
 
 def describe(**keys: Any) -> Any:
     task = {"kind": "describe", "image": "image", **keys.pop("task", {})}
-    return section(task=task, **{"prompt": {"user": "What is it?"}, **keys})
+    return one_step(task=task, **{"prompt": {"user": "What is it?"}, **keys})
 
 
 def transcribe(**keys: Any) -> Any:
     task = {"kind": "transcribe", "audio": "audio", "language": "en", **keys.pop("task", {})}
-    return section(task=task, **{"prompt": None, **keys})
+    return one_step(task=task, **{"prompt": None, **keys})
 
 
 def prepared(step: Any, rows: Sequence[dict[str, Any]], config: dict[str, Any]) -> Any:

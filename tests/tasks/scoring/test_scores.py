@@ -1,7 +1,7 @@
 """Tasks that give numbers: score, embed, reward, rerank; by scripted engines and the fake one."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from tokenmill.engine.base import EngineInfo, EngineResources
 from tokenmill.engine.fake import FakeEngine, FakeSettings, fake_config
 from tokenmill.engine.multi_model import MultiModelEngine, memory_shares
 from tokenmill.errors import UserError
-from tokenmill.job.job import AnyTask, Job
+from tokenmill.job.job import Job
 from tokenmill.prompt.fake_tokenizer import FakeTokenizer
 from tokenmill.reject import Reject, RejectClass
 from tokenmill.request import Answer, Completion, Pooling, Request
@@ -23,24 +23,29 @@ from tokenmill.scheduling.scheduler import Scheduler
 from tokenmill.stages import load as loading
 from tokenmill.stages.load import resolve
 from tokenmill.stages.render import Renderer
+from tokenmill.tasks.kind import TaskStep
+from tokenmill.tasks.kinds import AnyTask, step_of
 from tokenmill.tasks.row_tasks import RowTasks
-from tokenmill.tasks.scoring.embed import Embedder
-from tokenmill.tasks.scoring.rerank import Reranker
-from tokenmill.tasks.scoring.reward import OneRewarder, RewardJudge, best_index
-from tokenmill.tasks.scoring.score import Scorer, score_cells, scoring_windows
-from tokenmill.tasks.section import TaskSection
+from tokenmill.tasks.scoring.reward import RewardJudge, best_index
+from tokenmill.tasks.scoring.score import score_cells, scoring_windows
 from tokenmill.tasks.task import PreparedRow, Task, TaskContext
 from tokenmill.tasks.unit_tables import answered_table
 
 SETTINGS = FakeSettings()
-TOOLS = TaskContext(FakeTokenizer(), 64, fake_config(SETTINGS))
+CONTEXT = TaskContext(FakeTokenizer(), 64, fake_config(SETTINGS))
 TEXT = {"prompt": {"text": "{{ text }}"}}
 
 
-def section(kind: str, **keys: Any) -> TaskSection:
-    """A task's section, as a job holds it."""
-    made: TaskSection = TypeAdapter(AnyTask).validate_python({"kind": kind, **keys})
-    return made
+def step(kind: str, **keys: Any) -> TaskStep[Any]:
+    """A task as a job holds it."""
+    return step_of(TypeAdapter(AnyTask).validate_python({"kind": kind, **keys}))
+
+
+def joined(parts: Sequence[Mapping[str, Any]], kind: str, **keys: Any) -> Any:
+    """The cells of chunks, joined as the kind joins them."""
+    join = step(kind, **keys).join
+    assert join is not None
+    return join.cells(parts)
 
 
 def job(**keys: Any) -> Job:
@@ -112,7 +117,7 @@ def test_a_text_that_fits_is_one_window(end: int, length: int) -> None:
 
 def test_a_text_is_scored_from_its_second_token_on() -> None:
     """Without a token for the beginning, the first one and its bytes do not count."""
-    task = section("score", **TEXT).build(TOOLS)
+    task = step("score", **TEXT).build(CONTEXT)
     row = ask(task, {"text": "abcdefghi"}, likely)
     # Three tokens of three bytes, the first without a prediction: -1 and -2.
     assert row["num_scored_tokens"] == 2
@@ -123,14 +128,14 @@ def test_a_text_is_scored_from_its_second_token_on() -> None:
 
 def test_bytes_are_those_of_utf8() -> None:
     """A letter outside of ASCII counts as what it costs to store."""
-    task = section("score", **TEXT).build(TOOLS)
+    task = step("score", **TEXT).build(CONTEXT)
     row = ask(task, {"text": "日本語"}, likely)
     assert row["bits_per_byte"] == pytest.approx(3 / math.log(2) / 6)
 
 
 def test_a_long_text_is_scored_in_windows() -> None:
     """One request a window; each holds the overlap, and only what is new in it is counted."""
-    task = section("score", window=4, stride=2, **TEXT).build(TOOLS)
+    task = step("score", window=4, stride=2, **TEXT).build(CONTEXT)
     (entry,) = task.prepare([{"text": "abc" * 7}])
     assert isinstance(entry, PreparedRow)
     assert [len(prompt) for prompt in entry.prompts] == [4, 4, 3]
@@ -142,7 +147,7 @@ def test_a_long_text_is_scored_in_windows() -> None:
 
 def test_a_completion_is_scored_without_its_prompt() -> None:
     """The prompt is read; only the completion's tokens and bytes count."""
-    task = section("score", completion="{{ answer }}", **TEXT).build(TOOLS)
+    task = step("score", completion="{{ answer }}", **TEXT).build(CONTEXT)
     row = ask(task, {"text": "abcdef", "answer": "xyzuvw"}, likely)
     assert row["num_scored_tokens"] == 2
     assert row["mean_logprob"] == -2.5
@@ -151,7 +156,7 @@ def test_a_completion_is_scored_without_its_prompt() -> None:
 
 def test_a_completion_of_a_chat_begins_at_the_assistants_turn() -> None:
     """The chat ends where the answer would begin."""
-    task = section("score", prompt={"user": "{{ text }}"}, completion="{{ answer }}").build(TOOLS)
+    task = step("score", prompt={"user": "{{ text }}"}, completion="{{ answer }}").build(CONTEXT)
     row = {"text": "a question", "answer": "xyzuvw"}
     (entry,) = task.prepare([row])
     assert isinstance(entry, PreparedRow)
@@ -164,7 +169,7 @@ def test_a_completion_of_a_chat_begins_at_the_assistants_turn() -> None:
 
 def test_texts_without_a_prediction_are_rejected() -> None:
     """One token, or none: there is nothing to measure. The rows beside it are not touched."""
-    task = section("score", prompt={"text": "{% if text %}{{ text }}{% endif %}"}).build(TOOLS)
+    task = step("score", prompt={"text": "{% if text %}{{ text }}{% endif %}"}).build(CONTEXT)
     short, empty, good = task.prepare([{"text": "abc"}, {"text": ""}, {"text": "abcdef"}])
     assert isinstance(short, Reject)
     assert isinstance(empty, Reject)
@@ -175,7 +180,7 @@ def test_texts_without_a_prediction_are_rejected() -> None:
 @pytest.mark.parametrize("answer", [None, "", " "])
 def test_a_row_without_a_completion_is_rejected(answer: str | None) -> None:
     """As one without a text."""
-    task = section("score", completion="{{ answer }}", **TEXT).build(TOOLS)
+    task = step("score", completion="{{ answer }}", **TEXT).build(CONTEXT)
     reject = ask(task, {"text": "abc", "answer": answer}, likely)
     assert reject.reject_class is RejectClass.EMPTY_INPUT
 
@@ -183,14 +188,14 @@ def test_a_row_without_a_completion_is_rejected(answer: str | None) -> None:
 def test_a_window_that_fails_rejects_its_row() -> None:
     """A mean over a part of the text would not be the text's."""
     failure = Reject(RejectClass.ENGINE_ERROR, "no", 1)
-    task = section("score", window=4, stride=2, **TEXT).build(TOOLS)
+    task = step("score", window=4, stride=2, **TEXT).build(CONTEXT)
     answers = iter([likely(Request([1] * 4, Pooling("embed"))), failure, failure])
     assert ask(task, {"text": "abc" * 7}, lambda _request: next(answers)) is failure
 
 
 def test_impossible_text_has_infinite_perplexity() -> None:
     """A number that no float holds does not stop the run."""
-    task = section("score", **TEXT).build(TOOLS)
+    task = step("score", **TEXT).build(CONTEXT)
 
     def impossible(_request: Request) -> Completion:
         return Completion(0, "", "length", 1, 1, None, prompt_logprobs=[-1000.0])
@@ -210,11 +215,12 @@ def test_chunks_join_to_the_score_of_the_whole(
     parts: Sequence[tuple[float, int, int]],
 ) -> None:
     """Means weigh as many tokens, bits per byte as many bytes, as they stand for."""
-    joined = Scorer.join([score_cells(mean * count, count, size) for mean, count, size in parts])
+    cells = [score_cells(mean * count, count, size) for mean, count, size in parts]
+    whole = joined(cells, "score", **TEXT)
     total = sum(mean * count for mean, count, _ in parts)
     tokens, size = sum(part[1] for part in parts), sum(part[2] for part in parts)
-    assert joined["mean_logprob"] == pytest.approx(total / tokens)
-    assert joined["bits_per_byte"] == pytest.approx(-total / math.log(2) / size)
+    assert whole["mean_logprob"] == pytest.approx(total / tokens)
+    assert whole["bits_per_byte"] == pytest.approx(-total / math.log(2) / size)
 
 
 @pytest.mark.parametrize(
@@ -237,14 +243,14 @@ def test_a_job_that_cannot_score_is_refused(keys: dict[str, Any], message: str) 
 def test_a_window_has_to_fit_the_model(keys: dict[str, Any], place: str) -> None:
     """Found before an engine starts: the context holds the window and the token that is written."""
     with pytest.raises(UserError, match=rf"task\.{place}: "):
-        section("score", **keys, **TEXT).build(TOOLS)
+        step("score", **keys, **TEXT).build(CONTEXT)
 
 
 def test_a_completions_template_names_its_place() -> None:
     """A mistake in it is found where it stands."""
     with pytest.raises(UserError, match=r"task\.completion, line 1: "):
-        _ = section("score", completion="{{ answer", **TEXT).columns
-    assert section("score", completion="{{ answer }}", **TEXT).columns == {
+        _ = step("score", completion="{{ answer", **TEXT).columns
+    assert step("score", completion="{{ answer }}", **TEXT).columns == {
         "answer": "task.completion",
         "text": "prompt.text",
     }
@@ -254,7 +260,7 @@ def test_an_embedding_has_the_models_dimensions_in_the_schema() -> None:
     """They are read from the model before the first row, and a job without a model says them."""
     (field,) = resolve(job(task={"kind": "embed", **TEXT})).steps[0].fields
     assert field.type == pa.list_(pa.float32(), 8)
-    (field,) = section("embed", dimensions=384, dtype="float16", **TEXT).fields
+    (field,) = step("embed", dimensions=384, dtype="float16", **TEXT).fields
     assert field.type == pa.list_(pa.float16(), 384)
 
 
@@ -272,7 +278,7 @@ def test_embeddings_stand_in_arrow(dtype: str) -> None:
 
 def test_an_embedding_that_its_type_cannot_hold_is_rejected() -> None:
     """Float16 ends at 65,504; an infinite number is no answer."""
-    task = section("embed", dtype="float16", normalize=False, **TEXT).build(TOOLS)
+    task = step("embed", dtype="float16", normalize=False, **TEXT).build(CONTEXT)
     vector = np.array([1e6] * 8, np.float32)
     reject = ask(
         task, {"text": "abc"}, lambda _: Completion(0, "", "stop", 1, 0, None, vector=vector)
@@ -283,8 +289,8 @@ def test_an_embedding_that_its_type_cannot_hold_is_rejected() -> None:
 
 def test_shorter_embeddings_are_asked_of_the_model() -> None:
     """Only where they differ from its own: other models refuse to be asked."""
-    own = section("embed", dimensions=8, **TEXT).build(TOOLS)
-    shorter = section("embed", dimensions=4, **TEXT).build(TOOLS)
+    own = step("embed", dimensions=8, **TEXT).build(CONTEXT)
+    shorter = step("embed", dimensions=4, **TEXT).build(CONTEXT)
     asked = [next(task.answer(PreparedRow([[1]])))[0].params.values for task in (own, shorter)]
     assert [values.get("dimensions") for values in asked] == [None, 4]
 
@@ -301,46 +307,44 @@ def test_shorter_embeddings_are_asked_of_the_model() -> None:
 def test_dimensions_that_the_model_does_not_have_are_refused(config: dict[str, Any]) -> None:
     """Before the first row, in place of every row's reject."""
     with pytest.raises(UserError, match=r"task\.dimensions: "):
-        section("embed", dimensions=4, **TEXT).build(TaskContext(FakeTokenizer(), 64, config))
+        step("embed", dimensions=4, **TEXT).build(TaskContext(FakeTokenizer(), 64, config))
 
 
 def test_chunks_join_to_one_vector() -> None:
     """The mean of the chunks', again of length 1."""
-    task = section("embed", **TEXT).build(TOOLS)
-    assert isinstance(task, Embedder)
-    joined = task.join([{"embedding": np.array([1, 0])}, {"embedding": np.array([0, 1])}])
-    assert not isinstance(joined, Reject)
-    assert joined["embedding"].tolist() == pytest.approx([math.sqrt(0.5)] * 2)
+    parts = [{"embedding": np.array([1, 0])}, {"embedding": np.array([0, 1])}]
+    vector = joined(parts, "embed", **TEXT)["embedding"]
+    assert vector.tolist() == pytest.approx([math.sqrt(0.5)] * 2)
 
 
 def test_a_reward_is_of_the_prompt_and_the_completion() -> None:
     """The completion is the chat's last turn, or follows the plain text."""
-    chat = section("reward", prompt={"user": "{{ text }}"}, completion="{{ answer }}").build(TOOLS)
+    chat = step("reward", prompt={"user": "{{ text }}"}, completion="{{ answer }}").build(CONTEXT)
     row = {"text": "a question", "answer": "an answer"}
     turns = [("user", "a question"), ("assistant", "an answer")]
     (tokens,) = FakeTokenizer().encode_answered_chats([turns])
     assert not isinstance(tokens, Reject)
     assert ask(chat, row, number) == {"reward": len(tokens)}
-    plain = section("reward", completion="{{ answer }}", **TEXT).build(TOOLS)
+    plain = step("reward", completion="{{ answer }}", **TEXT).build(CONTEXT)
     assert ask(plain, {"text": "abc", "answer": "defghi"}, number) == {"reward": 3}
 
 
 def test_a_text_alone_has_a_reward_too() -> None:
     """As a quality model gives it, which knows no prompt."""
-    task = section("reward", **TEXT).build(TOOLS)
+    task = step("reward", **TEXT).build(CONTEXT)
     assert ask(task, {"text": "abcdef"}, number) == {"reward": 2}
 
 
 def test_a_list_of_completions_has_a_list_of_rewards_and_a_best() -> None:
     """A null completion has a null reward and is never the best."""
-    task = section("reward", completions="answers", **TEXT).build(TOOLS)
+    task = step("reward", completions="answers", **TEXT).build(CONTEXT)
     row = {"text": "abc", "answers": ["abc", None, "abcdefghi", "abcdef"]}
     assert ask(task, row, number) == {"rewards": [2, None, 4, 3], "best_index": 2}
 
 
 def test_a_completion_that_fails_leaves_the_others_their_rewards() -> None:
     """Only a row none of whose completions can be judged is rejected."""
-    task = section("reward", completions="answers", **TEXT).build(TOOLS)
+    task = step("reward", completions="answers", **TEXT).build(CONTEXT)
     failure = Reject(RejectClass.PROMPT_TOO_LONG, "too long")
 
     def short_sighted(request: Request) -> Answer:
@@ -354,14 +358,14 @@ def test_a_completion_that_fails_leaves_the_others_their_rewards() -> None:
 @pytest.mark.parametrize("answers", [None, [], [None]])
 def test_a_row_without_completions_is_rejected(answers: list[str | None] | None) -> None:
     """There is nothing to judge."""
-    task = section("reward", completions="answers", **TEXT).build(TOOLS)
+    task = step("reward", completions="answers", **TEXT).build(CONTEXT)
     reject = ask(task, {"text": "abc", "answers": answers}, number)
     assert reject.reject_class is RejectClass.EMPTY_INPUT
 
 
 def test_a_column_of_texts_is_no_list_of_completions() -> None:
     """Else each letter would be judged; a mistake of the job stops the run."""
-    task = section("reward", completions="answers", **TEXT).build(TOOLS)
+    task = step("reward", completions="answers", **TEXT).build(CONTEXT)
     with pytest.raises(UserError, match=r"task\.completions: the column answers holds no lists"):
         task.prepare([{"text": "abc", "answers": "abc"}])
 
@@ -385,13 +389,13 @@ def test_a_model_with_several_labels_gives_no_number(kind: str) -> None:
     keys = TEXT if kind == "reward" else {"query": "{{ q }}", "document": "{{ d }}"}
     tools = TaskContext(FakeTokenizer(), 64, {"num_labels": 3})
     with pytest.raises(UserError, match="3 labels"):
-        section(kind, **keys).build(tools)
+        step(kind, **keys).build(tools)
 
 
 def test_a_token_reward_model_is_read_at_the_last_token() -> None:
     """These models give a number a token."""
     config = {"architectures": ["Qwen2ForRewardModel"], "num_labels": 2}
-    task = section("reward", **TEXT).build(TaskContext(FakeTokenizer(), 64, config))
+    task = step("reward", **TEXT).build(TaskContext(FakeTokenizer(), 64, config))
     asked: list[Request] = []
 
     def by_token(request: Request) -> Completion:
@@ -406,14 +410,15 @@ def test_a_token_reward_model_is_read_at_the_last_token() -> None:
 
 def test_a_pair_is_one_prompt_with_token_types() -> None:
     """A cross-encoder knows by them where the document begins."""
-    task = section("rerank", query="{{ q }}", document="{{ d }}").build(TOOLS)
+    task = step("rerank", query="{{ q }}", document="{{ d }}").build(CONTEXT)
     (entry,) = task.prepare([{"q": "abcdef", "d": "ghi"}])
     assert isinstance(entry, PreparedRow)
     (request,) = next(task.answer(entry))
     assert len(request.prompt_token_ids) == 3
     assert request.params.values["extra_kwargs"] == {"compressed_token_type_ids": 2}
     assert hold(task, entry, number) == {"relevance": 3}
-    assert Reranker.join([{"relevance": 1.0}, {"relevance": 2.0}]) == {"relevance": 2.0}
+    parts = [{"relevance": 1.0}, {"relevance": 2.0}]
+    assert joined(parts, "rerank", query="{{ q }}", document="{{ d }}") == {"relevance": 2.0}
 
 
 def test_rerank_has_no_prompt() -> None:
@@ -421,7 +426,7 @@ def test_rerank_has_no_prompt() -> None:
     keys = {"kind": "rerank", "query": "{{ q }}", "document": "{{ d }}"}
     made = job(task=keys)
     assert made.steps[0].columns == {"q": "task.query", "d": "task.document"}
-    with pytest.raises(ValidationError, match="rerank asks by query and document"):
+    with pytest.raises(ValidationError, match="rerank tasks have no prompt"):
         job(task={**keys, **TEXT})
     with pytest.raises(ValidationError, match="the task does not ask by one"):
         job(task=keys, **TEXT)
@@ -429,13 +434,15 @@ def test_rerank_has_no_prompt() -> None:
 
 def test_rewards_of_chunks_are_averaged() -> None:
     """Each chunk weighs the same."""
-    assert OneRewarder.join([{"reward": 1.0}, {"reward": 2.0}]) == {"reward": 1.5}
+    assert joined([{"reward": 1.0}, {"reward": 2.0}], "reward", **TEXT) == {"reward": 1.5}
 
 
 def run(made: Job, engine: Any, rows: pa.Table) -> pa.Table:
     """A table through all stages but Ray's."""
     side = TaskContext(FakeTokenizer(), 64, fake_config(FakeSettings()))
-    tools = TaskContext(FakeTokenizer(), 8192, side.config, dict.fromkeys(made.side_models, side))
+    tools = TaskContext(
+        FakeTokenizer(), 8192, side.config, dict.fromkeys(made.auxiliary_models, side)
+    )
     tasks = RowTasks(made.steps, tools)
     rows = rows.append_column(ROW_COLUMN, pa.array(range(len(rows)), pa.int64()))
     rendered = Renderer(tasks, []).render(rows)
@@ -465,7 +472,7 @@ TWO_MODELS: dict[str, Any] = {
 def test_a_second_model_judges_what_the_first_has_written() -> None:
     """Both stand in one job; a request goes to the engine of its task's model."""
     made = job(**TWO_MODELS)
-    assert list(made.side_models) == ["tasks.check.model"]
+    assert list(made.auxiliary_models) == ["tasks.check.model"]
     assert made.runner == "generate"
     asked: dict[str, list[Request]] = {"writer": [], "judge": []}
     team = MultiModelEngine(
@@ -549,7 +556,7 @@ def test_how_fast_a_second_model_is_may_change_between_runs() -> None:
 
 def test_a_judge_sends_its_requests_to_its_model() -> None:
     """As a task does that chooses the best of its own answers."""
-    judge = RewardJudge(TOOLS, model="task.best_of.reward")
+    judge = RewardJudge(CONTEXT, model="task.best_of.reward")
     dialogue = judge.rewards([[1, 2], Reject(RejectClass.BAD_TEXT, "no"), [1, 2, 3]])
     requests = next(dialogue)
     assert {request.model for request in requests} == {"task.best_of.reward"}

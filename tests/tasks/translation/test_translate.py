@@ -17,7 +17,7 @@ from tokenmill.reject import Reject, RejectClass
 from tokenmill.request import Answer, Completion, Request
 from tokenmill.tasks.row_tasks import input_columns
 from tokenmill.tasks.task import Cells, PreparedRow, TaskContext
-from tokenmill.tasks.translation.translate import Translate, Translator
+from tokenmill.tasks.translation.translator import Translator
 
 MODEL: dict[str, Any] = {
     "name": "french",
@@ -41,9 +41,9 @@ def job(task: Mapping[str, Any] | None = None, **changes: Any) -> Job:
 def translator(
     task: Mapping[str, Any] | None = None, max_model_len: int = 2048, **changes: Any
 ) -> Translator:
-    section = job(task, **changes).steps[0]
-    assert isinstance(section, Translate)
-    return section.build(TaskContext(FakeTokenizer(), max_model_len))
+    task_ = job(task, **changes).steps[0].build(TaskContext(FakeTokenizer(), max_model_len))
+    assert isinstance(task_, Translator)
+    return task_
 
 
 def text_of(request: Request) -> str:

@@ -9,7 +9,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,14 +17,15 @@ import pyarrow as pa
 import yaml
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from tokenmill.config.length import JoinKind
 from tokenmill.prompt.encoder import PromptEncoder
 from tokenmill.reject import Reject, RejectClass
 from tokenmill.request import Completion, Sampling
 from tokenmill.tasks.extraction.json_schema import AnswerReader, TypedSchema, read_object_schema
 from tokenmill.tasks.extraction.offsets import Locate, located
+from tokenmill.tasks.kind import Join, TaskKind, TaskStep, template_columns
 from tokenmill.tasks.retries import ask_until_valid, cut_off
 from tokenmill.tasks.section import TaskSection
+from tokenmill.tasks.starter import Starter
 from tokenmill.tasks.task import Cells, Dialogue, PreparedRow, Row, TaskContext
 
 _MODEL = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)
@@ -59,67 +60,100 @@ class Extract(TaskSection):
             for name in self.locate.fields:
                 if name not in names:
                     raise ValueError(f"locate.fields: {name} is none of {', '.join(names)}")
-            self._record_fields  # noqa: B018 - raises for a field that holds no strings
+            # Raises for a field that holds no strings.
+            _record_fields(self)
         return self
-
-    def check(self) -> None:
-        super().check()
-        retried = {} if self.retries is None else self.retries.sampling
-        for place, values in (("sampling", self.sampling), ("retries.sampling", retried)):
-            if values and "structured_outputs" in values:
-                raise ValueError(
-                    f"{self.place}{place}.structured_outputs is made of json_schema; leave it out"
-                )
 
     @cached_property
     def typed_schema(self) -> TypedSchema:
         """The schema and its Arrow type."""
         return read_object_schema(self.json_schema)
 
-    @property
-    def _record_fields(self) -> list[pa.Field]:
-        wanted = () if self.locate is None else self.locate.fields
-        return [
-            field.with_type(self.locate.located_type(field))
-            if self.locate is not None and field.name in wanted
-            else field
-            for field in self.typed_schema.type
-        ]
 
-    @property
-    def fields(self) -> tuple[pa.Field, ...]:
-        """A column for each property, or the one that `column` names; with spans if located."""
-        fields = self._record_fields
-        return tuple(fields) if self.column is None else (pa.field(self.column, pa.struct(fields)),)
+def _record_fields(section: Extract) -> list[pa.Field]:
+    """A field for each property, with spans if located. Raises `ValueError`."""
+    locate = section.locate
+    return [
+        field
+        if locate is None or field.name not in locate.fields
+        else field.with_type(locate.located_type(field))
+        for field in section.typed_schema.type
+    ]
 
-    @property
-    def columns(self) -> Mapping[str, str]:
-        columns = super().columns
-        if self.locate is None:
-            return columns
-        return {self.locate.column: f"{self.place or 'task.'}locate.column", **columns}
 
-    @property
-    def join_kind(self) -> JoinKind | None:
-        """Lists are united; spans in a chunk are not those in the text, so such rows are not."""
-        return "union" if self.locate is None else None
+def _fields(section: Extract) -> tuple[pa.Field, ...]:
+    """A column for each property, or the one struct column that `column` names."""
+    fields = _record_fields(section)
+    return (
+        tuple(fields) if section.column is None else (pa.field(section.column, pa.struct(fields)),)
+    )
 
-    @property
-    def located_column(self) -> str | None:
-        return None if self.locate is None else self.locate.column
 
-    @property
-    def own_samplings(self) -> tuple[Sampling, ...]:
-        # As text: vLLM copies the parameters of each request.
-        schema = json.dumps(self.json_schema, ensure_ascii=False)
-        structured = {"structured_outputs": {"json": schema}}
-        return tuple(Sampling({**each.values, **structured}) for each in super().own_samplings)
+def _columns(step: TaskStep[Extract]) -> Mapping[str, str]:
+    columns = template_columns(step)
+    locate = step.section.locate
+    return columns if locate is None else {locate.column: step.key_of("locate.column"), **columns}
 
-    def build(self, tools: TaskContext) -> "Extractor":
-        reader = AnswerReader(self.typed_schema)
-        prompter = self.prompter(tools)
-        extractor = JoiningExtractor if self.locate is None else Extractor
-        return extractor(prompter, self.own_samplings, reader, self.column, self.locate)
+
+def _join(section: Extract) -> Join | None:
+    """Lists are united. Offsets in a chunk are not offsets in the text, so those rows are not."""
+    return None if section.locate is not None else Join("union", partial(_joined, section.column))
+
+
+def _check(step: TaskStep[Extract]) -> None:
+    retries = step.section.retries
+    retried = {} if retries is None else retries.sampling
+    for key, values in (("sampling", step.section.sampling), ("retries.sampling", retried)):
+        if values and "structured_outputs" in values:
+            raise ValueError(
+                f"{step.key_prefix}{key}.structured_outputs is made of json_schema; leave it out"
+            )
+
+
+def _samplings(step: TaskStep[Extract]) -> tuple[Sampling, ...]:
+    # As text: vLLM copies the parameters of each request.
+    schema = json.dumps(step.section.json_schema, ensure_ascii=False)
+    structured = {"structured_outputs": {"json": schema}}
+    return tuple(Sampling({**attempt.values, **structured}) for attempt in step.samplings)
+
+
+def _build(step: TaskStep[Extract], context: TaskContext) -> "Extractor":
+    section = step.section
+    reader = AnswerReader(section.typed_schema)
+    encoder = step.encoder(context)
+    return Extractor(encoder, _samplings(step), reader, section.column, section.locate)
+
+
+EXTRACT = TaskKind(
+    name="extract",
+    section=Extract,
+    fields=_fields,
+    build=_build,
+    join=_join,
+    columns=_columns,
+    params=_samplings,
+    check=_check,
+    located_column=lambda section: None if section.locate is None else section.locate.column,
+    starter=Starter(
+        "fields",
+        """\
+prompt:                           # Jinja2 over the row's columns
+  system: You list the people and places that a text names, and its subject, as JSON.
+  user: $text
+sampling: {temperature: 0, max_tokens: 256}
+task:
+  kind: extract
+  json_schema:                    # each property is a column of the output
+    type: object
+    properties:
+      subject: {type: string, maxLength: 80}
+      people: {type: array, items: {type: string, maxLength: 40}, maxItems: 4}
+      places: {type: array, items: {type: string, maxLength: 40}, maxItems: 4}
+    required: [subject, people, places]
+  # retries: {times: 1, sampling: {max_tokens: 512}}   # for answers that were cut off
+""",
+    ),
+)
 
 
 def _load_schema(source: str) -> Any:
@@ -205,19 +239,11 @@ class Extractor:
             return Reject(RejectClass.INVALID_ANSWER, str(error))
 
 
-class JoiningExtractor(Extractor):
-    """Rows may be asked about in parts."""
-
-    def join(self, parts: Sequence[Cells]) -> Cells:
-        """Of a list what any part found, once each; of all else the first that is not null."""
-        if self._column is not None:
-            records = [part[self._column] for part in parts]
-            return {self._column: _joined(records)}
-        return _joined(parts)
-
-
-def _joined(records: Sequence[Cells]) -> Cells:
-    return {name: _joined_values([record[name] for record in records]) for name in records[0]}
+def _joined(column: str | None, parts: Sequence[Cells]) -> Cells:
+    """Each item of a list once; of all else the first value that is not null."""
+    records = parts if column is None else [part[column] for part in parts]
+    record = {name: _joined_values([part[name] for part in records]) for name in records[0]}
+    return record if column is None else {column: record}
 
 
 def _joined_values(values: Sequence[Any]) -> Any:

@@ -82,13 +82,24 @@ def _token_cells(tokens: Sequence[TokenLogprob] | None) -> list[dict[str, Any]] 
     ]
 
 
-def joined_mean(parts: Sequence[Cells]) -> float | None:
-    """The parts' sum by token; a part's two figures tell how many tokens it has."""
-    figures: list[tuple[float | None, float | None]] = [
+def joined_cells(parts: Sequence[Cells]) -> Cells:
+    """The cells of a long text's chunks as one row's, for one answer a row.
+
+    Texts and tokens are concatenated. The finish reason is `length` if any chunk's is.
+    """
+    cells = {name: _JOINS[name]([part[name] for part in parts]) for name in parts[0]}
+    return {**cells, "mean_logprob": _joined_mean(parts)}
+
+
+def _joined_mean(parts: Sequence[Cells]) -> float | None:
+    """The mean over all tokens; a part's sum and mean give its number of tokens."""
+    sums_and_means: list[tuple[float | None, float | None]] = [
         (part["cumulative_logprob"], part["mean_logprob"]) for part in parts
     ]
-    total = _sum_of_all([own for own, _ in figures])
-    num_tokens = sum(own / mean for own, mean in figures if own and mean)
+    total = _sum_of_all([cumulative for cumulative, _ in sums_and_means])
+    num_tokens = sum(
+        cumulative / mean for cumulative, mean in sums_and_means if cumulative and mean
+    )
     return total / num_tokens if total and num_tokens else total
 
 
@@ -102,8 +113,8 @@ def _one_after_another(lists: Sequence[list[Any] | None]) -> list[Any] | None:
     return [item for items in known for item in items] if len(known) == len(lists) else None
 
 
-#: How the cells of a text's chunks become one row's, by column.
-JOINS: Mapping[str, Callable[[Sequence[Any]], Any]] = {
+# How the cells of a text's chunks become one row's, by column.
+_JOINS: Mapping[str, Callable[[Sequence[Any]], Any]] = {
     "generated_text": "".join,
     "reasoning_text": lambda texts: "\n\n".join(filter(None, texts)) or None,
     "finish_reason": lambda reasons: "length" if "length" in reasons else reasons[0],

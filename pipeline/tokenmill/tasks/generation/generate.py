@@ -7,37 +7,38 @@ prompt is in the engine's prefix cache behind the first), so that one that fails
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 
-from tokenmill.config.length import JoinKind
 from tokenmill.config.model_source import ModelSource
 from tokenmill.config.section import Section
 from tokenmill.errors import UserError
 from tokenmill.prompt.encoder import PromptEncoder
 from tokenmill.reject import Reject
-from tokenmill.request import Completion, Params, Request, Sampling
+from tokenmill.request import Completion, Request, Sampling
 from tokenmill.tasks.generation.answer_columns import (
     COLUMNS,
-    JOINS,
     AnswerColumn,
     SampledAnswer,
-    joined_mean,
+    joined_cells,
     mean_logprob,
 )
 from tokenmill.tasks.generation.reasoning import Splitter, ThinkingMarkers, Thought
+from tokenmill.tasks.kind import Join, TaskKind, TaskStep
 from tokenmill.tasks.retries import ask_until_valid, check_whole_answers, cut_off
 from tokenmill.tasks.scoring.reward import Judged, RewardJudge, best_index
-from tokenmill.tasks.section import TaskSection
-from tokenmill.tasks.task import Cells, Dialogue, PreparedRow, Row, SideModel, TaskContext
+from tokenmill.tasks.section import TaskSection, has_stops
+from tokenmill.tasks.starter import Starter
+from tokenmill.tasks.task import AuxiliaryModel, Cells, Dialogue, PreparedRow, Row, TaskContext
 
 # The prompt ends inside of the thinking.
 _OPEN_NOTE = "open"
 # The prompt as the judge of several answers reads it.
 _CONTENTS_NOTE = "contents"
 _MOST_SAMPLES = 1000
+_JUDGE_KEY = "best_of.model"
 
 
 class BestOf(Section):
@@ -63,8 +64,6 @@ class Tokens(Section):
 
 class Generate(TaskSection):
     """`task: {kind: generate}`, the task of a job that names none."""
-
-    takes_chats: ClassVar[bool] = True
 
     kind: Literal["generate"] = "generate"
     n: int = Field(default=1, ge=1, le=_MOST_SAMPLES, description="Answers to each row, in lists.")
@@ -92,120 +91,140 @@ class Generate(TaskSection):
             raise ValueError("give one of n and best_of")
         return self
 
-    def check(self) -> None:
-        super().check()
-        if self.retries is not None and self.num_samples > 1:
-            raise ValueError(f"{self.place}retries: several samples are tries enough; leave it out")
-        check_whole_answers(self, complete=self.complete)
-        sampling = self.sampling or {}
-        if self.tokens is not None and "logprobs" in sampling:
-            raise ValueError(f"{self.place}sampling.logprobs: tokens.top says it; leave it out")
-        if self.judge_place is not None and self.own_prompt.chat is not None:
-            raise ValueError(f"{self.place}best_of.by: a reward model reads templates, not chats")
-        if self.best_of is not None and sampling.get("logprobs", 0) is None:
-            raise ValueError(f"{self.place}sampling.logprobs: best_of compares them; leave it out")
-        if self.num_samples == 1:
-            return
-        if sampling.get("temperature") == 0 or sampling.get("top_k") == 1:
-            raise ValueError(
-                f"{self.place}n: at temperature 0 (or top_k 1) all samples are alike; raise it"
-            )
-        if "seed" in (self.overrides or {}) and sampling.get("seed") is None:
-            raise ValueError(
-                f"{self.place}overrides.seed: with several samples set sampling.seed as well"
-            )
 
-    @property
-    def num_samples(self) -> int:
-        """How many answers are asked for."""
-        return self.n if self.best_of is None else self.best_of.n
+def _num_samples(section: Generate) -> int:
+    """How many answers are requested for a row."""
+    return section.n if section.best_of is None else section.best_of.n
 
-    @property
-    def fields(self) -> tuple[pa.Field, ...]:
-        """One of each of `COLUMNS` that the section wants; lists where a row has n answers."""
-        if self.n > 1:
-            return tuple(
-                pa.field(column.list_name, pa.list_(column.type)) for column in self.wanted
-            )
-        fields = tuple(pa.field(column.name, column.type) for column in self.wanted)
-        if self.best_of is None:
-            return fields
+
+def _judge_model(section: Generate) -> ModelSource | None:
+    """The reward model that chooses the best answer, if one does."""
+    return None if section.best_of is None else section.best_of.model
+
+
+def _fields(section: Generate) -> tuple[pa.Field, ...]:
+    """The columns of one answer; with `n` each is a list."""
+    columns = _answer_columns(section)
+    if section.n > 1:
+        return tuple(pa.field(column.list_name, pa.list_(column.type)) for column in columns)
+    fields = tuple(pa.field(column.name, column.type) for column in columns)
+    if section.best_of is not None:
         fields = (*fields, pa.field("num_samples", pa.int32()))
-        return fields if self.judge_place is None else (*fields, pa.field("reward", pa.float64()))
+    if _judge_model(section) is not None:
+        fields = (*fields, pa.field("reward", pa.float64()))
+    return fields
 
-    @property
-    def judge_place(self) -> str | None:
-        """Where the job names the model that chooses the best answer, if one does."""
-        by_reward = self.best_of is not None and self.best_of.model is not None
-        return self.place_of("best_of.model") if by_reward else None
 
-    @property
-    def side_models(self) -> dict[str, SideModel]:
-        """The task's own, and the reward model."""
-        models = super().side_models
-        if self.best_of is not None and self.best_of.model is not None:
-            models[self.place_of("best_of.model")] = SideModel(self.best_of.model, "pooling")
-        return models
+def _answer_columns(section: Generate) -> tuple[AnswerColumn, ...]:
+    """The columns of one answer that the section asks for."""
+    absent = set()
+    if not has_stops(section):
+        absent.add("stop_reason")
+    if section.reasoning is None:
+        absent.add("reasoning_text")
+    if section.tokens is None:
+        absent.add("tokens")
+    return tuple(column for column in COLUMNS if column.name not in absent)
 
-    @property
-    def wanted(self) -> tuple["AnswerColumn", ...]:
-        """What is told of each answer."""
-        absent = set()
-        if not self.has_stops:
-            absent.add("stop_reason")
-        if self.reasoning is None:
-            absent.add("reasoning_text")
-        if self.tokens is None:
-            absent.add("tokens")
-        return tuple(column for column in COLUMNS if column.name not in absent)
 
-    @property
-    def join_kind(self) -> JoinKind | None:
-        """Texts stand one after another; lists of them cannot."""
-        return "concatenate" if self.n == 1 else None
+def _join(section: Generate) -> Join | None:
+    """Texts are concatenated; lists of them cannot be."""
+    return Join("concatenate", joined_cells) if section.n == 1 else None
 
-    @property
-    def params(self) -> tuple[Params, ...]:
-        """One for each answer, alike but for the seeds; or one for each attempt at the one."""
-        return self.samplings(special_tokens=False)
 
-    def samplings(self, *, special_tokens: bool) -> tuple[Sampling, ...]:
-        """`params`, those of a model whose marks are special tokens with `special_tokens`."""
-        extra: dict[str, Any] = {} if self.tokens is None else {"logprobs": self.tokens.top}
-        if special_tokens:
-            extra["skip_special_tokens"] = False
-        first, *retries = (Sampling({**own.values, **extra}) for own in self.own_samplings)
-        seed = first.values.get("seed")
-        if self.num_samples == 1 or seed is None:
-            return (*(first,) * self.num_samples, *retries)
-        return tuple(
-            Sampling({**first.values, "seed": seed + at}) for at in range(self.num_samples)
+def _auxiliary_models(section: Generate) -> dict[str, AuxiliaryModel]:
+    model = _judge_model(section)
+    return {} if model is None else {_JUDGE_KEY: AuxiliaryModel(model, "pooling")}
+
+
+def _override_problem(section: Generate, overrides: Mapping[str, Any]) -> str | None:
+    """Without randomness all samples would be equal."""
+    greedy = overrides.get("temperature") == 0 or overrides.get("top_k") == 1
+    if greedy and _num_samples(section) > 1:
+        return "temperature 0 (or top_k 1) makes all samples of the row alike"
+    return None
+
+
+def _check(step: TaskStep[Generate]) -> None:
+    section, prefix = step.section, step.key_prefix
+    num_samples = _num_samples(section)
+    if section.retries is not None and num_samples > 1:
+        raise ValueError(f"{prefix}retries: several samples are tries enough; leave it out")
+    check_whole_answers(step, complete=section.complete)
+    sampling = section.sampling or {}
+    if section.tokens is not None and "logprobs" in sampling:
+        raise ValueError(f"{prefix}sampling.logprobs: tokens.top says it; leave it out")
+    if _judge_model(section) is not None and step.prompt.chat is not None:
+        raise ValueError(f"{prefix}best_of.by: a reward model reads templates, not chats")
+    if section.best_of is not None and sampling.get("logprobs", 0) is None:
+        raise ValueError(f"{prefix}sampling.logprobs: best_of compares them; leave it out")
+    if num_samples == 1:
+        return
+    if sampling.get("temperature") == 0 or sampling.get("top_k") == 1:
+        raise ValueError(
+            f"{prefix}n: at temperature 0 (or top_k 1) all samples are alike; raise it"
         )
+    if "seed" in (section.overrides or {}) and sampling.get("seed") is None:
+        raise ValueError(f"{prefix}overrides.seed: with several samples set sampling.seed as well")
 
-    def override_problem(self, overrides: Mapping[str, Any]) -> str | None:
-        """Samples without chance would be alike."""
-        greedy = overrides.get("temperature") == 0 or overrides.get("top_k") == 1
-        if greedy and self.num_samples > 1:
-            return "temperature 0 (or top_k 1) makes all samples of the row alike"
-        return None
 
-    def build(self, tools: TaskContext) -> "Generator":
-        splitter = None if self.reasoning is None else Splitter(self.reasoning, tools.tokenizer)
-        special = splitter is not None and splitter.needs_special_tokens
-        if special and self.own_sampling.values.get("skip_special_tokens"):
-            raise UserError(
-                f"{self.place}sampling.skip_special_tokens: reasoning needs the model's marks, "
-                "which are special tokens; leave it out"
-            )
-        samplings = self.samplings(special_tokens=special)
-        return Generator(self, self.prompter(tools), splitter, samplings, self._judge(tools))
+def _samplings(step: TaskStep[Generate], *, special_tokens: bool = False) -> tuple[Sampling, ...]:
+    """One for each answer, which differ in their seeds; or one for each attempt at one answer.
 
-    def _judge(self, tools: TaskContext) -> "_RewardJudge | None":
-        if self.judge_place is None:
-            return None
-        beside = tools.beside[self.judge_place]
-        judge = RewardJudge(beside, self.place, model=self.judge_place)
-        return _RewardJudge(judge, self.prompter(beside))
+    `special_tokens` keeps the special tokens in the text, for a model whose thinking markers are
+    special tokens.
+    """
+    section = step.section
+    extra: dict[str, Any] = {} if section.tokens is None else {"logprobs": section.tokens.top}
+    if special_tokens:
+        extra["skip_special_tokens"] = False
+    first, *retries = (Sampling({**attempt.values, **extra}) for attempt in step.samplings)
+    num_samples, seed = _num_samples(section), first.values.get("seed")
+    if num_samples == 1 or seed is None:
+        return (*(first,) * num_samples, *retries)
+    return tuple(Sampling({**first.values, "seed": seed + number}) for number in range(num_samples))
+
+
+def _build(step: TaskStep[Generate], context: TaskContext) -> "Generator":
+    section = step.section
+    splitter = None if section.reasoning is None else Splitter(section.reasoning, context.tokenizer)
+    special = splitter is not None and splitter.needs_special_tokens
+    if special and step.sampling.values.get("skip_special_tokens"):
+        raise UserError(
+            f"{step.key_prefix}sampling.skip_special_tokens: reasoning needs the model's marks, "
+            "which are special tokens; leave it out"
+        )
+    samplings = _samplings(step, special_tokens=special)
+    judge = None
+    if _judge_model(section) is not None:
+        key = step.key_of(_JUDGE_KEY)
+        auxiliary = context.auxiliary[key]
+        judge = _RewardJudge(RewardJudge(auxiliary, key, model=key), step.encoder(auxiliary))
+    return Generator(section, step.encoder(context), splitter, samplings, judge)
+
+
+GENERATE = TaskKind(
+    name="generate",
+    section=Generate,
+    fields=_fields,
+    build=_build,
+    takes_chats=True,
+    join=_join,
+    params=_samplings,
+    check=_check,
+    auxiliary_models=_auxiliary_models,
+    override_problem=_override_problem,
+    starter=Starter(
+        "summaries",
+        """\
+prompt:                           # Jinja2 over the row's columns
+  system: You write one-sentence summaries.
+  user: $text
+sampling: {temperature: 0, max_tokens: 64}   # vLLM's SamplingParams
+# task: {kind: generate, complete: true}     # an answer that max_tokens cuts off is a reject
+""",
+    ),
+)
 
 
 class Generator:
@@ -220,6 +239,7 @@ class Generator:
         judge: "_RewardJudge | None",
     ) -> None:
         self._section = section
+        self._columns = _answer_columns(section)
         self._prompter = prompter
         self._splitter = splitter
         self._samplings = samplings
@@ -245,7 +265,7 @@ class Generator:
                     column.cell(sample) if isinstance(sample, SampledAnswer) else None
                     for sample in samples
                 ]
-                for column in self._section.wanted
+                for column in self._columns
             }
         if self._section.best_of is None:
             return self._cells(sound[0])
@@ -258,10 +278,10 @@ class Generator:
         return self._cells(choice.sample) | counted | {"reward": choice.reward}
 
     def _cells(self, sample: SampledAnswer) -> dict[str, Any]:
-        return {column.name: column.cell(sample) for column in self._section.wanted}
+        return {column.name: column.cell(sample) for column in self._columns}
 
     def _ask(self, prompt: Sequence[int], is_open: bool) -> Dialogue[list[SampledAnswer | Reject]]:
-        if self._section.complete and self._section.num_samples == 1:
+        if self._section.complete and _num_samples(self._section) == 1:
             sample = yield from ask_until_valid(
                 prompt, self._samplings, lambda answer: self._sample(answer, is_open)
             )
@@ -271,14 +291,6 @@ class Generator:
             answer if isinstance(answer, Reject) else self._sample(answer, is_open)
             for answer in answers
         ]
-
-    def join(self, parts: Sequence[Cells]) -> Cells:
-        """The cells of a long text's chunks as one row's, for sections of one answer a row.
-
-        Texts and tokens stand one after another; the reason is `length` where any part's is.
-        """
-        cells = {name: JOINS[name]([part[name] for part in parts]) for name in parts[0]}
-        return {**cells, "mean_logprob": joined_mean(parts)}
 
     def _notes(self, prompt: Sequence[int], row: Row) -> Mapping[str, Any]:
         notes: dict[str, Any] = {}

@@ -6,34 +6,41 @@ model has a number for each label instead. Either way the scores are a softmax o
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from tokenmill.config.length import JoinKind
 from tokenmill.config.section import Share
 from tokenmill.errors import UserError
 from tokenmill.prompt.encoder import PromptEncoder
-from tokenmill.prompt.template import PromptTemplates, compile_prompt
+from tokenmill.prompt.template import compile_prompt
 from tokenmill.prompt.tokenizer import encode_after
 from tokenmill.reject import Reject, RejectClass
 from tokenmill.request import Params, Pooling, Request
+from tokenmill.tasks.kind import Join, TaskKind, TaskStep, Templates
 from tokenmill.tasks.labels.choices import CHOICES, ChoiceList, Choices, labels_of, with_listing
 from tokenmill.tasks.labels.label_trie import LabelTrie, completions, is_prefix_free, token_logprobs
 from tokenmill.tasks.section import TaskSection
-from tokenmill.tasks.task import Cells, Dialogue, PreparedRow, Row, Runner, TaskContext
+from tokenmill.tasks.starter import Starter
+from tokenmill.tasks.task import Cells, Dialogue, PreparedRow, Row, TaskContext
 
 # Stands for every column in the prompt that asks about nothing (Zhao et al. 2021).
 _CONTENT_FREE = "N/A"
+# `label_scores` sums to 1; `margin` is the best score less the second; `entropy` is in nats.
+_FIELDS = (
+    pa.field("label", pa.string()),
+    pa.field("label_score", pa.float64()),
+    pa.field("label_scores", pa.map_(pa.string(), pa.float64())),
+    pa.field("margin", pa.float64()),
+    pa.field("entropy", pa.float64()),
+)
 # Logits: the scores are a softmax, whatever the model's own activation.
 _LOGITS = Pooling("classify", {"use_activation": False})
 
 
 class Classify(TaskSection):
     """`task: {kind: classify, choices: [a, b]}`."""
-
-    samples: ClassVar[bool] = False
 
     kind: Literal["classify"] = "classify"
     choices: Choices | None = Field(
@@ -67,67 +74,81 @@ class Classify(TaskSection):
             raise ValueError("choices: a single label leaves nothing to choose")
         return self
 
-    @property
-    def runner(self) -> Runner:
-        """A sequence-classification model is a pooling model."""
-        return "pooling" if self.method == "model" else "generate"
 
-    @property
-    def fields(self) -> tuple[pa.Field, ...]:
-        """`label_scores` sums to 1; `margin` is the best score less the second; nats."""
-        return (
-            pa.field("label", pa.string()),
-            pa.field("label_score", pa.float64()),
-            pa.field("label_scores", pa.map_(pa.string(), pa.float64())),
-            pa.field("margin", pa.float64()),
-            pa.field("entropy", pa.float64()),
+def _params(step: TaskStep[Classify]) -> tuple[Params, ...]:
+    """Without a model the labels have no token ids yet."""
+    return (_LOGITS,) if step.section.method == "model" else (token_logprobs([]),)
+
+
+def _templates(step: TaskStep[Classify]) -> Templates:
+    """The prompt with `choices`; a chat that does not name the labels gets a list of them."""
+    prompt, choices = step.prompt, step.section.choices or ()
+    if step.section.method != "model":
+        prompt = with_listing(prompt, choices, step.prompt_prefix)
+    given = {CHOICES: ChoiceList(choices)}
+    return {"prompt": compile_prompt(prompt, step.prompt_prefix, given)}
+
+
+def _build(step: TaskStep[Classify], context: TaskContext) -> "LabelChooser | ModelChooser":
+    section, key = step.section, step.key_of("choices")
+    encoder, judge = step.encoder(context), LabelJudge(section.abstain_below)
+    if section.method == "model":
+        choices = None if section.choices is None else labels_of(section.choices)
+        labels = model_labels(context.config, choices, step.key_of(""))
+        return ModelChooser(encoder, labels, judge)
+    labels = labels_of(section.choices or ())
+    sequences: list[Sequence[int]] = label_tokens(
+        labels, encoder, step.prompt.text, step.key_prefix
+    )
+    if section.method == "first_token":
+        sequences = _first_tokens(labels, sequences, key)
+    elif not is_prefix_free(sequences):
+        sequences = _ended(sequences, context, key)
+    baseline = _content_free(encoder, step.key_of("calibrate")) if section.calibrate else None
+    lengths = [len(tokens) if section.normalize else 1 for tokens in sequences]
+    return LabelChooser(encoder, labels, LabelTrie(sequences), lengths, baseline, judge)
+
+
+def _content_free(encoder: PromptEncoder, key: str) -> Sequence[int]:
+    """The prompt with no content in its columns."""
+    row = dict.fromkeys(encoder.templates.columns, _CONTENT_FREE)
+    (prompt,) = encoder.encode([row])
+    if isinstance(prompt, Reject):
+        raise UserError(
+            f"{key}: the prompt cannot be asked about the text {_CONTENT_FREE!r} in every column: "
+            f"{prompt.message}"
         )
+    return prompt
 
-    @property
-    def params(self) -> tuple[Params, ...]:
-        """Without a model the labels are no token ids yet."""
-        return (_LOGITS,) if self.method == "model" else (token_logprobs([]),)
 
-    @property
-    def join_kind(self) -> JoinKind:
-        """The mean of the labels' scores."""
-        return "mean"
-
-    def compile_at(self, place: str) -> PromptTemplates:
-        """The prompt's, with `choices`; behind a chat without the labels they are listed."""
-        prompt, choices = self.own_prompt, self.choices or ()
-        if self.method != "model":
-            prompt = with_listing(prompt, choices, place)
-        return compile_prompt(prompt, place, {CHOICES: ChoiceList(choices)})
-
-    def build(self, tools: TaskContext) -> "LabelChooser | ModelChooser":
-        prompter, judge = self.prompter(tools), LabelJudge(self.abstain_below)
-        if self.method == "model":
-            choices = None if self.choices is None else labels_of(self.choices)
-            labels = model_labels(tools.config, choices, self.place_of(""))
-            return ModelChooser(prompter, labels, judge)
-        labels = labels_of(self.choices or ())
-        sequences: list[Sequence[int]] = label_tokens(
-            labels, prompter, self.own_prompt.text, self.place
-        )
-        if self.method == "first_token":
-            sequences = _first_tokens(labels, sequences, f"{self.place_of('')}choices")
-        elif not is_prefix_free(sequences):
-            sequences = _ended(sequences, tools, f"{self.place_of('')}choices")
-        baseline = self._content_free(prompter) if self.calibrate else None
-        lengths = [len(tokens) if self.normalize else 1 for tokens in sequences]
-        return LabelChooser(prompter, labels, LabelTrie(sequences), lengths, baseline, judge)
-
-    def _content_free(self, prompter: PromptEncoder) -> Sequence[int]:
-        """The prompt that asks about nothing."""
-        row = dict.fromkeys(prompter.templates.columns, _CONTENT_FREE)
-        (prompt,) = prompter.encode([row])
-        if isinstance(prompt, Reject):
-            raise UserError(
-                f"{self.place_of('')}calibrate: the prompt cannot be asked about the text "
-                f"{_CONTENT_FREE!r} in every column: {prompt.message}"
-            )
-        return prompt
+CLASSIFY = TaskKind(
+    name="classify",
+    section=Classify,
+    fields=lambda _: _FIELDS,
+    build=_build,
+    writes_text=False,
+    # A sequence-classification model is a pooling model.
+    runner=lambda section: "pooling" if section.method == "model" else "generate",
+    join=lambda section: Join("mean", LabelJudge(section.abstain_below).join),
+    templates=_templates,
+    params=_params,
+    starter=Starter(
+        "labels",
+        """\
+prompt:                           # Jinja2 over the row's columns
+  system: You tell the mood of a text.
+  user: $text
+task:
+  kind: classify
+  choices:                        # label: what it is for
+    positive: the writer is pleased
+    neutral: a plain report or question
+    negative: the writer is angry, sad or worried
+  # calibrate: true               # takes off what the model prefers whatever the text says
+  # abstain_below: 0.4            # no label where none stands out
+""",
+    ),
+)
 
 
 class LabelJudge:
@@ -200,9 +221,6 @@ class LabelChooser:
         values = [value / length for value, length in zip(logprobs, self._lengths, strict=True)]
         return self._judge.cells(dict(zip(self._labels, softmax(values), strict=True)))
 
-    def join(self, parts: Sequence[Cells]) -> Cells:
-        return self._judge.join(parts)
-
     def _logprobs(self, prompt: Sequence[int]) -> Dialogue[list[float] | Reject]:
         answers = completions((yield self._trie.requests(prompt)))
         if isinstance(answers, Reject):
@@ -233,9 +251,6 @@ class ModelChooser:
             raise ValueError("the engine gave no logits")
         scores = softmax(answer.vector.tolist())
         return self._judge.cells(dict(zip(self._labels, scores, strict=True)))
-
-    def join(self, parts: Sequence[Cells]) -> Cells:
-        return self._judge.join(parts)
 
 
 def _prepared(prompter: PromptEncoder, rows: Sequence[Row]) -> list[PreparedRow | Reject]:
@@ -292,10 +307,10 @@ def _first_tokens(
 
 
 def _ended(
-    sequences: Sequence[Sequence[int]], tools: TaskContext, place: str
+    sequences: Sequence[Sequence[int]], context: TaskContext, place: str
 ) -> list[Sequence[int]]:
     """The sequences with the end of the answer behind each, so that none is another's start."""
-    end = tools.tokenizer.end_of_turn
+    end = context.tokenizer.end_of_turn
     ended = sequences if end is None else [[*tokens, end] for tokens in sequences]
     if not is_prefix_free(ended):
         raise UserError(
@@ -312,7 +327,9 @@ def _unnamed(config: Mapping[str, Any]) -> dict[str, str]:
     return {str(at): f"LABEL_{at}" for at in range(config.get("num_labels", default))}
 
 
-def model_labels(config: Mapping[str, Any], choices: Sequence[str] | None, keys: str) -> list[str]:
+def model_labels(
+    config: Mapping[str, Any], choices: Sequence[str] | None, prefix: str
+) -> list[str]:
     """The labels of a sequence-classification model's outputs, in their order.
 
     The job's choices are the same labels, or names for labels that have none (`LABEL_0`).
@@ -320,14 +337,14 @@ def model_labels(config: Mapping[str, Any], choices: Sequence[str] | None, keys:
     by_id = config.get("id2label") or _unnamed(config)
     if not by_id:
         raise UserError(
-            f"{keys}method: the model's config.json names no labels (id2label), so it is no "
+            f"{prefix}method: the model's config.json names no labels (id2label), so it is no "
             "sequence-classification model; use method: sequence"
         )
     labels = [str(by_id[key]) for key in sorted(by_id, key=int)]
     if len(labels) == 1 or config.get("problem_type") == "multi_label_classification":
-        raise UserError(f"{keys}method: the model does not choose one label of several")
+        raise UserError(f"{prefix}method: the model does not choose one label of several")
     if choices is None or set(choices) == set(labels):
         return labels
     if len(choices) == len(labels) and labels == [f"LABEL_{at}" for at in range(len(labels))]:
         return list(choices)
-    raise UserError(f"{keys}choices: the model's labels are others: {', '.join(labels)}")
+    raise UserError(f"{prefix}choices: the model's labels are others: {', '.join(labels)}")

@@ -7,19 +7,19 @@ what the requests of a row share is exactly the same.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from tokenmill.config.length import JoinKind
 from tokenmill.config.section import Share
 from tokenmill.errors import UserError
 from tokenmill.prompt.encoder import PromptEncoder
-from tokenmill.prompt.template import PromptTemplates, compile_prompt, compile_text
+from tokenmill.prompt.template import compile_prompt, compile_text
 from tokenmill.prompt.tokenizer import Tokenizer, encode_after
 from tokenmill.reject import Reject, RejectClass
-from tokenmill.request import Params, Request
+from tokenmill.request import Request
+from tokenmill.tasks.kind import Join, TaskKind, TaskStep, Templates
 from tokenmill.tasks.labels.choices import CHOICES, ChoiceList, Choices, labels_of
 from tokenmill.tasks.labels.label_trie import (
     MOST_TOKENS,
@@ -28,8 +28,14 @@ from tokenmill.tasks.labels.label_trie import (
     token_logprobs,
 )
 from tokenmill.tasks.section import TaskSection
+from tokenmill.tasks.starter import Starter
 from tokenmill.tasks.task import Cells, Dialogue, PreparedRow, Row, TaskContext
 
+# The tags in descending order of score; the probability of yes for each label.
+_FIELDS = (
+    pa.field("tags", pa.list_(pa.string())),
+    pa.field("tag_scores", pa.map_(pa.string(), pa.float64())),
+)
 #: Behind the document, for each label.
 QUESTION = (
     'Does the label "{{ label }}"{% if description %} ({{ description }}){% endif %} fit this '
@@ -50,8 +56,6 @@ Words = Annotated[tuple[Annotated[str, Field(pattern=r"\S")], ...], Field(min_le
 
 class Tag(TaskSection):
     """`task: {kind: tag, choices: [a, b]}`."""
-
-    samples: ClassVar[bool] = False
 
     kind: Literal["tag"] = "tag"
     choices: Choices = Field(description="Labels, labels with descriptions, or a file of them.")
@@ -75,56 +79,72 @@ class Tag(TaskSection):
             raise ValueError(f"thresholds: {unknown[0]} is none of the choices")
         return self
 
-    @property
-    def fields(self) -> tuple[pa.Field, ...]:
-        """The tags by falling score; each label's probability of yes."""
-        return (
-            pa.field("tags", pa.list_(pa.string())),
-            pa.field("tag_scores", pa.map_(pa.string(), pa.float64())),
-        )
 
-    @property
-    def params(self) -> tuple[Params, ...]:
-        """Without a model the words are no token ids yet."""
-        return (token_logprobs([]),)
+def _templates(step: TaskStep[Tag]) -> Templates:
+    """The document's prompt, with `choices`."""
+    given = {CHOICES: ChoiceList(step.section.choices)}
+    return {"prompt": compile_prompt(step.prompt, step.prompt_prefix, given)}
 
-    @property
-    def join_kind(self) -> JoinKind:
-        """A tag of one chunk is a tag of the text."""
-        return "union"
 
-    def compile_at(self, place: str) -> PromptTemplates:
-        """The document's, with `choices`."""
-        return compile_prompt(self.own_prompt, place, {CHOICES: ChoiceList(self.choices)})
+def _thresholds(section: Tag) -> "Thresholds":
+    return Thresholds(section.threshold, section.thresholds, section.max_tags)
 
-    def build(self, tools: TaskContext) -> "Tagger":
-        prompter = self.prompter(tools)
-        heads = Heads(prompter, self.place)
-        questions = [question + heads.tail for question in self._questions()]
-        return Tagger(
-            heads,
-            dict(
-                zip(
-                    labels_of(self.choices),
-                    encode_after(tools.tokenizer, _GAP, questions),
-                    strict=True,
-                )
-            ),
-            answer_tokens(tools.tokenizer, self.yes_words, self.no_words, self.place_of("")),
-            Thresholds(self.threshold, self.thresholds, self.max_tags),
-        )
 
-    def _questions(self) -> list[str]:
-        default = QUESTION if self.own_prompt.turns else _TEXT_QUESTION
-        place = self.place_of("question")
-        template = compile_text(self.question or default, place, {"label", "description"})
-        questions = [
-            template.render(label=choice.label, description=choice.description)
-            for choice in self.choices
-        ]
-        if len(set(questions)) != len(questions):
-            raise UserError(f"{place}: two labels have the same question; write {{{{ label }}}}")
-        return questions
+def _build(step: TaskStep[Tag], context: TaskContext) -> "Tagger":
+    section = step.section
+    heads = Heads(step.encoder(context), step.key_prefix)
+    questions = [question + heads.tail for question in _questions(step)]
+    tokens = encode_after(context.tokenizer, _GAP, questions)
+    return Tagger(
+        heads,
+        dict(zip(labels_of(section.choices), tokens, strict=True)),
+        answer_tokens(
+            context.tokenizer, section.yes_words, section.no_words, step.key_of("yes_words")
+        ),
+        _thresholds(section),
+    )
+
+
+def _questions(step: TaskStep[Tag]) -> list[str]:
+    default = QUESTION if step.prompt.turns else _TEXT_QUESTION
+    key = step.key_of("question")
+    template = compile_text(step.section.question or default, key, {"label", "description"})
+    questions = [
+        template.render(label=choice.label, description=choice.description)
+        for choice in step.section.choices
+    ]
+    if len(set(questions)) != len(questions):
+        raise UserError(f"{key}: two labels have the same question; write {{{{ label }}}}")
+    return questions
+
+
+TAG = TaskKind(
+    name="tag",
+    section=Tag,
+    fields=lambda _: _FIELDS,
+    build=_build,
+    writes_text=False,
+    join=lambda section: Join("union", _thresholds(section).join),
+    templates=_templates,
+    # Without a model the words have no token ids yet.
+    params=lambda _: (token_logprobs([]),),
+    starter=Starter(
+        "tags",
+        """\
+prompt:                           # Jinja2 over the row's columns
+  system: You sort texts by topic.
+  user: $text
+task:
+  kind: tag
+  choices:                        # tag: what it is for; a row has any number of them
+    business: companies, money and trade
+    science: research, nature and health
+    sports: matches, races and their results
+  threshold: 0.5                  # the least probability of a tag
+  # max_tags: 2
+""",
+    ),
+)
 
 
 class Heads:
@@ -252,14 +272,6 @@ class Tagger:
         scores = [self._probability(each) for each in logprobs]
         return self._thresholds.cells(dict(zip(self._questions, scores, strict=True)))
 
-    def join(self, parts: Sequence[Cells]) -> Cells:
-        """Of a text's parts: a tag of one is a tag of the whole."""
-        scores: dict[str, float] = {}
-        for part in parts:
-            for label, score in dict(part["tag_scores"]).items():
-                scores[label] = max(score, scores.get(label, 0.0))
-        return self._thresholds.cells(scores)
-
     def _probability(self, logprobs: Mapping[int, float]) -> float:
         yes = _log_sum([logprobs[token] for token in self._yes])
         no = _log_sum([logprobs[token] for token in self._no])
@@ -284,15 +296,23 @@ class Thresholds:
         tags.sort(key=lambda label: -scores[label])
         return {"tags": tags[: self._max_tags], "tag_scores": dict(scores)}
 
+    def join(self, parts: Sequence[Cells]) -> Cells:
+        """The cells of a text from those of its chunks: a tag of one chunk is a tag of the text."""
+        scores: dict[str, float] = {}
+        for part in parts:
+            for label, score in dict(part["tag_scores"]).items():
+                scores[label] = max(score, scores.get(label, 0.0))
+        return self.cells(scores)
+
 
 def answer_tokens(
-    tokenizer: Tokenizer, yes_words: Sequence[str], no_words: Sequence[str], place: str
+    tokenizer: Tokenizer, yes_words: Sequence[str], no_words: Sequence[str], key: str
 ) -> tuple[list[int], list[int]]:
     """The tokens with which an answer of yes and of no begins. Raises `UserError`."""
     yes, no = _first_tokens(tokenizer, yes_words), _first_tokens(tokenizer, no_words)
     if yes & no:
         raise UserError(
-            f"{place}yes_words: a word begins with the same token of this model as one of "
+            f"{key}: a word begins with the same token of this model as one of "
             "no_words; use other words"
         )
     spaced_yes = _first_tokens(tokenizer, [" " + word for word in yes_words])
@@ -301,7 +321,7 @@ def answer_tokens(
     told_yes = sorted(yes | (spaced_yes - spaced_no - no))
     told_no = sorted(no | (spaced_no - spaced_yes - yes))
     if len(told_yes) + len(told_no) > MOST_TOKENS:
-        raise UserError(f"{place}yes_words: more than {MOST_TOKENS} words with no_words")
+        raise UserError(f"{key}: more than {MOST_TOKENS} words with no_words")
     return told_yes, told_no
 
 

@@ -10,11 +10,11 @@ from typing import Any, Protocol
 from tokenmill.config.length import PARTS, Chunk, JoinPrompt
 from tokenmill.errors import UserError
 from tokenmill.reject import Reject, RejectClass
+from tokenmill.tasks.kind import TaskStep
 from tokenmill.tasks.length.fitter import Fit, Fitter, LongText
 from tokenmill.tasks.length.reject import Whole
 from tokenmill.tasks.length.token_spans import TokenSpans, chunks
 from tokenmill.tasks.row_overrides import with_row_overrides
-from tokenmill.tasks.section import TaskSection
 from tokenmill.tasks.task import Cells, Dialogue, PreparedRow, Row, Task, TaskContext, gather
 
 # Chunks whose prompts do not fit are cut anew so many times.
@@ -23,7 +23,7 @@ _TRIES = 8
 CHUNKS_NOTE = "chunks"
 
 
-class Join(Protocol):
+class ChunkJoin(Protocol):
     """How a row's cells are made of those of its chunks."""
 
     def __call__(self, parts: Sequence[Cells], row: Row) -> Dialogue[Cells | Reject]:
@@ -42,11 +42,13 @@ class _Cut:
 class Chunked:
     """A task over texts of any length."""
 
-    def __init__(self, task: Task, section: TaskSection, policy: Chunk, tools: TaskContext) -> None:
+    def __init__(
+        self, task: Task, step: TaskStep[Any], policy: Chunk, context: TaskContext
+    ) -> None:
         self._task = task
         self._policy = policy
-        self._fitter = Fitter(task, section, policy, tools)
-        self._join = _join(task, section, policy, tools)
+        self._fitter = Fitter(task, step, policy, context)
+        self._join = _join(step, policy, context)
 
     def prepare(self, rows: Sequence[Row]) -> list[PreparedRow | Reject]:
         entries = self._task.prepare(rows)
@@ -160,36 +162,36 @@ def _too_dense(column: str) -> Reject:
     )
 
 
-def _join(task: Task, section: TaskSection, policy: Chunk, tools: TaskContext) -> Join:
-    """What the policy's `join` names. Raises `UserError` where the task cannot do it."""
+def _join(step: TaskStep[Any], policy: Chunk, context: TaskContext) -> ChunkJoin:
+    """The policy's join. Raises `UserError` if the task has none."""
     if isinstance(policy.join, JoinPrompt):
-        return _Asked(section, tools)
-    merge = getattr(task, "join", None)
-    if merge is None:
-        raise UserError(f"{section.place}length.join: this {section.kind} task joins by a prompt")
+        return _JoinByPrompt(step, context)
+    join = step.join
+    if join is None:
+        raise UserError(f"{step.key_prefix}length.join: this {step.kind.name} task has none")
     separator = "\n\n" if policy.separator is None else policy.separator
-    text_column = section.fields[0].name if policy.join == "concatenate" else None
+    text_column = step.fields[0].name if policy.join == "concatenate" else None
 
-    def join(parts: Sequence[Cells], row: Row) -> Dialogue[Cells | Reject]:  # noqa: ARG001
+    def joined(parts: Sequence[Cells], row: Row) -> Dialogue[Cells | Reject]:  # noqa: ARG001
         yield from ()
-        cells: Cells | Reject = merge(parts)
+        cells = join.cells(parts)
         if text_column is None or isinstance(cells, Reject):
             return cells
         texts = [part[text_column] for part in parts if part[text_column] is not None]
         return {**cells, text_column: separator.join(texts)}
 
-    return join
+    return joined
 
 
-class _Asked:
+class _JoinByPrompt:
     """The join by a second prompt over the first columns of the chunks' answers."""
 
-    def __init__(self, section: TaskSection, tools: TaskContext) -> None:
-        final = section.final
+    def __init__(self, step: TaskStep[Any], context: TaskContext) -> None:
+        final = step.final
         if final is None:
-            raise ValueError("the section joins without a prompt")
-        self._column = section.fields[0].name
-        self._final = Whole(with_row_overrides(final, tools), final, tools)
+            raise ValueError("the task joins without a prompt")
+        self._column = step.fields[0].name
+        self._final = Whole(with_row_overrides(final, context), final, context)
 
     def __call__(self, parts: Sequence[Cells], row: Row) -> Dialogue[Cells | Reject]:
         texts = [part[self._column] for part in parts]

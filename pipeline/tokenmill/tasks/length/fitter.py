@@ -11,9 +11,9 @@ from typing import Any
 from tokenmill.config.length import Chunk, Truncate
 from tokenmill.errors import UserError
 from tokenmill.reject import Reject, RejectClass
+from tokenmill.tasks.kind import TaskStep
 from tokenmill.tasks.length.reject import contexts_of, first_round, longest_answer
 from tokenmill.tasks.length.token_spans import TokenSpans
-from tokenmill.tasks.section import TaskSection
 from tokenmill.tasks.task import PreparedRow, Row, Task, TaskContext
 
 # Each halves what is unknown at least; the usual prompt takes three.
@@ -39,28 +39,28 @@ class Fitter:
     """Prepares rows with less and less of one column, until their prompts fit."""
 
     def __init__(
-        self, task: Task, section: TaskSection, policy: Truncate | Chunk, tools: TaskContext
+        self, task: Task, step: TaskStep[Any], policy: Truncate | Chunk, context: TaskContext
     ) -> None:
         self._task = task
         self._column = policy.column
         self._max_tokens = policy.max_tokens
-        self._tools = tools
-        self._contexts = contexts_of(section, tools)
+        self._context = context
+        self._contexts = contexts_of(step, context)
         if policy.max_tokens is None:
-            if any(params.max_tokens is None for params in section.params):
+            if any(params.max_tokens is None for params in step.params):
                 raise UserError(
-                    f"{section.place}length: with sampling.max_tokens null an answer takes what "
+                    f"{step.key_prefix}length: with sampling.max_tokens null an answer takes what "
                     "the text leaves; set one of sampling.max_tokens and length.max_tokens"
                 )
-        elif policy.max_tokens + longest_answer(section) >= tools.max_model_len:
+        elif policy.max_tokens + longest_answer(step) >= context.max_model_len:
             raise UserError(
-                f"{section.place}length.max_tokens: {policy.max_tokens} and the answer leave "
-                f"nothing of the context of {tools.max_model_len} for the rest of the prompt"
+                f"{step.key_prefix}length.max_tokens: {policy.max_tokens} and the answer leave "
+                f"nothing of the context of {context.max_model_len} for the rest of the prompt"
             )
 
     def measure(self, texts: Sequence[str]) -> list[TokenSpans]:
         """The texts with their tokens."""
-        spans = self._tools.tokenizer.spans(texts)
+        spans = self._context.tokenizer.spans(texts)
         return [TokenSpans.of(text, own) for text, own in zip(texts, spans, strict=True)]
 
     def excess(self, entry: PreparedRow | Reject) -> int | None:
@@ -81,7 +81,7 @@ class Fitter:
         excess = self.excess(entry)
         if excess is None:
             return 0.5
-        limit = self._tools.max_model_len
+        limit = self._context.max_model_len
         return 1.0 if excess <= 0 else min(0.9, limit / (limit + excess))
 
     def long_texts(

@@ -1,89 +1,90 @@
 """What a length policy adds to a task: the columns that it reads and writes, and what it does."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import pyarrow as pa
 
 from tokenmill.config.length import LENGTH_FIELDS, PARTS, Chunk, JoinPrompt, Truncate
 from tokenmill.errors import UserError
+from tokenmill.tasks.kind import TaskStep
 from tokenmill.tasks.length.chunk import Chunked
 from tokenmill.tasks.length.reject import FittedTask, Whole
 from tokenmill.tasks.length.truncate import Truncated
 from tokenmill.tasks.row_overrides import with_row_overrides
-from tokenmill.tasks.section import TaskSection
 from tokenmill.tasks.task import TaskContext
 
 
-def fitted(section: TaskSection, tools: TaskContext) -> FittedTask:
-    """The section's task, with what its length policy does about long texts."""
-    task = with_row_overrides(section, tools)
-    match section.length:
+def fitted(step: TaskStep[Any], context: TaskContext) -> FittedTask:
+    """The step's task, with what its length policy does about long texts."""
+    task = with_row_overrides(step, context)
+    match step.section.length:
         case Truncate() as policy:
-            return Truncated(task, section, policy, tools)
+            return Truncated(task, step, policy, context)
         case Chunk() as policy:
-            return Chunked(task, section, policy, tools)
+            return Chunked(task, step, policy, context)
         case _:
-            return Whole(task, section, tools)
+            return Whole(task, step, context)
 
 
-def fields_of(section: TaskSection) -> tuple[pa.Field, ...]:
+def fields_of(step: TaskStep[Any]) -> tuple[pa.Field, ...]:
     """The columns of a task and of its length policy."""
-    own = section.fields
-    return (*own, *LENGTH_FIELDS) if isinstance(section.length, Truncate | Chunk) else own
+    has_policy = isinstance(step.section.length, Truncate | Chunk)
+    return (*step.fields, *LENGTH_FIELDS) if has_policy else step.fields
 
 
-def columns_of(section: TaskSection) -> Mapping[str, str]:
+def columns_of(step: TaskStep[Any]) -> Mapping[str, str]:
     """The columns that a task and its length policy read, and the places that name them.
 
     Raises `UserError` for a policy that does not go with the task.
     """
-    columns, policy = section.reads, section.length
+    columns, policy = step.all_columns, step.section.length
     if not isinstance(policy, Truncate | Chunk):
         return columns
-    place = f"{section.place}length"
-    if policy.column not in section.columns:
+    key = f"{step.key_prefix}length"
+    if policy.column not in step.columns:
         raise UserError(
-            f"{place}.column: the task does not read {policy.column}; it reads "
-            f"{', '.join(sorted(section.columns))}"
+            f"{key}.column: the task does not read {policy.column}; it reads "
+            f"{', '.join(sorted(step.columns))}"
         )
     if isinstance(policy, Chunk):
-        _check_join(section, policy, f"{place}.join")
-    elif policy.keep != "head" and policy.column == section.located_column:
+        _check_join(step, policy, f"{key}.join")
+    elif policy.keep != "head" and policy.column == step.located_column:
         raise UserError(
-            f"{place}.keep: {section.place_of('locate')} gives places in {policy.column}, which "
+            f"{key}.keep: {step.key_of('locate')} gives places in {policy.column}, which "
             "would be those in its cut text; keep the head"
         )
-    return {**joining_columns(section), **columns}
+    return {**joining_columns(step), **columns}
 
 
-def _check_join(section: TaskSection, policy: Chunk, place: str) -> None:
+def _check_join(step: TaskStep[Any], policy: Chunk, key: str) -> None:
     """Raise `UserError` for a join that the task cannot do."""
+    kind, join = step.kind, step.join
     by_prompt = isinstance(policy.join, JoinPrompt)
-    if section.joins_by_prompt if by_prompt else policy.join == section.join_kind:
+    if kind.joins_by_prompt if by_prompt else join is not None and join.kind == policy.join:
         return
-    can = [section.join_kind, "a prompt" if section.joins_by_prompt else None]
-    ways = ", or by ".join(way for way in can if way is not None)
+    ways = ([] if join is None else [join.kind]) + (["a prompt"] if kind.joins_by_prompt else [])
     if not ways:
-        raise UserError(f"{place}: this {section.kind} task cannot join chunks; leave chunk out")
-    wanted = "a prompt" if by_prompt else policy.join
-    raise UserError(f"{place}: {section.kind} joins its chunks by {ways}, not by {wanted}")
+        raise UserError(f"{key}: this {kind.name} task cannot join chunks; leave chunk out")
+    asked = "a prompt" if by_prompt else policy.join
+    raise UserError(
+        f"{key}: {kind.name} joins its chunks by {', or by '.join(ways)}, not by {asked}"
+    )
 
 
-def joining_columns(section: TaskSection) -> Mapping[str, str]:
+def joining_columns(step: TaskStep[Any]) -> Mapping[str, str]:
     """What the task reads to join a text's chunks, if it does so by a second prompt."""
-    final = section.final
+    final = step.final
     if final is None:
         return {}
-    place = f"{section.place}length.join."
-    if final.sampling is not None and not final.samples:
-        raise UserError(f"{place}sampling: the task writes no text; leave it out")
-    if final.fields != section.fields:
+    key = f"{step.key_prefix}length.join."
+    if final.section.sampling is not None and not final.kind.writes_text:
+        raise UserError(f"{key}sampling: the task writes no text; leave it out")
+    if final.fields != step.fields:
         raise UserError(
-            f"{place}sampling: the joined answer would have other columns than a chunk's; set "
+            f"{key}sampling: the joined answer would have other columns than a chunk's; set "
             "stop in both or in none"
         )
-    prompt = final.compile_at(place).columns
-    if PARTS not in prompt:
-        raise UserError(f"{place}prompt: no template uses {PARTS}, the list of the chunks' answers")
-    columns = {**final.reads, **prompt}
-    return {name: columns[name] for name in columns if name != PARTS}
+    if PARTS not in final.templates["prompt"].columns:
+        raise UserError(f"{key}prompt: no template uses {PARTS}, the list of the chunks' answers")
+    return {name: key for name, key in final.all_columns.items() if name != PARTS}

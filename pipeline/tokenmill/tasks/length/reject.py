@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from tokenmill.reject import Reject, RejectClass
 from tokenmill.request import Request
-from tokenmill.tasks.section import TaskSection
+from tokenmill.tasks.kind import TaskStep
 from tokenmill.tasks.task import Cells, Dialogue, PreparedRow, Row, Task, TaskContext
 
 
@@ -20,17 +20,17 @@ def needed_tokens(request: Request) -> int:
 class ContextLimits:
     """How many tokens each model holds.
 
-    `own` are those of the model that answers where a request names none, which the job has at
-    `place`; `beside` are those of the others, by their places.
+    `own` is the limit of the model that answers requests that name none, and `model_key` its key
+    in the job. `auxiliary` are those of the other models, by their keys.
     """
 
     own: int
-    beside: Mapping[str, int] = field(default_factory=dict)
-    place: str = "model"
+    auxiliary: Mapping[str, int] = field(default_factory=dict)
+    model_key: str = "model"
 
     def of(self, request: Request) -> int:
         """Those of the request's model."""
-        return self.own if request.model is None else self.beside[request.model]
+        return self.own if request.model is None else self.auxiliary[request.model]
 
     def excess(self, request: Request) -> int:
         """By how many tokens a request exceeds its context; at most 0 for one that fits."""
@@ -44,7 +44,7 @@ class ContextLimits:
         return Reject(
             RejectClass.PROMPT_TOO_LONG,
             f"the prompt's {num_tokens} tokens and {needed - num_tokens} for the answer exceed the "
-            f"context of {self.of(request)}; raise {request.model or self.place}.engine."
+            f"context of {self.of(request)}; raise {request.model or self.model_key}.engine."
             "max_model_len or set length",
         )
 
@@ -62,11 +62,11 @@ class FittedTask(Protocol):
 class Whole:
     """The policy `reject`: what does not fit is found before it is sent anywhere."""
 
-    def __init__(self, task: Task, section: TaskSection, tools: TaskContext) -> None:
+    def __init__(self, task: Task, step: TaskStep[Any], context: TaskContext) -> None:
         self._task = task
-        self._contexts = contexts_of(section, tools)
+        self._contexts = contexts_of(step, context)
         # Below it nothing is looked at more closely: the scheduler finds the rest.
-        self._sure = tools.max_model_len - longest_answer(section)
+        self._sure = context.max_model_len - longest_answer(step)
 
     def prepare(self, rows: Sequence[Row]) -> list[PreparedRow | Reject]:
         return [self._checked(entry) for entry in self._task.prepare(rows)]
@@ -99,10 +99,10 @@ class Whole:
         return None
 
 
-def contexts_of(section: TaskSection, tools: TaskContext) -> ContextLimits:
+def contexts_of(step: TaskStep[Any], context: TaskContext) -> ContextLimits:
     """Those of the models that a task asks, as its own requests name them."""
-    beside = {place: other.max_model_len for place, other in tools.beside.items()}
-    return ContextLimits(tools.max_model_len, beside, section.model_place or "model")
+    auxiliary = {key: other.max_model_len for key, other in context.auxiliary.items()}
+    return ContextLimits(context.max_model_len, auxiliary, step.model_key or "model")
 
 
 def first_round(task: Task, prepared: PreparedRow) -> Sequence[Request]:
@@ -123,9 +123,9 @@ def longest_prompt(prepared: PreparedRow) -> int:
     return max(map(len, prepared.prompts), default=0)
 
 
-def longest_answer(section: TaskSection) -> int:
+def longest_answer(step: TaskStep[Any]) -> int:
     """The most tokens that an answer may have; 1 where there is no limit."""
     return max(
-        (1 if params.max_tokens is None else params.max_tokens for params in section.params),
+        (1 if params.max_tokens is None else params.max_tokens for params in step.params),
         default=0,
     )

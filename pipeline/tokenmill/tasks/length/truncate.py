@@ -1,13 +1,14 @@
 """The policy `truncate`: where a prompt is too long, a part of one column is left out."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from tokenmill.config.length import Truncate
 from tokenmill.errors import UserError
 from tokenmill.reject import Reject
+from tokenmill.tasks.kind import TaskStep
 from tokenmill.tasks.length.fitter import Fit, Fitter, LongText, without
 from tokenmill.tasks.length.token_spans import TokenSpans, truncate_text
-from tokenmill.tasks.section import TaskSection
 from tokenmill.tasks.task import Cells, Dialogue, PreparedRow, Row, Task, TaskContext
 
 #: The note of a row that was cut: how many tokens of its column are left out.
@@ -18,16 +19,16 @@ class Truncated:
     """A task whose prompts always fit, if any part of the column does."""
 
     def __init__(
-        self, task: Task, section: TaskSection, policy: Truncate, tools: TaskContext
+        self, task: Task, step: TaskStep[Any], policy: Truncate, context: TaskContext
     ) -> None:
         self._task = task
         self._policy = policy
-        self._fitter = Fitter(task, section, policy, tools)
+        self._fitter = Fitter(task, step, policy, context)
         (marker,) = self._fitter.measure([policy.marker])
         self._most = None if policy.max_tokens is None else policy.max_tokens - marker.num_tokens
         if self._most is not None and self._most < 1:
             raise UserError(
-                f"{section.place}length.max_tokens: {policy.max_tokens} has no room for text "
+                f"{step.key_prefix}length.max_tokens: {policy.max_tokens} has no room for text "
                 f"beside the marker's {marker.num_tokens} tokens"
             )
 

@@ -1,8 +1,8 @@
 """Transcribe: a row's audio as text, by Whisper and its kin."""
 
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar, Literal
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +14,10 @@ from tokenmill.prompt.media.decode import SAMPLE_RATE, audio_samples
 from tokenmill.prompt.media.fetch import read_media
 from tokenmill.reject import Reject
 from tokenmill.request import Completion, Media
-from tokenmill.tasks.multimodal.media_section import MediaSection
+from tokenmill.tasks.kind import TaskKind, TaskStep
+from tokenmill.tasks.multimodal.media_section import MediaSection, check_media
 from tokenmill.tasks.retries import ask_until_valid, cut_off
+from tokenmill.tasks.starter import Starter, StarterModel
 from tokenmill.tasks.task import Cells, Dialogue, PreparedRow, Row, TaskContext, gather
 
 # Whisper hears so much at a time (Radford et al. 2022, Robust Speech Recognition via Large-Scale
@@ -26,62 +28,82 @@ _SEARCHED, _FRAME = 5 * SAMPLE_RATE, SAMPLE_RATE // 10
 # Languages that put no space between words.
 _UNSPACED = frozenset({"zh", "yue", "ja", "th", "lo", "my", "km", "bo"})
 _NOTE = "seconds"
+# The text, how it ended, and the length of the audio.
+_FIELDS = (
+    pa.field("transcript", pa.string()),
+    pa.field("finish_reason", pa.string()),
+    pa.field("audio_seconds", pa.float64()),
+)
 
 
 class Transcribe(MediaSection):
     """`task: {kind: transcribe}`: the words of an audio file."""
-
-    asks_by_prompt: ClassVar[bool] = False
 
     kind: Literal["transcribe"]
     audio: str = Field(min_length=1, description="The column with an audio file's bytes or path.")
     language: str = Field(pattern=r"^[a-z]{2,3}$", description="What is spoken: en, fr, …")
     max_seconds: float = Field(default=600.0, gt=0, description="Longer audio is a reject.")
 
-    @property
-    def fields(self) -> tuple[pa.Field, ...]:
-        """The text, how it ended, and the seconds of audio that it is of."""
-        return (
-            pa.field("transcript", pa.string()),
-            pa.field("finish_reason", pa.string()),
-            pa.field("audio_seconds", pa.float64()),
+
+def _build(step: TaskStep[Transcribe], context: TaskContext) -> "Transcriber":
+    for library in ("soundfile", "soxr"):
+        if importlib.util.find_spec(library) is None:
+            raise UserError(f"{library} is not installed: pip install 'tokenmill[audio]'")
+    model = context.config.get("model_type")
+    if model != "whisper":
+        raise UserError(
+            f"{step.model_key or 'model'}: transcribe is for Whisper models; this one is {model}"
         )
-
-    @property
-    def columns(self) -> Mapping[str, str]:
-        return {self.audio: self.place_of("audio")}
-
-    def build(self, tools: TaskContext) -> "Transcriber":
-        for library in ("soundfile", "soxr"):
-            if importlib.util.find_spec(library) is None:
-                raise UserError(f"{library} is not installed: pip install 'tokenmill[audio]'")
-        model = tools.config.get("model_type")
-        if model != "whisper":
+    tokens = ("<|startoftranscript|>", f"<|{step.section.language}|>", "<|transcribe|>")
+    special = context.tokenizer.special_tokens
+    for token in tokens:
+        # The fake model has none.
+        if special and token not in special:
             raise UserError(
-                f"{self.model_place or 'model'}: transcribe is for Whisper models; this one is "
-                f"{model}"
+                f"{step.key_of('language')}: the model has no token {token}; choose another"
             )
-        tokens = ("<|startoftranscript|>", f"<|{self.language}|>", "<|transcribe|>")
-        special = tools.tokenizer.special_tokens
-        for token in tokens:
-            # The fake model has none.
-            if special and token not in special:
-                raise UserError(
-                    f"{self.place_of('language')}: the model has no token {token}; choose another"
-                )
-        (prompt,) = tools.tokenizer.encode_continuations(["".join((*tokens, "<|notimestamps|>"))])
-        return Transcriber(self, tools, prompt)
+    (prompt,) = context.tokenizer.encode_continuations(["".join((*tokens, "<|notimestamps|>"))])
+    return Transcriber(step, context, prompt)
+
+
+TRANSCRIBE = TaskKind(
+    name="transcribe",
+    section=Transcribe,
+    fields=lambda _: _FIELDS,
+    build=_build,
+    asks_by_prompt=False,
+    joins_by_prompt=False,
+    templates=lambda _: {},
+    columns=lambda step: {step.section.audio: step.key_of("audio")},
+    check=check_media,
+    starter=Starter(
+        "transcripts",
+        """\
+# Whisper's decoder holds 448 tokens, of which 4 begin each window.
+sampling: {temperature: 0, max_tokens: 444}
+task:
+  kind: transcribe
+  audio: $column                  # bytes, or paths relative to the input's folder
+  language: en
+""",
+        StarterModel("openai/whisper-tiny", "openai/whisper-large-v3"),
+        reads="audio",
+        cuts=False,
+    ),
+)
 
 
 class Transcriber:
     """One request for each window of a row's audio, all in one round."""
 
-    def __init__(self, section: Transcribe, tools: TaskContext, prompt: Sequence[int]) -> None:
-        self._section = section
-        self._storage = tools.storage
+    def __init__(
+        self, step: TaskStep[Transcribe], context: TaskContext, prompt: Sequence[int]
+    ) -> None:
+        self._section = step.section
+        self._storage = context.storage
         self._prompt = list(prompt)
-        self._samplings = section.own_samplings
-        self._joint = "" if section.language in _UNSPACED else " "
+        self._samplings = step.samplings
+        self._joint = "" if step.section.language in _UNSPACED else " "
 
     def prepare(self, rows: Sequence[Row]) -> list[PreparedRow | Reject]:
         column = self._section.audio

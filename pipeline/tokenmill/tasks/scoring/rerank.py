@@ -1,27 +1,24 @@
 """Rerank: a cross-encoder's number for how well a document answers a query."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import pyarrow as pa
 from pydantic import Field
 
-from tokenmill.config.length import JoinKind
 from tokenmill.errors import UserError
 from tokenmill.prompt.encoder import PromptEncoder
-from tokenmill.prompt.template import PromptTemplates, compile_templates
+from tokenmill.prompt.template import compile_templates
 from tokenmill.reject import Reject
 from tokenmill.request import Params, Pooling, Request
+from tokenmill.tasks.kind import Join, TaskKind, TaskStep, Templates
 from tokenmill.tasks.section import TaskSection
-from tokenmill.tasks.task import Cells, Dialogue, PreparedRow, Row, Runner, TaskContext
+from tokenmill.tasks.starter import Starter, StarterModel
+from tokenmill.tasks.task import Cells, Dialogue, PreparedRow, Row, TaskContext
 
 
 class Rerank(TaskSection):
     """`task: {kind: rerank}`: two templates in place of a prompt."""
-
-    samples: ClassVar[bool] = False
-    asks_by_prompt: ClassVar[bool] = False
-    joins_by_prompt: ClassVar[bool] = False
 
     kind: Literal["rerank"]
     query: str = Field(min_length=1, description="A template.")
@@ -30,55 +27,61 @@ class Rerank(TaskSection):
         default=False, description="The model's own activation (a sigmoid, unless it says else)."
     )
 
-    @property
-    def runner(self) -> Runner:
-        return "pooling"
 
-    @property
-    def fields(self) -> tuple[pa.Field, ...]:
-        """The larger, the better; numbers of one model compare with each other alone."""
-        return (pa.field("relevance", pa.float64()),)
+def _templates(step: TaskStep[Rerank]) -> Templates:
+    section = step.section
+    sources = {"query": section.query, "document": section.document}
+    templates = compile_templates({step.key_of(key): text for key, text in sources.items()})
+    if not templates.columns:
+        raise UserError(f"{step.key_of('document')}: no template uses a column")
+    return {"pair": templates}
 
-    def check(self) -> None:
-        if self.prompt is not None:
-            raise ValueError(f"{self.place}prompt: {self.kind} asks by query and document")
 
-    @property
-    def columns(self) -> Mapping[str, str]:
-        return self._pair.columns
+def _params(step: TaskStep[Rerank]) -> tuple[Params, ...]:
+    return (Pooling("classify", {"use_activation": step.section.activation}),)
 
-    @property
-    def templates(self) -> Mapping[str, str]:
-        return {"query": self.query, "document": self.document}
 
-    @property
-    def params(self) -> tuple[Params, ...]:
-        return (Pooling("classify", {"use_activation": self.activation}),)
-
-    @property
-    def join_kind(self) -> JoinKind:
-        """A document is as relevant as its best chunk."""
-        return "max"
-
-    @property
-    def _pair(self) -> PromptTemplates:
-        templates = compile_templates(
-            {self.place_of(key): text for key, text in self.templates.items()}
+def _build(step: TaskStep[Rerank], context: TaskContext) -> "Reranker":
+    num_labels = context.config.get("num_labels", 1)
+    if num_labels != 1:
+        raise UserError(
+            f"{step.model_key or 'model'}: a cross-encoder gives one number; this one has "
+            f"{num_labels} labels"
         )
-        if not templates.columns:
-            raise UserError(f"{self.place_of('document')}: no template uses a column")
-        return templates
+    # A tokenizer that encodes no pairs raises here, before the first row.
+    context.tokenizer.encode_pairs([])
+    return Reranker(step.encoder(context, "pair"), activation=step.section.activation)
 
-    def build(self, tools: TaskContext) -> "Reranker":
-        num_labels = tools.config.get("num_labels", 1)
-        if num_labels != 1:
-            raise UserError(
-                f"{self.model_place or 'model'}: a cross-encoder gives one number; this one has "
-                f"{num_labels} labels"
-            )
-        # Said before the first row.
-        tools.tokenizer.encode_pairs([])
-        return Reranker(PromptEncoder(self._pair, tools.tokenizer), activation=self.activation)
+
+def _best(parts: Sequence[Cells]) -> Cells:
+    """A document is as relevant as its best chunk."""
+    return {"relevance": max(part["relevance"] for part in parts)}
+
+
+RERANK = TaskKind(
+    name="rerank",
+    section=Rerank,
+    # The larger the better. Only numbers of one model compare with each other.
+    fields=lambda _: (pa.field("relevance", pa.float64()),),
+    build=_build,
+    writes_text=False,
+    asks_by_prompt=False,
+    joins_by_prompt=False,
+    runner=lambda _: "pooling",
+    join=lambda _: Join("max", _best),
+    templates=_templates,
+    params=_params,
+    starter=Starter(
+        "relevance",
+        """\
+task:
+  kind: rerank
+  query: What is this about?      # a template too; the same for all rows, or from a column
+  document: $text
+""",
+        StarterModel("cross-encoder/ms-marco-MiniLM-L6-v2", "BAAI/bge-reranker-v2-m3"),
+    ),
+)
 
 
 class Reranker:
@@ -111,11 +114,6 @@ class Reranker:
         if answer.vector is None:
             raise ValueError("the engine gave no number")
         return {"relevance": float(answer.vector[0])}
-
-    @staticmethod
-    def join(parts: Sequence[Cells]) -> Cells:
-        """A document is as relevant as its best chunk."""
-        return {"relevance": max(part["relevance"] for part in parts)}
 
     def _pooling(self, second: int | None) -> Pooling:
         if second not in self._poolings:

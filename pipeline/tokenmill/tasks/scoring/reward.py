@@ -5,20 +5,21 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from tokenmill.config.length import JoinKind
 from tokenmill.errors import UserError
 from tokenmill.prompt.encoder import PromptEncoder
-from tokenmill.prompt.template import PromptTemplates, compile_prompt, compile_templates
 from tokenmill.prompt.tokenizer import Tokenizer
 from tokenmill.reject import Reject, RejectClass
 from tokenmill.request import Answer, Params, Pooling, Request
+from tokenmill.tasks.kind import Join, TaskKind, TaskStep, template_columns
+from tokenmill.tasks.scoring.completion import completion_templates
 from tokenmill.tasks.section import TaskSection
-from tokenmill.tasks.task import Cells, Dialogue, PreparedRow, Row, Runner, TaskContext
+from tokenmill.tasks.starter import Starter, StarterModel
+from tokenmill.tasks.task import Cells, Dialogue, PreparedRow, Row, TaskContext
 
 # These give a number for each token; the last one's is that of the whole.
 _TOKEN_REWARD_ARCHITECTURES = frozenset({"InternLM2ForRewardModel", "Qwen2ForRewardModel"})
@@ -26,9 +27,6 @@ _TOKEN_REWARD_ARCHITECTURES = frozenset({"InternLM2ForRewardModel", "Qwen2ForRew
 
 class Reward(TaskSection):
     """`task: {kind: reward}`: of the prompt alone, of it and a completion, or of several."""
-
-    samples: ClassVar[bool] = False
-    joins_by_prompt: ClassVar[bool] = False
 
     kind: Literal["reward"]
     completion: str | None = Field(default=None, description="A template: the answer to judge.")
@@ -45,56 +43,68 @@ class Reward(TaskSection):
             raise ValueError("give one of completion and completions")
         return self
 
-    @property
-    def runner(self) -> Runner:
-        return "pooling"
 
-    @property
-    def fields(self) -> tuple[pa.Field, ...]:
-        """One number; of several completions a list, and the place of the best."""
-        if self.completions is None:
-            return (pa.field("reward", pa.float64()),)
-        return (
-            pa.field("rewards", pa.list_(pa.float64())),
-            pa.field("best_index", pa.int32()),
-        )
+def _fields(section: Reward) -> tuple[pa.Field, ...]:
+    """One number; for several completions a list, and the position of the best."""
+    if section.completions is None:
+        return (pa.field("reward", pa.float64()),)
+    return (pa.field("rewards", pa.list_(pa.float64())), pa.field("best_index", pa.int32()))
 
-    @property
-    def columns(self) -> Mapping[str, str]:
-        columns = dict(compile_prompt(self.own_prompt, self.place).columns)
-        if self.completion is not None:
-            columns = {**self._completion.columns, **columns}
-        if self.completions is not None:
-            columns.setdefault(self.completions, self.place_of("completions"))
-        return columns
 
-    @property
-    def templates(self) -> Mapping[str, str]:
-        """The prompt's, and the completion's."""
-        return {**self.own_prompt.templates, "completion": self.completion or ""}
+def _columns(step: TaskStep[Reward]) -> Mapping[str, str]:
+    columns = dict(template_columns(step))
+    if step.section.completions is not None:
+        columns.setdefault(step.section.completions, step.key_of("completions"))
+    return columns
 
-    @property
-    def params(self) -> tuple[Params, ...]:
-        return (Pooling("classify", {"use_activation": self.activation}),)
 
-    @property
-    def join_kind(self) -> JoinKind | None:
-        """The mean of the chunks' numbers; a list of them has none."""
-        return "mean" if self.completions is None else None
+def _params(step: TaskStep[Reward]) -> tuple[Params, ...]:
+    return (Pooling("classify", {"use_activation": step.section.activation}),)
 
-    @property
-    def _completion(self) -> PromptTemplates:
-        return compile_templates({self.place_of("completion"): self.completion or ""})
 
-    def build(self, tools: TaskContext) -> "Rewarder":
-        judge = RewardJudge(tools, self.place, activation=self.activation)
-        prompter = self.prompter(tools)
-        if self.completions is not None:
-            return ListRewarder(prompter, judge, self.completions, self.place_of("completions"))
-        completion = None
-        if self.completion is not None:
-            completion = PromptEncoder(self._completion, tools.tokenizer)
-        return OneRewarder(prompter, judge, completion)
+def _build(step: TaskStep[Reward], context: TaskContext) -> "Rewarder":
+    section, encoder = step.section, step.encoder(context)
+    judge = RewardJudge(context, step.model_key or "model", activation=section.activation)
+    if section.completions is not None:
+        return ListRewarder(encoder, judge, section.completions, step.key_of("completions"))
+    completion = None if section.completion is None else step.encoder(context, "completion")
+    return OneRewarder(encoder, judge, completion)
+
+
+def _mean(parts: Sequence[Cells]) -> Cells:
+    """A row's number from those of its chunks."""
+    return {"reward": sum(part["reward"] for part in parts) / len(parts)}
+
+
+REWARD = TaskKind(
+    name="reward",
+    section=Reward,
+    fields=_fields,
+    build=_build,
+    writes_text=False,
+    joins_by_prompt=False,
+    runner=lambda _: "pooling",
+    # A list of numbers has no mean.
+    join=lambda section: Join("mean", _mean) if section.completions is None else None,
+    templates=completion_templates,
+    columns=_columns,
+    params=_params,
+    starter=Starter(
+        "rewards",
+        """\
+prompt: {user: $text}             # what is judged; or, with a completion, what it answers
+task:
+  kind: reward
+  # completion: $text             # a template: the answer to judge
+""",
+        StarterModel(
+            "Skywork/Skywork-Reward-V2-Qwen3-0.6B",
+            "Skywork/Skywork-Reward-V2-Llama-3.1-8B",
+            "{max_model_len: 4096}",
+            "{max_model_len: 8192}",
+        ),
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,28 +119,28 @@ class Judged:
 class RewardJudge:
     """A reward model: prompts and completions in, numbers out.
 
-    `model` is its place in the job where it stands beside the job's own.
+    `key` is the model's key in the job. `model` is the same key for an auxiliary model, which its
+    requests name; None for the task's own model.
     """
 
     def __init__(
         self,
-        tools: TaskContext,
-        place: str = "",
+        context: TaskContext,
+        key: str = "model",
         *,
         activation: bool = False,
         model: str | None = None,
     ) -> None:
-        num_labels = tools.config.get("num_labels", 1)
-        architectures = set(tools.config.get("architectures") or ())
+        num_labels = context.config.get("num_labels", 1)
+        architectures = set(context.config.get("architectures") or ())
         by_token = bool(architectures & _TOKEN_REWARD_ARCHITECTURES)
         if num_labels != 1 and not by_token:
             raise UserError(
-                f"{model or f'{place}model'}: a reward model gives one number; this one has "
-                f"{num_labels} labels"
+                f"{key}: a reward model gives one number; this one has {num_labels} labels"
             )
         task: Literal["classify", "token_classify"] = "token_classify" if by_token else "classify"
         self._pooling = Pooling(task, {"use_activation": activation})
-        self._tokenizer: Tokenizer = tools.tokenizer
+        self._tokenizer: Tokenizer = context.tokenizer
         self._model = model
 
     def encode(self, judged: Sequence[Judged]) -> list[Sequence[int] | Reject]:
@@ -198,11 +208,6 @@ class OneRewarder(Rewarder):
     def answer(self, prepared: PreparedRow) -> Dialogue[Cells | Reject]:
         (reward,) = yield from self._judge.rewards(prepared.prompts)
         return reward if isinstance(reward, Reject) else {"reward": reward}
-
-    @staticmethod
-    def join(parts: Sequence[Cells]) -> Cells:
-        """A row's number from those of its chunks: their mean."""
-        return {"reward": sum(part["reward"] for part in parts) / len(parts)}
 
 
 class ListRewarder(Rewarder):

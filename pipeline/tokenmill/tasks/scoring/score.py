@@ -6,21 +6,29 @@ A text that is longer than the context is read in overlapping windows, each toke
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from tokenmill.config.length import JoinKind
 from tokenmill.errors import UserError
 from tokenmill.prompt.encoder import PromptEncoder
-from tokenmill.prompt.template import PromptTemplates, compile_prompt, compile_templates
 from tokenmill.prompt.tokenizer import TextSpan
 from tokenmill.reject import Reject, RejectClass
-from tokenmill.request import Params, Request, Sampling
+from tokenmill.request import Request, Sampling
+from tokenmill.tasks.kind import Join, TaskKind, TaskStep
+from tokenmill.tasks.scoring.completion import completion_templates
 from tokenmill.tasks.section import TaskSection
+from tokenmill.tasks.starter import Starter
 from tokenmill.tasks.task import Cells, Dialogue, PreparedRow, Row, TaskContext
 
+# Natural log-probability per token; bits per byte of UTF-8 of the tokens scored.
+_FIELDS = (
+    pa.field("mean_logprob", pa.float64()),
+    pa.field("perplexity", pa.float64()),
+    pa.field("bits_per_byte", pa.float64()),
+    pa.field("num_scored_tokens", pa.int64()),
+)
 # The one token that an engine writes in any case is dropped.
 _SAMPLING = {
     "max_tokens": 1,
@@ -35,9 +43,6 @@ _MOST_NATS = 700
 
 class Score(TaskSection):
     """`task: {kind: score}`: of the prompt's text, or of `completion` given the prompt."""
-
-    samples: ClassVar[bool] = False
-    joins_by_prompt: ClassVar[bool] = False
 
     kind: Literal["score"]
     completion: str | None = Field(
@@ -59,64 +64,67 @@ class Score(TaskSection):
             )
         return self
 
-    def check(self) -> None:
-        if self.completion is None and self.own_prompt.text is None:
-            raise ValueError(
-                f"{self.place}prompt: a text is scored as it is: write prompt.text, or give the "
-                "answer to the chat as completion"
-            )
 
-    @property
-    def fields(self) -> tuple[pa.Field, ...]:
-        """Natural log-probability per token; bits per byte of UTF-8 of the tokens scored."""
-        return (
-            pa.field("mean_logprob", pa.float64()),
-            pa.field("perplexity", pa.float64()),
-            pa.field("bits_per_byte", pa.float64()),
-            pa.field("num_scored_tokens", pa.int64()),
+def _check(step: TaskStep[Score]) -> None:
+    if step.section.completion is None and step.prompt.text is None:
+        raise ValueError(
+            f"{step.key_prefix}prompt: a text is scored as it is: write prompt.text, or give the "
+            "answer to the chat as completion"
         )
 
-    @property
-    def join_kind(self) -> JoinKind | None:
-        """By token, as if the chunks were one text; chunks of a completion's prompt are none."""
-        return "mean" if self.completion is None else None
 
-    @property
-    def columns(self) -> Mapping[str, str]:
-        prompt = compile_prompt(self.own_prompt, self.place).columns
-        return prompt if self.completion is None else {**self._completions.columns, **prompt}
+def _build(step: TaskStep[Score], context: TaskContext) -> "Scorer":
+    section = step.section
+    # The engine needs room for the token that it writes.
+    longest = context.max_model_len - 1
+    window = longest if section.window is None else section.window
+    if not 1 < window <= longest:
+        raise UserError(
+            f"{step.key_of('window')}: a window of {window} tokens does not fit into the "
+            f"context of {context.max_model_len} with one token to write"
+        )
+    stride = max(1, window // 2) if section.stride is None else section.stride
+    if stride >= window:
+        raise UserError(
+            f"{step.key_of('stride')}: {stride} must be below the window of {window} tokens"
+        )
+    encoder = step.encoder(context)
+    if section.completion is None:
+        return TextScorer(encoder, window, stride)
+    return CompletionScorer(encoder, step.encoder(context, "completion"), window, stride)
 
-    @property
-    def templates(self) -> Mapping[str, str]:
-        """The prompt's, and the completion's."""
-        return {**self.own_prompt.templates, "completion": self.completion or ""}
 
-    @property
-    def params(self) -> tuple[Params, ...]:
-        return (Sampling(_SAMPLING),)
+def _joined(parts: Sequence[Cells]) -> Cells:
+    """A row's score from those of its chunks: as if they were one text."""
+    total = math.fsum(part["mean_logprob"] * part["num_scored_tokens"] for part in parts)
+    num_bytes = math.fsum(_num_bytes(part) for part in parts)
+    return score_cells(total, sum(part["num_scored_tokens"] for part in parts), num_bytes)
 
-    @property
-    def _completions(self) -> PromptTemplates:
-        return compile_templates({self.place_of("completion"): self.completion or ""})
 
-    def build(self, tools: TaskContext) -> "Scorer":
-        # The engine has to have room for the token that it writes.
-        most = tools.max_model_len - 1
-        window = most if self.window is None else self.window
-        if not 1 < window <= most:
-            raise UserError(
-                f"{self.place_of('window')}: a window of {window} tokens does not fit into the "
-                f"context of {tools.max_model_len} with one token to write"
-            )
-        stride = max(1, window // 2) if self.stride is None else self.stride
-        if stride >= window:
-            raise UserError(
-                f"{self.place_of('stride')}: {stride} must be below the window of {window} tokens"
-            )
-        if self.completion is None:
-            return TextScorer(self.prompter(tools), window, stride)
-        completions = PromptEncoder(self._completions, tools.tokenizer)
-        return CompletionScorer(self.prompter(tools), completions, window, stride)
+SCORE = TaskKind(
+    name="score",
+    section=Score,
+    fields=lambda _: _FIELDS,
+    build=_build,
+    writes_text=False,
+    joins_by_prompt=False,
+    # Chunks of a completion's prompt are not one text.
+    join=lambda section: Join("mean", _joined) if section.completion is None else None,
+    templates=completion_templates,
+    params=lambda _: (Sampling(_SAMPLING),),
+    check=_check,
+    starter=Starter(
+        "scores",
+        """\
+prompt: {text: $text}             # how likely the model finds the text, as it is
+task:
+  kind: score
+  window: 1024                    # tokens of a long text that are read at once
+  stride: 512
+""",
+        cuts=False,
+    ),
+)
 
 
 class Scorer:
@@ -154,13 +162,6 @@ class Scorer:
             total += math.fsum(scored)
             count += len(scored)
         return score_cells(total, count, prepared.notes["num_bytes"])
-
-    @staticmethod
-    def join(parts: Sequence[Cells]) -> Cells:
-        """A row's score from those of its chunks: as if they were one text."""
-        total = math.fsum(part["mean_logprob"] * part["num_scored_tokens"] for part in parts)
-        num_bytes = math.fsum(_num_bytes(part) for part in parts)
-        return score_cells(total, sum(part["num_scored_tokens"] for part in parts), num_bytes)
 
 
 class TextScorer(Scorer):
