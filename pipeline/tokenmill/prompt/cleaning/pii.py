@@ -1,80 +1,87 @@
-"""Masking personal data: addresses, cards, IBANs, phone numbers."""
+"""Mask personal data: e-mail and IP addresses, IBANs, payment cards, telephone numbers.
+
+A regular expression finds candidates. Libraries then check what can be checked: python-stdnum IBANs
+and card numbers, phonenumbers the telephone numbers that carry a country code. A national number
+has no region to be checked against and is recognized by its form alone.
+"""
 
 import ipaddress
 import re
-from collections.abc import Callable, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
-#: Says how much of a match is the real thing, from its beginning; 0 for nothing.
-_Check = Callable[[str], int]
-# Of the IBAN registry: the whole length by country.
-_IBAN_LENGTHS = {
-    "NO": 15,
-    "BE": 16,
-    **dict.fromkeys(["DK", "FI", "FK", "FO", "GL", "NL", "SD"], 18),
-    **dict.fromkeys(["MK", "SI"], 19),
-    **dict.fromkeys(["AT", "BA", "EE", "KZ", "LT", "LU", "MN", "XK"], 20),
-    **dict.fromkeys(["CH", "HR", "LI", "LV"], 21),
-    **dict.fromkeys(["BG", "BH", "CR", "DE", "GB", "GE", "IE", "ME", "RS", "VA"], 22),
-    **dict.fromkeys(["AE", "GI", "IL", "IQ", "OM", "SO", "TL"], 23),
-    **dict.fromkeys(["AD", "CZ", "ES", "MD", "PK", "RO", "SA", "SE", "SK", "TN", "VG"], 24),
-    **dict.fromkeys(["LY", "PT", "ST"], 25),
-    **dict.fromkeys(["IS", "TR"], 26),
-    **dict.fromkeys(["BI", "DJ", "FR", "GR", "IT", "MC", "MR", "SM"], 27),
-    **dict.fromkeys(["AL", "AZ", "BY", "CY", "DO", "GT", "HU", "LB", "NI", "PL", "SV"], 28),
-    **dict.fromkeys(["BR", "EG", "PS", "QA", "UA"], 29),
-    **dict.fromkeys(["JO", "KW", "MU", "YE"], 30),
-    **dict.fromkeys(["MT", "SC"], 31),
-    "LC": 32,
-    "RU": 33,
-}
-_IBAN_REMAINDER = 1
-_IBAN_MODULUS = 97
-_PHONE_DIGITS = range(7, 16)
+# Digits of a national number that begins with the trunk prefix 0: 98 % of the example numbers in
+# phonenumbers are in this range. Shorter sequences are mostly standards, versions and fractions.
+_NATIONAL_DIGITS = range(8, 14)
+_MIN_CARD_DIGITS = 13
+_ISBN_DIGITS = 13
+_MIN_IBAN_LENGTH = 15  # Norway's
+
+
+@dataclass(frozen=True, slots=True)
+class PiiPattern:
+    """One form of personal data, replaced by `[mask]`.
+
+    `real_length` returns how many characters of a match are the real thing, counted from its start;
+    0 if none are.
+    """
+
+    mask: str
+    regex: re.Pattern[str]
+    real_length: Callable[[str], int] = len
 
 
 def pii(text: str) -> tuple[str, int]:
-    """With masks such as `[EMAIL]` for what looks like personal data; see `MASKS`."""
+    """Replace what looks like personal data with masks such as `[EMAIL]`.
+
+    A telephone number with a country code (`+49 …`, `0049 …`) is masked if phonenumbers accepts it.
+    A national number is masked in two forms only: with the trunk prefix 0 and separated groups
+    (`030 1234567`), and as written in North America (`(555) 123-4567`).
+    """
     count = 0
-    for mask, pattern, is_real in MASKS:
-
-        def masked(match: re.Match[str], mask: str = mask, is_real: _Check = is_real) -> str:
-            nonlocal count
-            length = is_real(match.group())
-            if length == 0:
-                return match.group()
-            count += 1
-            return f"[{mask}]{match.group()[length:]}"
-
-        text = pattern.sub(masked, text)
+    for pattern in PII_PATTERNS:
+        text, num_masked = _mask(text, pattern)
+        count += num_masked
     return text, count
 
 
-def _whole(match: str) -> int:
-    return len(match)
+def _mask(text: str, pattern: PiiPattern) -> tuple[str, int]:
+    kept: list[str] = []
+    end = position = 0
+    while (match := pattern.regex.search(text, position)) is not None:
+        length = pattern.real_length(match[0])
+        position = match.end() if length == 0 else match.start() + length
+        if length:
+            kept.append(text[end : match.start()])
+            end = position
+    return f"[{pattern.mask}]".join([*kept, text[end:]]), len(kept)
 
 
-def _iban(match: str) -> int:
-    """ISO 13616: the country's length, and the checksum of its digits; letters count from 10."""
-    wanted = _IBAN_LENGTHS.get(match[:2], 0)
-    positions = [at for at, character in enumerate(match) if character != " "]
-    if not 0 < wanted <= len(positions):
-        return 0
-    length = positions[wanted - 1] + 1
-    code = match[:length].replace(" ", "")
-    number = int("".join(str(int(character, 36)) for character in code[4:] + code[:4]))
-    return length if number % _IBAN_MODULUS == _IBAN_REMAINDER else 0
+def _iban_length(match: str) -> int:
+    from stdnum import iban  # noqa: PLC0415 - only jobs that mask personal data pay for the import
+
+    positions = [position for position, character in enumerate(match) if character != " "]
+    code = match.replace(" ", "")
+    for length in range(_MIN_IBAN_LENGTH, len(code) + 1):
+        # National check digits are not compared: for a mask the length and checksum are enough.
+        if iban.is_valid(code[:length], check_country=False):
+            return positions[length - 1] + 1
+    return 0
 
 
-def _card(match: str) -> int:
-    """Luhn's checksum: every second digit from the right counts double, as the sum of its own."""
-    digits = [int(character) for character in match if character.isdigit()]
-    doubled = [sum(divmod(2 * digit, 10)) for digit in digits[-2::-2]]
-    return len(match) if (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0 and any(digits) else 0
+def _card_length(match: str) -> int:
+    from stdnum import isbn, luhn  # noqa: PLC0415
+
+    for end, digits in _prefixes(match):
+        if len(digits) >= _MIN_CARD_DIGITS and digits.strip("0") and luhn.is_valid(digits):
+            # One ISBN in ten passes the Luhn check.
+            is_isbn = len(digits) == _ISBN_DIGITS and isbn.is_valid(digits)
+            return 0 if is_isbn else end
+    return 0
 
 
-def _ipv6(match: str) -> int:
-    # `a::b` is an address too, and a name in C++: a digit is asked for.
+def _ipv6_length(match: str) -> int:
+    # `a::b` is a valid address, but also a C++ name: require a digit.
     if not any(character.isdigit() for character in match):
         return 0
     length = len(match.rstrip(".:")) if not match.endswith("::") else len(match)
@@ -85,28 +92,65 @@ def _ipv6(match: str) -> int:
     return length
 
 
-def _phone(match: str) -> int:
-    """The groups from the first on that make no more digits than a number has (E.164)."""
+def _international_length(match: str) -> int:
+    """The longest prefix that is a valid number; else the longest of a possible length.
+
+    Numbers of a possible length include fictitious and newly assigned ones.
+    """
+    import phonenumbers  # noqa: PLC0415
+
+    possible = 0
+    for end, digits in _prefixes(match):
+        try:
+            number = phonenumbers.parse("+" + digits.removeprefix("00"))
+        except phonenumbers.NumberParseException:
+            continue
+        if phonenumbers.is_valid_number(number):
+            return end
+        reason = phonenumbers.is_possible_number_with_reason(number)
+        if not possible and reason == phonenumbers.ValidationResult.IS_POSSIBLE:
+            possible = end
+    return possible
+
+
+def _national_length(match: str) -> int:
+    return next((end for end, digits in _prefixes(match) if len(digits) in _NATIONAL_DIGITS), 0)
+
+
+def _prefixes(match: str) -> Iterator[tuple[int, str]]:
+    """The end and the digits of each prefix that ends with a group of digits, longest first."""
     ends = [group.end() for group in re.finditer(r"[0-9]+", match)]
-    counts = accumulate(len(group) for group in re.findall(r"[0-9]+", match))
-    return max(
-        (end for end, count in zip(ends, counts, strict=True) if count in _PHONE_DIGITS), default=0
-    )
+    for end in reversed(ends):
+        yield end, re.sub(r"[^0-9]+", "", match[:end])
 
 
-#: What `pii` masks, in this order: the mask, what it looks like, and how it is checked. ASCII
-#: digits only. No pattern begins inside a word, so that each costs a text's length once.
-MASKS: Sequence[tuple[str, re.Pattern[str], _Check]] = (
-    (
+#: What `pii` masks, in this order. The expressions match ASCII digits only. None begins inside a
+#: word, so that each takes time linear in a text's length.
+PII_PATTERNS: Sequence[PiiPattern] = (
+    PiiPattern(
         "EMAIL",
         re.compile(
             r"(?<![\w.%+-])[\w.%+-]{1,64}@(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.)+[^\W\d_]{2,24}\b"
         ),
-        _whole,
     ),
-    ("IBAN", re.compile(r"(?<![A-Za-z0-9])[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]){11,30}"), _iban),
-    ("CARD", re.compile(r"(?<![\w.-])[0-9](?:[ -]?[0-9]){12,18}(?![\w-])", re.ASCII), _card),
-    (
+    PiiPattern(
+        "IBAN",
+        re.compile(r"(?<![A-Za-z0-9])[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]){11,30}"),
+        _iban_length,
+    ),
+    PiiPattern(
+        "CARD",
+        re.compile(
+            r"(?<![\w.-])(?:"
+            r"[0-9]{13,19}"
+            r"|[0-9]{4}(?P<four>[ -])(?:[0-9]{4}(?P=four)){2}[0-9]{4}(?:(?P=four)[0-9]{3})?"
+            r"|[0-9]{4}(?P<six>[ -])[0-9]{6}(?P=six)[0-9]{4,5}"  # American Express, Diners Club
+            r")(?![\w-])",
+            re.ASCII,
+        ),
+        _card_length,
+    ),
+    PiiPattern(
         "IP",
         re.compile(
             r"(?<![\w:.])(?=[0-9A-Fa-f]{0,4}:)"
@@ -114,27 +158,43 @@ MASKS: Sequence[tuple[str, re.Pattern[str], _Check]] = (
             r"(?![\w:])",
             re.ASCII,
         ),
-        _ipv6,
+        _ipv6_length,
     ),
-    (
+    PiiPattern(
         "IP",
         re.compile(
             r"(?<![\w.])(?:(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])\.){3}"
             r"(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])(?!\.?\w)",
             re.ASCII,
         ),
-        _whole,
     ),
-    (
+    PiiPattern(
         "PHONE",
         re.compile(
-            r"(?<![\w+.,-])(?:"
-            r"(?:\+|00)[1-9][0-9]{0,2}(?:[ ./-]?\(?[0-9]{1,5}\)?){2,7}"  # +49 (30) 1234-567
-            r"|\(?0[0-9]{1,5}\)?(?:[ ./-][0-9]{2,9}){1,5}"  # 030 1234567, (0171) 23 45 67
-            r"|\(?[2-9][0-9]{2}\)?[ .-][0-9]{3}[.-][0-9]{4}"  # (555) 123-4567
-            r")(?![\w-])",
+            # +49 (30) 1234-567
+            r"(?<![\w+.,-])(?:\+|00)[1-9][0-9]{0,2}(?:[ ./-]?\(?[0-9]{1,5}\)?){2,7}(?![\w-])",
             re.ASCII,
         ),
-        _phone,
+        _international_length,
+    ),
+    PiiPattern(
+        "PHONE",
+        re.compile(
+            r"(?<![\w+.,-])"
+            # 01.08.2005 is a date, 0208-1990 the year of a standard.
+            r"(?!\(?0[1-9](?P<date>[ .-])[01]?[0-9](?P=date)(?:19|20)[0-9]{2}(?![0-9]))"
+            r"(?!\(?0[0-9]{3}-(?:19|20)[0-9]{2}(?![ .-]?[0-9]))"
+            # 030 1234567, (0171) 23 45 67, 0171/234567
+            r"\(?0[1-9][0-9]{0,4}\)?[ ./-][0-9]{2,9}(?:[ .-][0-9]{2,9}){0,4}(?![\w-])",
+            re.ASCII,
+        ),
+        _national_length,
+    ),
+    PiiPattern(
+        "PHONE",
+        re.compile(
+            r"(?<![\w+.,-])\(?[2-9][0-9]{2}\)?[ .-][0-9]{3}[.-][0-9]{4}(?![\w-])",
+            re.ASCII,
+        ),
     ),
 )
