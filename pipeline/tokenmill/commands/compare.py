@@ -26,9 +26,7 @@ from tokenmill.storage.open import open_store
 
 def compare_command(  # noqa: PLR0913, PLR0917 - options of a command
     first: Annotated[str, typer.Argument(metavar="OUT_A", help="The baseline output.")],
-    second: Annotated[
-        str, typer.Argument(metavar="OUT_B", help="The output to compare with it.")
-    ],
+    second: Annotated[str, typer.Argument(metavar="OUT_B", help="The output to compare with it.")],
     on: Annotated[
         str | None,
         typer.Option("--on", metavar="COLUMN,…", help="Count changes in these columns only."),

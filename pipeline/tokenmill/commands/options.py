@@ -111,7 +111,7 @@ def job_settings(  # noqa: PLR0913, PLR0917 - options of a command
     where: str | None = None,
     date: str | None = None,
 ) -> list[str]:
-    """The overrides of `--set`, followed by those of the options that stand for a job key."""
+    """The overrides of `--set`, followed by those of options that set a job key."""
     options = {
         "input.path": input_path,
         "output.path": output_path,
