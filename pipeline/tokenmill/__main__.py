@@ -1,4 +1,4 @@
-"""`python -m pipeline` is `tokenmill`."""
+"""`python -m tokenmill` is the `tokenmill` script."""
 
 from tokenmill.cli import main
 

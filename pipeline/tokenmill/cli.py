@@ -1,4 +1,4 @@
-"""The command line: `tokenmill run`, `verify`, `retry` and the others, put together."""
+"""The `tokenmill` command line: every command, grouped for `--help`."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -7,12 +7,11 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from tokenmill import __version__
 from tokenmill.commands.compare import compare_command
 from tokenmill.commands.export import export_command
 from tokenmill.commands.import_batch import import_batch_command
 from tokenmill.commands.init import init_command
-from tokenmill.commands.jobs import jobs_command, stop_command
+from tokenmill.commands.jobs import jobs_command
 from tokenmill.commands.models import models_fetch, models_list, models_path
 from tokenmill.commands.plan import plan_command
 from tokenmill.commands.preview import preview_command
@@ -23,22 +22,24 @@ from tokenmill.commands.retry import retry_command
 from tokenmill.commands.run import run_command
 from tokenmill.commands.schema import schema_command
 from tokenmill.commands.status import status_command
+from tokenmill.commands.stop import stop_command
 from tokenmill.commands.submit import submit_command
-from tokenmill.commands.terminal import say_error
+from tokenmill.commands.terminal import print_error
 from tokenmill.commands.validate import validate_command
 from tokenmill.commands.verify import verify_command
+from tokenmill.commands.version import version_command
 from tokenmill.errors import ExitCode
 
 
 class _Command(TyperCommand):
-    """A command, in whose help a flag stands without `<bool>`."""
+    """A command whose help lists flags without `<bool>`."""
 
     def get_params(self, ctx: typer.Context) -> list[Any]:  # type: ignore[override]
         return _bare_flags(super().get_params(ctx))
 
 
 class _Group(TyperGroup):
-    """A group of commands; its flags too."""
+    """A group of commands whose help lists flags without `<bool>`."""
 
     def get_params(self, ctx: typer.Context) -> list[Any]:  # type: ignore[override]
         return _bare_flags(super().get_params(ctx))
@@ -51,15 +52,7 @@ def _bare_flags(params: list[Any]) -> list[Any]:
     return params
 
 
-def version_command() -> None:
-    """Print tokenmill's version.
-
-    Example: tokenmill version
-    """
-    typer.echo(__version__)
-
-
-#: The commands, in the order in which one needs them, below the headings of `tokenmill --help`.
+#: The commands below the headings of `tokenmill --help`, in the order of their use.
 _COMMANDS: Mapping[str, Mapping[str, Callable[..., None]]] = {
     "Before a run": {
         "init": init_command,
@@ -67,26 +60,26 @@ _COMMANDS: Mapping[str, Mapping[str, Callable[..., None]]] = {
         "preview": preview_command,
         "plan": plan_command,
     },
-    "A run": {
+    "Run": {
         "run": run_command,
         "status": status_command,
         "rejects": rejects_command,
         "retry": retry_command,
+        "import-batch": import_batch_command,
     },
-    "On a cluster": {
+    "Cluster": {
         "submit": submit_command,
         "jobs": jobs_command,
         "stop": stop_command,
     },
-    "What came out": {
+    "Results": {
         "report": report_command,
         "compare": compare_command,
         "export": export_command,
         "verify": verify_command,
         "publish": publish_command,
     },
-    "Besides": {
-        "import-batch": import_batch_command,
+    "Other": {
         "schema": schema_command,
         "version": version_command,
     },
@@ -99,15 +92,15 @@ _MODELS: Mapping[str, Callable[..., None]] = {
 _HELP: Mapping[str, Any] = {"context_settings": {"help_option_names": ["--help", "-h"]}}
 
 
-def _add(to: typer.Typer, name: str, command: Callable[..., None], panel: str | None) -> None:
-    # A paragraph is a line, which the terminal breaks where it ends.
+def _add(group: typer.Typer, name: str, command: Callable[..., None], panel: str | None) -> None:
+    # Lines are joined, so that the terminal wraps each paragraph at its own width.
     paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
     text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-    to.command(name, cls=_Command, help=text, rich_help_panel=panel, **_HELP)(command)
+    group.command(name, cls=_Command, help=text, rich_help_panel=panel, **_HELP)(command)
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(is_requested: bool) -> None:
+    if is_requested:
         version_command()
         raise typer.Exit
 
@@ -115,16 +108,18 @@ def _print_version(asked: bool) -> None:
 def _root(
     version: Annotated[
         bool,
-        typer.Option("--version", is_eager=True, callback=_print_version, help="Print it."),
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version."
+        ),
     ] = False,
 ) -> None:
-    """Nothing of its own."""
+    """Only options of the program itself."""
 
 
 app = typer.Typer(
     cls=_Group,
     help="Run LLMs over whole corpora: Parquet in, Parquet out, every row exactly once.",
-    epilog="Begin with: tokenmill init --input FOLDER",
+    epilog="Start with: tokenmill init --input FOLDER",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=True,
@@ -135,16 +130,16 @@ for _panel, _commands in _COMMANDS.items():
     for _name, _command in _commands.items():
         _add(app, _name, _command, _panel)
 _models = typer.Typer(
-    cls=_Group, help="Bundled models, and models from elsewhere.", no_args_is_help=True, **_HELP
+    cls=_Group, help="List, download and find models.", no_args_is_help=True, **_HELP
 )
 for _name, _command in _MODELS.items():
     _add(_models, _name, _command, None)
-app.add_typer(_models, name="models", rich_help_panel="Besides")
+app.add_typer(_models, name="models", rich_help_panel="Other")
 
 
 def main() -> None:
     """The console script."""
     if not __debug__:
-        say_error("python -O or PYTHONOPTIMIZE drops checks of Ray and vLLM; run without it")
+        print_error("python -O and PYTHONOPTIMIZE remove checks of Ray and vLLM; run without them")
         raise SystemExit(ExitCode.USER_ERROR)
     app(prog_name="tokenmill")

@@ -146,7 +146,7 @@ def test_a_job_that_runs_is_found_followed_left_and_stopped(
     again.send_signal(signal.SIGINT)
     said = "".join([*lines, again.communicate(timeout=60)[0]])
     assert again.returncode == ExitCode.STOPPED, said
-    assert f"{name}: is there" in said
+    assert f"{name}: already submitted" in said
     assert f"tokenmill stop {name}" in said
 
     other = tokenmill("submit", job, "--set", "sampling.max_tokens=3", env=env)

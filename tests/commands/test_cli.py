@@ -1,4 +1,4 @@
-"""What the command line says and ends with where nothing needs to run."""
+"""Errors and exit codes of commands that start nothing."""
 
 import json
 from pathlib import Path
@@ -32,8 +32,8 @@ def job(tmp_path: Path) -> Path:
     return path
 
 
-def refusal(job: Path, *arguments: str) -> str:
-    """The one line with which a run of the job is refused."""
+def run_error(job: Path, *arguments: str) -> str:
+    """The one-line error of a run that ends before it starts."""
     done = invoke("run", job, *arguments)
     assert done.exit_code == ExitCode.USER_ERROR, done.stderr
     assert done.stdout == ""
@@ -64,15 +64,15 @@ def refusal(job: Path, *arguments: str) -> str:
 def test_a_mistake_is_one_line_and_exit_code_2(
     job: Path, arguments: list[str], parts: list[str]
 ) -> None:
-    """A mistake in job, input or output ends with 2 and one line that names it."""
-    line = refusal(job, *arguments)
+    """A mistake in the job, the input or the output is named in one line."""
+    line = run_error(job, *arguments)
     assert all(part in line for part in parts), line
 
 
-def test_names_of_vllm_arguments_are_checked_before_anything_starts(job: Path) -> None:
-    """A mistyped engine or sampling argument is refused with the nearest one that vLLM has.
+def test_vllm_arguments_are_checked_before_anything_starts(job: Path) -> None:
+    """The error for a mistyped engine or sampling argument suggests vLLM's nearest argument.
 
-    In a process of its own: vLLM is imported.
+    Runs in its own process, because vLLM is imported.
     """
     real = ("run", job, "--set", "model.source=bundled:smollm2-135m")
     mistakes = {
@@ -88,57 +88,57 @@ def test_names_of_vllm_arguments_are_checked_before_anything_starts(job: Path) -
 
 
 def test_a_missing_job_file_is_named(tmp_path: Path) -> None:
-    """A job file that is not there is the user's mistake."""
-    assert "nowhere.yaml" in refusal(tmp_path / "nowhere.yaml")
+    """The error for a missing job file names the file."""
+    assert "nowhere.yaml" in run_error(tmp_path / "nowhere.yaml")
 
 
 @pytest.mark.parametrize("content", [b"", b"not parquet at all", b"PAR1 cut off"])
-def test_an_unreadable_shard_stops_the_run_before_it_starts(job: Path, content: bytes) -> None:
-    """A shard that is empty, foreign or cut off is named, with the way to skip it."""
+def test_an_unreadable_shard_is_an_error_before_the_run_starts(job: Path, content: bytes) -> None:
+    """The error names a shard that is empty, no Parquet or cut off, and how to skip it."""
     (job.parent / "corpus" / "b.parquet").write_bytes(content)
-    line = refusal(job)
+    line = run_error(job)
     assert "b.parquet" in line
     assert "on_bad_shard: skip" in line
 
 
-def test_shards_that_differ_in_their_suffix_are_refused(job: Path) -> None:
-    """Two shards that would write to one folder are both named."""
+def test_shards_that_differ_only_in_their_suffix_are_an_error(job: Path) -> None:
+    """The error names both shards that would write to one folder."""
     corpus = job.parent / "corpus"
     (corpus / "a.pq").write_bytes((corpus / "a.parquet").read_bytes())
-    line = refusal(job)
+    line = run_error(job)
     assert "a.parquet" in line
     assert "a.pq" in line
 
 
-def test_an_output_inside_the_input_is_refused(job: Path) -> None:
-    """An output that the next run would read as input is refused."""
-    assert "inside the input" in refusal(job, "--output", str(job.parent / "corpus" / "out"))
+def test_an_output_inside_the_input_is_an_error(job: Path) -> None:
+    """The next run would read the output as input."""
+    assert "inside the input" in run_error(job, "--output", str(job.parent / "corpus" / "out"))
 
 
-def test_an_output_with_foreign_files_is_refused(job: Path) -> None:
-    """A folder that holds something else is left as it is."""
+def test_an_output_folder_with_foreign_files_is_an_error(job: Path) -> None:
+    """The files of the folder are not changed."""
     foreign = job.parent / "out" / "thesis.docx"
     foreign.parent.mkdir()
     foreign.write_text("precious")
-    assert "thesis.docx" in refusal(job)
+    assert "thesis.docx" in run_error(job)
     assert foreign.read_text() == "precious"
 
 
 def test_debug_shows_the_traceback(job: Path) -> None:
-    """With --debug an error comes with its traceback."""
+    """With --debug an error is shown with its traceback."""
     done = tokenmill("run", job, "--input", "/nowhere", "--debug")
     assert done.returncode != 0
     assert "Traceback" in done.stderr
 
 
-def test_schema_is_json_schema_of_the_job_file() -> None:
-    """`tokenmill schema` prints a schema with the job file's sections."""
+def test_schema_describes_the_job_file() -> None:
+    """`tokenmill schema` prints a JSON schema with the sections of the job file."""
     schema = json.loads(invoke("schema").stdout)
     assert {"name", "input", "model", "prompt", "sampling", "output"} <= set(schema["properties"])
 
 
-def test_models_path_of_a_model_that_is_not_fetched(tmp_path: Path) -> None:
-    """`models path` says how to fetch what is not there."""
+def test_models_path_says_how_to_fetch_a_missing_model(tmp_path: Path) -> None:
+    """The error for a model that is not on this machine contains the command to fetch it."""
     done = invoke("models", "path", "bundled:minilm-l6", env={"TOKENMILL_CACHE": str(tmp_path)})
     assert done.exit_code == ExitCode.FAILED
     assert "tokenmill models fetch bundled:minilm-l6" in done.stderr

@@ -1,4 +1,4 @@
-"""The schemas of what is printed: each command's real JSON keeps to its own."""
+"""JSON schemas: the real output of each command validates against its schema."""
 
 import json
 from pathlib import Path
@@ -18,18 +18,18 @@ from typer.testing import CliRunner
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A job file whose output, `out` beside it, is finished; `other` is of longer answers."""
+    """A job file next to its finished output `out`, and to `other`, which has longer answers."""
     folder = tmp_path_factory.mktemp("printed")
     corpus = write_corpus(folder / "corpus")
-    for name, most in (("out", 4), ("other", 8)):
-        keys = job_over(corpus, folder / name, sampling={"max_tokens": most})
+    for name, max_tokens in (("out", 4), ("other", 8)):
+        keys = job_over(corpus, folder / name, sampling={"max_tokens": max_tokens})
         drive(Job.model_validate(keys), LocalStore(str(folder / name)))
     (folder / "job.yaml").write_text(yaml.safe_dump(job_over(corpus, folder / "new")))
     return folder / "job.yaml"
 
 
 def printed(job: Path, name: str) -> Any:
-    """What the command prints with --json; of `summary` what the run has left."""
+    """What the command prints with --json; for `summary`, the run's summary.json."""
     out, other = str(job.parent / "out"), str(job.parent / "other")
     if name == "summary":
         (summary,) = Path(out).glob("_tokenmill/runs/*/summary.json")
@@ -47,19 +47,19 @@ def printed(job: Path, name: str) -> Any:
     return json.loads(done.stdout)
 
 
-# Of the jobs of a cluster, test_cluster.py.
+# The schema of `jobs` is tested with a cluster, in test_cluster.py.
 @pytest.mark.parametrize("name", [name for name in SCHEMA_NAMES if name not in {"job", "jobs"}])
-def test_what_is_printed_keeps_to_its_schema(job: Path, name: str) -> None:
-    """It validates, and the schema names every property of it, in nested objects as well."""
-    found = printed(job, name)
-    assert found
+def test_json_output_validates_against_its_schema(job: Path, name: str) -> None:
+    """The schema names every property of the output, in nested objects as well."""
+    output = printed(job, name)
+    assert output
     schema = schema_of(name)
     jsonschema.Draft202012Validator.check_schema(schema)
-    jsonschema.validate(found, _closed(schema), jsonschema.Draft202012Validator)
+    jsonschema.validate(output, _closed(schema), jsonschema.Draft202012Validator)
 
 
 def _closed(schema: Any) -> Any:
-    """The schema without room for properties that it does not name."""
+    """The schema with additional properties forbidden."""
     if isinstance(schema, list):
         return [_closed(part) for part in schema]
     if not isinstance(schema, dict):
@@ -70,8 +70,8 @@ def _closed(schema: Any) -> Any:
     return closed
 
 
-def test_a_name_that_there_is_not_is_refused_with_those_that_there_are() -> None:
-    """In one line, as the user's mistake; without a name it is the job's."""
+def test_an_unknown_schema_is_an_error() -> None:
+    """One line suggests a name; without a name the job file's schema is printed."""
     done = CliRunner().invoke(app, ["schema", "statsu"])
     assert done.exit_code == ExitCode.USER_ERROR
     (line,) = done.stderr.splitlines()

@@ -1,7 +1,7 @@
 """Every screen of the command line, as a terminal of 100 columns shows it.
 
-`pytest tests/commands/test_screens.py --write-screens` writes them to `tests/commands/screens`,
-anew. What differs from one run to the next is replaced by something of the same width.
+`pytest tests/commands/test_screens.py --write-screens` rewrites the files in
+`tests/commands/screens`. Whatever differs between runs is replaced by text of the same width.
 """
 
 import re
@@ -37,8 +37,8 @@ CORPUS = {
     "a.parquet": ["Good morning", "", "A text of نص عربي and 🎉", None, "\x1b[31mred"],
     "b/c.parquet": ["A long text: " + "many words, " * 80, "seven", "   "],
 }
-#: Each screen by its name: the words behind `tokenmill`, and the exit code.
-SHOWN: dict[str, tuple[str, ExitCode]] = {
+#: Each screen by name: the arguments of `tokenmill`, and the exit code.
+SCREENS_SHOWN: dict[str, tuple[str, ExitCode]] = {
     "init": ("init --input corpus --output new.yaml", ExitCode.FINISHED),
     "init-there": ("init --input corpus --output job.yaml", ExitCode.USER_ERROR),
     "init-nowhere": ("init --input corpse", ExitCode.USER_ERROR),
@@ -78,17 +78,17 @@ SHOWN: dict[str, tuple[str, ExitCode]] = {
 
 
 def commands() -> Iterator[str]:
-    """The words of every command, groups and their commands; the program itself is ``."""
+    """The name of every command, group and command of a group; the program itself is ``."""
     yield ""
     for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
         yield name
-        yield from (f"{name} {inner}" for inner in getattr(command, "commands", ()))
+        yield from (f"{name} {subcommand}" for subcommand in getattr(command, "commands", ()))
 
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    """A folder with a job, its corpus and outputs of it: finished, changed, stopped."""
-    # Of a name that is always as long: where lines end depends on it.
+    """A folder with a job, its corpus and three outputs: finished, changed and stopped."""
+    # The name always has the same length: line breaks depend on it.
     folder = Path(tempfile.mkdtemp(prefix="screens-", dir="/tmp"))
     write_corpus(folder / "corpus", CORPUS)
     (folder / "job.yaml").write_text(JOB.replace("FOLDER", str(folder)))
@@ -110,8 +110,8 @@ def terminal(folder: Path) -> Iterator[PseudoTerminal]:
     terminal.close()
 
 
-#: What differs from run to run, and what stands for it: as long, so that lines end where they did.
-UNSTEADY = {
+#: What differs between runs, and its replacement of the same width.
+VARIABLE_TEXT = {
     r"\d{8}T\d{6}Z-[0-9a-f]{6}": "20260101T120000Z-abcdef",
     r"(?<=tokens/s)( +)[\d,]+ in, [\d,]+ out": r"\g<1>0 in, 0 out",
     r"(?<=replicas)( +)\S.*": r"\g<1>1, with 0 rows of 0 units",
@@ -121,31 +121,33 @@ UNSTEADY = {
 }
 
 
-def steady(line: str, folder: Path) -> str:
-    """A line without what differs from run to run."""
+def stable(line: str, folder: Path) -> str:
+    """A line without what differs between runs."""
     line = line.replace(str(folder), f"{folder.parent}/screens-XXXXXXXX")
-    for unsteady, instead in UNSTEADY.items():
-        line = re.sub(unsteady, instead, line)
+    for pattern, replacement in VARIABLE_TEXT.items():
+        line = re.sub(pattern, replacement, line)
     return line
 
 
-def check(name: str, shown: Shown, folder: Path, request: pytest.FixtureRequest, said: str) -> None:
-    """Hold a screen against the one that is kept, or keep it."""
-    lines = [f"$ tokenmill {said}".rstrip(), *(steady(line, folder) for line in shown.lines)]
+def check(
+    name: str, shown: Shown, folder: Path, request: pytest.FixtureRequest, arguments: str
+) -> None:
+    """Compare a screen with its file, or write the file."""
+    lines = [f"$ tokenmill {arguments}".rstrip(), *(stable(line, folder) for line in shown.lines)]
     text = "".join(f"{line}\n" for line in lines)
     path = SCREENS / f"{name}.txt"
     if request.config.getoption("--write-screens"):
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    kept = path.read_text(encoding="utf-8") if path.exists() else ""
-    assert text == kept, (
-        "pytest tests/commands/test_screens.py --write-screens keeps it as it is now"
+    expected = path.read_text(encoding="utf-8") if path.exists() else ""
+    assert text == expected, (
+        "if this is as intended: pytest tests/commands/test_screens.py --write-screens"
     )
     assert too_wide(shown, COLUMNS) == []
 
 
 def too_wide(shown: Shown, columns: int) -> list[str]:
-    """Lines that the terminal breaks, but for errors and paths: those are one line each."""
+    """Lines that the terminal wraps, except errors and log paths, which may be long."""
     return [
         line
         for line in shown.lines
@@ -161,21 +163,21 @@ def file_name(name: str) -> str:
 def test_help(
     name: str, terminal: PseudoTerminal, folder: Path, request: pytest.FixtureRequest
 ) -> None:
-    """Every command says what it is for, with an example."""
+    """Every command has a description and an example."""
     shown = terminal.run(*name.split(), "--help")
     assert shown.exit_code == ExitCode.FINISHED
     check(file_name(name), shown, folder, request, f"{name} --help".strip())
     assert "Example: tokenmill" in "".join(shown.lines) or name in ("", "models")
 
 
-@pytest.mark.parametrize("name", SHOWN)
+@pytest.mark.parametrize("name", SCREENS_SHOWN)
 def test_screen(
     name: str, terminal: PseudoTerminal, folder: Path, request: pytest.FixtureRequest
 ) -> None:
-    """What a command shows, and what it ends with."""
-    said, exit_code = SHOWN[name]
-    shown = terminal.run(*said.split())
-    check(name, shown, folder, request, said)
+    """What a command prints, and its exit code."""
+    arguments, exit_code = SCREENS_SHOWN[name]
+    shown = terminal.run(*arguments.split())
+    check(name, shown, folder, request, arguments)
     assert shown.exit_code == exit_code
 
 
@@ -183,20 +185,20 @@ def test_screen(
 def test_the_screen_of_a_run(
     terminal: PseudoTerminal, folder: Path, request: pytest.FixtureRequest
 ) -> None:
-    """Bars at their end, then what the run came to and what to do next."""
-    said = "run job.yaml --output ran"
-    shown = terminal.run(*said.split())
-    check("run", shown, folder, request, said)
+    """Full progress bars, then the summary of the run and the next command."""
+    arguments = "run job.yaml --output ran"
+    shown = terminal.run(*arguments.split())
+    check("run", shown, folder, request, arguments)
     assert shown.exit_code == ExitCode.FINISHED
 
 
-def test_no_screen_is_kept_of_what_is_gone() -> None:
+def test_every_screen_file_is_in_use() -> None:
     """Each file belongs to a screen."""
-    kept = {path.stem for path in SCREENS.glob("*.txt")}
-    assert kept == {"run", *SHOWN, *map(file_name, commands())}
+    stems = {path.stem for path in SCREENS.glob("*.txt")}
+    assert stems == {"run", *SCREENS_SHOWN, *map(file_name, commands())}
 
 
-#: Of every way in which something is drawn one.
+#: One command for each way of drawing something.
 DRAWN = ("--help", "run --help", "validate job.yaml", "plan job.yaml", "preview job.yaml")
 DRAWN += (
     "status out",
@@ -208,26 +210,26 @@ DRAWN += (
 )
 
 
-@pytest.mark.parametrize("said", DRAWN)
-def test_a_pipe_gets_no_escape_sequence(said: str, terminal: PseudoTerminal) -> None:
-    """What is read by a program has no colours, whatever stands in a row."""
-    assert b"\x1b" not in terminal.run(*said.split(), piped=True).data
+@pytest.mark.parametrize("arguments", DRAWN)
+def test_a_pipe_gets_no_escape_sequence(arguments: str, terminal: PseudoTerminal) -> None:
+    """Output for programs has no colours, even if a row contains escape sequences."""
+    assert b"\x1b" not in terminal.run(*arguments.split(), piped=True).data
 
 
-@pytest.mark.parametrize("said", DRAWN)
-def test_who_wants_no_colour_gets_none(said: str, terminal: PseudoTerminal) -> None:
-    """With NO_COLOR a terminal shows bold, dim and italic at most."""
-    shown = terminal.run(*said.split(), env={"NO_COLOR": "1"})
+@pytest.mark.parametrize("arguments", DRAWN)
+def test_no_color_is_respected(arguments: str, terminal: PseudoTerminal) -> None:
+    """With NO_COLOR a terminal gets bold, dim and italic at most."""
+    shown = terminal.run(*arguments.split(), env={"NO_COLOR": "1"})
     codes = {
         code for codes in re.findall(rb"\x1b\[([\d;]*)m", shown.data) for code in codes.split(b";")
     }
     assert codes <= {b"", b"0", b"1", b"2", b"3"}
 
 
-@pytest.mark.parametrize("said", [said for said in DRAWN if said != "verify stopped"])
+@pytest.mark.parametrize("arguments", [words for words in DRAWN if words != "verify stopped"])
 @pytest.mark.parametrize("columns", [60, 80])
-def test_a_narrow_terminal_is_wide_enough(
-    said: str, columns: int, terminal: PseudoTerminal
+def test_tables_fit_into_a_narrow_terminal(
+    arguments: str, columns: int, terminal: PseudoTerminal
 ) -> None:
-    """Tables end where the terminal does."""
-    assert too_wide(terminal.run(*said.split(), columns=columns), columns) == []
+    """No line of a table is wider than the terminal."""
+    assert too_wide(terminal.run(*arguments.split(), columns=columns), columns) == []

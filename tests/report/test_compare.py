@@ -219,7 +219,7 @@ def test_the_command_is_a_gate(pair: tuple[str, str], tmp_path: Path) -> None:
     target = tmp_path / "page.html"
     beyond = run(app, ["compare", *pair, "--to", str(target)])
     assert beyond.exit_code == ExitCode.FAILED
-    assert "BEYOND" in beyond.stdout and max(map(len, beyond.stdout.splitlines())) <= 100
+    assert "OVER THE LIMIT" in beyond.stdout and max(map(len, beyond.stdout.splitlines())) <= 100
     assert target.read_text().startswith("<!doctype html>")
     assert run(app, ["compare", *pair, "--max-changed", "0.1"]).exit_code == ExitCode.FINISHED
     assert run(app, ["compare", *pair, "--on", "cls_label"]).exit_code == ExitCode.FINISHED

@@ -1,4 +1,4 @@
-"""`import-batch`: answer a batch file in OpenAI's format."""
+"""`import-batch`: run a batch file in OpenAI's format."""
 
 from typing import Annotated
 
@@ -9,37 +9,44 @@ from tokenmill.commands.run import print_summary
 from tokenmill.commands.terminal import Terminal, one_line_errors, stoppable
 from tokenmill.errors import ExitCode
 from tokenmill.exchange.openai_batch import Batch, run_batch
+from tokenmill.formatting import plural
 
 
 def import_batch_command(  # noqa: PLR0913, PLR0917 - options of a command
     ctx: typer.Context,
     requests: Annotated[
-        str, typer.Argument(metavar="REQUESTS.jsonl", help="A file of OpenAI's batches.")
+        str, typer.Argument(metavar="REQUESTS.jsonl", help="The batch file, in OpenAI's format.")
     ],
     model: Annotated[
-        str, typer.Option("--model", metavar="SOURCE", help="What answers, as model.source.")
+        str,
+        typer.Option("--model", metavar="SOURCE", help="The model to run, as in model.source."),
     ],
     output: Annotated[
-        str, typer.Option("--output", metavar="FILE", help="The answers, a line each.")
+        str,
+        typer.Option("--output", metavar="FILE", help="File for the answers, one line a request."),
     ],
     errors: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Requests without an answer; by default with the rest."),
+        typer.Option(
+            "--errors", metavar="FILE", help="File for failed requests. Default: that of --output."
+        ),
     ] = None,
     work: Annotated[
         str | None,
-        typer.Option(metavar="FOLDER", help="What is between; by default FILE.work of --output."),
+        typer.Option(
+            "--work", metavar="FOLDER", help="Folder for intermediate files. Default: OUTPUT.work."
+        ),
     ] = None,
     overrides: SetOption = None,
     address: AddressOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Answer a batch file of OpenAI's form, or go on with it: the same command resumes.
+    """Run an OpenAI-format batch file. Rerun the same command to resume.
 
     Example: tokenmill import-batch requests.jsonl --model Qwen/Qwen3-8B --output answers.jsonl
 
-    Exit codes: as of run; requests without an answer do not change them, unless --set
-    max_reject_rate=… does.
+    Exit codes: those of run. Failed requests do not change them, unless --set max_reject_rate=…
+    limits them.
     """
     with one_line_errors(debug), stoppable():
         batch = Batch(requests, output, errors, work or f"{output}.work")
@@ -50,5 +57,5 @@ def import_batch_command(  # noqa: PLR0913, PLR0917 - options of a command
             print_summary(outcome.summary)
             if outcome.summary.exit_code != ExitCode.FINISHED:
                 raise typer.Exit(outcome.summary.exit_code)
-        typer.echo(f"{output}: {outcome.answered:,} answers")
-        typer.echo(f"{errors or output}: {outcome.failed:,} errors")
+        typer.echo(f"{output}: {plural(outcome.answered, 'answer')}")
+        typer.echo(f"{errors or output}: {plural(outcome.failed, 'error')}")

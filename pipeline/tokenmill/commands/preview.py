@@ -1,4 +1,4 @@
-"""`preview`: real answers for a few rows."""
+"""`preview`: run a few rows and show their answers."""
 
 import json
 from collections.abc import Mapping
@@ -16,27 +16,28 @@ from tokenmill.commands.options import (
     InputOption,
     JobArgument,
     JsonOption,
+    SeedOption,
     SetOption,
     job_settings,
 )
-from tokenmill.commands.terminal import one_line_errors, screen, stoppable, visible
+from tokenmill.commands.terminal import one_line_errors, stoppable, table_console, visible
 from tokenmill.job.loader import load_job
 from tokenmill.models import cache
 from tokenmill.observe.screen import chatter_into
 from tokenmill.run.preview import PreviewedRow, preview
 
-# Of a cell in a preview; and what a table may take of a wide terminal.
-_MOST_CHARACTERS = 600
+# Longer cells are cut on the screen; --json prints them whole.
+_MAX_CHARACTERS = 600
 
 
 def preview_command(  # noqa: PLR0913, PLR0917 - options of a command
     job_file: JobArgument,
-    rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="How many rows.")] = 5,
-    seed: Annotated[
-        int, typer.Option(metavar="N", help="Which rows: another seed draws others.")
-    ] = 0,
+    rows: Annotated[
+        int, typer.Option("--rows", "-n", min=1, metavar="N", help="Number of rows.")
+    ] = 5,
+    seed: SeedOption = 0,
     where: Annotated[
-        str | None, typer.Option(metavar="SQL", help="Instead of input.where.")
+        str | None, typer.Option("--where", metavar="SQL", help="Override input.where.")
     ] = None,
     input_path: InputOption = None,
     date: DateOption = None,
@@ -44,9 +45,11 @@ def preview_command(  # noqa: PLR0913, PLR0917 - options of a command
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Answer a few rows and show them; write nothing.
+    """Run a few random rows and show their answers. Writes nothing.
 
     Example: tokenmill preview jobs/summarize.yaml -n 3 --where "language = 'en'"
+
+    Exit codes: 0 shown, 1 failed, 2 a mistake in the job or its input, 4 stopped by Ctrl-C.
     """
     with one_line_errors(debug):
         settings = job_settings(overrides, input_path, where=where, date=date)
@@ -54,7 +57,7 @@ def preview_command(  # noqa: PLR0913, PLR0917 - options of a command
         log = cache.cache_folder() / "logs" / "preview.log"
         with chatter_into(log) as console, stoppable():
             if not as_json:
-                console.print(f"loading {job.model.source}; the log is {log}", markup=False)
+                console.print(f"loading {job.model.source}; log: {log}", markup=False)
             previewed = preview(job, rows, seed)
         if as_json:
             typer.echo(json.dumps([asdict(row) for row in previewed], indent=2, default=str))
@@ -63,35 +66,34 @@ def preview_command(  # noqa: PLR0913, PLR0917 - options of a command
 
 
 def _print_preview(previewed: list[PreviewedRow]) -> None:
-    """A block a row: what the job reads, and beside it what it would write."""
-    console = screen()
+    """A table per row: the input columns on the left, the output columns on the right."""
+    console = table_console()
     for row in previewed:
-        where = f"{row.source_file} row {row.source_row:,}"
-        shown = Table(box=HORIZONTALS, title=visible(where), title_justify="left", expand=True)
-        # Folded: a text without spaces, as in Chinese, would be cut after its first line.
-        shown.add_column("read", ratio=1, overflow="fold")
-        shown.add_column("written", ratio=1, overflow="fold")
-        shown.add_row(_cells_text(row.read), _cells_text(row.written))
-        console.print(shown)
+        title = visible(f"{row.source_file} row {row.source_row:,}")
+        table = Table(box=HORIZONTALS, title=title, title_justify="left", expand=True)
+        # Folded: a text without spaces, such as Chinese, would be cut after its first line.
+        table.add_column("input", ratio=1, overflow="fold")
+        table.add_column("output", ratio=1, overflow="fold")
+        table.add_row(_cells_text(row.read), _cells_text(row.written))
+        console.print(table)
 
 
-def _said(name: str, value: Any) -> str:
-    """A cell in words; --json has all of it."""
+def _cell_text(name: str, value: Any) -> str:
     if name == "error" and isinstance(value, Mapping):
-        return f"{value['class']}: {value['message']}"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+        text = f"{value['class']}: {value['message']}"
+    elif isinstance(value, float):
+        text = f"{value:.4g}"
+    elif isinstance(value, str):
+        text = value
+    else:
+        text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]} …"
 
 
 def _cells_text(cells: Mapping[str, Any]) -> Text:
-    """Each column's name and value, long ones cut; nulls are left out."""
+    """The name and value of each column that is not null."""
     text = Text()
     for name, value in cells.items():
-        if value is None:
-            continue
-        said = _said(name, value)
-        if len(said) > _MOST_CHARACTERS:
-            said = f"{said[:_MOST_CHARACTERS]} …"
-        text.append(f"{name}  ", "bold").append(f"{visible(said)}\n")
+        if value is not None:
+            text.append(f"{name}  ", "bold").append(f"{visible(_cell_text(name, value))}\n")
     return text

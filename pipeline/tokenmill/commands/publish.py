@@ -1,4 +1,4 @@
-"""`publish`: the object that names the output readers use."""
+"""`publish`: make a pointer file name an output."""
 
 from typing import Annotated
 
@@ -16,20 +16,23 @@ from tokenmill.storage.open import open_store
 
 def publish_command(
     output: OutputArgument,
-    pointer: Annotated[str, typer.Argument(metavar="POINTER.json", help="A path or s3:// URL.")],
+    pointer: Annotated[
+        str,
+        typer.Argument(metavar="POINTER.json", help="The pointer file: a path or an s3:// URL."),
+    ],
     debug: DebugOption = False,
 ) -> None:
-    """Have a small object name an output for its readers: the next night's, or a former one's.
+    """Point a current.json at an output, so that readers switch (or roll back) atomically.
 
     Example: tokenmill publish s3://bucket/tags/dt=2026-01-30 s3://bucket/tags/current.json
 
-    Exit codes: 0 done, 2 no finished output.
+    Exit codes: 0 published, 2 no finished output.
     """
     with one_line_errors(debug):
         opened = open_output(open_store(output))
         if read_success(opened.store) is None:
             raise UserError(f"{opened.store.url} is not finished; run its job to the end first")
         totals = require_whole(verify(opened.store, expected_of(opened), Level.FOOTERS))
-        standing = publish(opened, totals, pointer, even_back=True)
-        before = "" if standing.previous is None else f", {standing.previous} before"
-        typer.echo(f"{pointer}: {standing.output}{before}")
+        published = publish(opened, totals, pointer, even_back=True)
+        before = "" if published.previous is None else f" (before: {published.previous})"
+        typer.echo(f"{pointer}: {published.output}{before}")

@@ -1,4 +1,4 @@
-"""`rejects`: rows without an answer, and why."""
+"""`rejects`: the rows without an answer, and the reasons."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -19,15 +19,22 @@ from tokenmill.storage.open import open_store
 def rejects_command(
     output: OutputArgument,
     classes: ClassOption = None,
-    examples: Annotated[int, typer.Option(min=0, help="Examples of each class.")] = 2,
+    examples: Annotated[
+        int, typer.Option("--examples", min=0, metavar="N", help="Examples to show per class.")
+    ] = 2,
     export: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="All of them, to .parquet or .jsonl.")
+        Path | None,
+        typer.Option(
+            "--export", metavar="FILE", help="Also write all of them to a .parquet or .jsonl file."
+        ),
     ] = None,
     debug: DebugOption = False,
 ) -> None:
-    """Show the rows that got no answer, by class.
+    """Show the rejected rows: how many of each class, with examples.
 
     Example: tokenmill rejects out/summaries --export rejects.jsonl
+
+    Exit codes: 0 shown, 2 no output, or a mistake in an option.
     """
     with one_line_errors(debug):
         opened = open_output(open_store(output))
@@ -37,16 +44,16 @@ def rejects_command(
         _print_rejects(tables, examples)
 
 
-def _print_rejects(tables: list[pa.Table], examples: int) -> None:
+def _print_rejects(tables: list[pa.Table], num_examples: int) -> None:
     by_class: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for table in tables:
         columns = table.select(["error", "source_file", "source_row"])
         for row in columns.to_pylist():
             by_class[row["error"]["class"]].append(row)
-    shown = plain_table("class", "rows", "where and why", numbers=("rows",))
+    shown = plain_table("class", "rows", "examples", numbers=("rows",))
     for name, rows in sorted(by_class.items(), key=lambda item: -len(item[1])):
         shown.add_row(name, f"{len(rows):,}", "")
-        for row in rows[:examples]:
+        for row in rows[:num_examples]:
             shown.add_row("", "", Text(visible(describe_reject(row))))
     console = Console(highlight=False)
     console.print(shown if by_class else "no rejects")

@@ -1,4 +1,4 @@
-"""`retry`: answer rejected rows again, in place."""
+"""`retry`: run rejected rows again, in place."""
 
 from typing import Annotated
 
@@ -26,16 +26,20 @@ def retry_command(  # noqa: PLR0913, PLR0917 - options of a command
     output: OutputArgument,
     classes: ClassOption = None,
     truncated: Annotated[
-        bool, typer.Option("--truncated", help="Also answers cut at max_tokens.")
+        bool, typer.Option("--truncated", help="Also retry answers cut off at max_tokens.")
     ] = False,
     overrides: SetOption = None,
     address: AddressOption = None,
     log_format: LogOption = LogFormat.TEXT,
     debug: DebugOption = False,
 ) -> None:
-    """Answer rejected rows again, in place; a row that had an answer keeps it until a new one.
+    """Run rejected rows again and update the output in place.
+
+    A row that has an answer keeps it until a new one replaces it.
 
     Example: tokenmill retry out/summaries --truncated --set sampling.max_tokens=200
+
+    Exit codes: those of run.
     """
     interface = interface_of(log_format)
     with one_line_errors(debug, interface.fail), stoppable():

@@ -1,9 +1,8 @@
-"""`run` and `retry`: what starts engines and writes an output."""
+"""`run`: run a job or resume it, and print the summary of a run."""
 
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Annotated
 
 import typer
 
@@ -15,6 +14,7 @@ from tokenmill.commands.options import (
     JobArgument,
     LimitOption,
     LogOption,
+    MetricsPortOption,
     OutputOption,
     SetOption,
     executor_of,
@@ -37,27 +37,16 @@ def run_command(  # noqa: PLR0913, PLR0917 - options of a command
     limit: LimitOption = None,
     overrides: SetOption = None,
     address: AddressOption = None,
-    metrics_port: Annotated[
-        int | None,
-        typer.Option(
-            "--metrics-port",
-            envvar="TOKENMILL_METRICS_PORT",
-            metavar="PORT",
-            min=1,
-            max=65535,
-            help="Where on 127.0.0.1 Prometheus finds the metrics of a local run.",
-        ),
-    ] = None,
+    metrics_port: MetricsPortOption = None,
     log_format: LogOption = LogFormat.TEXT,
     debug: DebugOption = False,
 ) -> None:
-    """Run a job, or resume it: only what its output lacks.
+    """Run a job. Rerun the same command to resume: only units missing from the output are run.
 
     Example: tokenmill run jobs/summarize.yaml --limit 20 --output out/try
 
-    Exit codes: 0 finished, 1 failed (run it again to resume), 2 a mistake in the job, input or
-    output, 3 finished with more rejects than the job allows, 4 stopped by Ctrl-C or SIGTERM (run it
-    again to resume).
+    Exit codes: 0 finished, 1 failed (rerun to resume), 2 a mistake in the job, the input or the
+    output, 3 more rejects than the job allows, 4 stopped by Ctrl-C or SIGTERM (rerun to resume).
     """
     interface = interface_of(log_format)
     with one_line_errors(debug, interface.fail):
@@ -71,7 +60,7 @@ def run_command(  # noqa: PLR0913, PLR0917 - options of a command
 
 
 def print_outcome(summary: Summary, log_format: LogFormat) -> None:
-    """Print the summary as text, or as JSON for programs."""
+    """Print the summary in the format of the log: text or JSON."""
     if log_format is LogFormat.JSON:
         typer.echo(json.dumps(asdict(summary)))
     else:
@@ -79,10 +68,10 @@ def print_outcome(summary: Summary, log_format: LogFormat) -> None:
 
 
 def print_summary(summary: Summary) -> None:
-    """What a run did, a fact a line."""
+    """Print what a run did, one fact per line."""
     lines = list(_summary_lines(summary))
     width = max(len(name) for name, _ in lines)
-    # A path is copied from here: it must not be broken at the terminal's width.
+    # Not a table: paths are copied from here and must not be folded at the terminal's width.
     for name, value in lines:
         typer.echo(f"{name:<{width}}  {value}")
 
@@ -95,11 +84,8 @@ def _summary_lines(summary: Summary) -> Iterator[tuple[str, str]]:
         if totals.filtered:
             yield "filtered out", f"{totals.filtered:,} by input.where"
     if summary.skipped_shards:
-        more = ", …" if len(summary.skipped_shards) > 1 else ""
-        yield (
-            "skipped shards",
-            f"{len(summary.skipped_shards):,}: {summary.skipped_shards[0]}{more}",
-        )
+        first, *others = summary.skipped_shards
+        yield "skipped shards", f"{len(summary.skipped_shards):,}: {first}{', …' if others else ''}"
     done = f"{plural(summary.units, 'unit')}, {plural(summary.rows, 'row')}"
     yield "this run", f"{done} in {duration(summary.seconds)}"
     seconds = summary.engine_seconds
@@ -107,13 +93,14 @@ def _summary_lines(summary: Summary) -> Iterator[tuple[str, str]]:
         ("input tokens", summary.input_tokens),
         ("output tokens", summary.generated_tokens),
     ):
-        # A run that is over in a moment has no rate worth the name.
+        # The rate of a shorter run means nothing.
         yield name, f"{tokens:,} ({tokens / seconds:,.0f}/s)" if seconds >= 1 else f"{tokens:,}"
     if summary.reused:
-        yield "reused", f"{summary.reused:,} answers, of requests that were asked before"
+        yield "reused", f"{plural(summary.reused, 'answer')} of identical requests"
     yield "output", summary.output
     yield "log", summary.log
     if summary.exit_code == ExitCode.OVER_REJECT_BUDGET and totals is not None:
-        excess = f"{totals.rejected:,} rejects ({totals.reject_rate:.1%}) are more than allowed"
-        yield "over budget", f"{excess}; raise max_reject_rate or mend the rows (see error)"
+        rejected = f"{totals.rejected:,} of {plural(totals.rows, 'row')}"
+        excess = f"{rejected} rejected, more than max_reject_rate or max_rejects allows"
+        yield "over the limit", f"{excess}; fix the rows (see error) or raise the limit"
     yield "next", f"tokenmill {'rejects' if summary.rejected else 'report'} {summary.output}"

@@ -1,7 +1,8 @@
-"""`schema`: JSON schemas of the job file and of what commands print with --json."""
+"""`schema`: JSON schemas of the job file and of the commands' JSON output."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -22,78 +23,69 @@ from tokenmill.run.summary import Summary
 from tokenmill.run.validate import Validation
 
 _SHARE = {"type": "number", "minimum": 0, "maximum": 1}
-#: The schemas that there are. `job` is read, the others are written; `summary` is a run's
-#: summary.json.
-SCHEMA_NAMES = (
-    "job",
-    "validate",
-    "plan",
-    "preview",
-    "status",
-    "report",
-    "compare",
-    "summary",
-    "jobs",
-)
+
+
+def _output_schema(type_: Any, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The schema of a type as it is printed, with `more` required properties."""
+    schema = TypeAdapter(type_).json_schema(mode="serialization")
+    return _extended(schema, more) if more else schema
+
+
+def _extended(schema: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    properties = {**schema["properties"], **more}
+    return {**schema, "properties": properties, "required": [*schema["required"], *more]}
+
+
+def _comparison_schema() -> dict[str, Any]:
+    """The schema of a comparison with its derived values and its limits."""
+    derived = {
+        "changed_share": {"type": "number", "minimum": 0},
+        "largest_drift": {"type": ["number", "null"]},
+        "within_limits": {"type": "boolean"},
+    }
+    limits = _output_schema(DriftLimits)["properties"]
+    schema = _output_schema(Comparison, {**limits, **derived})
+    columns = _extended(schema["$defs"]["ColumnComparison"], {"agreement": _SHARE})
+    return {**schema, "$defs": {**schema["$defs"], "ColumnComparison": columns}}
+
+
+_STATE = {"type": "string", "enum": ["finished", "running", "stopped"]}
+_TOKENS_PER_S = {"type": ["number", "null"]}
+#: `job` is the job file, `summary` a run's summary.json; the others are the --json output of the
+#: command with that name.
+_SCHEMAS: Mapping[str, Callable[[], dict[str, Any]]] = {
+    "job": Job.model_json_schema,
+    "validate": partial(_output_schema, Validation),
+    "plan": partial(_output_schema, Estimate),
+    "preview": partial(_output_schema, list[PreviewedRow]),
+    "status": partial(_output_schema, Status, {"state": _STATE}),
+    "report": partial(_output_schema, OutputReport, {"tokens_per_s": _TOKENS_PER_S}),
+    "compare": _comparison_schema,
+    "summary": partial(_output_schema, Summary),
+    "jobs": partial(_output_schema, list[SubmittedJob]),
+}
+#: The names that `schema_of` takes.
+SCHEMA_NAMES = tuple(_SCHEMAS)
 
 
 def schema_command(
     name: Annotated[
-        str, typer.Argument(metavar="[NAME]", help=f"Of what: {', '.join(SCHEMA_NAMES)}.")
+        str, typer.Argument(metavar="[NAME]", help=f"Schema: {', '.join(SCHEMA_NAMES)}.")
     ] = "job",
     debug: DebugOption = False,
 ) -> None:
-    """Print the job file's JSON schema, or that of a command's --json or a run's summary.json.
+    """Print a JSON schema: of the job file, of a command's --json output, or of summary.json.
 
     Example: tokenmill schema > tokenmill.schema.json
+
+    Exit codes: 0 printed, 2 no such schema.
     """
     with one_line_errors(debug):
         typer.echo(json.dumps(schema_of(name), indent=2))
 
 
 def schema_of(name: str) -> dict[str, Any]:
-    """The JSON schema of one of `SCHEMA_NAMES`. Raises `UserError` for another."""
-    match name:
-        case "job":
-            return Job.model_json_schema()
-        case "validate":
-            return _written(Validation)
-        case "plan":
-            return _written(Estimate)
-        case "preview":
-            return _written(list[PreviewedRow])
-        case "status":
-            states = {"type": "string", "enum": ["finished", "running", "stopped"]}
-            return _with(_written(Status), {"state": states})
-        case "report":
-            return _with(_written(OutputReport), {"tokens_per_s": {"type": ["number", "null"]}})
-        case "compare":
-            return _comparison()
-        case "summary":
-            return _written(Summary)
-        case "jobs":
-            return _written(list[SubmittedJob])
-    raise UserError(f"schema {name}: {did_you_mean(name, SCHEMA_NAMES, 'schema')}")
-
-
-def _written(kind: Any) -> dict[str, Any]:
-    return TypeAdapter(kind).json_schema(mode="serialization")
-
-
-def _with(schema: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of an object that has some more properties, each of them always."""
-    properties = {**schema["properties"], **more}
-    return {**schema, "properties": properties, "required": [*schema["required"], *more]}
-
-
-def _comparison() -> dict[str, Any]:
-    """A comparison with what follows from it and the limits that it was held against."""
-    schema, limits = _written(Comparison), _written(DriftLimits)
-    columns = _with(schema["$defs"]["ColumnComparison"], {"agreement": _SHARE})
-    derived = {
-        "changed_share": {"type": "number", "minimum": 0},
-        "largest_drift": {"type": ["number", "null"]},
-        "within_limits": {"type": "boolean"},
-    }
-    whole = _with(schema, {**limits["properties"], **derived})
-    return {**whole, "$defs": {**schema["$defs"], "ColumnComparison": columns}}
+    """The JSON schema with one of the `SCHEMA_NAMES`. Raises `UserError` for another name."""
+    if name not in _SCHEMAS:
+        raise UserError(f"schema {name}: {did_you_mean(name, SCHEMA_NAMES, 'schema')}")
+    return _SCHEMAS[name]()

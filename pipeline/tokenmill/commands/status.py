@@ -1,4 +1,4 @@
-"""`status`, `verify`, `rejects`: what is in an output."""
+"""`status`: the progress of an output."""
 
 import json
 import time
@@ -10,32 +10,32 @@ from rich.live import Live
 from rich.table import Table
 
 from tokenmill.commands.options import DebugOption, JsonOption, OutputArgument
-from tokenmill.commands.terminal import facts_table, one_line_errors, screen
+from tokenmill.commands.terminal import facts_table, one_line_errors, table_console
 from tokenmill.formatting import duration
 from tokenmill.output.output import open_output
 from tokenmill.output.status import Status, Watch
 from tokenmill.storage.open import open_store
 
-_WATCH_S = 5.0
+_REFRESH_S = 5.0
 
 
 def status_command(
     output: OutputArgument,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Look again every few seconds, until it is finished.")
+        bool, typer.Option("--watch", help="Refresh every few seconds until it is finished.")
     ] = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Show what of an output is done and left, from its objects alone, on any machine.
+    """Show the progress of an output. Works from any machine that can read it.
 
     Example: tokenmill status s3://bucket/summaries --watch
 
-    Exit codes: 0 whatever its state, 2 no output.
+    Exit codes: 0 shown, whatever the state; 2 no output.
     """
     with one_line_errors(debug):
         watcher = Watch(open_output(open_store(output)))
-        console = screen()
+        console = table_console()
         status = watcher.look()
         if not watch:
             if as_json:
@@ -45,7 +45,7 @@ def status_command(
             return
         with Live(_status_table(status), console=console, auto_refresh=False) as live:
             while not status.is_finished:
-                time.sleep(_WATCH_S)
+                time.sleep(_REFRESH_S)
                 status = watcher.look()
                 live.update(_status_table(status), refresh=True)
 
@@ -60,8 +60,8 @@ def _status_table(status: Status) -> Table:
         "filtered out": f"{status.filtered:,}" if status.filtered else "",
         "rejects": ", ".join(f"{count:,} {name}" for name, count in status.rejects.items()) or "0",
         "tokens": f"{status.input_tokens:,} in, {status.generated_tokens:,} out",
-        "pace": "" if status.rows_per_s is None else f"{status.rows_per_s:,.1f} rows/s",
-        "next": "run the job again: it does what is left" if status.state == "stopped" else "",
+        "throughput": "" if status.rows_per_s is None else f"{status.rows_per_s:,.1f} rows/s",
         "ETA": "" if status.remaining_s is None else duration(status.remaining_s),
+        "next": "run the job again to finish it" if status.state == "stopped" else "",
     }
     return facts_table(facts)

@@ -1,8 +1,8 @@
-"""`submit`, `jobs` and `stop`: runs on a Ray cluster that is there, by its Job API."""
+"""`submit`: run a job on an existing Ray cluster, through its Job API."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -12,35 +12,23 @@ from tokenmill.commands.options import (
     DebugOption,
     InputOption,
     JobArgument,
+    JobsApiOption,
     LimitOption,
     OutputOption,
     SetOption,
+    cluster_at,
     job_settings,
 )
-from tokenmill.commands.terminal import errors_console, one_line_errors, stoppable, visible
-from tokenmill.errors import ExitCode, RunFailed, UserError
+from tokenmill.commands.terminal import one_line_errors, print_remark, stoppable, visible
+from tokenmill.errors import ExitCode, RunFailed
 from tokenmill.job.loader import load_job
-
-if TYPE_CHECKING:
-    from tokenmill.cluster.jobs_api import Cluster
-
-
-ClusterOption = Annotated[
-    str | None,
-    typer.Option(
-        "--address",
-        metavar="URL",
-        envvar="RAY_API_SERVER_ADDRESS",
-        help="Of the cluster's Job API: http://HOST:8265.",
-    ),
-]
 
 
 def submit_command(  # noqa: PLR0913, PLR0917 - options of a command
     job_file: JobArgument,
-    address: ClusterOption = None,
+    address: JobsApiOption = None,
     follow: Annotated[
-        bool, typer.Option("--follow", help="Show the run's log, and end with its exit code.")
+        bool, typer.Option("--follow", help="Show the run's log and exit with its exit code.")
     ] = False,
     input_path: InputOption = None,
     date: DateOption = None,
@@ -48,80 +36,63 @@ def submit_command(  # noqa: PLR0913, PLR0917 - options of a command
     limit: LimitOption = None,
     overrides: SetOption = None,
     no_ship: Annotated[
-        bool, typer.Option("--no-ship", help="Run the tokenmill that is installed there.")
+        bool,
+        typer.Option(
+            "--no-ship", help="Use the cluster's own tokenmill instead of shipping this one."
+        ),
     ] = False,
     debug: DebugOption = False,
 ) -> None:
-    """Run a job on a Ray cluster, which is given the job and tokenmill's code; print its id.
+    """Submit a job to a Ray cluster, together with tokenmill's code, and print its id.
 
-    A job of the same name and output that has not ended is not submitted again, but found.
+    If a job with this name and output is still running, attaches to it instead of submitting again.
 
     Example: tokenmill submit job.yaml --address http://head:8265 --follow
 
-    Exit codes: 0 submitted, 1 no answer or the start failed, 2 a mistake in the job, the address or
-    the token; with --follow those of the run, and 4 after Ctrl-C, which leaves the run alone.
+    Exit codes: 0 submitted, 1 the cluster did not answer or the job did not start, 2 a mistake in
+    the job, the address or the token. With --follow, the run's exit code, or 4 after Ctrl-C, which
+    leaves the run running.
     """
     with one_line_errors(debug):
         settings = job_settings(overrides, input_path, output_path, limit, date=date)
         job = load_job(job_file, settings)
         require_cluster_urls(job)
         cluster = cluster_at(address)
-        found, is_new = cluster.submit(job, with_code=not no_ship)
-        _remark(f"{found.id}: {'submitted' if is_new else f'is there, {found.state}'}")
+        submitted, is_new = cluster.submit(job, with_code=not no_ship)
+        state = "submitted" if is_new else f"already submitted, {submitted.state}"
+        print_remark(f"{submitted.id}: {state}")
         if not follow:
-            typer.echo(found.id)
+            typer.echo(submitted.id)
             return
-        with _left_alone(found, cluster.address), stoppable():
-            ended = cluster.follow(found.id, _show)
+        with _detach_on_interrupt(submitted, cluster.address), stoppable():
+            ended = cluster.follow(submitted.id, _print_log)
         raise typer.Exit(_exit_code(ended))
 
 
-def cluster_at(address: str | None) -> "Cluster":
-    """The cluster at an address. Raises as `Cluster` does."""
-    if address is None:
-        raise UserError(
-            "--address is missing: the cluster's Job API, http://HOST:8265, or "
-            "RAY_API_SERVER_ADDRESS"
-        )
-    if not address.startswith(("http://", "https://")):
-        raise UserError(
-            f"--address {address}: the Job API speaks HTTP, at the dashboard's port: "
-            "http://HOST:8265"
-        )
-    # Ray is seconds of import, which a mistake must not cost.
-    from tokenmill.cluster.jobs_api import Cluster  # noqa: PLC0415
-
-    return Cluster(address)
-
-
-def _remark(line: str) -> None:
-    errors_console().print(visible(line), markup=False)
-
-
-def _show(text: str) -> None:
-    """A part of a log, which may end within a line."""
+def _print_log(text: str) -> None:
+    """Print a part of a log, which may end within a line."""
     lines = text.replace("\t", " ").split("\n")
     typer.echo("\n".join(map(visible, lines)), nl=False)
 
 
 @contextmanager
-def _left_alone(job: SubmittedJob, address: str) -> Iterator[None]:
-    """Ctrl-C ends the following, and tells how to come back."""
+def _detach_on_interrupt(job: SubmittedJob, address: str) -> Iterator[None]:
+    """On Ctrl-C stop following the job, and say how to attach again or stop it."""
     try:
         yield
     except KeyboardInterrupt:
-        _remark(
-            f"{job.id} goes on; the same command comes back to it, and this ends it: "
+        print_remark(
+            f"{job.id} keeps running. Run the same command to attach again, or stop it: "
             f"tokenmill stop {job.id} --address {address}"
         )
         raise typer.Exit(ExitCode.STOPPED) from None
 
 
 def _exit_code(job: SubmittedJob) -> int:
-    """The run's own, where it ended by itself. Raises `RunFailed` where it never began."""
+    """The run's exit code. Raises `RunFailed` if the run never started."""
     if job.state is JobState.STOPPED:
         return ExitCode.STOPPED
     if job.exit_code is None:
         raise RunFailed(f"{job.id} {job.state}: {job.message}")
-    # Below 0: the signal that killed it.
+    # A negative code is the signal that killed the run.
     return job.exit_code if job.exit_code >= 0 else ExitCode.FAILED

@@ -1,4 +1,4 @@
-"""The user's terminal: errors in one line, tables of facts, a run's screen, signals."""
+"""The user's terminal: lines and tables, one-line errors, a run's progress, signals."""
 
 import json
 import signal
@@ -19,13 +19,15 @@ from tokenmill.errors import ExitCode, TokenmillError, root_cause
 from tokenmill.observe.events import event_of, progress_event
 from tokenmill.observe.screen import PlainScreen, Screen, chatter_into, make_screen
 
-#: What a table may take of a wide terminal.
+#: Tables are no wider than this, even on a wider terminal.
 WIDTH = 100
 
 
 @contextmanager
-def one_line_errors(debug: bool, say: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Report an error in one line and end with its exit code; with `debug` let it through."""
+def one_line_errors(
+    debug: bool, report_error: Callable[[str], None] | None = None
+) -> Iterator[None]:
+    """Report an error in one line and exit with its code; with `debug`, let it propagate."""
     try:
         yield
     except KeyboardInterrupt:
@@ -37,17 +39,16 @@ def one_line_errors(debug: bool, say: Callable[[str], None] | None = None) -> It
         if isinstance(cause, TokenmillError):
             message, exit_code = str(cause), cause.exit_code
         else:
-            message = (
-                f"{type(cause).__name__}: {' '.join(str(cause).split())} (--debug shows where)"
-            )
+            reason = " ".join(str(cause).split())
+            message = f"{type(cause).__name__}: {reason} (--debug shows the traceback)"
             exit_code = ExitCode.FAILED
-        (say or say_error)(message)
+        (report_error or print_error)(message)
         raise typer.Exit(exit_code) from None
 
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """SIGTERM stops a run as Ctrl-C does."""
+    """Make SIGTERM stop a run as Ctrl-C does."""
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -59,25 +60,81 @@ def stoppable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def screen() -> Console:
-    """Where tables go: as wide as the terminal, but no wider than `WIDTH`; so wide in a pipe."""
+def print_line(line: str) -> None:
+    """Print a line to stdout. It is never wrapped, so that paths and commands can be copied."""
+    typer.echo(visible(line))
+
+
+def print_remark(line: str) -> None:
+    """Print a line to stderr, which keeps stdout clean for programs."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(visible(line), markup=False)
+
+
+def print_error(message: str) -> None:
+    """Print why a command failed, in one line."""
+    print_remark(f"error: {message}")
+
+
+def visible(text: str) -> str:
+    """The text with control characters escaped: a terminal would obey those in a row's text."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
+def table_console() -> Console:
+    """The console for tables: as wide as the terminal up to `WIDTH`, and `WIDTH` in a pipe."""
     console = Console(highlight=False)
     console.width = min(console.width, WIDTH) if console.is_terminal else WIDTH
     return console
 
 
+def plain_table(*headings: str, numbers: Collection[str] = ()) -> Table:
+    """A table without rules. Long words are folded, never cut; `numbers` are right-aligned."""
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        justify: JustifyMethod = "right" if heading in numbers else "left"
+        table.add_column(heading, justify=justify, overflow="fold")
+    return table
+
+
+def facts_table(facts: Mapping[str, str]) -> Table:
+    """One name and value per line. Long values are folded, empty ones are left out."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        if value:
+            table.add_row(name, Text(visible(value)))
+    return table
+
+
+class LogFormat(StrEnum):
+    """How a run reports its progress."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+def interface_of(log_format: LogFormat) -> "Terminal | JsonTerminal":
+    """The interface that reports a run in this format."""
+    return JsonTerminal() if log_format is LogFormat.JSON else Terminal()
+
+
 class Terminal:
-    """The user's terminal as a run's interface."""
+    """Reports a run to a person: remarks on stderr, progress on a screen."""
 
     def say(self, line: str) -> None:
-        errors_console().print(visible(line), markup=False)
+        print_remark(line)
 
     def event(self, event: Mapping[str, Any]) -> None:
-        """What matters of it is said, or on the screen."""
+        """Ignored: the screen and the remarks show what matters."""
 
     def fail(self, message: str) -> None:
-        """Say why a command ends."""
-        say_error(message)
+        """Report why the command failed."""
+        print_error(message)
 
     @contextmanager
     def watch(self, log: Path) -> Iterator[Screen]:
@@ -86,12 +143,12 @@ class Terminal:
             try:
                 yield screen
             finally:
-                # Also after a Ctrl-C before the first commit: a live display hides the cursor.
+                # Also after Ctrl-C before the first commit: a live display hides the cursor.
                 screen.close()
 
 
 class JsonTerminal:
-    """The same for programs: all that happens as JSON lines on stderr, each with its run."""
+    """Reports a run to programs: every event is a JSON line on stderr with the run's id."""
 
     def __init__(self) -> None:
         self._file: IO[str] | None = None
@@ -106,7 +163,7 @@ class JsonTerminal:
         self._write(event)
 
     def fail(self, message: str) -> None:
-        """Say why a command ends."""
+        """Report why the command failed."""
         self._write({**event_of("error"), "message": message})
 
     @contextmanager
@@ -114,59 +171,10 @@ class JsonTerminal:
         with chatter_into(log) as console:
             self._file = console.file
             try:
-                yield PlainScreen(lambda *seen: self._write(progress_event(*seen)))
+                yield PlainScreen(lambda *state: self._write(progress_event(*state)))
             finally:
                 self._file = None
 
     def _write(self, event: Mapping[str, Any]) -> None:
         line = json.dumps({"run": self._run, **event})
         print(line, file=self._file or sys.stderr, flush=True)
-
-
-class LogFormat(StrEnum):
-    """How a run tells what happens."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
-def interface_of(log_format: LogFormat) -> Terminal | JsonTerminal:
-    """What a run speaks to its user with."""
-    return JsonTerminal() if log_format is LogFormat.JSON else Terminal()
-
-
-def plain_table(*headings: str, numbers: Collection[str] = ()) -> Table:
-    """A table without lines, long words folded and never cut; numbers stand to the right."""
-    shown = Table(box=None, pad_edge=False)
-    for heading in headings:
-        justify: JustifyMethod = "right" if heading in numbers else "left"
-        shown.add_column(heading, justify=justify, overflow="fold")
-    return shown
-
-
-def facts_table(facts: Mapping[str, str]) -> Table:
-    """A name and its value a line, long ones folded and never cut; what is empty is left out."""
-    shown = Table(box=None, show_header=False, pad_edge=False)
-    shown.add_column(no_wrap=True)
-    shown.add_column(overflow="fold")
-    for name, value in facts.items():
-        if value:
-            shown.add_row(name, Text(visible(value)))
-    return shown
-
-
-def errors_console() -> Console:
-    """Where errors and remarks go: beside what a program may read."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-def say_error(message: str) -> None:
-    """Print an error in one line."""
-    errors_console().print(f"error: {visible(message)}", markup=False)
-
-
-def visible(text: str) -> str:
-    """The text with its control characters written out: a terminal obeys those of a row."""
-    return "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
-    )

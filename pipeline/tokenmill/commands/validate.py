@@ -1,4 +1,4 @@
-"""`validate` and `preview`: what is known, and seen, before a run."""
+"""`validate`: check a job before a run."""
 
 import json
 from dataclasses import asdict
@@ -17,7 +17,7 @@ from tokenmill.commands.options import (
     SetOption,
     job_settings,
 )
-from tokenmill.commands.terminal import facts_table, one_line_errors, screen, visible
+from tokenmill.commands.terminal import facts_table, one_line_errors, print_line, table_console
 from tokenmill.formatting import plural
 from tokenmill.job.loader import load_job
 from tokenmill.models import cache
@@ -35,36 +35,36 @@ def validate_command(  # noqa: PLR0913, PLR0917 - options of a command
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Check a job against its input, its models and this machine; write and start nothing.
+    """Check a job against its input, its models and this machine. Writes and starts nothing.
 
     Example: tokenmill validate jobs/summarize.yaml
 
-    Exit codes: 0 it can be run, 2 a mistake in the job or its input.
+    Exit codes: 0 the job is valid, 2 a mistake in the job or its input.
     """
     with one_line_errors(debug):
         settings = job_settings(overrides, input_path, output_path, limit, date=date)
         with chatter_into(cache.cache_folder() / "logs" / "validate.log"):
-            found = validate(load_job(job_file, settings))
+            validation = validate(load_job(job_file, settings))
         if as_json:
-            typer.echo(json.dumps(asdict(found), indent=2))
+            typer.echo(json.dumps(asdict(validation), indent=2))
         else:
-            _print_validation(job_file, found)
+            _print_validation(job_file, validation)
 
 
-def _print_validation(job_file: Path, found: Validation) -> None:
-    shards, units = plural(found.shards, "shard"), plural(found.units, "unit")
-    lines = {
-        "rows": f"{found.rows:,} in {shards} and {units}",
-        "skipped": ", ".join(found.skipped_shards),
-        "columns": ", ".join(f"{name} {type_}" for name, type_ in found.columns.items()),
-        "models": ", ".join(model.source for model in found.models),
-        "to fetch": ", ".join(model.source for model in found.missing_models),
+def _print_validation(job_file: Path, validation: Validation) -> None:
+    shards, units = plural(validation.shards, "shard"), plural(validation.units, "unit")
+    columns = ", ".join(f"{name} {type_}" for name, type_ in validation.columns.items())
+    missing = [model.source for model in validation.missing_models]
+    facts = {
+        "rows": f"{validation.rows:,} in {shards} and {units}",
+        "skipped shards": ", ".join(validation.skipped_shards),
+        "output columns": columns,
+        "models": ", ".join(model.source for model in validation.models),
+        "not fetched": ", ".join(missing),
     }
-    console = screen()
-    console.print(visible(f"{job_file} can be run"), markup=False, soft_wrap=True)
-    console.print(facts_table(lines))
-    if found.missing_models:
-        console.print("what follows from a model's tokenizer is known once it is fetched")
-    missing = [f"models fetch {model.source}" for model in found.missing_models[:1]]
-    (command,) = missing or [f"preview {job_file}"]
-    console.print(visible(f"next: tokenmill {command}"), markup=False, soft_wrap=True)
+    print_line(f"{job_file} is valid")
+    table_console().print(facts_table(facts))
+    if missing:
+        print_line("Some checks need a model's tokenizer: fetch the models and validate again.")
+    command = f"models fetch {missing[0]}" if missing else f"preview {job_file}"
+    print_line(f"next: tokenmill {command}")

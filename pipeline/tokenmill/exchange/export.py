@@ -47,7 +47,7 @@ _TABLES: dict[ExportFormat, Callable[[Iterator[pa.RecordBatch], pa.Schema, str],
 }
 
 
-def named_format(name: str) -> ExportFormat:
+def format_of(name: str) -> ExportFormat:
     """The format of a name. Raises `UserError` if there is none."""
     if name not in list(ExportFormat):
         raise UserError(f"--to {name}: unknown; one of {', '.join(ExportFormat)}")
