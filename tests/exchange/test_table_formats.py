@@ -86,6 +86,15 @@ def test_a_dataset_has_files_of_some_size(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("write", WRITERS)
+def test_a_table_may_be_named_by_a_file_url(tmp_path: Path, write: Write) -> None:
+    """`file://` names the same folder as its path, and another scheme is refused by name."""
+    write(iter(()), pa.schema([pa.field("text", pa.string())]), f"file://{tmp_path}/table")
+    assert [path.name for path in tmp_path.iterdir()] == ["table"]
+    table = partial(write, *of(x=pa.array([1])), "gs://bucket/table")
+    assert "gs://" in refusal(UserError, table)
+
+
+@pytest.mark.parametrize("write", WRITERS)
 def test_no_rows_are_a_table_too(tmp_path: Path, write: Write) -> None:
     """An output whose rows are all filtered out or rejected has a table with its columns."""
     write(iter(()), pa.schema([pa.field("text", pa.string())]), str(tmp_path / "table"))

@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import re
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -30,12 +31,20 @@ from helpers.s3_server import use_only
 ON_S3 = pytest.param("s3", marks=pytest.mark.integration)
 
 
-@pytest.fixture(params=["local", ON_S3])
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of a place that holds nothing yet: a folder, and a prefix in a bucket."""
+@pytest.fixture(params=["local", "memory", ON_S3])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of an empty output: a folder, a name in memory, and a prefix in a bucket."""
     if request.param == "local":
-        return str(tmp_path / "out")
-    return f"s3://{request.getfixturevalue('s3_bucket')}/out"
+        yield str(tmp_path / "out")
+    elif request.param == "s3":
+        yield f"s3://{request.getfixturevalue('s3_bucket')}/out"
+    else:
+        url = f"memory://{uuid.uuid4().hex}/out"
+        yield url
+        # Memory stores keep their objects until the process ends.
+        store = open_store(url)
+        for item in store.list():
+            store.delete(item.key)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from tokenmill.config.model_source import ModelSource
 from tokenmill.errors import UserError
 from tokenmill.job.job import Job
 from tokenmill.job.loader import portable_text
+from tokenmill.storage.open import disk_path, is_remote
 
 #: On the cluster, in the folder that is shipped. `exec`: a signal reaches the run, not a shell.
 ENTRYPOINT = "exec python -m pipeline run job.yaml"
@@ -106,8 +107,8 @@ def metadata_of(job: Job) -> dict[str, str]:
 
 def submission_id(job: Job) -> str:
     """The id of a job's first submission: the same for the same name and output."""
-    output = job.output.path.removeprefix("file://").rstrip("/")
-    digest = hashlib.sha256(json.dumps([job.name, output]).encode()).hexdigest()
+    output = job.output.path if is_remote(job.output.path) else disk_path(job.output.path)
+    digest = hashlib.sha256(json.dumps([job.name, output.rstrip("/")]).encode()).hexdigest()
     return f"tokenmill-{job.name[:_MOST_NAME_CHARACTERS]}-{digest[:10]}"
 
 
@@ -141,15 +142,15 @@ def _local_paths(job: Job) -> Iterator[tuple[str, str]]:
         "output.publish": job.output.publish,
     }
     for key, path in places.items():
-        if path is not None and not path.startswith("s3://"):
-            yield key, path.removeprefix("file://")
+        if path is not None and not is_remote(path):
+            yield key, disk_path(path)
     models: dict[str, ModelSource] = {"model.source": job.model}
     models |= {f"{key}.source": side.source for key, side in job.auxiliary_models.items()}
     for name, source in job.model.adapters.items():
         models[f"model.adapters.{name}"] = ModelSource(source=source)
     for key, model in models.items():
-        is_remote = model.is_hub_id or model.source.startswith(("bundled:", "s3://"))
-        if not (model.is_fake or is_remote):
+        is_fetched = model.is_hub_id or model.source.startswith("bundled:")
+        if not (model.is_fake or is_fetched or is_remote(model.source)):
             yield key, model.source
 
 

@@ -44,6 +44,7 @@ class ModelSource(Section):
         """`owner/name` that is no local folder."""
         return not (
             self.is_fake
-            or self.source.startswith(("bundled:", "s3://", "/", "./", "../", "~"))
+            or self.source.startswith(("bundled:", "/", "./", "../", "~"))
+            or "://" in self.source
             or Path(self.source).is_dir()
         )

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from tokenmill.errors import TokenmillError, UserError
 from tokenmill.storage.base import name_taken
 from tokenmill.storage.local import TEMPORARY_PREFIX
-from tokenmill.storage.open import open_store
+from tokenmill.storage.open import disk_path, file_url, is_remote, open_store
 
 Batches = Iterator[pa.RecordBatch]
 # Of a dataset's files; readers share them out.
@@ -68,7 +68,7 @@ def write_delta(batches: Batches, schema: pa.Schema, target: str) -> None:
         import deltalake  # noqa: PLC0415 - comes with an extra
 
     stream = _Stream(batches, schema, _for_delta)
-    if not _is_s3(target):
+    if not is_remote(target):
         # A table names its files relative to itself, so that it can be moved into its place.
         with _new_folder(target, "delta") as folder, stream.own_errors():
             deltalake.write_deltalake(folder, stream.reader())
@@ -87,15 +87,15 @@ def write_iceberg(batches: Batches, schema: pa.Schema, target: str) -> None:
 
     stream = _Stream(batches, schema, _for_iceberg)
     options: dict[str, Any] = {"py-io-impl": "pyiceberg.io.pyarrow.PyArrowFileIO"}
-    if _is_s3(target):
+    if is_remote(target):
         location, place = target.rstrip("/"), _new_prefix(target)
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
         named = {"s3.endpoint": _endpoint(), "s3.region": region}
         options |= {name: value for name, value in named.items() if value is not None}
     else:
         # An Iceberg table names its files by their whole paths: it is written where it stays.
-        target = os.path.abspath(os.path.expanduser(target))
-        location, place = f"file://{target}", _own_folder(target)
+        target = os.path.abspath(os.path.expanduser(disk_path(target)))
+        location, place = file_url(target), _own_folder(target)
     with place, stream.own_errors():
         # It is this table's catalog while it is written, and gone afterwards.
         catalog = InMemoryCatalog("tokenmill", warehouse=location, **options)
@@ -227,9 +227,9 @@ def _for_iceberg(type_: pa.DataType) -> pa.DataType:
 @contextmanager
 def _new_folder(target: str, form: str) -> Iterator[str]:
     """A folder beside the target that takes its name at the end, and is gone after an error."""
-    if _is_s3(target):
+    if is_remote(target):
         raise UserError(f"--to {form}: {target} would be made file by file; export to a folder")
-    target = os.path.abspath(os.path.expanduser(target))
+    target = os.path.abspath(os.path.expanduser(disk_path(target)))
     _refuse_taken(target)
     beside = os.path.join(os.path.dirname(target), f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
     with _own_folder(beside):
@@ -274,10 +274,6 @@ def _new_prefix(target: str) -> Iterator[None]:
             f"{' '.join(str(error).split())}; {left:,} files of no table are left at {store.url}, "
             "remove them"
         ) from error
-
-
-def _is_s3(target: str) -> bool:
-    return target.startswith("s3://")
 
 
 def _endpoint() -> str | None:

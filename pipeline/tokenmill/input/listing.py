@@ -7,7 +7,7 @@ from fsspec.utils import glob_translate
 
 from tokenmill.errors import UserError
 from tokenmill.storage.base import ObjectInfo, Store
-from tokenmill.storage.open import open_store
+from tokenmill.storage.open import open_store, split_url
 
 _SUFFIXES = (".parquet", ".pq", ".parq")
 _WILDCARD = re.compile(r"[*?\[]")
@@ -78,10 +78,11 @@ def _list_glob(path: str, fixed: str, endpoint_url: str | None) -> Listing:
 
 
 def _find_single(path: str, endpoint_url: str | None) -> Listing | None:
-    head, _, name = path.rstrip("/").rpartition("/")
-    if not name or path.endswith("/") or head in ("s3:", "s3:/"):
+    try:
+        folder, name = split_url(path)
+    except UserError:
         return None
-    store = open_store(head or ("/" if path.startswith("/") else "."), endpoint_url)
+    store = open_store(folder, endpoint_url)
     try:
         return Listing(store, (store.info(name),), recursive=False)
     except FileNotFoundError:

@@ -11,6 +11,7 @@ from typing import Any
 
 from tokenmill.errors import UserError
 from tokenmill.models.fetch import fetch_hub, fetch_s3
+from tokenmill.storage.open import is_remote
 
 _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
@@ -28,20 +29,20 @@ def fetch_adapters(sources: Mapping[str, str]) -> dict[str, Path]:
 def check_adapters(sources: Mapping[str, str]) -> None:
     """Raise `UserError` for local folders that hold no adapter, without fetching anything."""
     for name, source in sources.items():
-        if not _is_remote(source):
+        if not _is_fetched(source):
             _checked(f"model.adapters.{name}", Path(source).expanduser(), source)
 
 
-def _is_remote(source: str) -> bool:
+def _is_fetched(source: str) -> bool:
     is_path = source.startswith(("/", "./", "../", "~"))
     is_hub_id = source.count("/") == 1 and not is_path and not Path(source).is_dir()
-    return source.startswith("s3://") or is_hub_id
+    return is_remote(source) or is_hub_id
 
 
 def _fetch(place: str, source: str) -> Path:
-    if source.startswith("s3://"):
+    if is_remote(source):
         folder = fetch_s3(source, place, marker=_CONFIG)
-    elif _is_remote(source):
+    elif _is_fetched(source):
         folder = fetch_hub(source, place=place)
     else:
         folder = Path(source).expanduser().resolve()

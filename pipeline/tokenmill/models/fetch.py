@@ -18,7 +18,7 @@ from tokenmill.models.bundled import BUNDLED_PREFIX, bundled_folder, bundled_mod
 from tokenmill.models.cache import cache_folder, filling
 from tokenmill.models.config import read_config
 from tokenmill.storage.base import ObjectInfo, Store
-from tokenmill.storage.open import open_store
+from tokenmill.storage.open import is_remote, open_store
 
 # What a model folder needs; pickled weights (*.bin, *.pt) can run code and are left on the hub.
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
@@ -34,7 +34,7 @@ def local_path(model: ModelSource) -> Path | None:
         return _hub_cached(model.source, model.revision)
     if model.source.startswith(BUNDLED_PREFIX):
         folder = bundled_folder(bundled_model(model.source))
-    elif model.source.startswith("s3://"):
+    elif is_remote(model.source):
         folder = _s3_folder(model.source, _s3_objects(open_store(model.source)))
     else:
         folder = Path(model.source).expanduser()
@@ -49,7 +49,7 @@ def fetch_model(model: ModelSource) -> Path:
     check_source(model)
     if model.source.startswith(BUNDLED_PREFIX):
         return fetch_bundled(bundled_model(model.source))
-    if model.source.startswith("s3://"):
+    if is_remote(model.source):
         return fetch_s3(model.source)
     if model.is_hub_id:
         return fetch_hub(model.source, model.revision)
@@ -66,7 +66,7 @@ def check_source(model: ModelSource) -> None:
     """Raise `UserError` for a source that cannot exist, without fetching anything."""
     if model.source.startswith(BUNDLED_PREFIX):
         bundled_model(model.source)
-    elif not model.is_fake and not model.source.startswith("s3://"):
+    elif not model.is_fake and not is_remote(model.source):
         _check_folder_or_hub_id(model)
 
 
@@ -170,7 +170,7 @@ def fetch_config(model: ModelSource) -> dict[str, Any]:
     """The model's config.json as `read_config` gives it, without its weights where it is far."""
     if model.is_hub_id:
         return read_config(fetch_hub(model.source, model.revision, files=_CONFIG_FILES))
-    if not model.source.startswith("s3://"):
+    if not is_remote(model.source):
         return read_config(fetch_model(model))
     store = open_store(model.source)
     with tempfile.TemporaryDirectory() as folder:

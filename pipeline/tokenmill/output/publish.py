@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from tokenmill.errors import RunFailed, UserError
 from tokenmill.output.output import Opened
 from tokenmill.output.totals import Totals
-from tokenmill.storage.base import Store, split_url
-from tokenmill.storage.open import open_store
+from tokenmill.storage.base import Store
+from tokenmill.storage.open import open_store, split_url
 
 # Each time another writer was faster.
 _MOST_EXCHANGES = 10

@@ -14,7 +14,7 @@ from tokenmill.models.adapters import check_adapters
 from tokenmill.models.fetch import check_source
 from tokenmill.models.quantization import check_not_gguf, check_on_cpu
 from tokenmill.output.schema import added_fields, output_schema
-from tokenmill.storage.base import split_url
+from tokenmill.storage.open import split_url
 from tokenmill.tasks.kind import TaskStep
 from tokenmill.tasks.row_tasks import input_columns
 

@@ -6,7 +6,6 @@ On S3 that is one PUT with `If-None-Match: *`; on a local disk a hidden temporar
 folder, fsync, and `os.link`, which fails if the name exists.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -96,14 +95,6 @@ def gone_as_run_failed(where: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise RunFailed(f"{where}: is gone since it was listed; run the command again") from error
-
-
-def split_url(url: str) -> tuple[str, str]:
-    """The URL of the folder of one named object, and its key there. Raises `UserError`."""
-    folder, name = os.path.split(url)
-    if not name or folder in ("s3:", "file:"):
-        raise UserError(f"{url}: names no file; write one behind it")
-    return folder or ".", name
 
 
 def name_taken(place: str) -> UserError:

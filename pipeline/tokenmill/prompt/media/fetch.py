@@ -26,6 +26,7 @@ from tokenmill.errors import UserError
 from tokenmill.reject import Reject, RejectClass
 from tokenmill.request import Media
 from tokenmill.storage.base import Store
+from tokenmill.storage.open import is_object_url
 
 _FETCHED_AT_A_TIME = 8
 _HTTPS_PORT = 443
@@ -110,7 +111,7 @@ def fetch_media(
     `get` fetches a URL's target, asked by host and path.
     """
     scheme = path.split("://", 1)[0].lower() if "://" in path else ""
-    if scheme in ("", "s3"):
+    if not scheme or is_object_url(path):
         return _stored(path, access, storage)
     if scheme != "https":
         raise BadMedia(f"{path:.200}: {scheme:.20}:// is not read; give bytes, a path or https://")
@@ -242,7 +243,7 @@ def key_below(path: str, root: str) -> str:
     is no regular file.
     """
     inside = root.rstrip("/") + "/"
-    is_absolute = path.startswith(("/", "s3://"))
+    is_absolute = path.startswith("/") or is_object_url(path)
     if is_absolute and not path.startswith(inside):
         raise BadMedia(f"{path:.200}: it is not inside of the input's {root}")
     key = path.removeprefix(inside) if is_absolute else path
@@ -252,7 +253,7 @@ def key_below(path: str, root: str) -> str:
         raise BadMedia(f"{path!r:.200}: not a path inside of the input's {root}")
     if len(b"/".join(encoded)) > _MOST_KEY_BYTES or max(map(len, encoded)) > _MOST_NAME_BYTES:
         raise BadMedia(f"{path:.200}: the path is too long")
-    if not root.startswith("s3://"):
+    if not is_object_url(root):
         real = os.path.realpath(os.path.join(root, key))
         if not real.startswith(os.path.realpath(root).rstrip("/") + "/"):
             raise BadMedia(f"{path:.200}: a link leads out of the input's {root}")
