@@ -1,12 +1,11 @@
 """A real engine without Ray: jobs' answers to some rows, in a process of its own.
 
-`python -m helpers.answering < {"jobs": [...], "rows": [...]}` prints the answered rows of each job,
-and what the engine counted, as its last line. All jobs share one engine: that of the first.
+`main` reads {"jobs": [...], "rows": [...]} and prints the answered rows of each job, and what the
+engine counted, as its last line. All jobs share one engine: that of the first.
 """
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -21,9 +20,7 @@ from tokenmill.stages.load import load_engine, load_tasks
 from tokenmill.stages.render import Renderer
 from tokenmill.tasks.unit_tables import answered_table
 
-from helpers.command import ROOT
-
-_TIMEOUT_S = 300
+from helpers.fork_server import printed
 
 
 def answered(
@@ -38,17 +35,8 @@ def answered_and_counted(
     jobs: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
 ) -> tuple[list[list[dict[str, Any]]], EngineUsage]:
     """Each job's answered rows, and what is in the engine at last and was spared it."""
-    done = subprocess.run(
-        [sys.executable, "-m", "helpers.answering"],
-        cwd=ROOT / "tests",
-        input=json.dumps({"jobs": jobs, "rows": rows}),
-        capture_output=True,
-        text=True,
-        timeout=_TIMEOUT_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    answers, usage = json.loads(done.stdout.splitlines()[-1])
+    script = "from helpers.answering import main; main()"
+    answers, usage = printed(script, {"jobs": jobs, "rows": rows})
     return answers, EngineUsage(**usage)
 
 

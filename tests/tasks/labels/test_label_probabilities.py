@@ -1,9 +1,6 @@
 """Label probabilities with real vLLM: those that transformers computes on the same prompts."""
 
-import json
 import math
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +9,7 @@ import pytest
 import yaml
 from helpers.answering import answered, answered_and_counted
 from helpers.command import ROOT, tokenmill
+from helpers.fork_server import printed
 from helpers.inprocess import invoke
 
 pytestmark = pytest.mark.integration
@@ -71,20 +69,6 @@ with torch.inference_mode():
     logits = [model(**tokenizer(text, return_tensors="pt")).logits[0] for text in texts]
 print(json.dumps([torch.softmax(each.double(), 0).tolist() for each in logits]))
 """
-
-
-def printed(script: str, data: Any) -> Any:
-    """What a script prints last, as JSON, given the data on its standard input."""
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        input=json.dumps(data),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def job(model: str, task: Mapping[str, Any], **prompt: str) -> dict[str, Any]:

