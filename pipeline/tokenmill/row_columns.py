@@ -1,17 +1,26 @@
-"""Names of the columns that say where a row comes from."""
+"""Names and types of the columns that every task's output has."""
 
 import pyarrow as pa
 
 from tokenmill.reject import ERROR_TYPE
 
-#: Stand behind the task's columns in every output file: what the row cost in all its requests,
-#: why it has no answer, where it is from.
+NUM_INPUT_TOKENS = "num_input_tokens"
+NUM_GENERATED_TOKENS = "num_generated_tokens"
+ERROR = "error"
+SOURCE_FILE = "source_file"
+SOURCE_ROW = "source_row"
+TRUNCATED_TOKENS = "truncated_tokens"
+NUM_CHUNKS = "num_chunks"
+
+#: The last columns of every output file: the tokens of all the row's requests, why it was
+#: rejected, and where it comes from.
 PROVENANCE_FIELDS = (
-    pa.field("num_input_tokens", pa.int32()),
-    pa.field("num_generated_tokens", pa.int32()),
-    pa.field("error", ERROR_TYPE),
-    pa.field("source_file", pa.string(), nullable=False),
-    pa.field("source_row", pa.int64(), nullable=False),
+    pa.field(NUM_INPUT_TOKENS, pa.int32()),
+    pa.field(NUM_GENERATED_TOKENS, pa.int32()),
+    pa.field(ERROR, ERROR_TYPE),
+    pa.field(SOURCE_FILE, pa.string(), nullable=False),
+    pa.field(SOURCE_ROW, pa.int64(), nullable=False),
 )
-#: The row's position in its shard, counted from 0; stands beside the input's columns in memory.
+#: The row's position in its shard, counted from 0. It accompanies the input's columns in memory and
+#: becomes `source_row` in the output.
 ROW_COLUMN = "__tokenmill_row"

@@ -115,6 +115,7 @@ def test_a_prompt_is_a_row() -> None:
         ),
         (line(temperature=3), "invalid_value", "body.temperature must be"),
         (line(temperature="hot"), "invalid_value", "body.temperature must be"),
+        (line(temperature=10**400), "invalid_value", "body.temperature must be"),
         (line(max_tokens=0), "invalid_value", "body.max_tokens must be"),
         (line(max_completion_tokens=10**30), "invalid_value", "body.max_tokens must be at most"),
         (line(max_tokens=1, max_completion_tokens=2), "invalid_value", "differ"),

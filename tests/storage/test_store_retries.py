@@ -1,8 +1,8 @@
 """Writes that fail: tried again while the store may come back; then the run stops, resumable."""
 
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,20 +14,21 @@ from tokenmill.output.rejects import Selection
 from tokenmill.output.totals import read_success
 from tokenmill.storage.base import Store
 from tokenmill.storage.local import LocalStore
-from tokenmill.storage.retry import PAUSES_S, persist
+from tokenmill.storage.retry import MAX_TRIES, persist
 
-MOST_TRIES = len(PAUSES_S) + 1
 BUSY = RunFailed("s3://bucket/out: SlowDown")
 
 
 @pytest.fixture(autouse=True)
-def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many tries as ever, without the pauses."""
-    monkeypatch.setattr("tokenmill.storage.retry.PAUSES_S", (0.0,) * len(PAUSES_S))
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses between tries, in seconds: recorded instead of slept."""
+    pauses_s: list[float] = []
+    monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=pauses_s.append))
+    return pauses_s
 
 
 class Failing:
-    """A store whose writes of units fail so many times; after they were made, if `made`."""
+    """A store whose first `times` writes of units fail; after the object was written, if `made`."""
 
     def __init__(
         self, inner: Store, error: Exception, times: int = 10**9, made: bool = False
@@ -36,7 +37,7 @@ class Failing:
         self.num_writes = 0
         self._inner = inner
         self._error = error
-        self._left = times
+        self._num_failures = times
         self._made = made
 
     def __getattr__(self, name: str) -> Any:
@@ -52,8 +53,7 @@ class Failing:
         if not key.startswith("data/"):
             return write()
         self.num_writes += 1
-        if self._left:
-            self._left -= 1
+        if self.num_writes <= self._num_failures:
             if self._made:
                 write()
             raise self._error
@@ -67,45 +67,43 @@ def store(tmp_path: Path) -> LocalStore:
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
-    """Of one unit with two rows, one of which fails until its engine is mended."""
+    """A job of one unit with two rows, which are rejected until the engine's `error_rate` is 0."""
     corpus = write_corpus(tmp_path / "corpus", {"a.parquet": ["one", "two"]})
     model = {"source": "fake", "engine": {"error_rate": 1}}
     return Job.model_validate(job_over(corpus, tmp_path / "out", model=model))
 
 
-@pytest.mark.parametrize("made", [False, True], ids=["refused", "made and the reply lost"])
-def test_a_unit_is_written_as_soon_as_the_store_comes_back(
-    job: Job, store: LocalStore, made: bool
-) -> None:
-    """A store that fails a few times is asked again; the unit stands once and is ours."""
-    failing = Failing(store, BUSY, MOST_TRIES - 1, made)
+@pytest.mark.parametrize("made", [False, True], ids=["refused", "written, reply lost"])
+def test_a_unit_is_written_once_the_store_recovers(job: Job, store: LocalStore, made: bool) -> None:
+    """A write is retried; the unit is committed once, and counts as ours."""
+    failing = Failing(store, BUSY, MAX_TRIES - 1, made)
     summary = drive(job, failing)
     assert summary is not None and summary.exit_code == ExitCode.FINISHED
     assert summary.lost_races == 0
-    assert failing.num_writes == MOST_TRIES
+    assert failing.num_writes == MAX_TRIES
 
 
-@pytest.mark.parametrize("made", [False, True], ids=["refused", "made and the reply lost"])
-def test_a_repair_is_written_as_soon_as_the_store_comes_back(
+@pytest.mark.parametrize("made", [False, True], ids=["refused", "written, reply lost"])
+def test_a_repair_is_written_once_the_store_recovers(
     job: Job, store: LocalStore, made: bool
 ) -> None:
-    """An exchange that fails is made again, or known as made, and is on record once."""
+    """A repair is retried, or recognized as written, and is recorded once."""
     drive(job, store)
     before = read_success(store)
-    failing = Failing(store, BUSY, MOST_TRIES - 1, made)
+    failing = Failing(store, BUSY, MAX_TRIES - 1, made)
     drive_retry(failing, Selection(), "model.engine.error_rate=0")
     after = read_success(store)
     assert before is not None and after is not None
     assert (before.rejects, after.rejects) == ({"engine_error": 2}, {})
-    # The same two prompts once more, and not once more for each try.
+    # The two prompts ran once more, not once for each try.
     assert after.input_tokens == 2 * before.input_tokens
 
 
-def test_a_store_that_stays_away_stops_the_run_with_its_reason(job: Job, store: LocalStore) -> None:
-    """After the last try the run stops; once the store is back, the same job runs the rest."""
+def test_a_store_that_does_not_recover_stops_the_run(job: Job, store: LocalStore) -> None:
+    """After the last try the run stops with the store's error; a later run does the rest."""
     failing = Failing(store, BUSY)
     assert refusal(RunFailed, lambda: drive(job, failing)) == str(BUSY)
-    assert failing.num_writes == MOST_TRIES
+    assert failing.num_writes == MAX_TRIES
     assert list(store.list("data")) == []
     summary = drive(job, store)
     assert summary is not None and summary.exit_code == ExitCode.FINISHED
@@ -114,29 +112,58 @@ def test_a_store_that_stays_away_stops_the_run_with_its_reason(job: Job, store: 
 @pytest.mark.parametrize(
     "error", [UserError("s3://bucket/out: refused"), NoSpace("/out: no space left")]
 )
-def test_what_waiting_does_not_mend_stops_the_run_at_once(
-    job: Job, store: LocalStore, error: TokenmillError
+def test_an_error_that_waiting_does_not_fix_stops_the_run_at_once(
+    job: Job, store: LocalStore, error: TokenmillError, pauses: list[float]
 ) -> None:
-    """Rights and full disks are told after the first try."""
+    """Missing rights and a full disk are reported after the first try."""
     failing = Failing(store, error)
     assert refusal(type(error), lambda: drive(job, failing)) == str(error)
     assert failing.num_writes == 1
+    assert pauses == []
 
 
-def test_a_mistake_of_ours_is_not_repeated() -> None:
-    """An error that is no word of the store passes through."""
+@pytest.mark.parametrize("error", [KeyError("x"), KeyboardInterrupt()], ids=["bug", "Ctrl-C"])
+def test_other_errors_are_not_retried(error: BaseException, pauses: list[float]) -> None:
+    """A bug and an interrupt are raised at once."""
     tries = []
 
     def write() -> None:
         tries.append(1)
-        raise KeyError("x")
+        raise error
 
-    with pytest.raises(KeyError):
+    with pytest.raises(type(error)):
+        persist(write)
+    assert len(tries) == 1
+    assert pauses == []
+
+
+def test_an_interrupt_ends_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C during a pause is raised, and the write is not tried again."""
+
+    def interrupted(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=interrupted))
+    tries = []
+
+    def write() -> None:
+        tries.append(1)
+        raise BUSY
+
+    with pytest.raises(KeyboardInterrupt):
         persist(write)
     assert len(tries) == 1
 
 
-def test_the_pauses_double_and_end_after_about_a_minute() -> None:
-    """A server that restarts is waited for; a dead one stops the run soon enough."""
-    assert all(later == 2 * pause for pause, later in pairwise(PAUSES_S))
-    assert 60 <= sum(PAUSES_S) <= 90
+def test_the_pauses_double_and_end_after_about_a_minute(pauses: list[float]) -> None:
+    """A restarting server gets the time it needs; a dead one stops the run soon enough."""
+
+    def write() -> None:
+        raise BUSY
+
+    with pytest.raises(RunFailed):
+        persist(write)
+    assert all(
+        longest / 2 <= pause <= longest
+        for pause, longest in zip(pauses, (1, 2, 4, 8, 16, 32), strict=True)
+    )

@@ -1,164 +1,196 @@
-"""Sampling parameters: those that a row may set for itself, and those of retries."""
+"""Sampling parameters: which of them a row may set, and what a retry changes."""
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
+)
+from pydantic.fields import FieldInfo
 
 from tokenmill.config.section import Section
 
-# Of a row: a grammar is made of it in the engine, which answers nobody meanwhile.
-_MOST_SCHEMA_CHARACTERS = 2**16
-#: What a value becomes on its way into the sampling; raises `ValueError` for one that cannot be.
-_Check = Callable[[Any], Any]
+# The engine compiles a row's schema to a grammar, and answers no other row meanwhile.
+_MAX_SCHEMA_CHARACTERS = 2**16
+# The engine crashes on a larger seed.
+_MAX_INT64 = 2**63 - 1
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+def _not_text_or_bool(value: Any) -> Any:
+    """Raise `ValueError` for "5" and true, which pydantic would convert to numbers."""
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+        raise ValueError  # noqa: TRY004 - pydantic expects it
+    return value
 
 
-def _number(least: float, most: float, *, above: bool = False) -> _Check:
-    """From `least` to `most`, both included; with `above` more than `least`."""
-    beyond = "at most" if above else "and"
-    limits = f"above {least:g}" if above else f"between {least:g}"
-    says = f"a number {limits}" + ("" if math.isinf(most) else f" {beyond} {most:g}")
-
-    def check(value: Any) -> float:
-        number = float(value) if _is_number(value) else math.nan
-        too_small = number <= least if above else number < least
-        if too_small or not number <= most or math.isinf(number):
-            raise ValueError(f"must be {says}")
-        return number
-
-    return check
-
-
-def _whole(least: int) -> _Check:
-    """A whole number from `least`; 16.0 is one, as a column of numbers with nulls often has it."""
-
-    def check(value: Any) -> int:
-        if not _is_number(value) or not math.isfinite(value):
-            raise ValueError(f"must be a whole number, {least} or more")
-        if value != int(value) or value < least:
-            raise ValueError(f"must be a whole number, {least} or more")
-        return int(value)
-
-    return check
-
-
-def _seed(value: Any) -> int:
-    seed = int(_whole(-(2**63))(value))
-    if seed >= 2**63:
-        raise ValueError("must be a whole number of 64 bits")
-    return seed
-
-
-def _texts(value: Any) -> list[str]:
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
-        raise ValueError("must be a text or a list of texts, none of them empty")
-    return list(texts)
-
-
-def _structured(value: Any) -> dict[str, Any]:
-    """What vLLM's `structured_outputs` may be, as the text of a JSON object."""
-    says = 'must be JSON text: {"json": SCHEMA} or {"json_object": true}'
-    if not isinstance(value, str) or len(value) > _MOST_SCHEMA_CHARACTERS:
-        raise ValueError(f"{says}, of at most {_MOST_SCHEMA_CHARACTERS:,} characters")
+def _structured_outputs(value: Any) -> dict[str, Any]:
+    """The `structured_outputs` of vLLM, from the text of a JSON object. Raises `ValueError`."""
+    if not isinstance(value, str) or len(value) > _MAX_SCHEMA_CHARACTERS:
+        raise ValueError
     try:
         structured = json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(says) from error
+    except RecursionError as error:
+        raise ValueError from error
     match structured:
         case {"json": dict() as schema} if len(structured) == 1:
             return {"json": json.dumps(schema, ensure_ascii=False)}
         case {"json_object": True} if len(structured) == 1:
             return dict(structured)
-    raise ValueError(says)
+    raise ValueError
 
 
-#: By name as in vLLM's `SamplingParams`.
-OVERRIDABLE: Mapping[str, _Check] = {
-    "temperature": _number(0, 2),
-    "top_p": _number(0, 1, above=True),
-    "top_k": _whole(-1),
-    "min_p": _number(0, 1),
-    "max_tokens": _whole(1),
-    "min_tokens": _whole(0),
-    "seed": _seed,
-    "presence_penalty": _number(-2, 2),
-    "frequency_penalty": _number(-2, 2),
-    "repetition_penalty": _number(0, math.inf, above=True),
-    "stop": _texts,
-    "structured_outputs": _structured,
+_Number = Annotated[float, BeforeValidator(_not_text_or_bool), Field(allow_inf_nan=False)]
+# 16.0 is a whole number: a column of whole numbers with nulls often has the type double.
+_WholeNumber = Annotated[int, BeforeValidator(_not_text_or_bool)]
+_Texts = Annotated[
+    list[Annotated[str, Field(strict=True, min_length=1)]],
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+    Field(strict=True),
+]
+
+
+class RowSampling(Section):
+    """The sampling parameters that a row may set, within the limits of vLLM's `SamplingParams`.
+
+    A description completes the error message "NAME must be …".
+    """
+
+    temperature: Annotated[_Number, Field(ge=0, le=2)] | None = Field(
+        default=None, description="a number between 0 and 2"
+    )
+    top_p: Annotated[_Number, Field(gt=0, le=1)] | None = Field(
+        default=None, description="a number above 0 and at most 1"
+    )
+    top_k: Annotated[_WholeNumber, Field(ge=-1)] | None = Field(
+        default=None, description="a whole number, -1 or more"
+    )
+    min_p: Annotated[_Number, Field(ge=0, le=1)] | None = Field(
+        default=None, description="a number between 0 and 1"
+    )
+    max_tokens: Annotated[_WholeNumber, Field(ge=1)] | None = Field(
+        default=None, description="a whole number, 1 or more"
+    )
+    min_tokens: Annotated[_WholeNumber, Field(ge=0)] | None = Field(
+        default=None, description="a whole number, 0 or more"
+    )
+    seed: Annotated[_WholeNumber, Field(ge=-_MAX_INT64 - 1, le=_MAX_INT64)] | None = Field(
+        default=None, description="a whole number of 64 bits"
+    )
+    presence_penalty: Annotated[_Number, Field(ge=-2, le=2)] | None = Field(
+        default=None, description="a number between -2 and 2"
+    )
+    frequency_penalty: Annotated[_Number, Field(ge=-2, le=2)] | None = Field(
+        default=None, description="a number between -2 and 2"
+    )
+    repetition_penalty: Annotated[_Number, Field(gt=0)] | None = Field(
+        default=None, description="a number above 0"
+    )
+    stop: _Texts | None = Field(
+        default=None, description="a string or a list of strings, none of them empty"
+    )
+    structured_outputs: Annotated[dict[str, Any], PlainValidator(_structured_outputs)] | None = (
+        Field(
+            default=None,
+            description=f"JSON text of at most {_MAX_SCHEMA_CHARACTERS:,} characters, "
+            '{"json": SCHEMA} or {"json_object": true}',
+        )
+    )
+
+
+def _value_check(field: FieldInfo) -> Callable[[Any], Any]:
+    # One validator a field: the whole model takes three times as long for a row.
+    validator: TypeAdapter[Any] = TypeAdapter(
+        field.rebuild_annotation(), config=ConfigDict(defer_build=True)
+    )
+
+    def check(value: Any) -> Any:
+        try:
+            return validator.validate_python(value)
+        except ValidationError as error:
+            raise ValueError(f"must be {field.description}") from error
+
+    return check
+
+
+#: Converts a row's value to the one that vLLM takes, by parameter. Raises `ValueError`.
+OVERRIDABLE: Mapping[str, Callable[[Any], Any]] = {
+    name: _value_check(field) for name, field in RowSampling.model_fields.items()
 }
 
 
 class Retries(Section):
-    """How often a row is asked again whose answer does not do, and with what change."""
+    """Run a row again if its answer was unusable, with other sampling parameters."""
 
-    times: Annotated[int, Field(ge=1, le=10)] = 1
+    times: Annotated[int, Field(ge=1, le=10)] = Field(
+        default=1, description="Number of retries after the first attempt."
+    )
     sampling: dict[str, Any] = Field(
-        default_factory=dict, description="In place of the task's values of the same names."
+        default_factory=dict,
+        description="Parameters that replace the task's, such as `temperature` or `max_tokens`.",
     )
 
-    def samplings(self, first: dict[str, Any]) -> list[dict[str, Any]]:
-        """The sampling of each retry, behind the first attempt's; a seed grows by one each time."""
-        changed = {**first, **self.sampling}
+    def samplings(self, sampling: dict[str, Any]) -> list[dict[str, Any]]:
+        """The sampling of each retry of a task with this `sampling`.
+
+        A seed is one larger in each retry.
+        """
+        changed = {**sampling, **self.sampling}
         seed = changed.get("seed")
         if seed is None:
             return [changed] * self.times
-        start = seed + (seed == first.get("seed"))
-        return [{**changed, "seed": start + time} for time in range(self.times)]
+        start = seed + (seed == sampling.get("seed"))
+        return [{**changed, "seed": start + retry} for retry in range(self.times)]
 
 
-def check_retries(retries: Retries, first: dict[str, Any]) -> None:
-    """Raise `ValueError` for retries that a task cannot take, or that repeat the same answer."""
-    changed = {**first, **retries.sampling}
+def check_retries(retries: Retries, sampling: dict[str, Any]) -> None:
+    """Raise `ValueError` for retries that a task cannot use, or that repeat the same answer."""
+    changed = {**sampling, **retries.sampling}
     check_sampling(changed)
     if not isinstance(changed.get("seed", 0), int):
         raise ValueError("retries: the sampling's seed must be a whole number")  # noqa: TRY004
     if changed.get("temperature", 1) != 0:
         return
-    same = [
-        {key: value for key, value in each.items() if key != "seed"} for each in (first, changed)
-    ]
-    if same[0] == same[1]:
+    if {**changed, "seed": None} == {**sampling, "seed": None}:
         raise ValueError(
-            "retries: at temperature 0 the same request has the same answer; "
-            "give retries.sampling another temperature or max_tokens"
+            "retries: at temperature 0 the same request gets the same answer; "
+            "set another temperature or max_tokens in retries.sampling"
         )
     if retries.times > 1:
         raise ValueError(
-            "retries.times: at temperature 0 all retries have the same answer; "
-            "write times: 1, or give retries.sampling a temperature"
+            "retries.times: at temperature 0 all retries get the same answer; "
+            "set times: 1, or a temperature in retries.sampling"
         )
 
 
-def check_sampling(sampling: dict[str, Any], place: str = "") -> None:
-    """Raise `ValueError` for sampling parameters that a task cannot take.
+def check_sampling(sampling: dict[str, Any], prefix: str = "") -> None:
+    """Raise `ValueError` for sampling parameters that a task cannot use.
 
-    `place` stands before `sampling` in messages: `tasks.topic.` in a list of tasks.
+    `prefix` precedes `sampling` in messages: `tasks.topic.` in a list of tasks.
     """
     if "max_tokens" not in sampling:
-        # vLLM's own default of 16 tokens would cut nearly every answer without a word.
-        raise ValueError(f"{place}sampling.max_tokens is missing: say how long an answer may be")
+        # vLLM's default of 16 tokens would silently cut nearly every answer.
+        raise ValueError(
+            f"{prefix}sampling.max_tokens is missing; set the largest number of tokens of an answer"
+        )
     limit = sampling["max_tokens"]
     if limit is not None and (not isinstance(limit, int) or limit < 1):
         raise ValueError(
-            f"{place}sampling.max_tokens must be a positive number, or null for no limit"
+            f"{prefix}sampling.max_tokens must be a positive number, or null for no limit"
         )
     seed = sampling.get("seed")
-    if isinstance(seed, int) and not -(2**63) <= seed < 2**63:
-        # The engine would die of it.
-        raise ValueError(f"{place}sampling.seed must fit into 64 bits")
+    if isinstance(seed, int) and not -_MAX_INT64 - 1 <= seed <= _MAX_INT64:
+        raise ValueError(f"{prefix}sampling.seed must fit into 64 bits")
     for key in ("output_kind", "detokenize"):
         if key in sampling:
-            raise ValueError(f"{place}sampling.{key} is set by tokenmill; leave it out")
+            raise ValueError(f"{prefix}sampling.{key} is set by tokenmill; remove it")
     if sampling.get("n", 1) != 1:
         raise ValueError(
-            f"{place}sampling.n must be 1; several answers a row are the task's: n, best_of"
+            f"{prefix}sampling.n must be 1; for several answers a row, set n or best_of in the task"
         )

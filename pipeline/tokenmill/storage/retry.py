@@ -1,32 +1,40 @@
-"""Write again, after growing pauses, where the store may come back. Knows nothing of stores.
+"""Retry a write after growing pauses, in case the store recovers. Knows nothing of stores.
 
-A store's client has tried a few times within seconds before it gives up; this is for what lasts
-longer: a server that restarts, a network that is down, a bucket that is throttled.
+A store's client retries for a few seconds before it gives up. This covers longer outages: a server
+that restarts, a network that is down, a bucket that is throttled.
 """
 
-import random
-import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from tenacity import (
+    Retrying,
+    retry_if_exception_type,
+    retry_if_not_exception_type,
+    stop_after_attempt,
+    wait_exponential,
+    wait_random_exponential,
+)
+
 from tokenmill.errors import NoSpace, RunFailed
 
-#: Seconds between the tries, a little over a minute in all.
-PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+#: How often a write is tried before its error ends the run.
+MAX_TRIES = 7
 _T = TypeVar("_T")
+# Pauses of up to 1, 2, 4 … 32 s, about a minute in all. Half of each is random, so that writers
+# that failed together do not return together.
+_PAUSE = wait_exponential(multiplier=0.5) + wait_random_exponential(multiplier=0.5)
+# Free space does not appear by waiting.
+_IS_RETRIED = retry_if_exception_type(RunFailed) & retry_if_not_exception_type(NoSpace)
 
 
 def persist(write: Callable[[], _T]) -> _T:
-    """What `write` returns, tried again while it raises `RunFailed`, except for `NoSpace`.
+    """Call `write` until it succeeds, and return its result.
 
-    `write` must be safe to repeat. After the last try its error is raised.
+    A `RunFailed` other than `NoSpace` is retried, any other error is raised at once. After the last
+    try its error is raised. `write` must be safe to repeat.
     """
-    for pause_s in PAUSES_S:
-        try:
-            return write()
-        except NoSpace:
-            raise
-        except RunFailed:
-            # Writers that failed together must not come back together.
-            time.sleep(random.uniform(pause_s / 2, pause_s))  # noqa: S311 - no secret
-    return write()
+    retrying = Retrying(
+        stop=stop_after_attempt(MAX_TRIES), wait=_PAUSE, retry=_IS_RETRIED, reraise=True
+    )
+    return retrying(write)
