@@ -34,7 +34,7 @@ from tokenmill.config.prompt import Prompt
 from tokenmill.errors import ExitCode, UserError
 from tokenmill.job.job import Job
 from tokenmill.job.loader import stored_job
-from tokenmill.models.code_safety import check_not_pickled, warnings
+from tokenmill.models.code_safety import check_not_pickled, trust_warnings
 from tokenmill.models.fetch import fetch_model
 from tokenmill.prompt.template import compile_prompt
 from tokenmill.prompt.tokenizer import ModelTokenizer
@@ -173,7 +173,7 @@ def test_what_a_job_takes_on_trust_is_told() -> None:
     trusting = job(
         {"model.source": "a/b", "model.engine": {"trust_remote_code": True, "load_format": "pt"}}
     )
-    lines = list(warnings(models_by_key(trusting)))
+    lines = list(trust_warnings(models_by_key(trusting)))
     assert [line.split(":")[1].strip() for line in lines] == [
         "model.engine.trust_remote_code",
         "model.engine.load_format",
@@ -181,8 +181,8 @@ def test_what_a_job_takes_on_trust_is_told() -> None:
     ]
     assert all(line.startswith("WARNING: ") for line in lines)
     pinned = job({"model.source": "a/b", "model.revision": "0123456789" * 4})
-    assert not list(warnings(models_by_key(pinned)))
-    assert not list(warnings(models_by_key(job())))
+    assert not list(trust_warnings(models_by_key(pinned)))
+    assert not list(trust_warnings(models_by_key(job())))
 
 
 def test_pickled_weights_are_refused_unless_asked_for(tmp_path: Path) -> None:

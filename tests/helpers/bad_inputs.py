@@ -481,7 +481,7 @@ _BAD_JOBS = tuple(
         ("a template without an end", {"prompt": {"user": "{% if text %}"}}, ["prompt.user"]),
         ("an unknown filter", {"prompt": {"user": "{{ text | nope }}"}}, ["nope"]),
         ("an unknown column", {"prompt": {"user": "{{ txt }}"}}, ["txt", "text"]),
-        ("no column at all", {"prompt": {"user": "hello"}}, ["every row would ask the same"]),
+        ("no column at all", {"prompt": {"user": "hello"}}, ["the same prompt"]),
         ("another template", {"prompt": {"user": "{% include text %}"}}, ["other templates"]),
         (
             "a template that is huge whatever the row",

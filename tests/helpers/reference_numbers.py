@@ -1,7 +1,7 @@
-"""What transformers and sentence-transformers make of rows: what the tasks are held against.
+"""Compute scores with transformers and sentence-transformers, to compare the tasks with.
 
-Run as a script, `reference_numbers.py MODELS ROWS OUT`: JSON files of the models'
-folders by name, the rows, and the numbers.
+Run as a script, `reference_numbers.py MODELS ROWS OUT` reads the models' folders by name and the
+rows from two JSON files, and writes the numbers to a third.
 """
 
 import json
@@ -11,8 +11,8 @@ from typing import Any
 
 
 def main(models: dict[str, str], rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """A list of numbers a kind, one entry a row."""
-    import torch  # noqa: PLC0415 - not for who imports this file
+    """For each kind of number, a list with one entry per row."""
+    import torch  # noqa: PLC0415 - only the script pays for the import
     import transformers as hf  # noqa: PLC0415
     from sentence_transformers import SentenceTransformer  # noqa: PLC0415
 
@@ -26,18 +26,18 @@ def main(models: dict[str, str], rows: list[dict[str, Any]]) -> dict[str, list[A
     pairs = hf.AutoModelForSequenceClassification.from_pretrained(models["rerank"], **load)
 
     def sums(ids: list[int], first: int) -> tuple[float, int]:
-        """The log-probabilities' sum of the tokens from `first` on, and their number."""
+        """The sum of the log-probabilities of the tokens from `first` on, and their number."""
         logits = writer(torch.tensor([ids])).logits[0].double().log_softmax(-1)
-        own = logits[:-1].gather(1, torch.tensor(ids[1:]).unsqueeze(1)).squeeze(1)
-        return float(own[first - 1 :].sum()), len(ids) - first
+        of_tokens = logits[:-1].gather(1, torch.tensor(ids[1:]).unsqueeze(1)).squeeze(1)
+        return float(of_tokens[first - 1 :].sum()), len(ids) - first
 
     def in_windows(ids: list[int], length: int, stride: int) -> tuple[float, int]:
-        """The perplexity guide of transformers: what a window before has scored does not count."""
-        total, count, before = 0.0, 0, 1
+        """As in transformers' guide to perplexity: each token is scored in one window only."""
+        total, count, scored = 0.0, 0, 1
         for begin in range(0, len(ids), stride):
             end = min(begin + length, len(ids))
-            part, number = sums(ids[begin:end], before - begin)
-            total, count, before = total + part, count + number, end
+            part, number = sums(ids[begin:end], scored - begin)
+            total, count, scored = total + part, count + number, end
             if end == len(ids):
                 break
         return total, count

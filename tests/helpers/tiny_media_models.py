@@ -1,9 +1,9 @@
-"""Makes small models with random weights that see and hear, and says what transformers answers.
+"""Make a small vision and a small speech model with random weights, and print their answers.
 
-Run as a script, `python tests/helpers/tiny_media_models.py FOLDER SMOLLM2 IMAGE QUESTION AUDIO`:
-FOLDER/seeing, an Idefics3 with the tokenizer of SmolLM2, and FOLDER/hearing, a Whisper whose tokens
-are bytes. The last line printed is JSON: what each says, greedily, of the image file with the
-question, and of each window (int16 at 16 kHz) in the audio file, which is an .npz.
+Run as a script, `python tests/helpers/tiny_media_models.py FOLDER SMOLLM2 IMAGE QUESTION AUDIO`
+makes FOLDER/seeing, an Idefics3 with the tokenizer of SmolLM2, and FOLDER/hearing, a Whisper whose
+tokens are bytes. The last line of its output is JSON with the greedy answers of transformers: to
+the question about the image file, and for each window (int16 at 16 kHz) in the audio file, an .npz.
 """
 
 import json
@@ -19,7 +19,7 @@ TEMPLATE = (
     "{% if part.type == 'image' %}<image>{% else %}{{ part.text }}{% endif %}{% endfor %}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# Larger than usual, so that answers differ from one to the next.
+# Larger than usual, so that answers differ from each other.
 RANGE = 0.3
 SIZE = {
     "hidden_size": 64,
@@ -31,15 +31,15 @@ SIZE = {
 
 
 def make_seeing(folder: Path, smollm2: Path) -> Any:
-    """An Idefics3: its processor works without torchvision, as vLLM's model does."""
+    """An Idefics3: neither its processor nor vLLM's model needs torchvision."""
     import transformers as hf  # noqa: PLC0415
     from transformers.models.idefics3.image_processing_pil_idefics3 import (  # noqa: PLC0415
         Idefics3ImageProcessorPil,
     )
 
     tokenizer = hf.AutoTokenizer.from_pretrained(smollm2)
-    own = ["<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
-    tokenizer.add_special_tokens({"additional_special_tokens": own})
+    image_tokens = ["<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": image_tokens})
     tokenizer.chat_template = TEMPLATE
     image = tokenizer.convert_tokens_to_ids("<image>")
     text = {
@@ -68,18 +68,18 @@ def make_seeing(folder: Path, smollm2: Path) -> Any:
     )
     processor.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    # Where older models of the hub have it.
+    # Older models on the hub have it in this file.
     (folder / "chat_template.jinja").unlink()
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": TEMPLATE}))
     return model.eval(), processor
 
 
 def make_hearing(folder: Path) -> Any:
-    """A Whisper whose vocabulary is the bytes and its own marks."""
+    """A Whisper whose vocabulary is the bytes and its control tokens."""
     import transformers as hf  # noqa: PLC0415
     from tokenizers.pre_tokenizers import ByteLevel  # noqa: PLC0415
 
-    vocabulary = {byte: at for at, byte in enumerate(sorted(ByteLevel.alphabet()))}
+    vocabulary = {byte: index for index, byte in enumerate(sorted(ByteLevel.alphabet()))}
     tokenizer = hf.WhisperTokenizer(vocab={**vocabulary, "<|endoftext|>": 256}, merges=[])
     marks = ["startoftranscript", "en", LANGUAGE, "transcribe", "notimestamps"]
     tokenizer.add_special_tokens({"additional_special_tokens": [f"<|{mark}|>" for mark in marks]})
@@ -109,7 +109,7 @@ def make_hearing(folder: Path) -> Any:
 
 
 def greedy(model: Any, tokenizer: Any, ids: list[int], **inputs: Any) -> str:
-    """Token by token, from the model's own forward pass: no setting of `generate` interferes."""
+    """Decode greedily with the model's forward pass, independent of the settings of `generate`."""
     import torch  # noqa: PLC0415
 
     name = "decoder_input_ids" if model.config.is_encoder_decoder else "input_ids"
@@ -122,7 +122,7 @@ def greedy(model: Any, tokenizer: Any, ids: list[int], **inputs: Any) -> str:
 
 
 def main(folder: Path, smollm2: Path, image: Path, question: str, audio: Path) -> None:
-    """Make both, and print what they say."""
+    """Make both models, and print their answers."""
     import numpy as np  # noqa: PLC0415
     import torch  # noqa: PLC0415
     from PIL import Image  # noqa: PLC0415
@@ -153,5 +153,5 @@ def main(folder: Path, smollm2: Path, image: Path, question: str, audio: Path) -
 
 
 if __name__ == "__main__":
-    at, smollm2, image, question, audio = sys.argv[1:]
-    main(Path(at), Path(smollm2), Path(image), question, Path(audio))
+    folder, smollm2, image, question, audio = sys.argv[1:]
+    main(Path(folder), Path(smollm2), Path(image), question, Path(audio))

@@ -1,8 +1,8 @@
-"""Makes small models with random weights, for tests of kinds of which none comes as a wheel.
+"""Make small models with random weights, of kinds for which no wheel exists.
 
-Run as a script, `tiny_models.py FOLDER SMOLLM2 MINILM`: FOLDER/reward, a reward model
-with the chat tokenizer of the one, and FOLDER/rerank, a cross-encoder with the tokenizer of the
-other. Heads are 32 wide: vLLM's attention on a CPU has no kernel for fewer.
+Run as a script, `tiny_models.py FOLDER SMOLLM2 MINILM` makes FOLDER/reward, a reward model with the
+chat tokenizer of SmolLM2, and FOLDER/rerank, a cross-encoder with the tokenizer of MiniLM. Their
+attention heads are 32 wide, the least for which vLLM has a CPU kernel.
 """
 
 import sys
@@ -10,8 +10,8 @@ from pathlib import Path
 
 
 def main(folder: Path, smollm2: Path, minilm: Path) -> None:
-    """Make both."""
-    import torch  # noqa: PLC0415 - not for who imports this file
+    """Make both models in `folder`."""
+    import torch  # noqa: PLC0415 - only the script pays for the import
     import transformers as hf  # noqa: PLC0415
 
     torch.manual_seed(0)
@@ -21,7 +21,7 @@ def main(folder: Path, smollm2: Path, minilm: Path) -> None:
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "num_labels": 1,
-        # Larger than usual, so that the numbers differ from text to text.
+        # Larger than usual, so that the outputs differ from text to text.
         "initializer_range": 0.3,
     }
     tokenizer = hf.AutoTokenizer.from_pretrained(smollm2)

@@ -1,4 +1,4 @@
-"""The demo corpus: what its shards hold, and that building them again changes nothing."""
+"""The demo corpus: what its shards contain, and that building them again changes nothing."""
 
 import importlib.util
 import subprocess
@@ -61,7 +61,7 @@ def test_shards_share_one_schema_and_have_several_row_groups(shards: list[Path])
 
 
 def test_building_twice_leaves_the_files_alone(tmp_path: Path) -> None:
-    """A second build over the same documents rewrites no shard."""
+    """A second build of the same documents rewrites no shard."""
     before = [(path, path.stat()) for path in demo.build(tmp_path)]
     demo.build(tmp_path)
     for path, stat in before:
@@ -69,7 +69,7 @@ def test_building_twice_leaves_the_files_alone(tmp_path: Path) -> None:
 
 
 def test_a_damaged_shard_is_replaced(tmp_path: Path, shards: list[Path]) -> None:
-    """A shard whose bytes differ is written anew with the bytes of any other build."""
+    """A shard with other bytes is rewritten, and then equals that of any other build."""
     damaged = demo.build(tmp_path)[1]
     damaged.write_bytes(b"PAR1")
     demo.build(tmp_path)
@@ -77,8 +77,8 @@ def test_a_damaged_shard_is_replaced(tmp_path: Path, shards: list[Path]) -> None
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_command_line_says_what_it_wrote(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
-    """The script creates the folder it is given and prints one line about it."""
+def test_the_script_prints_what_it_wrote(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    """It creates the folder that it is given, and prints one line."""
     output = tmp_path / "new" / "folder"
     result = subprocess.run(
         [sys.executable, str(SCRIPT), str(output)], capture_output=True, text=True, check=True
@@ -99,8 +99,8 @@ def test_sections_and_languages_are_covered(rows: list[dict[str, Any]]) -> None:
     assert min(languages.values()) >= 3
 
 
-def test_french_column_leaves_a_backfill_to_do(rows: list[dict[str, Any]]) -> None:
-    """French rows are their own translation, some English rows have one, the rest have null."""
+def test_the_french_column_is_partly_empty(rows: list[dict[str, Any]]) -> None:
+    """French rows are their own translation, some English rows have one, the rest are null."""
     for row in rows:
         if row["language"] == "fr":
             assert row["text_fr"] == row["text"]
@@ -115,16 +115,16 @@ def test_french_column_leaves_a_backfill_to_do(rows: list[dict[str, Any]]) -> No
 def test_some_tickets_have_knowledge_and_some_articles_an_outline(
     rows: list[dict[str, Any]],
 ) -> None:
-    """There are tickets to reply to from what is known, and outlines of several points."""
-    informed = [row for row in rows if row["knowledge"] is not None]
-    outlined = [row for row in rows if row["outline"] is not None]
-    assert all(row["doc_id"].startswith("ticket-") for row in informed)
-    assert all(row["outline"].count("- ") >= 3 for row in outlined)
-    assert (len(informed), len(outlined)) == (9, 6)
+    """Nine tickets come with knowledge for a reply, and six articles with an outline."""
+    with_knowledge = [row for row in rows if row["knowledge"] is not None]
+    with_outline = [row for row in rows if row["outline"] is not None]
+    assert all(row["doc_id"].startswith("ticket-") for row in with_knowledge)
+    assert all(row["outline"].count("- ") >= 3 for row in with_outline)
+    assert (len(with_knowledge), len(with_outline)) == (9, 6)
 
 
-def test_every_nasty_kind_is_there(rows: list[dict[str, Any]]) -> None:
-    """Each kind of awkward input survives the trip through Parquet."""
+def test_every_kind_of_nasty_input_is_included(rows: list[dict[str, Any]]) -> None:
+    """Each kind of awkward input survives Parquet."""
     nasty = {row["doc_id"]: row for row in rows if row["doc_id"].startswith("nasty-")}
     text = {doc_id: row["text"] for doc_id, row in nasty.items()}
     assert text["nasty-empty"] == ""

@@ -1,4 +1,4 @@
-"""LoRA adapters: where they come from, and the engine's arguments for them."""
+"""LoRA adapters: where they are fetched from, and the engine arguments for them."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def model_with(**adapters: str) -> Model:
 
 
 def test_a_local_adapter_is_its_folder(tmp_path: Path) -> None:
-    """A folder in peft's form is used where it stands."""
+    """A folder in peft's format is used in place."""
     folder = make_adapter(tmp_path / "fr")
     model = model_with(fr=str(folder))
     check_adapters(model.adapters)
@@ -34,22 +34,22 @@ def test_a_local_adapter_is_its_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
-def test_what_is_no_adapter_is_refused_before_the_run(tmp_path: Path, name: str) -> None:
-    """A folder without the configuration or the weights is told with its name in the job."""
+def test_a_folder_without_an_adapter_is_refused_before_the_run(tmp_path: Path, name: str) -> None:
+    """If the configuration or the weights are missing, the error names the adapter's job key."""
     folder = make_adapter(tmp_path / "fr")
     (folder / name).unlink()
     with pytest.raises(UserError, match=rf"model\.adapters\.fr: .* has no {name}"):
         check_adapters(model_with(fr=str(folder)).adapters)
 
 
-def test_a_folder_that_is_not_there_is_refused_before_the_run(tmp_path: Path) -> None:
-    """A path that does not exist is no hub id."""
+def test_a_missing_folder_is_refused_before_the_run(tmp_path: Path) -> None:
+    """A path that does not exist is not taken for a hub id."""
     with pytest.raises(UserError, match=r"model\.adapters\.fr"):
         check_adapters(model_with(fr=str(tmp_path / "absent")).adapters)
 
 
-def test_remote_adapters_are_not_asked_for_before_the_run() -> None:
-    """Hub ids and prefixes are found by those who fetch them."""
+def test_remote_adapters_are_not_looked_up_before_the_run() -> None:
+    """Hub ids and prefixes are only checked when they are fetched."""
     check_adapters(model_with(a="owner/name", b="s3://bucket/prefix").adapters)
 
 
@@ -57,7 +57,7 @@ def test_remote_adapters_are_not_asked_for_before_the_run() -> None:
 def test_an_adapter_comes_from_object_storage(
     tmp_path: Path, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An s3:// prefix is copied to this machine; one without an adapter is the user's mistake."""
+    """An s3:// prefix is copied to this machine; one without an adapter is a user error."""
     monkeypatch.setenv("TOKENMILL_CACHE", str(tmp_path / "cache"))
     folder = make_adapter(tmp_path / "fr")
     store = open_store(f"s3://{s3_bucket}/fr")
@@ -69,13 +69,13 @@ def test_an_adapter_comes_from_object_storage(
         fetch_adapters(model_with(fr=f"s3://{s3_bucket}/other").adapters)
 
 
-def test_without_adapters_the_engines_arguments_are_the_jobs() -> None:
-    """A job without adapters runs an engine without them."""
+def test_without_adapters_the_engine_arguments_are_the_jobs() -> None:
+    """Nothing is added for a job without adapters."""
     assert adapter_arguments({}, {"max_model_len": 5}, on_cpu=True) == {"max_model_len": 5}
 
 
-def test_the_engine_is_told_how_many_adapters_of_what_rank(tmp_path: Path) -> None:
-    """The rank is the largest of all, rounded up to one that vLLM has; the job's own word wins."""
+def test_the_engine_arguments_contain_the_number_of_adapters_and_their_rank(tmp_path: Path) -> None:
+    """The rank is the largest, rounded up to one that vLLM supports; the job can override it."""
     adapters = {
         "a": make_adapter(tmp_path / "a", r=4),
         "b": make_adapter(tmp_path / "b", r=8, rank_pattern={"q_proj": 20}),
@@ -87,19 +87,20 @@ def test_the_engine_is_told_how_many_adapters_of_what_rank(tmp_path: Path) -> No
         "max_cpu_loras": 2,
         "dtype": "float32",
     }
-    own = adapter_arguments(adapters, {"max_lora_rank": 64, "max_loras": 1}, on_cpu=False)
-    assert (own["max_lora_rank"], own["max_loras"], own["max_cpu_loras"]) == (64, 1, 2)
+    overridden = adapter_arguments(adapters, {"max_lora_rank": 64, "max_loras": 1}, on_cpu=False)
+    assert overridden["max_lora_rank"] == 64
+    assert (overridden["max_loras"], overridden["max_cpu_loras"]) == (1, 2)
 
 
-def test_many_adapters_share_a_gpus_places(tmp_path: Path) -> None:
-    """By default eight adapters are in a batch at a time; all are kept in memory."""
-    adapters = {f"a{at}": make_adapter(tmp_path / f"a{at}") for at in range(12)}
+def test_many_adapters_share_the_slots_of_a_gpu(tmp_path: Path) -> None:
+    """By default up to eight adapters are in a batch; all are kept in memory."""
+    adapters = {f"a{index}": make_adapter(tmp_path / f"a{index}") for index in range(12)}
     arguments = adapter_arguments(adapters, {}, on_cpu=False)
     assert (arguments["max_loras"], arguments["max_cpu_loras"]) == (8, 12)
 
 
-def test_on_a_cpu_one_place_stays_empty(tmp_path: Path) -> None:
-    """VLLM's CPU kernels take the last place for rows without an adapter; it must hold none."""
+def test_on_a_cpu_one_slot_remains_empty(tmp_path: Path) -> None:
+    """VLLM's CPU kernels use the last slot for rows without an adapter, so it must be empty."""
     adapters = {"a": make_adapter(tmp_path / "a"), "b": make_adapter(tmp_path / "b")}
     assert adapter_arguments(adapters, {}, on_cpu=True)["max_loras"] == 3
     with pytest.raises(UserError, match=r"max_loras: .* at least 3"):
@@ -108,7 +109,7 @@ def test_on_a_cpu_one_place_stays_empty(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"r": "many"}'])
 def test_a_configuration_without_a_rank_is_refused(tmp_path: Path, text: str) -> None:
-    """What is no adapter's configuration is told with the adapter's name."""
+    """The error names the adapter's job key and the file."""
     folder = make_adapter(tmp_path / "a")
     (folder / "adapter_config.json").write_text(text)
     with pytest.raises(UserError, match=r"model\.adapters\.a: adapter_config\.json"):

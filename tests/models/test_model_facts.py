@@ -1,4 +1,4 @@
-"""What is read of a model before it is loaded: dimensions, labels, context, places of tokens."""
+"""What is read from a model's folder: dimensions, labels, context length, spans of tokens."""
 
 import json
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from tokenmill.errors import UserError
 from tokenmill.job.job import Job
 from tokenmill.models.config import max_model_len, read_config
 from tokenmill.models.fetch import fetch_config
-from tokenmill.prompt.tokenizer import TextSpan, _second, _text_span
+from tokenmill.prompt.tokenizer import TextSpan, second_start, text_span
 from tokenmill.stages.load import resolve
 
 
-def folder(path: Path, **files: Any) -> Path:
-    """A model's folder with these JSON files; `__` in a name stands for a slash."""
+def make_folder(path: Path, **files: Any) -> Path:
+    """A model folder with these JSON files; `__` in a name becomes a slash."""
     for name, content in files.items():
         file = path / f"{name.replace('__', '/')}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -46,44 +46,44 @@ def folder(path: Path, **files: Any) -> Path:
         ({"config": {}}, None),
     ],
 )
-def test_a_models_folder_says_how_long_its_vectors_are(
+def test_the_embedding_size_is_read_from_the_folder(
     tmp_path: Path, files: dict[str, Any], size: int | None
 ) -> None:
-    """As vLLM finds it: the config's own word, the last dense layer, the hidden size."""
-    assert read_config(folder(tmp_path, **files))["embedding_size"] == size
+    """As in vLLM: the config's own value, the last dense layer, the hidden size."""
+    assert read_config(make_folder(tmp_path, **files))["embedding_size"] == size
 
 
 @pytest.mark.parametrize(
-    ("config", "number"), [({}, 2), ({"id2label": {"0": "a"}}, 1), ({"num_labels": 3}, 3)]
+    ("config", "num_labels"), [({}, 2), ({"id2label": {"0": "a"}}, 1), ({"num_labels": 3}, 3)]
 )
-def test_a_models_folder_says_how_many_labels_it_has(
-    tmp_path: Path, config: dict[str, Any], number: int
+def test_the_number_of_labels_is_read_from_the_config(
+    tmp_path: Path, config: dict[str, Any], num_labels: int
 ) -> None:
-    """Two where it says nothing, as in transformers."""
-    assert read_config(folder(tmp_path, config=config))["num_labels"] == number
+    """The default is two, as in transformers."""
+    assert read_config(make_folder(tmp_path, config=config))["num_labels"] == num_labels
 
 
-def test_a_folder_without_a_config_is_no_model(tmp_path: Path) -> None:
-    """The message names it."""
+def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
+    """The error names the file."""
     with pytest.raises(UserError, match=r"no readable config\.json"):
         read_config(tmp_path)
 
 
-def test_a_local_models_dimensions_are_in_the_jobs_schema(tmp_path: Path) -> None:
-    """Also those of a model beside the job's own; what the section says itself stands."""
-    own = folder(tmp_path / "own", config={"hidden_size": 16})
-    beside = folder(tmp_path / "beside", config={"hidden_size": 32})
-    assert fetch_config(ModelSource(source=str(own)))["hidden_size"] == 16
+def test_the_embedding_size_of_a_local_model_is_in_the_schema(tmp_path: Path) -> None:
+    """So is that of a task's own model; the section's `dimensions` override it."""
+    main = make_folder(tmp_path / "main", config={"hidden_size": 16})
+    auxiliary = make_folder(tmp_path / "auxiliary", config={"hidden_size": 32})
+    assert fetch_config(ModelSource(source=str(main)))["hidden_size"] == 16
     text = {"text": "{{ text }}"}
     job = Job.model_validate(
         {
             "name": "vectors",
             "input": {"path": "corpus"},
-            "model": {"source": str(own)},
+            "model": {"source": str(main)},
             "prompt": text,
             "tasks": [
                 {"name": "a", "kind": "embed"},
-                {"name": "b", "kind": "embed", "model": {"source": str(beside)}},
+                {"name": "b", "kind": "embed", "model": {"source": str(auxiliary)}},
                 {"name": "c", "kind": "embed", "dimensions": 8},
             ],
             "output": {"path": "out"},
@@ -104,26 +104,26 @@ def test_a_local_models_dimensions_are_in_the_jobs_schema(tmp_path: Path) -> Non
         ({}, {"tokenizer_config": {"model_max_length": 512}}, "generate", 514),
     ],
 )
-def test_the_context_is_what_vllm_takes(
+def test_the_context_length_is_determined_as_in_vllm(
     tmp_path: Path, engine: dict[str, Any], files: dict[str, Any], runner: Any, length: int
 ) -> None:
-    """The job's word, the sentence model's, then the positions that the tokenizer leaves."""
+    """The job's value, the sentence model's, then the positions, limited by the tokenizer."""
     config = {"max_position_embeddings": 514, "position_embedding_type": "absolute"}
     model = ModelSource(source=str(tmp_path), engine=engine)
-    found = max_model_len(model, runner, "model", folder(tmp_path, **files), config)
-    assert found == length
+    folder = make_folder(tmp_path, **files)
+    assert max_model_len(model, runner, "model", folder, config) == length
 
 
 @pytest.mark.parametrize(
     ("text", "offsets", "special", "span"),
     [
-        # Without a token for the beginning the first word has no prediction.
+        # Without a token for the beginning, the first word has no prediction.
         ("ab cd", [(0, 2), (2, 5)], [0, 0], (1, 2, 3)),
-        # With one every word has; the token at the end is not the text's.
+        # With one, every word has; the token at the end is not part of the text.
         ("ab cd", [(0, 0), (0, 2), (2, 5), (0, 0)], [1, 0, 0, 1], (1, 3, 5)),
-        # Some tokenizers leave the space out of a token's place.
+        # Some tokenizers do not count the space as part of a token.
         ("ab cd", [(0, 2), (3, 5)], [0, 0], (1, 2, 3)),
-        # A character in two tokens counts whole.
+        # A character that is split between two tokens counts whole.
         ("é", [(0, 1), (0, 1)], [0, 0], (1, 2, 2)),
         ("é日", [(0, 1), (1, 2)], [0, 0], (1, 2, 3)),
         ("a", [(0, 1)], [0], (1, 1, 0)),
@@ -131,19 +131,19 @@ def test_the_context_is_what_vllm_takes(
         ("", [], [], (0, 0, 0)),
     ],
 )
-def test_a_span_is_what_has_a_prediction(
+def test_a_span_covers_the_tokens_that_have_a_prediction(
     text: str,
     offsets: Sequence[tuple[int, int]],
     special: Sequence[int],
     span: tuple[int, int, int],
 ) -> None:
-    """Its tokens, and the bytes of UTF-8 that they stand for."""
+    """It has their range and the number of bytes of their text."""
     ids = list(range(len(offsets)))
     start, end, num_bytes = span
-    assert _text_span(text, ids, offsets, special) == TextSpan(ids, start, end, num_bytes)
+    assert text_span(text, ids, offsets, special) == TextSpan(ids, start, end, num_bytes)
 
 
-@pytest.mark.parametrize(("types", "second"), [([0, 0, 1, 1], 2), ([0, 0], 2), ([1], 0)])
-def test_the_second_text_begins_at_its_first_type(types: Sequence[int], second: int) -> None:
-    """Past the end where there is none."""
-    assert _second(types) == second
+@pytest.mark.parametrize(("types", "start"), [([0, 0, 1, 1], 2), ([0, 0], 2), ([1], 0)])
+def test_the_second_text_starts_at_the_first_token_type_1(types: Sequence[int], start: int) -> None:
+    """Past the end if there is none."""
+    assert second_start(types) == start

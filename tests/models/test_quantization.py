@@ -1,4 +1,4 @@
-"""Quantized models: their formats are read from config.json, and refused where they cannot run."""
+"""Quantized models: formats are read from config.json, and refused if a CPU cannot run them."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from helpers.asking import make_job
 from tokenmill.errors import UserError
-from tokenmill.models import quantization
 from tokenmill.models.quantization import (
     QuantizationFormat,
     check_not_gguf,
@@ -16,29 +15,21 @@ from tokenmill.models.quantization import (
     quantization_formats,
 )
 
+#: The CPU of a server without AMX.
 AVX512 = frozenset({"avx2", "avx512f", "avx512_vnni"})
 
 
-@pytest.fixture(autouse=True)
-def server(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server's CPU without AMX, whatever this one is."""
-    cpu_with(monkeypatch, AVX512)
-
-
-def cpu_with(monkeypatch: pytest.MonkeyPatch, flags: frozenset[str]) -> None:
-    monkeypatch.setattr(quantization, "cpu_flags", lambda: flags)
-
-
 def compressed(bits: int, kind: str, strategy: str, *, inputs: bool) -> dict[str, Any]:
-    """A config.json as llm-compressor writes it."""
+    """A config.json as written by llm-compressor."""
     weights = {"num_bits": bits, "type": kind, "strategy": strategy}
     group = {"weights": weights, "input_activations": {"num_bits": bits} if inputs else None}
-    own = {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}}
-    return {"quantization_config": own}
+    description = {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}}
+    return {"quantization_config": description}
 
 
-def library(method: str, **facts: Any) -> dict[str, Any]:
-    return {"quantization_config": {"quant_method": method, **facts}}
+def config_of(method: str, **parameters: Any) -> dict[str, Any]:
+    """A config.json as written by most other libraries."""
+    return {"quantization_config": {"quant_method": method, **parameters}}
 
 
 INT8 = compressed(8, "int", "channel", inputs=True)
@@ -46,16 +37,16 @@ INT4 = compressed(4, "int", "group", inputs=False)
 
 
 @pytest.mark.parametrize(
-    ("config", "engine", "found"),
+    ("config", "engine", "formats"),
     [
         ({}, {}, []),
         (INT8, {}, [QuantizationFormat("compressed-tensors", "int8", "channel", with_inputs=True)]),
         (INT4, {}, [QuantizationFormat("compressed-tensors", "int4", "group")]),
-        (library("gptq", bits=4), {}, [QuantizationFormat("gptq", "int4")]),
-        (library("AWQ", w_bit=4), {}, [QuantizationFormat("awq", "int4")]),
-        (library("fp8"), {}, [QuantizationFormat("fp8", "fp8", "fp8", with_inputs=True)]),
-        (library("mxfp4"), {}, [QuantizationFormat("mxfp4", "mxfp4")]),
-        ({"text_config": library("gptq", bits=8)}, {}, [QuantizationFormat("gptq", "int8")]),
+        (config_of("gptq", bits=4), {}, [QuantizationFormat("gptq", "int4")]),
+        (config_of("AWQ", w_bit=4), {}, [QuantizationFormat("awq", "int4")]),
+        (config_of("fp8"), {}, [QuantizationFormat("fp8", "fp8", "fp8", with_inputs=True)]),
+        (config_of("mxfp4"), {}, [QuantizationFormat("mxfp4", "mxfp4")]),
+        ({"text_config": config_of("gptq", bits=8)}, {}, [QuantizationFormat("gptq", "int8")]),
         (
             {},
             {"quantization": "fp8_per_channel"},
@@ -64,11 +55,11 @@ INT4 = compressed(4, "int", "group", inputs=False)
         ({}, {"load_format": "gguf"}, [QuantizationFormat("gguf", "gguf")]),
     ],
 )
-def test_a_format_is_read_from_what_says_it(
-    config: dict[str, Any], engine: dict[str, Any], found: list[QuantizationFormat]
+def test_the_format_is_read_from_the_config_or_the_job(
+    config: dict[str, Any], engine: dict[str, Any], formats: list[QuantizationFormat]
 ) -> None:
-    """Each library writes its format in its own way; the job may quantize while loading."""
-    assert quantization_formats(config, engine) == found
+    """Each library describes its format differently; the job may quantize while loading."""
+    assert quantization_formats(config, engine) == formats
 
 
 @pytest.mark.parametrize(
@@ -77,56 +68,61 @@ def test_a_format_is_read_from_what_says_it(
         ({}, {}),
         (INT8, {}),
         (INT4, {}),
-        (library("gptq", bits=4), {}),
-        (library("awq", bits=4), {}),
+        (config_of("gptq", bits=4), {}),
+        (config_of("awq", bits=4), {}),
         (compressed(8, "float", "channel", inputs=True), {}),
         ({}, {"quantization": "fp8_per_channel"}),
-        (library("a-format-of-tomorrow"), {}),
+        (config_of("a-future-format"), {}),
     ],
 )
-def test_what_a_cpu_runs_passes(config: dict[str, Any], engine: dict[str, Any]) -> None:
-    """Formats with a kernel for CPUs pass, and those that only vLLM knows."""
-    assert cpu_arguments(config, engine).items() >= engine.items()
+def test_a_format_that_a_cpu_can_run_is_accepted(
+    config: dict[str, Any], engine: dict[str, Any]
+) -> None:
+    """So are formats that only vLLM knows."""
+    assert cpu_arguments(config, engine, flags=AVX512).items() >= engine.items()
 
 
 @pytest.mark.parametrize(
-    ("config", "engine", "said"),
+    ("config", "engine", "message"),
     [
-        (library("gptq", bits=8), {}, "gptq with int8 weights: .* 4 bits only"),
+        (config_of("gptq", bits=8), {}, "gptq with int8 weights: .* 4 bits only"),
         (compressed(8, "int", "group", inputs=False), {}, "4 bits only"),
-        (compressed(8, "float", "tensor", inputs=True), {}, "a scale a channel only"),
-        (library("fp8"), {}, "fp8 with fp8 weights and inputs: without AMX"),
+        (compressed(8, "float", "tensor", inputs=True), {}, "one scale per channel only"),
+        (config_of("fp8"), {}, "fp8 with fp8 weights and inputs: without AMX"),
         ({}, {"quantization": "fp8"}, "without AMX"),
         (compressed(4, "float", "tensor_group", inputs=True), {}, "on GPUs only"),
-        (library("mxfp4"), {}, "on GPUs only"),
-        (library("modelopt_fp4"), {}, "on GPUs only"),
-        (library("bitsandbytes"), {}, "vllm-bnb-plugin"),
+        (config_of("mxfp4"), {}, "on GPUs only"),
+        (config_of("modelopt_fp4"), {}, "on GPUs only"),
+        (config_of("bitsandbytes"), {}, "vllm-bnb-plugin"),
         ({}, {"quantization": "gguf"}, "vllm-gguf-plugin"),
         (INT4, {"dtype": "float32"}, r"model\.engine\.dtype: .* not in float32"),
     ],
 )
-def test_what_a_cpu_cannot_run_is_refused_with_the_reason(
-    config: dict[str, Any], engine: dict[str, Any], said: str
+def test_a_format_that_a_cpu_cannot_run_is_refused(
+    config: dict[str, Any], engine: dict[str, Any], message: str
 ) -> None:
-    """The message names the format and why this machine cannot run it."""
-    with pytest.raises(UserError, match=said):
-        cpu_arguments(config, engine)
+    """The error names the format and the reason."""
+    with pytest.raises(UserError, match=message):
+        cpu_arguments(config, engine, flags=AVX512)
 
 
-def test_amx_is_vllms_to_judge(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CPU with AMX has more kernels for fp8; nothing is refused there."""
-    cpu_with(monkeypatch, AVX512 | {"amx_tile"})
-    cpu_arguments(library("fp8"), {})
+def test_fp8_is_not_refused_on_a_cpu_with_amx() -> None:
+    """It has more kernels for fp8, and vLLM decides."""
+    assert cpu_arguments(config_of("fp8"), {}, flags=AVX512 | {"amx_tile"}) == {}
 
 
 @pytest.mark.parametrize(
-    ("flags", "config", "said"),
+    ("flags", "config", "message"),
     [
         ({"avx2"}, INT8, "compressed-tensors with int8 weights and inputs: without VNNI, .* wrong"),
         ({"avx2", "avx512f"}, INT8, "without VNNI"),
         ({"avx2", "avx_vnni"}, INT8, None),
         ({"avx2", "amx_int8"}, INT8, None),
-        ({"avx2"}, library("awq", bits=4), "awq with int4 weights: without AVX-512, .* no kernel"),
+        (
+            {"avx2"},
+            config_of("awq", bits=4),
+            "awq with int4 weights: without AVX-512, .* no kernel",
+        ),
         ({"avx2", "avx_vnni"}, INT4, "without AVX-512"),
         ({"avx2", "avx512f"}, INT4, None),
         ({"avx2"}, {}, None),
@@ -134,39 +130,39 @@ def test_amx_is_vllms_to_judge(monkeypatch: pytest.MonkeyPatch) -> None:
         (set(), INT4, None),
     ],
 )
-def test_integers_need_an_x86_that_sums_them_right(
-    monkeypatch: pytest.MonkeyPatch, flags: set[str], config: dict[str, Any], said: str | None
+def test_integer_formats_need_exact_sums_and_a_kernel_on_x86(
+    flags: set[str], config: dict[str, Any], message: str | None
 ) -> None:
-    """Wrong answers and kernels that are not there are told first; other CPUs are vLLM's to judge.
+    """A CPU that would give wrong answers, or has no kernel, is refused before loading.
 
-    Without flags: a CPU that is no x86.
+    A CPU without any flags is not an x86, and is left to vLLM.
     """
-    cpu_with(monkeypatch, frozenset(flags))
-    if said is None:
-        cpu_arguments(config, {})
+    if message is None:
+        cpu_arguments(config, {}, flags=flags)
     else:
-        with pytest.raises(UserError, match=said):
-            cpu_arguments(config, {})
+        with pytest.raises(UserError, match=message):
+            cpu_arguments(config, {}, flags=flags)
 
 
 def test_weights_of_four_bits_run_in_bfloat16() -> None:
-    """Their kernel knows no float32, which other models run in on a CPU without bfloat16."""
-    assert cpu_arguments(INT4, {"max_model_len": 9}) == {"max_model_len": 9, "dtype": "bfloat16"}
-    assert cpu_arguments(INT4, {"dtype": "float16"}) == {"dtype": "float16"}
-    assert cpu_arguments(INT8, {}) == {}
+    """Their kernel does not support float32, the default on a CPU without bfloat16."""
+    arguments = cpu_arguments(INT4, {"max_model_len": 9}, flags=AVX512)
+    assert arguments == {"max_model_len": 9, "dtype": "bfloat16"}
+    assert cpu_arguments(INT4, {"dtype": "float16"}, flags=AVX512) == {"dtype": "float16"}
+    assert cpu_arguments(INT8, {}, flags=AVX512) == {}
 
 
-def test_a_folder_here_is_refused_before_the_run(tmp_path: Path) -> None:
-    """The format is known without loading anything."""
-    (tmp_path / "config.json").write_text(json.dumps(library("fp8")))
+def test_a_local_folder_is_refused_before_the_run(tmp_path: Path) -> None:
+    """Its format is known without loading anything; other sources are checked once fetched."""
+    (tmp_path / "config.json").write_text(json.dumps(config_of("fp8")))
     model = make_job(model={"source": str(tmp_path)}).model
     with pytest.raises(UserError, match="use a machine with a GPU"):
-        check_on_cpu(model)
-    check_on_cpu(make_job().model)
-    check_on_cpu(make_job(model={"source": "owner/name"}).model)
+        check_on_cpu(model, flags=AVX512)
+    check_on_cpu(make_job().model, flags=AVX512)
+    check_on_cpu(make_job(model={"source": "owner/name"}).model, flags=AVX512)
 
 
-def test_a_single_gguf_file_is_no_model() -> None:
-    """It is told what would be needed, instead of being taken for a folder or a hub id."""
+def test_a_single_gguf_file_is_refused() -> None:
+    """The error says what is needed, and does not take it for a folder or a hub id."""
     with pytest.raises(UserError, match=r"is a GGUF file: .*vllm-gguf-plugin"):
         check_not_gguf(make_job(model={"source": "models/x.Q4_1.GGUF"}).model)

@@ -1,4 +1,4 @@
-"""Real vLLM on this CPU with quantized copies of the bundled model."""
+"""Real vLLM on this CPU, with quantized copies of the bundled model."""
 
 import json
 import shutil
@@ -27,14 +27,14 @@ GROUP = 64
 
 
 def int8(weights: Array) -> dict[str, Array]:
-    """One scale for each output channel, as llm-compressor writes it."""
+    """One scale per output channel, as llm-compressor writes it."""
     scale = np.abs(weights).max(axis=1, keepdims=True) / 127
     quantized = (weights / scale).round().clip(-128, 127).astype(np.int8)
     return {"weight": quantized, "weight_scale": scale.astype(np.float32)}
 
 
 def awq(weights: Array) -> dict[str, Array]:
-    """Four bits in groups of 64 inputs, eight in a word, in AWQ's order."""
+    """Four bits per weight in groups of 64 inputs, eight weights per word, in AWQ's order."""
     rows, columns = weights.shape
     groups = weights.reshape(rows, columns // GROUP, GROUP)
     scale = np.maximum(np.abs(groups).max(axis=2, keepdims=True) / 7, 1e-8)
@@ -94,24 +94,26 @@ def quantized_model(folder: Path, name: str) -> Path:
     config = json.loads((source / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "quantization_config": description}))
     tensors: dict[str, Array] = {}
-    for place, weights in load_file(source / "model.safetensors").items():
-        if place.endswith("_proj.weight"):
-            parts = quantize(weights)
-            layer = place.removesuffix("weight")
-            tensors |= {layer + part: np.ascontiguousarray(own) for part, own in parts.items()}
+    for key, weights in load_file(source / "model.safetensors").items():
+        if key.endswith("_proj.weight"):
+            layer = key.removesuffix("weight")
+            parts = quantize(weights).items()
+            tensors |= {layer + name: np.ascontiguousarray(part) for name, part in parts}
         else:
-            tensors[place] = weights.astype(np.float16)
+            tensors[key] = weights.astype(np.float16)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 
-# A CPU needs one of these for a format, in PyTorch's words.
-NEEDS = {"int8": {"avx512_vnni", "avx_vnni", "amx_int8"}, "awq": {"avx512_f"}}
+# For each format, the CPU capabilities of which it needs one, by PyTorch's names.
+CAPABILITIES = {"int8": {"avx512_vnni", "avx_vnni", "amx_int8"}, "awq": {"avx512_f"}}
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_quantized_model_runs_as_the_whole_one_or_is_refused(tmp_path: Path, name: str) -> None:
-    """Where the CPU can, vLLM answers as with the whole model; where not, nothing is loaded."""
+def test_a_quantized_model_answers_like_the_original_or_is_refused(
+    tmp_path: Path, name: str
+) -> None:
+    """If the CPU supports the format, vLLM answers correctly; if not, nothing is loaded."""
     model = quantized_model(tmp_path / "model", name)
     pq.write_table(
         pa.table({"question": ["What is the capital of France?"]}), tmp_path / "in.parquet"
@@ -129,8 +131,8 @@ def test_a_quantized_model_runs_as_the_whole_one_or_is_refused(tmp_path: Path, n
     }
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
     done = tokenmill("run", tmp_path / "job.yaml")
-    has = {name for name, is_there in torch.cpu.get_capabilities().items() if is_there}
-    if not has & NEEDS[name]:
+    available = {key for key, value in torch.cpu.get_capabilities().items() if value}
+    if not available & CAPABILITIES[name]:
         assert done.returncode == ExitCode.USER_ERROR, done.stderr
         assert "this machine has no GPU and cannot run" in done.stderr.splitlines()[-1]
         assert not (tmp_path / "out").exists()

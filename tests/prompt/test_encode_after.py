@@ -1,4 +1,4 @@
-"""Texts behind others: the tokens that they add, whatever the tokenizer puts before a text."""
+"""Texts that follow others: the tokens they add, whatever the tokenizer puts before a text."""
 
 from collections.abc import Sequence
 
@@ -8,10 +8,10 @@ from tokenmill.prompt.tokenizer import encode_after
 
 
 class Characters(FakeTokenizer):
-    """A token a character, a space before every text, and one token for `ff`."""
+    """One token per character, a space before every text, and one token for `ff`."""
 
     def encode_continuations(self, texts: Sequence[str]) -> list[Sequence[int]]:
-        return [[ord(each) for each in " " + text.replace("ff", "ﬀ")] for text in texts]
+        return [[ord(character) for character in " " + text.replace("ff", "ﬀ")] for text in texts]
 
 
 @pytest.mark.parametrize(
@@ -23,11 +23,11 @@ class Characters(FakeTokenizer):
         ("of", "f", " f"),
         ("", "yes", "yes"),
     ],
-    ids=["a word", "behind a space", "own merge", "a token in common", "behind nothing"],
+    ids=["word", "space and word", "merge within the text", "merge across", "after nothing"],
 )
-def test_a_text_behind_another_is_the_tokens_that_it_adds(
+def test_a_text_after_another_is_the_tokens_that_it_adds(
     before: str, text: str, tokens: str
 ) -> None:
-    """No space comes between the two; where they share a token the text is taken alone."""
-    (found,) = encode_after(Characters(), before, [text])
-    assert "".join(map(chr, found)) == tokens
+    """No space is put between the two; if they share a token, the text is encoded alone."""
+    (token_ids,) = encode_after(Characters(), before, [text])
+    assert "".join(map(chr, token_ids)) == tokens

@@ -1,18 +1,18 @@
-"""Templates with bounds: what takes too long or makes too much costs its own row, and soon."""
+"""Templates with limits: one that takes too long or produces too much costs only its row."""
 
 import time
 
 import pytest
 from tokenmill.config.prompt import Prompt
 from tokenmill.errors import UserError
-from tokenmill.prompt import sandbox
+from tokenmill.prompt.sandbox import DEFAULT_LIMITS, TemplateLimits
 from tokenmill.prompt.template import compile_prompt
 from tokenmill.reject import Reject, RejectClass
 
 
-def rendered(text: str) -> list[str] | Reject:
-    """A plain prompt of this template over a row of small values."""
-    templates = compile_prompt(Prompt(text=text))
+def rendered(text: str, limits: TemplateLimits = DEFAULT_LIMITS) -> list[str] | Reject:
+    """A plain prompt of this template, rendered for a row of small values."""
+    templates = compile_prompt(Prompt(text=text), limits=limits)
     return templates.render({"a": "text", "n": 10**9, "list": ["x", "y"]})
 
 
@@ -49,13 +49,13 @@ HUGE = """\
 
 
 @pytest.mark.parametrize("text", HUGE.splitlines())
-def test_what_would_be_huge_is_refused_before_it_is_made(text: str) -> None:
-    """A text, list or number without bound is a reject of its row, in a moment."""
+def test_a_huge_value_is_refused_before_it_is_made(text: str) -> None:
+    """A huge text, list or number rejects its row within two seconds."""
     before = time.thread_time()
-    found = rendered(text)
-    assert isinstance(found, Reject), len(found)
-    assert found.reject_class == RejectClass.TEMPLATE_ERROR
-    assert found.message.startswith("TemplateLimit: the template makes")
+    reject = rendered(text)
+    assert isinstance(reject, Reject), len(reject)
+    assert reject.reject_class == RejectClass.TEMPLATE_ERROR
+    assert reject.message.startswith("TemplateLimit: the template makes")
     assert time.thread_time() - before < 2
 
 
@@ -70,21 +70,33 @@ ENDLESS = """\
 
 
 @pytest.mark.parametrize("text", ENDLESS.splitlines())
-def test_what_does_not_end_is_ended(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loops in loops and macros that call themselves are a reject of their row."""
-    monkeypatch.setattr(sandbox, "MOST_SECONDS", 0.2)
+def test_an_endless_template_is_interrupted(text: str) -> None:
+    """Nested loops and recursive macros reject their row."""
     before = time.thread_time()
-    found = rendered(text)
-    assert isinstance(found, Reject)
-    assert found.message == "TemplateLimit: the template takes longer than 0.2 s"
+    reject = rendered(text, TemplateLimits(max_seconds=0.2))
+    assert isinstance(reject, Reject)
+    assert reject.message == "TemplateLimit: the template takes longer than 0.2 s"
     assert time.thread_time() - before < 2
 
 
-def test_the_time_is_each_rows_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A row after one that took too long has all of its time."""
-    monkeypatch.setattr(sandbox, "MOST_SECONDS", 1)
+@pytest.mark.parametrize(
+    ("text", "limits"),
+    [
+        ("{{ a * 3 }}", TemplateLimits(max_characters=10)),
+        ("{{ [a] * 3 }}", TemplateLimits(max_items=2)),
+        ("{{ n ** 3 }}", TemplateLimits(max_bits=64)),
+    ],
+)
+def test_every_limit_can_be_set(text: str, limits: TemplateLimits) -> None:
+    """What the default limits allow is refused by smaller ones."""
+    assert not isinstance(rendered(text), Reject)
+    assert isinstance(rendered(text, limits), Reject)
+
+
+def test_each_row_has_the_whole_time() -> None:
+    """The row after one that took too long starts with the full time."""
     text = "{% for i in range(n) %}{% for j in range(n) %}{% endfor %}{% endfor %}{{ a }}"
-    templates = compile_prompt(Prompt(text=text))
+    templates = compile_prompt(Prompt(text=text), limits=TemplateLimits(max_seconds=1))
     assert isinstance(templates.render({"a": "slow", "n": 99999}), Reject)
     assert templates.render({"a": "quick", "n": 2}) == ["quick"]
 
@@ -97,8 +109,8 @@ def test_the_time_is_each_rows_own(monkeypatch: pytest.MonkeyPatch) -> None:
         ("{{ [1] * 100000000 }}{{ a }}", "more than"),
     ],
 )
-def test_what_is_huge_in_any_row_is_refused_at_once(text: str, parts: str) -> None:
-    """A sum without a column is done before the first row, and its fault is the job's."""
+def test_a_huge_constant_is_an_error_of_the_job(text: str, parts: str) -> None:
+    """An expression without a column is computed before the first row."""
     with pytest.raises(UserError, match=parts):
         compile_prompt(Prompt(text=text))
 
@@ -119,6 +131,6 @@ def test_what_is_huge_in_any_row_is_refused_at_once(text: str, parts: str) -> No
         ("{% if not a %}{{ 1 % 0 }}{% endif %}{{ a }}", "text"),
     ],
 )
-def test_what_templates_usually_do_they_still_do(text: str, expected: str) -> None:
-    """Loops, sums, filters and formats within the bounds are Jinja2's own."""
+def test_ordinary_templates_are_not_affected(text: str, expected: str) -> None:
+    """Loops, operators, filters and formats within the limits behave as in Jinja2."""
     assert rendered(text) == [expected]

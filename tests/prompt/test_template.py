@@ -1,4 +1,4 @@
-"""Prompts: which columns they use, what a row gives, and what a template may not do."""
+"""Prompt templates: which columns they use, how they render a row, what they may not do."""
 
 import copy
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ def compiled(text: str) -> PromptTemplates:
     return compile_prompt(Prompt(text=text))
 
 
-def refusal(prompt: Mapping[str, Any]) -> str:
-    """The message with which a prompt is refused."""
-    with pytest.raises(UserError) as refused:
+def error_message(prompt: Mapping[str, Any]) -> str:
+    """The error message for this prompt."""
+    with pytest.raises(UserError) as raised:
         compile_prompt(Prompt.model_validate(prompt))
-    assert "\n" not in str(refused.value)
-    return str(refused.value)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -44,15 +44,15 @@ def refusal(prompt: Mapping[str, Any]) -> str:
         ("{% set ns = namespace(x=a) %}{{ ns.x }}{{ dict(k=b).k }}", "a b", ""),
     ],
 )
-def test_a_template_tells_its_columns(text: str, columns: str, required: str) -> None:
-    """Names that a template does not make itself are columns; those printed plainly are needed."""
+def test_the_names_in_a_template_are_columns(text: str, columns: str, required: str) -> None:
+    """Names that a template does not define are columns; those printed at top level, required."""
     templates = compiled(text)
     assert set(templates.columns) == set(columns.split())
     assert templates.required == set(required.split())
 
 
 def test_a_column_may_have_any_name() -> None:
-    """A column whose name is no identifier, or a function's or method's, is written in quotes."""
+    """A name that is not an identifier, or is a function's or method's, is written in quotes."""
     names = ["my column", "a.b", "range", "row", "items", 'quo"te', "é"]
     templates = compiled("".join(f"{{{{ row['{name}'] }}}}|" for name in names))
     assert set(templates.columns) == set(names)
@@ -61,7 +61,7 @@ def test_a_column_may_have_any_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "roles", "places"),
+    ("prompt", "roles", "columns"),
     [
         ({"text": "{{ a }}"}, (), {"a": "prompt.text"}),
         ({"user": "{{ a }}"}, ("user",), {"a": "prompt.user"}),
@@ -83,15 +83,15 @@ def test_a_column_may_have_any_name() -> None:
     ],
     ids=["text", "user", "system and user", "messages"],
 )
-def test_a_prompt_has_roles_and_places(
-    prompt: dict[str, Any], roles: tuple[str, ...], places: dict[str, str]
+def test_a_prompt_has_roles_and_columns(
+    prompt: dict[str, Any], roles: tuple[str, ...], columns: dict[str, str]
 ) -> None:
-    """A chat has its roles, a text none; each column has the place that names it first."""
+    """A chat has roles, a text has none; each column has the job key that names it first."""
     templates = compile_prompt(Prompt.model_validate(prompt))
     assert templates.roles == roles
     assert templates.is_chat == bool(roles)
-    assert templates.columns == places
-    contents = templates.render(dict.fromkeys(places, "v"))
+    assert templates.columns == columns
+    contents = templates.render(dict.fromkeys(columns, "v"))
     assert isinstance(contents, list)
     assert len(contents) == max(len(roles), 1)
 
@@ -112,16 +112,16 @@ def test_a_prompt_has_roles_and_places(
         ("{{ a | default('none', true) }}", {"a": None}, "none"),
     ],
 )
-def test_a_row_fills_a_template(text: str, row: dict[str, Any], expected: str) -> None:
-    """A row's values are printed as they are, without escapes."""
+def test_a_template_prints_a_rows_values(text: str, row: dict[str, Any], expected: str) -> None:
+    """Values are printed as they are, without escaping."""
     assert compiled(text).render(row) == [expected]
 
 
 @pytest.mark.parametrize(
     ("value", "what"), [(None, "null"), ("", "empty"), (" \n\t\u2003", "empty")], ids=repr
 )
-def test_a_row_with_nothing_to_ask_about_is_rejected(value: str | None, what: str) -> None:
-    """Null or blank in a needed column is a reject that names the column and the remedy."""
+def test_a_row_without_a_required_value_is_rejected(value: str | None, what: str) -> None:
+    """Null or blank in a required column is a reject that names the column and the remedy."""
     reject = compiled("Shorten: {{ a }}{{ b }}").render({"a": "x", "b": value})
     assert isinstance(reject, Reject)
     assert reject.reject_class == RejectClass.EMPTY_INPUT
@@ -143,8 +143,8 @@ def test_a_row_with_nothing_to_ask_about_is_rejected(value: str | None, what: st
         ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}{{ a }}", "x", "RecursionError"),
     ],
 )
-def test_a_row_that_a_template_fails_on_is_rejected(text: str, value: object, reason: str) -> None:
-    """Whatever a template fails on in one row is that row's reject, in one line, with its cause."""
+def test_a_row_that_breaks_a_template_is_rejected(text: str, value: object, reason: str) -> None:
+    """Any error while rendering a row is that row's reject, in one line, with its cause."""
     reject = compiled(text).render({"a": value})
     assert isinstance(reject, Reject)
     assert reject.reject_class == RejectClass.TEMPLATE_ERROR
@@ -183,8 +183,8 @@ ESCAPES = """\
 
 
 @pytest.mark.parametrize("text", ESCAPES.splitlines())
-def test_no_template_gets_out_of_its_sandbox_or_changes_a_value(text: str) -> None:
-    """Attributes of Python's own, and methods that change a value, are refused or not there."""
+def test_no_template_escapes_its_sandbox_or_changes_a_value(text: str) -> None:
+    """Python's internal attributes and methods that change a value are refused or undefined."""
     row = {"a": "text", "l": [1, 2], "d": {"k": 1}}
     before = copy.deepcopy(row)
     reject = compiled(text).render(row)
@@ -197,7 +197,7 @@ def test_no_template_gets_out_of_its_sandbox_or_changes_a_value(text: str) -> No
     "value", ["{{ 7 * 7 }}", "{{ b }}", "{% for x in y %}", "{# x", "}}", "${HOME}", "<|im_end|>"]
 )
 def test_a_row_is_never_a_template(value: str) -> None:
-    """Template syntax in a row's values is text."""
+    """Template syntax in a row's values is plain text."""
     assert compiled("{{ a }}|{{ a | trim }}").render({"a": value}) == [f"{value}|{value}"]
 
 
@@ -226,24 +226,24 @@ def test_a_row_is_never_a_template(value: str) -> None:
         ("{{ ''.__class__ ~ a }}", ["__class__", "unsafe"]),
     ],
 )
-def test_a_template_that_cannot_be_is_refused_with_its_place(text: str, parts: list[str]) -> None:
-    """What is wrong with a template is told before a row is read, with its place and line."""
-    message = refusal({"text": text})
+def test_an_invalid_template_is_refused_with_its_key_and_line(text: str, parts: list[str]) -> None:
+    """Errors in a template are found before a row is read, and name its job key and line."""
+    message = error_message({"text": text})
     assert message.startswith("prompt.text")
     assert all(part in message for part in parts), message
 
 
 def test_the_template_at_fault_is_named() -> None:
-    """Of several messages the one with the mistake is named."""
+    """Of several messages, the one with the error is named."""
     turns = [{"role": "user", "content": "{{ a }}"}, {"role": "user", "content": "\n{{ a | b }}"}]
-    assert refusal({"messages": turns}).startswith("prompt.messages.1, line 2: ")
-    assert refusal({"system": "{{", "user": "{{ a }}"}).startswith("prompt.system, line 1: ")
+    assert error_message({"messages": turns}).startswith("prompt.messages.1, line 2: ")
+    assert error_message({"system": "{{", "user": "{{ a }}"}).startswith("prompt.system, line 1: ")
 
 
 @pytest.mark.parametrize("text", ["", "Hello", "{{ range(3) | list }}", "{% set x = 1 %}{{ x }}"])
 def test_a_prompt_without_columns_is_refused(text: str) -> None:
-    """A prompt that would be the same for all rows is a mistake that is told."""
-    assert "no template uses a column" in refusal({"user": text})
+    """A prompt that would be the same for all rows is an error."""
+    assert "no template uses a column" in error_message({"user": text})
 
 
 @pytest.mark.parametrize(
@@ -254,10 +254,10 @@ def test_a_prompt_without_columns_is_refused(text: str) -> None:
         ({"text": "x"}, "tasks.topic.prompt: no template uses a column"),
     ],
 )
-def test_a_tasks_own_prompt_is_named_with_the_task(prompt: dict[str, str], message: str) -> None:
-    """In a list of tasks the place of a template begins with its task."""
-    with pytest.raises(UserError) as refused:
+def test_a_tasks_own_prompt_is_named_with_its_task(prompt: dict[str, str], message: str) -> None:
+    """In a list of tasks, the key of a template begins with its task."""
+    with pytest.raises(UserError) as raised:
         compile_prompt(Prompt.model_validate(prompt), "tasks.topic.")
-    assert str(refused.value).startswith(message)
+    assert str(raised.value).startswith(message)
     columns = compile_prompt(Prompt(text="{{ a }}"), "tasks.topic.").columns
     assert columns == {"a": "tasks.topic.prompt.text"}

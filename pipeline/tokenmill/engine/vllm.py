@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 from tokenmill.engine.base import EngineInfo, EngineUsage, RequestRefused
 from tokenmill.engine.vllm_params import refusal_message, refusal_types, vllm_params
 from tokenmill.errors import UserError
-from tokenmill.prompt.media.decode import decoded
+from tokenmill.prompt.media.decode import engine_input
 from tokenmill.reject import RejectClass
 from tokenmill.request import Completion, Params, Pooling, Request, Sampling, TokenLogprob
 
@@ -99,7 +99,7 @@ class VllmEngine:
             return prompt
         from vllm.renderers.inputs.preprocess import parse_model_prompt  # noqa: PLC0415
 
-        prompt["multi_modal_data"] = {request.media.kind: decoded(request.media)}
+        prompt["multi_modal_data"] = {request.media.kind: engine_input(request.media)}
         renderer = self._engine.renderer
         try:
             parsed = parse_model_prompt(self._engine.model_config, prompt)

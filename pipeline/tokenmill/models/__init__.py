@@ -1,1 +1,1 @@
-"""From `model.source` to a folder on this machine, and what its config says."""
+"""Fetch the models that a job names to folders on this machine, and read their configs."""

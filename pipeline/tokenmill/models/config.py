@@ -1,4 +1,4 @@
-"""What a model's config.json says: context length, parameters."""
+"""Read a model's config: context length, number of parameters, sizes of its outputs."""
 
 import json
 import math
@@ -10,9 +10,9 @@ from tokenmill.config.model_source import ModelSource
 from tokenmill.errors import UserError
 from tokenmill.tasks.task import Runner
 
-# Kinds of rotary scaling by whose factor vLLM multiplies the context.
-_STRETCHING = ("linear", "dynamic")
-# What the usual architectures call their context in config.json.
+# Kinds of rotary scaling for which vLLM multiplies the context length by the factor.
+_SCALING_KINDS = ("linear", "dynamic")
+# The names of the context length in the config.json of common architectures.
 _CONTEXT_KEYS = (
     "max_position_embeddings",
     "n_positions",
@@ -23,10 +23,10 @@ _CONTEXT_KEYS = (
 
 
 def count_parameters(folder: Path) -> int:
-    """The numbers in a model folder's safetensors files, by their headers; 0 where it has none.
+    """Count the numbers in a model's safetensors files, from their headers; 0 without such files.
 
-    A file begins with its header's length, eight bytes little-endian, and the header as JSON. Of a
-    quantized model several weights are one number.
+    A file begins with the length of its header, eight bytes little-endian, and the header as JSON.
+    In a quantized model, one number may hold several weights.
     """
     total = 0
     for path in _weight_files(folder):
@@ -38,7 +38,7 @@ def count_parameters(folder: Path) -> int:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """Those of the index, if there is one: some folders hold the same weights in two forms."""
+    """The files in the index, if there is one: some folders hold the same weights in two forms."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         names = set(json.loads(index.read_text())["weight_map"].values())
@@ -48,7 +48,10 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """A model folder's config.json; `embedding_size` and `num_labels` as vLLM finds them."""
+    """A model's config.json, with `embedding_size` and `num_labels` derived as vLLM does.
+
+    Raises `UserError` if the folder has no readable config.json.
+    """
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
@@ -57,14 +60,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     labels = config.get("id2label")
     derived = {
         "embedding_size": _dense_size(folder) or text.get("hidden_size") or text.get("n_embd"),
-        # What transformers takes where a config says nothing.
+        # The default of transformers is two labels.
         "num_labels": 2 if labels is None else len(labels),
     }
     return derived | config
 
 
 def _dense_size(folder: Path) -> int | None:
-    """What sentence-transformers' last dense layer makes of the model's vectors, if it has one."""
+    """The output size of sentence-transformers' last dense layer, if the model has one."""
     file = folder / "modules.json"
     modules = json.loads(file.read_text()) if file.is_file() else []
     dense = [module["path"] for module in modules if module["type"].endswith(".Dense")]
@@ -73,39 +76,42 @@ def _dense_size(folder: Path) -> int | None:
     return int(json.loads((folder / dense[-1] / "config.json").read_text())["out_features"])
 
 
-def _stretch(config: Mapping[str, Any]) -> float:
-    """By how much rotary positions are stretched where the context is given without that."""
+def _context_factor(config: Mapping[str, Any]) -> float:
+    """The factor of rotary scaling that is not included in the config's context length."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type"))
-    # Of the other kinds, and in Gemma 3, the context is given stretched.
-    if kind not in _STRETCHING or str(config.get("model_type")).startswith("gemma3"):
+    # For the other kinds, and in Gemma 3, the context length includes the factor.
+    if kind not in _SCALING_KINDS or str(config.get("model_type")).startswith("gemma3"):
         return 1.0
     return float(rope.get("factor") or 1.0)
 
 
 def max_model_len(
-    model: ModelSource, runner: Runner, place: str, folder: Path, config: Mapping[str, Any]
+    model: ModelSource, runner: Runner, key: str, folder: Path, config: Mapping[str, Any]
 ) -> int:
-    """The context in tokens as vLLM finds it: what the job sets, or what the model was made for."""
-    wanted = model.engine.get("max_model_len")
-    if isinstance(wanted, int) and wanted > 0:
-        return wanted
+    """The context length in tokens, as vLLM determines it: the job's, or else the model's.
+
+    `key` is the job key of the model. Raises `UserError` if neither is known.
+    """
+    configured = model.engine.get("max_model_len")
+    if isinstance(configured, int) and configured > 0:
+        return configured
     for file in sorted(folder.glob("sentence_*_config.json")):
         length = json.loads(file.read_text()).get("max_seq_length")
         if isinstance(length, int):
             return length
     for section in (config.get("text_config", {}), config):
-        for key in _CONTEXT_KEYS:
-            if isinstance(section.get(key), int):
-                length = int(section[key] * _stretch(section))
+        for name in _CONTEXT_KEYS:
+            if isinstance(section.get(name), int):
+                length = int(section[name] * _context_factor(section))
                 return min(length, _tokenizer_limit(runner, folder, config))
     raise UserError(
-        f"{place}.engine.max_model_len: {model.source} does not say how long its context is; set it"
+        f"{key}.engine.max_model_len: the config of {model.source} has no context length; set it"
     )
 
 
 def _tokenizer_limit(runner: Runner, folder: Path, config: Mapping[str, Any]) -> int:
-    """RoBERTa's 514 positions are 512 tokens, which only its tokenizer says."""
+    """The tokenizer's limit: RoBERTa has 514 positions for 512 tokens, and only it says so."""
     file = folder / "tokenizer_config.json"
     absolute = config.get("position_embedding_type") == "absolute"
     if runner == "generate" or not absolute or not file.is_file():

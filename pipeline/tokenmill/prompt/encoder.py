@@ -1,6 +1,6 @@
-"""From rows to token ids: templates, chat template, tokenizer, for whole units at a time.
+"""Encode rows as token ids: templates, chat template and tokenizer, a whole unit at a time.
 
-A row that cannot be rendered becomes a `Reject` in its place; the others go on.
+A row that cannot be rendered yields a `Reject` at its position; the other rows are not affected.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,16 +22,16 @@ class PromptEncoder:
     tokenizer: Tokenizer
 
     def __post_init__(self) -> None:
-        # Control tokens are meant where the job's own words write them, as in a chat by hand.
-        templates = self.templates.with_words(self.tokenizer.controls.meant)
+        # Control tokens in the job's own words are intended: a job may write a chat by hand.
+        templates = self.templates.map_literal_text(self.tokenizer.control_tokens.allow)
         object.__setattr__(self, "templates", templates)
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[Sequence[int] | Reject]:
-        """Each row's prompt as token ids; rows are mappings from column to value."""
+        """Each row's prompt as token ids. Rows map column names to values."""
         return self._encode(rows, self.tokenizer.encode_chats)
 
     def encode_with_image(self, rows: Sequence[Mapping[str, Any]]) -> list[Sequence[int] | Reject]:
-        """As `encode`, a chat with the place of an image; a plain text has the job's own."""
+        """As `encode`, with an image placeholder in chats; a plain text must contain its own."""
         return self._encode(rows, self.tokenizer.encode_chats_with_image)
 
     def _encode(
@@ -40,69 +40,70 @@ class PromptEncoder:
         encode_chats: Callable[[Sequence[Chat]], list[Sequence[int] | Reject]],
     ) -> list[Sequence[int] | Reject]:
         if self.templates.chat is not None:
-            chats = [self._own_chat(row[self.templates.chat]) for row in rows]
-            return _in_place(chats, encode_chats(_sound(chats)))
+            chats = [self._chat_of_row(row[self.templates.chat]) for row in rows]
+            return _with_rejects(chats, encode_chats(_without_rejects(chats)))
         rendered = self.render(rows)
-        contents = _sound(rendered)
+        contents = _without_rejects(rendered)
         if self.templates.is_chat:
             roles = self.templates.roles
             encoded = encode_chats([list(zip(roles, item, strict=True)) for item in contents])
         else:
             encoded = self.tokenizer.encode_texts([text for (text,) in contents])
-        return _in_place(rendered, encoded)
+        return _with_rejects(rendered, encoded)
 
-    def _own_chat(self, messages: Any) -> Chat | Reject:
-        """A row's own messages, their control tokens marked as text, as `render_row` does."""
+    def _chat_of_row(self, messages: Any) -> Chat | Reject:
+        """The messages in a row's column, with their control tokens escaped as in `render_row`."""
         column = self.templates.chat
         if not messages:
-            return Reject(RejectClass.EMPTY_INPUT, f"the column {column} holds no messages")
+            return Reject(RejectClass.EMPTY_INPUT, f"the column {column} has no messages")
         chat = []
         for number, message in enumerate(messages):
             parts = []
             for key in ("role", "content"):
                 part = message.get(key) if isinstance(message, Mapping) else None
                 if not isinstance(part, str):
-                    reason = f"the column {column}: message {number} has no {key} that is a text"
+                    reason = f"the column {column}: message {number}: {key} is not a text"
                     return Reject(RejectClass.TEMPLATE_ERROR, reason)
                 if not is_unicode(part):
-                    return Reject(RejectClass.BAD_TEXT, "the prompt holds a lone surrogate")
-                parts.append(self.tokenizer.controls.guard(part))
+                    return Reject(RejectClass.BAD_TEXT, "the prompt contains a lone surrogate")
+                parts.append(self.tokenizer.control_tokens.escape(part))
             role, content = parts
             chat.append((role, content))
         return chat
 
     def render(self, rows: Sequence[Mapping[str, Any]]) -> list[list[str] | Reject]:
-        """Each row's contents, as the templates write them."""
+        """The rendered templates of each row; see `render_row`."""
         return [self.render_row(row) for row in rows]
 
     def render_row(self, row: Mapping[str, Any]) -> list[str] | Reject:
-        """The contents of the row's messages, or of its one plain text.
+        """The contents of the row's messages, or its one plain text.
 
-        Control tokens from the row are marked as text (`controls`), for the tokenizer to see.
+        Control tokens that come from the row are escaped, so that the tokenizer encodes them as
+        plain text.
         """
         contents = self.templates.render(row)
         if isinstance(contents, list):
             for content in contents:
                 if not is_unicode(content):
-                    return Reject(RejectClass.BAD_TEXT, "the prompt holds a lone surrogate")
-            return [self.tokenizer.controls.guard(content) for content in contents]
+                    return Reject(RejectClass.BAD_TEXT, "the prompt contains a lone surrogate")
+            return [self.tokenizer.control_tokens.escape(content) for content in contents]
         return contents
 
 
-def _sound(items: Sequence[BatchItem | Reject]) -> list[BatchItem]:
+def _without_rejects(items: Sequence[BatchItem | Reject]) -> list[BatchItem]:
     return [item for item in items if not isinstance(item, Reject)]
 
 
-def _in_place(
+def _with_rejects(
     items: Sequence[object], encoded: Sequence[Sequence[int] | Reject]
 ) -> list[Sequence[int] | Reject]:
-    """What came of the sound items, with the rejects in their places."""
-    answers = iter(encoded)
-    return [item if isinstance(item, Reject) else next(answers) for item in items]
+    """The encoded items in order, with the rejects among `items` at their positions."""
+    results = iter(encoded)
+    return [item if isinstance(item, Reject) else next(results) for item in items]
 
 
 def is_unicode(text: str) -> bool:
-    """Whether UTF-8 can hold the text: no lone surrogate is in it."""
+    """Whether the text can be encoded as UTF-8: it contains no lone surrogate."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""The tokenizer of the fake model: three bytes of UTF-8 a token."""
+"""The tokenizer of the fake model: three bytes of UTF-8 per token."""
 
 from collections.abc import Sequence
 
@@ -8,18 +8,18 @@ from tokenmill.prompt.control_tokens import ControlTokens
 from tokenmill.prompt.tokenizer import Chat, Pair, TextSpan
 from tokenmill.reject import Reject
 
-# A token is three bytes of UTF-8: near to real vocabularies, and its id fits into an int32.
+# About as many bytes as a token of a real vocabulary, and the id still fits into an int32.
 BYTES_PER_TOKEN = 3
-# Fills the last token: a byte that UTF-8 never has, unlike zero.
+# Pads the last token: a byte that never occurs in UTF-8, unlike zero.
 _FILLER = b"\xff"
-# Big-endian.
-_PLACES = 256 ** np.arange(BYTES_PER_TOKEN - 1, -1, -1, np.int64)
+# Of the bytes in a token, big-endian.
+_PLACE_VALUES = 256 ** np.arange(BYTES_PER_TOKEN - 1, -1, -1, np.int64)
 
 
 class FakeTokenizer:
-    """Bytes as tokens: exact, reversible, and quick."""
+    """Bytes as tokens: exact, reversible and fast."""
 
-    controls = ControlTokens(())
+    control_tokens = ControlTokens(())
 
     def encode_chats(self, chats: Sequence[Chat]) -> list[Sequence[int] | Reject]:
         return [
@@ -28,7 +28,7 @@ class FakeTokenizer:
         ]
 
     def encode_chats_with_image(self, chats: Sequence[Chat]) -> list[Sequence[int] | Reject]:
-        """The image's place is a token, as of a model that has few."""
+        """The image placeholder is plain text in front of the last turn."""
         return self.encode_chats(
             [[*chat[:-1], (role, f"<|image|>{content}")] for *chat, (role, content) in chats]
         )
@@ -36,14 +36,14 @@ class FakeTokenizer:
     def encode_texts(self, texts: Sequence[str]) -> list[Sequence[int] | Reject]:
         return [encode_text(text) for text in texts]
 
-    def spans(self, texts: Sequence[str]) -> list[Sequence[tuple[int, int]]]:
-        return [_spans(text) for text in texts]
+    def token_spans(self, texts: Sequence[str]) -> list[Sequence[tuple[int, int]]]:
+        return [_token_spans(text) for text in texts]
 
     def encode_answered_chats(self, chats: Sequence[Chat]) -> list[Sequence[int] | Reject]:
         return self.encode_chats(chats)
 
     def encode_spans(self, texts: Sequence[str]) -> list[TextSpan]:
-        """As a tokenizer without a token for the beginning of a text."""
+        """Spans of a tokenizer that has no token for the beginning of a text."""
         return [
             TextSpan(
                 encode_text(text), 1, len(encode_text(text)), len(text.encode()[BYTES_PER_TOKEN:])
@@ -74,7 +74,7 @@ class FakeTokenizer:
 
 
 def decode_tokens(token_ids: Sequence[int]) -> bytes:
-    """The bytes that the tokens stand for, without padding."""
+    """The bytes that the tokens encode, without padding."""
     return b"".join(token.to_bytes(BYTES_PER_TOKEN) for token in token_ids).rstrip(_FILLER)
 
 
@@ -82,16 +82,16 @@ def encode_text(text: str) -> list[int]:
     """The tokens of a text, three bytes each."""
     data = text.encode()
     data += _FILLER * (-len(data) % BYTES_PER_TOKEN)
-    numbers = np.frombuffer(data, np.uint8).reshape(-1, BYTES_PER_TOKEN) @ _PLACES
+    numbers = np.frombuffer(data, np.uint8).reshape(-1, BYTES_PER_TOKEN) @ _PLACE_VALUES
     tokens: list[int] = numbers.tolist()
     return tokens
 
 
-def _spans(text: str) -> list[tuple[int, int]]:
-    """A token that holds a part of a character spans it."""
-    # Which character each byte is of.
-    owners = [at for at, character in enumerate(text) for _ in character.encode()]
+def _token_spans(text: str) -> list[tuple[int, int]]:
+    """The characters of each token; a token with part of a character spans all of it."""
+    # For each byte, the index of its character.
+    indices = [index for index, character in enumerate(text) for _ in character.encode()]
     return [
-        (owners[start], owners[min(start + BYTES_PER_TOKEN, len(owners)) - 1] + 1)
-        for start in range(0, len(owners), BYTES_PER_TOKEN)
+        (indices[start], indices[min(start + BYTES_PER_TOKEN, len(indices)) - 1] + 1)
+        for start in range(0, len(indices), BYTES_PER_TOKEN)
     ]

@@ -1,14 +1,16 @@
-"""Where templates run: Jinja2's immutable sandbox, with bounds on time and size.
+"""The sandbox for templates: Jinja2's immutable sandbox, with limits on time and size.
 
-A template is the job's, but what it makes of a row is not known before: `{{ text * 1000000 }}`, or
-loops in loops, must cost one row and not the worker. Time is looked at in every turn of a loop,
-call, filter and sum; what could make a huge value in one step is refused by its size before.
+A job writes the template, but what it produces depends on the row: `{{ text * 1000000 }}`, or
+nested loops, must cost one row and not the worker. The time is checked in every iteration of a
+loop, call, filter and operation. What could produce a huge value in a single step is checked by
+size before it runs.
 """
 
 import functools
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import jinja2
@@ -18,19 +20,13 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-#: Of one rendered template, and of every value on the way to it.
-MOST_CHARACTERS = 2**26
-_MOST_ITEMS = 2**20
-_MOST_BITS = 2**16
-# A million times what the usual prompt takes.
-MOST_SECONDS = 10.0
-_LOOP = "tokenmill_turns"
-_JOINED = "tokenmill_joined"
-# Widths in a format: `%1000d`, `%.1000f`, `{:>1000}`.
+_LOOP_FILTER = "tokenmill_loop"
+_CONCAT_FILTER = "tokenmill_concat"
+# Widths in a format string: `%1000d`, `%.1000f`, `{:>1000}`.
 _WIDTH = re.compile(r"%[-+ #0]*\.?(\d+)|\{[^{}]*?(\d+)[^{}]*\}")
-# A width that is an argument.
-_GIVEN_WIDTH = re.compile(r"%[-+ #0]*\.?\*|\{[^{}]*\{")
-# What makes more than it is given, by a number among what it is given.
+# A width that is passed as an argument.
+_WIDTH_ARGUMENT = re.compile(r"%[-+ #0]*\.?\*|\{[^{}]*\{")
+# Methods and filters whose result can be as long as a number among their arguments.
 _WIDENING = frozenset(
     {"center", "ljust", "rjust", "zfill", "expandtabs", "indent", "tojson"}
     | {"generate_lorem_ipsum", "to_bytes"}
@@ -38,178 +34,197 @@ _WIDENING = frozenset(
 
 
 class TemplateLimit(SecurityError):
-    """A template takes too long or makes too much."""
+    """A template takes too long or produces too much."""
 
 
-class CappedSandbox(ImmutableSandboxedEnvironment):
-    """One per prompt; templates of it are rendered by `render`."""
+@dataclass(frozen=True, slots=True)
+class TemplateLimits:
+    """How much time and memory a template may use.
+
+    `max_seconds` is the time for one rendered template, a million times what an ordinary prompt
+    takes. `max_characters` applies to its text and to every text on the way to it, `max_items` to a
+    repeated list, and `max_bits` to an integer.
+    """
+
+    max_seconds: float = 10.0
+    max_characters: int = 2**26
+    max_items: int = 2**20
+    max_bits: int = 2**16
+
+
+DEFAULT_LIMITS = TemplateLimits()
+
+
+class TemplateSandbox(ImmutableSandboxedEnvironment):
+    """The environment of one prompt; `render` renders its templates."""
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
-    def __init__(self) -> None:
+    def __init__(self, limits: TemplateLimits = DEFAULT_LIMITS) -> None:
         super().__init__(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+        self._limits = limits
         self._deadline = float("inf")
-        self.filters = {name: self._capped(each) for name, each in self.filters.items()}
-        self.filters[_LOOP] = self._turns
-        self.filters[_JOINED] = self._joined
+        self.filters = {name: self._limited(func) for name, func in self.filters.items()}
+        self.filters[_LOOP_FILTER] = self._timed_iteration
+        self.filters[_CONCAT_FILTER] = self._concatenate
 
-    def compiled(self, tree: nodes.Template) -> jinja2.Template:
-        """A parsed template, bounded."""
-        template = self.from_string(_Bounds(self).visit(tree))
-        # Layers of dictionaries, which Jinja2 would copy name by name for each row.
+    def compile_tree(self, tree: nodes.Template) -> jinja2.Template:
+        """Compile a parsed template, with the limits built in."""
+        template = self.from_string(_InsertLimits(self).visit(tree))
+        # The globals are layers of dictionaries, which Jinja2 would copy name by name for each row.
         template.globals = dict(template.globals)
         return template
 
-    def computed(self, operator: str, left: Any, right: Any) -> Any:
-        """What an operator makes of two values. Raises `TemplateLimit`, and what it raises."""
+    def apply_operator(self, operator: str, left: Any, right: Any) -> Any:
+        """The result of a binary operator.
+
+        Raises `TemplateLimit` instead of producing a huge value, and what the operator raises.
+        """
         if operator == "*":
-            _refuse_product(left, right)
+            self._check_product(left, right)
         elif operator == "**":
-            _refuse_power(left, right)
+            self._check_power(left, right)
         elif operator == "%" and isinstance(left, str):
-            _refuse_format(left, right if isinstance(right, tuple) else (right,))
+            self._check_format(left, right if isinstance(right, tuple) else (right,))
         elif operator == "+" and isinstance(left, str) and isinstance(right, str):
-            _refuse_size(len(left) + len(right))
+            self._check_size(len(left) + len(right))
         return self.binop_table[operator](left, right)
 
     def render(self, template: jinja2.Template, values: Mapping[str, Any]) -> str:
-        """A template's text. Raises what a template can, `TemplateLimit` among it."""
-        self._deadline = time.monotonic() + MOST_SECONDS
+        """The text of a template. Raises `TemplateLimit`, and whatever the template raises."""
+        self._deadline = time.monotonic() + self._limits.max_seconds
         pieces = []
         size = 0
         for piece in template.generate(values):
             size += len(piece)
-            _refuse_size(size)
-            self._look_at_time()
+            self._check_size(size)
+            self._check_time()
             pieces.append(piece)
         return "".join(pieces)
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
-        self._look_at_time()
-        # Of `format` the sandbox gives a wrapper.
+        self._check_time()
+        # For `format` the sandbox passes a wrapper of the method.
         method = getattr(obj, "__wrapped__", obj)
-        own = getattr(method, "__self__", None)
-        _refuse_widening(getattr(method, "__name__", ""), own, args, kwargs)
-        return _checked(super().call(context, obj, *args, **kwargs))
+        receiver = getattr(method, "__self__", None)
+        self._check_widening(getattr(method, "__name__", ""), receiver, args, kwargs)
+        return self._checked(super().call(context, obj, *args, **kwargs))
 
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:  # noqa: ARG002 - jinja's
-        self._look_at_time()
-        return self.computed(operator, left, right)
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:  # noqa: ARG002 - Jinja2's signature
+        self._check_time()
+        return self.apply_operator(operator, left, right)
 
-    def _look_at_time(self) -> None:
-        if time.monotonic() > self._deadline:
-            raise TemplateLimit(f"the template takes longer than {MOST_SECONDS:g} s")
-
-    def _turns(self, items: Iterable[Any]) -> Iterator[Any]:
+    def _timed_iteration(self, items: Iterable[Any]) -> Iterator[Any]:
         for item in items:
-            self._look_at_time()
+            self._check_time()
             yield item
 
-    def _joined(self, values: list[Any]) -> str:
-        self._look_at_time()
+    def _concatenate(self, values: list[Any]) -> str:
+        self._check_time()
         texts = [str(value) for value in values]
-        _refuse_size(sum(map(len, texts)))
+        self._check_size(sum(map(len, texts)))
         return "".join(texts)
 
-    def _capped(self, own: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(own)
-        def capped(*args: Any, **kwargs: Any) -> Any:
-            self._look_at_time()
-            # Some are passed the environment or context first.
-            value, *rest = args[1:] if hasattr(own, "jinja_pass_arg") else args
-            _refuse_widening(own.__name__.removeprefix("do_"), value, rest, kwargs)
-            return _checked(own(*args, **kwargs))
+    def _limited(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(func)
+        def limited(*args: Any, **kwargs: Any) -> Any:
+            self._check_time()
+            # Jinja2 passes the environment or context to some filters, as the first argument.
+            value, *rest = args[1:] if hasattr(func, "jinja_pass_arg") else args
+            self._check_widening(func.__name__.removeprefix("do_"), value, rest, kwargs)
+            return self._checked(func(*args, **kwargs))
 
-        return capped
+        return limited
+
+    def _check_time(self) -> None:
+        if time.monotonic() > self._deadline:
+            raise TemplateLimit(f"the template takes longer than {self._limits.max_seconds:g} s")
+
+    def _check_size(self, size: int) -> None:
+        if size > self._limits.max_characters:
+            raise TemplateLimit(
+                f"the template makes a text of more than {self._limits.max_characters:,} characters"
+            )
+
+    def _checked(self, value: Any) -> Any:
+        if isinstance(value, str | bytes):
+            self._check_size(len(value))
+        return value
+
+    def _check_product(self, left: Any, right: Any) -> None:
+        for repeated, times in ((left, right), (right, left)):
+            if isinstance(times, int) and isinstance(repeated, str | bytes | list | tuple):
+                is_text = isinstance(repeated, str | bytes)
+                limit = self._limits.max_characters if is_text else self._limits.max_items
+                if len(repeated) * times > limit:
+                    raise TemplateLimit(f"the template makes more than {limit:,} of one value")
+        if isinstance(left, int) and isinstance(right, int):
+            self._check_bits(left.bit_length() + right.bit_length())
+
+    def _check_power(self, left: Any, right: Any) -> None:
+        if isinstance(left, int) and isinstance(right, int):
+            self._check_bits(left.bit_length() * max(right, 0))
+
+    def _check_bits(self, count: int) -> None:
+        if count > self._limits.max_bits:
+            raise TemplateLimit(
+                f"the template makes a number of more than {self._limits.max_bits:,} bits"
+            )
+
+    def _check_format(self, text: str, arguments: Iterable[Any]) -> None:
+        widths = [int((one or other)[:12]) for one, other in _WIDTH.findall(text)]
+        if _WIDTH_ARGUMENT.search(text):
+            widths += [argument for argument in arguments if isinstance(argument, int)]
+        self._check_size(max(widths, default=0))
+
+    def _check_widening(
+        self, name: str, value: Any, arguments: Sequence[Any], named: Mapping[str, Any]
+    ) -> None:
+        """Check the size of what a method of `value`, or a filter applied to it, would produce."""
+        passed = [*arguments, *named.values()]
+        if name in _WIDENING:
+            widths = (abs(argument) for argument in passed if isinstance(argument, int))
+            self._check_size(max(widths, default=0))
+        elif not isinstance(value, str):
+            return
+        elif name in ("format", "format_map"):
+            self._check_format(value, passed)
+        elif name == "replace" and len(passed) > 1:
+            old, new = str(passed[0]), str(passed[1])
+            self._check_size(len(value) + value.count(old) * max(0, len(new) - len(old)))
 
 
-class _Bounds(NodeTransformer):
-    """Puts a filter around what a template loops over, and in the place of `~`.
+class _InsertLimits(NodeTransformer):
+    """Wraps what a template loops over in a filter, and replaces `~` with one.
 
-    What has no column in it is computed, so that its mistakes are found before any row.
+    Operations on constants are computed here, so that their errors are found before any row.
     """
 
-    def __init__(self, sandbox: CappedSandbox) -> None:
+    def __init__(self, sandbox: TemplateSandbox) -> None:
         self._sandbox = sandbox
         self._context = nodes.EvalContext(sandbox)
 
-    def visit_For(self, node: nodes.For) -> nodes.For:  # noqa: N802 - jinja's name
+    def visit_For(self, node: nodes.For) -> nodes.For:  # noqa: N802 - Jinja2's name
         self.generic_visit(node)
-        node.iter = _filtered(node.iter, _LOOP)
+        node.iter = _filter_node(node.iter, _LOOP_FILTER)
         return node
 
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:  # noqa: N802 - jinja's name
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:  # noqa: N802 - Jinja2's name
         self.generic_visit(node)
-        return _filtered(nodes.List(node.nodes, lineno=node.lineno), _JOINED)
+        return _filter_node(nodes.List(node.nodes, lineno=node.lineno), _CONCAT_FILTER)
 
-    def _computed(self, node: nodes.BinExpr) -> nodes.Expr:
+    def _fold_constants(self, node: nodes.BinExpr) -> nodes.Expr:
         self.generic_visit(node)
         try:
             left, right = (side.as_const(self._context) for side in (node.left, node.right))
-            value = self._sandbox.computed(node.operator, left, right)
+            value = self._sandbox.apply_operator(node.operator, left, right)
         except (nodes.Impossible, ArithmeticError, TypeError, ValueError):
-            # A mistake is told where it is reached, which it may never be.
+            # An error is reported when a row reaches it, which may never happen.
             return node
         return nodes.Const(value, lineno=node.lineno)
 
-    visit_Add = visit_Mul = visit_Pow = visit_Mod = _computed  # noqa: N815 - jinja's names
+    visit_Add = visit_Mul = visit_Pow = visit_Mod = _fold_constants  # noqa: N815 - Jinja2's names
 
 
-def _filtered(node: nodes.Node, name: str) -> nodes.Filter:
+def _filter_node(node: nodes.Node, name: str) -> nodes.Filter:
     return nodes.Filter(cast(nodes.Expr, node), name, [], [], None, None, lineno=node.lineno)
-
-
-def _refuse_size(size: int) -> None:
-    if size > MOST_CHARACTERS:
-        raise TemplateLimit(
-            f"the template makes a text of more than {MOST_CHARACTERS:,} characters"
-        )
-
-
-def _checked(value: Any) -> Any:
-    if isinstance(value, str | bytes):
-        _refuse_size(len(value))
-    return value
-
-
-def _refuse_product(left: Any, right: Any) -> None:
-    for many, times in ((left, right), (right, left)):
-        if isinstance(times, int) and isinstance(many, str | bytes | list | tuple):
-            most = MOST_CHARACTERS if isinstance(many, str | bytes) else _MOST_ITEMS
-            if len(many) * times > most:
-                raise TemplateLimit(f"the template makes more than {most:,} of one value")
-    if isinstance(left, int) and isinstance(right, int):
-        _refuse_bits(left.bit_length() + right.bit_length())
-
-
-def _refuse_power(left: Any, right: Any) -> None:
-    if isinstance(left, int) and isinstance(right, int):
-        _refuse_bits(left.bit_length() * max(right, 0))
-
-
-def _refuse_bits(count: int) -> None:
-    if count > _MOST_BITS:
-        raise TemplateLimit(f"the template makes a number of more than {_MOST_BITS:,} bits")
-
-
-def _refuse_format(text: str, arguments: Iterable[Any]) -> None:
-    widths = [int((one or other)[:12]) for one, other in _WIDTH.findall(text)]
-    if _GIVEN_WIDTH.search(text):
-        widths += [argument for argument in arguments if isinstance(argument, int)]
-    _refuse_size(max(widths, default=0))
-
-
-def _refuse_widening(
-    name: str, own: Any, arguments: Sequence[Any], named: Mapping[str, Any]
-) -> None:
-    """What a method of `own`, or a filter of that name over it, would make."""
-    given = [*arguments, *named.values()]
-    if name in _WIDENING:
-        _refuse_size(max((abs(each) for each in given if isinstance(each, int)), default=0))
-    elif not isinstance(own, str):
-        return
-    elif name in ("format", "format_map"):
-        _refuse_format(own, given)
-    elif name == "replace" and len(given) > 1:
-        old, new = str(given[0]), str(given[1])
-        _refuse_size(len(own) + own.count(old) * max(0, len(new) - len(old)))

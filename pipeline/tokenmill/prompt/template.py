@@ -1,7 +1,7 @@
-"""The prompt's Jinja2 templates: which columns they use, and one row's messages.
+"""The prompt's Jinja2 templates: which columns they use, and how they render a row.
 
-Templates come from the job and run in an immutable sandbox; a row's values are data and are never
-parsed as templates. A column whose name is no identifier is written `row["my column"]`.
+Templates come from the job and run in an immutable sandbox. A row's values are data and are never
+parsed as templates. A column whose name is not an identifier is written `row["my column"]`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,11 +14,11 @@ from jinja2 import meta, nodes
 
 from tokenmill.config.prompt import Prompt
 from tokenmill.errors import UserError
-from tokenmill.prompt.sandbox import CappedSandbox
+from tokenmill.prompt.sandbox import DEFAULT_LIMITS, TemplateLimits, TemplateSandbox
 from tokenmill.reject import Reject, RejectClass
 
 _ROW = "row"
-# With one of these an absent value is the template's own business.
+# A template that uses one of these handles absent values itself.
 _FILTERS_FOR_ABSENT_VALUES = frozenset({"default", "d"})
 _OTHER_TEMPLATES = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
 
@@ -27,25 +27,25 @@ _OTHER_TEMPLATES = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends
 class PromptTemplates:
     """A job's compiled prompt.
 
-    `columns` maps each column used to the place that names it. `required` are the columns that
-    are printed as they are, outside of any `{% if %}` or `{% for %}`: a row in which one of them is
-    null or blank has nothing to ask about and is rejected. `given` are the names that stand for the
-    task's own values and not for columns. `sandbox` is where the `contents` were compiled. `chat`
-    is the column with a row's own messages, where these stand in the place of templates.
+    `columns` maps each column used to the job key that names it. `required` are the columns printed
+    outside of any `{% if %}` or `{% for %}`: a row in which one of them is null or blank has no
+    input and is rejected. `task_values` are names in templates that refer to values of the task and
+    not to columns. `sandbox` is the environment in which `contents` were compiled. `chat` is the
+    column with whole chats, if the job has one instead of templates.
     """
 
     roles: tuple[str, ...]
     contents: tuple[jinja2.Template, ...]
     columns: Mapping[str, str]
     required: frozenset[str]
-    given: Mapping[str, Any] = field(default_factory=dict)
-    sandbox: CappedSandbox = field(default_factory=CappedSandbox)
+    task_values: Mapping[str, Any] = field(default_factory=dict)
+    sandbox: TemplateSandbox = field(default_factory=TemplateSandbox)
     sources: tuple[str, ...] = ()
     chat: str | None = None
 
     @property
     def is_chat(self) -> bool:
-        """Whether the parts are a chat's messages; otherwise there is one plain text."""
+        """Whether the contents are the messages of a chat; otherwise they are one plain text."""
         return bool(self.roles)
 
     def render(self, row: Mapping[str, Any]) -> list[str] | Reject:
@@ -59,41 +59,46 @@ class PromptTemplates:
                     f"the column {name} is {what}; write {{% if {name} %}} around it to allow that",
                 )
         try:
-            values = {**row, **self.given}
-            return [self.sandbox.render(each, {**values, _ROW: row}) for each in self.contents]
-        except Exception as error:  # noqa: BLE001 - a template calls into any type a column holds
+            values = {**row, **self.task_values}
+            return [self.sandbox.render(part, {**values, _ROW: row}) for part in self.contents]
+        except Exception as error:  # noqa: BLE001 - a template may call methods of any value
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             return Reject(RejectClass.TEMPLATE_ERROR, reason)
 
-    def with_words(self, change: Callable[[str], str]) -> "PromptTemplates":
-        """The same with the templates' own words changed, not those that they print."""
+    def map_literal_text(self, change: Callable[[str], str]) -> "PromptTemplates":
+        """The same templates with `change` applied to their literal text, not to printed values."""
         trees = [self.sandbox.parse(source) for source in self.sources]
-        words = [node for tree in trees for node in tree.find_all(nodes.TemplateData)]
-        changed = [(node, change(node.data)) for node in words]
+        literals = [node for tree in trees for node in tree.find_all(nodes.TemplateData)]
+        changed = [(node, change(node.data)) for node in literals]
         if all(node.data == data for node, data in changed):
             return self
         for node, data in changed:
             node.data = data
-        contents = tuple(self.sandbox.compiled(tree) for tree in trees)
+        contents = tuple(self.sandbox.compile_tree(tree) for tree in trees)
         return replace(self, contents=contents, sources=())
 
 
 def compile_prompt(
-    prompt: Prompt, place: str = "", given: Mapping[str, Any] | None = None
+    prompt: Prompt,
+    key_prefix: str = "",
+    task_values: Mapping[str, Any] | None = None,
+    limits: TemplateLimits = DEFAULT_LIMITS,
 ) -> PromptTemplates:
-    """Check and compile all templates. Raises `UserError` with the template and its line.
+    """Check and compile all templates. Raises `UserError` with the template's key and line.
 
-    `place` stands before `prompt` in messages: `tasks.topic.` in a list of tasks. `given` are the
-    task's own values for templates; a column of such a name is written `row["name"]`.
+    `key_prefix` comes before `prompt` in error messages: `tasks.topic.` in a list of tasks.
+    `task_values` are the task's own values by name; a column with such a name is written
+    `row["name"]`.
     """
     if prompt.chat is not None:
-        columns = {prompt.chat: f"{place}prompt.chat"}
-        return PromptTemplates((), (), columns, frozenset(), given or {}, chat=prompt.chat)
-    sources = {f"{place}prompt.{name}": source for name, source in prompt.templates.items()}
-    templates = compile_templates(sources, tuple(turn.role for turn in prompt.turns), given)
+        columns = {prompt.chat: f"{key_prefix}prompt.chat"}
+        return PromptTemplates((), (), columns, frozenset(), task_values or {}, chat=prompt.chat)
+    sources = {f"{key_prefix}prompt.{name}": source for name, source in prompt.templates.items()}
+    roles = tuple(turn.role for turn in prompt.turns)
+    templates = compile_templates(sources, roles, task_values, limits)
     if not templates.columns:
         raise UserError(
-            f"{place}prompt: no template uses a column, so every row would ask the same"
+            f"{key_prefix}prompt: no template uses a column, so all rows would have the same prompt"
         )
     return templates
 
@@ -101,109 +106,113 @@ def compile_prompt(
 def compile_templates(
     sources: Mapping[str, str],
     roles: tuple[str, ...] = (),
-    given: Mapping[str, Any] | None = None,
+    task_values: Mapping[str, Any] | None = None,
+    limits: TemplateLimits = DEFAULT_LIMITS,
 ) -> PromptTemplates:
-    """Check and compile templates by the places that name them. Raises `UserError`."""
-    sandbox = CappedSandbox()
-    given = given or {}
+    """Check and compile templates, given by the job keys that hold them. Raises `UserError`."""
+    sandbox = TemplateSandbox(limits)
+    task_values = task_values or {}
     columns: dict[str, str] = {}
     required: set[str] = set()
     contents = []
-    for name, source in sources.items():
-        tree = _parse(sandbox, name, source)
-        used = _columns(tree, name, given.keys())
-        _refuse_uncalled(frozenset(sandbox.globals), tree, name)
-        columns |= dict.fromkeys(sorted(used - columns.keys()), name)
-        required |= used & set(_printed_as_they_are(tree))
-        contents.append(sandbox.compiled(tree))
+    for key, source in sources.items():
+        tree = _parse(sandbox, key, source)
+        used = _columns(tree, key, task_values.keys())
+        _check_functions_are_called(frozenset(sandbox.globals), tree, key)
+        columns |= dict.fromkeys(sorted(used - columns.keys()), key)
+        required |= used & set(_unconditionally_printed(tree))
+        contents.append(sandbox.compile_tree(tree))
     return PromptTemplates(
         roles,
         tuple(contents),
         columns,
         frozenset(required),
-        given,
+        task_values,
         sandbox,
         tuple(sources.values()),
     )
 
 
-def compile_text(source: str, place: str, names: AbstractSet[str]) -> jinja2.Template:
-    """A template over a task's own values alone. Raises `UserError`."""
-    sandbox = CappedSandbox()
-    tree = _parse(sandbox, place, source)
-    unknown = sorted(_columns(tree, place) - names)
+def compile_text(source: str, key: str, names: AbstractSet[str]) -> jinja2.Template:
+    """Compile a template that may use only these names and no columns. Raises `UserError`."""
+    sandbox = TemplateSandbox()
+    tree = _parse(sandbox, key, source)
+    unknown = sorted(_columns(tree, key) - names)
     if unknown:
-        known = " and ".join(sorted(names))
-        raise UserError(f"{place}: {unknown[0]} is not known here; the template has {known}")
-    return sandbox.compiled(tree)
+        available = " and ".join(sorted(names))
+        raise UserError(f"{key}: {unknown[0]} is not known here; the template can use {available}")
+    return sandbox.compile_tree(tree)
 
 
-def words_and_names(prompt: Prompt) -> tuple[str, frozenset[str]]:
-    """What a prompt that compiles says in its own words, and the names that its templates use."""
-    trees = [CappedSandbox().parse(source) for source in prompt.templates.values()]
-    words = [node.data for tree in trees for node in tree.find_all(nodes.TemplateData)]
+def literal_text_and_names(prompt: Prompt) -> tuple[str, frozenset[str]]:
+    """The literal text of a prompt that compiles, and the names that its templates use."""
+    trees = [TemplateSandbox().parse(source) for source in prompt.templates.values()]
+    literals = [node.data for tree in trees for node in tree.find_all(nodes.TemplateData)]
     names = [name for tree in trees for name in meta.find_undeclared_variables(tree)]
-    return "\n".join(words), frozenset(names)
+    return "\n".join(literals), frozenset(names)
 
 
-def _parse(sandbox: CappedSandbox, place: str, source: str) -> nodes.Template:
+def _parse(sandbox: TemplateSandbox, key: str, source: str) -> nodes.Template:
     try:
         # Parsing accepts unknown filters; compiling does not.
-        sandbox.compiled(sandbox.parse(source))
+        sandbox.compile_tree(sandbox.parse(source))
         tree = sandbox.parse(source)
         meta.find_undeclared_variables(tree)
     except jinja2.TemplateSyntaxError as error:
-        raise UserError(f"{place}, line {error.lineno}: {error.message}") from error
+        raise UserError(f"{key}, line {error.lineno}: {error.message}") from error
     except RecursionError:
-        raise UserError(f"{place}: the template is nested too deeply; flatten it") from None
+        raise UserError(f"{key}: the template is nested too deeply; flatten it") from None
     except (jinja2.TemplateError, ValueError) as error:
-        # What has no column in it is computed already: `''.__class__`, a number of 5,000 digits.
-        raise UserError(f"{place}: {error}") from error
+        # Constant expressions are computed here: `''.__class__`, or a number of 5,000 digits.
+        raise UserError(f"{key}: {error}") from error
     for node in tree.find_all(_OTHER_TEMPLATES):
-        raise UserError(f"{place}, line {node.lineno}: a prompt cannot load other templates")
+        raise UserError(f"{key}, line {node.lineno}: a prompt cannot load other templates")
     return tree
 
 
-def _columns(tree: nodes.Template, place: str, given: AbstractSet[str] = frozenset()) -> set[str]:
-    names = set(meta.find_undeclared_variables(tree)) - given
+def _columns(
+    tree: nodes.Template, key: str, task_values: AbstractSet[str] = frozenset()
+) -> set[str]:
+    names = set(meta.find_undeclared_variables(tree)) - task_values
     if _ROW in names:
         names.remove(_ROW)
         subscripts = [_row_column(node) for node in tree.find_all((nodes.Getitem, nodes.Getattr))]
         by_row = [name for name in subscripts if name is not None]
         uses = sum(node.name == _ROW for node in tree.find_all(nodes.Name))
         if len(by_row) != uses:
-            raise UserError(f'{place}: write row["column"] with the column\'s name in quotes')
+            raise UserError(f'{key}: write row["column"] with the column\'s name in quotes')
         names |= set(by_row)
     return names
 
 
-def _refuse_uncalled(functions: frozenset[str], tree: nodes.Template, place: str) -> None:
-    """Refuse `{{ range }}`, which would print the function where the column was meant."""
+def _check_functions_are_called(functions: frozenset[str], tree: nodes.Template, key: str) -> None:
+    """Raise `UserError` for `{{ range }}`: it prints the function, but a column was meant."""
     names = list(tree.find_all(nodes.Name))
     called = {id(call.node) for call in tree.find_all(nodes.Call)}
-    own = {name.name for name in names if name.ctx != "load"}
+    assigned = {name.name for name in names if name.ctx != "load"}
     for name in names:
-        if name.name in functions - own and id(name) not in called:
+        if name.name in functions - assigned and id(name) not in called:
             raise UserError(
-                f"{place}, line {name.lineno}: {name.name} is a function of templates; "
+                f"{key}, line {name.lineno}: {name.name} is a template function; "
                 f'write row["{name.name}"] for a column of that name'
             )
 
 
 def _row_column(node: nodes.Node) -> str | None:
-    """The column of `row["column"]` or `row.column`; None for every other node."""
+    """The column of `row["column"]` or `row.column`; None for any other node."""
     if isinstance(node, nodes.Getitem | nodes.Getattr):
         if not (isinstance(node.node, nodes.Name) and node.node.name == _ROW):
             return None
         if isinstance(node, nodes.Getattr):
-            # `row.items` is the method of that name, whatever the columns are called.
+            # `row.items` is the dictionary's method, even if a column has that name.
             return None if hasattr(dict, node.attr) else node.attr
         if isinstance(node.arg, nodes.Const) and isinstance(node.arg.value, str):
             return node.arg.value
     return None
 
 
-def _printed_as_they_are(tree: nodes.Template) -> Iterator[str]:
+def _unconditionally_printed(tree: nodes.Template) -> Iterator[str]:
+    """The columns printed at the top level, with or without filters."""
     for output in (node for node in tree.body if isinstance(node, nodes.Output)):
         for printed in output.nodes:
             inner: nodes.Node | None = printed

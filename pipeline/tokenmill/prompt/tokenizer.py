@@ -1,4 +1,4 @@
-"""From texts and chats to token ids, with the model's own tokenizer and chat template."""
+"""Encode texts and chats as token ids, with the model's own tokenizer and chat template."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -15,18 +15,19 @@ from tokenmill.reject import Reject, RejectClass
 Chat = Sequence[tuple[str, str]]
 Item = TypeVar("Item", str, tuple[str, str])
 Encoded = TypeVar("Encoded")
-# What a job says where transformers names an argument.
+# The job's key for what transformers' messages call trust_remote_code=True.
 _TRUST = "model.engine.trust_remote_code: true"
-# Stands for an answer in a chat, to see what the template writes behind it.
-_MARK = "tokenmill-answer"
+# A placeholder answer, which shows what the chat template writes after an answer.
+_ANSWER = "tokenmill-answer"
 
 
 @dataclass(frozen=True, slots=True)
 class TextSpan:
-    """A text's token ids, and which of them have a prediction and are the text's own.
+    """A text's token ids, and the range of them that a language model predicts.
 
-    Those are `token_ids[start:end]`; `num_bytes` is the UTF-8 length of the text that they stand
-    for. The first token of all has no prediction, so `start` is at least 1.
+    `token_ids[start:end]` are the text's own tokens that have a prediction, without special tokens;
+    `num_bytes` is the UTF-8 length of their text. The very first token has no prediction, so
+    `start` is at least 1 unless the range is empty.
     """
 
     token_ids: Sequence[int]
@@ -37,58 +38,65 @@ class TextSpan:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two texts as one prompt; the second's token types, if there are any, begin at `second`."""
+    """Two texts as one prompt.
+
+    The second text's token types begin at `second_start`; None if the model has no token types.
+    """
 
     token_ids: Sequence[int]
-    second: int | None
+    second_start: int | None
 
 
 class Tokenizer(Protocol):
-    """What rendering needs of a model. One answer per input, in order.
+    """What rendering needs of a model. Every method returns one result per input, in order.
 
-    Control tokens in a text are those tokens, but where `controls` has marked them as text.
+    Control tokens in a text are encoded as such, except where `control_tokens` has escaped them.
     """
 
     @property
-    def controls(self) -> ControlTokens:
+    def control_tokens(self) -> ControlTokens:
         """The model's control tokens."""
 
     def encode_chats(self, chats: Sequence[Chat]) -> list[Sequence[int] | Reject]:
         """Token ids of chats of (role, content), ready for the assistant's turn."""
 
     def encode_chats_with_image(self, chats: Sequence[Chat]) -> list[Sequence[int] | Reject]:
-        """As `encode_chats`, with the place of an image before the last turn's text."""
+        """As `encode_chats`, with an image placeholder before the last turn's text."""
 
     def encode_texts(self, texts: Sequence[str]) -> list[Sequence[int] | Reject]:
         """Token ids of plain texts, with the special tokens that the model puts around a text."""
 
-    def spans(self, texts: Sequence[str]) -> list[Sequence[tuple[int, int]]]:
-        """The characters of each token of plain texts: from, and up to.
+    def token_spans(self, texts: Sequence[str]) -> list[Sequence[tuple[int, int]]]:
+        """The start and end, in characters, of each token of plain texts.
 
-        Nothing is put around a text, and a special token's name in it is text.
+        No special tokens are added, and the name of a special token in a text is plain text.
+        Raises `UserError` if the model's tokenizer has no offsets.
         """
 
     def encode_answered_chats(self, chats: Sequence[Chat]) -> list[Sequence[int] | Reject]:
         """Token ids of chats that end with the assistant's turn."""
 
     def encode_spans(self, texts: Sequence[str]) -> list[TextSpan]:
-        """As `encode_texts`, with what a language model predicts of each text."""
+        """As `encode_texts`, with the range of tokens that a language model predicts."""
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
-        """Pairs of texts, as a cross-encoder reads them. Raises `UserError` if it cannot."""
+        """Pairs of texts, as a cross-encoder reads them.
+
+        Raises `UserError` if the model's tokenizer does not separate the two.
+        """
 
     def render_chats(self, chats: Sequence[Chat]) -> list[str | Reject]:
-        """The texts that the chats' token ids stand for."""
+        """The chats as texts, ready for the assistant's turn."""
 
     def encode_continuations(self, texts: Sequence[str]) -> list[Sequence[int]]:
-        """Token ids of texts without special tokens around them: what stands behind others."""
+        """Token ids of texts that follow others: without special tokens around them."""
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included."""
 
     @property
     def special_tokens(self) -> frozenset[str]:
-        """The tokens that an answer's text leaves out."""
+        """The tokens that are left out of an answer's text."""
 
     @property
     def end_of_turn(self) -> int | None:
@@ -98,42 +106,42 @@ class Tokenizer(Protocol):
 def encode_after(tokenizer: Tokenizer, before: str, texts: Sequence[str]) -> list[Sequence[int]]:
     """Token ids of each text as it follows `before`.
 
-    Alone, some tokenizers put a space before a text. Where the two texts have a token in common,
-    they are those of the text alone.
+    Some tokenizers put a space before a text that is encoded alone. If the last token of `before`
+    merges with the text, the result is the text encoded alone.
     """
-    head, *wholes = tokenizer.encode_continuations([before, *(before + text for text in texts)])
+    head, *joined = tokenizer.encode_continuations([before, *(before + text for text in texts)])
     alone = tokenizer.encode_continuations(texts)
     return [
-        whole[len(head) :] if whole[: len(head)] == head else own
-        for whole, own in zip(wholes, alone, strict=True)
+        whole[len(head) :] if whole[: len(head)] == head else text_ids
+        for whole, text_ids in zip(joined, alone, strict=True)
     ]
 
 
 class ModelTokenizer:
-    """A Hugging Face tokenizer, loaded the way vLLM loads it, so that the ids are the same."""
+    """A Hugging Face tokenizer, loaded as vLLM loads it, so that the token ids are the same."""
 
     def __init__(self, folder: Path, *, trusts_code: bool = False) -> None:
-        """Raises `UserError` for a folder whose tokenizer cannot be loaded.
+        """Load the tokenizer of a model folder. Raises `UserError` if it cannot be loaded.
 
-        `trusts_code` says whether Python files in it may run.
+        `trusts_code` allows Python files in the folder to run.
         """
-        # Imported late: it costs seconds, and the driver never needs it.
+        # The import takes seconds, and the driver never needs it.
         from transformers import AutoTokenizer  # noqa: PLC0415
 
         self._folder = folder
         try:
-            # Without the argument transformers asks on the terminal whether code may run.
+            # Without this argument, transformers asks on the terminal whether code may run.
             self._tokenizer: Any = AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=trusts_code
             )
         except ValueError as error:
             reason = " ".join(str(error).replace("trust_remote_code=True", _TRUST).split())
-            raise UserError(f"{folder}: its tokenizer cannot be loaded: {reason}") from error
+            raise UserError(f"{folder}: the tokenizer cannot be loaded: {reason}") from error
         legacy = folder / "chat_template.json"
         if self._tokenizer.chat_template is None and legacy.is_file():
-            # Models with images keep it here, for their processor.
+            # Older multimodal models have their chat template in this file, for the processor.
             self._tokenizer.chat_template = json.loads(legacy.read_text())["chat_template"]
-        self.controls = ControlTokens(self.special_tokens, self._normalizer())
+        self.control_tokens = ControlTokens(self.special_tokens, self._normalizer())
 
     def encode_chats(self, chats: Sequence[Chat]) -> list[Sequence[int] | Reject]:
         return self._encode_all(self.render_chats(chats))
@@ -162,39 +170,42 @@ class ModelTokenizer:
     def _require_template(self) -> None:
         if self._tokenizer.chat_template is None:
             raise UserError(
-                f"{self._folder}: the model has no chat template; give prompt.text instead"
+                f"{self._folder}: the model has no chat template; use prompt.text instead"
             )
 
     def encode_continuations(self, texts: Sequence[str]) -> list[Sequence[int]]:
-        # The template has written the special tokens already.
+        # The chat template has already written the special tokens.
         return self._encode(texts, add_special_tokens=False)
 
     @property
     def end_of_turn(self) -> int | None:
-        """What the chat template writes behind an answer, or the token that ends a text."""
+        """The first special token that the chat template writes after an answer.
+
+        Without a chat template, or without such a token in it, the token that ends a text.
+        """
         if self._tokenizer.chat_template is not None:
             chat = self._apply_template(
-                [("user", "x"), ("assistant", _MARK)], add_generation_prompt=True
+                [("user", "x"), ("assistant", _ANSWER)], add_generation_prompt=True
             )
-            behind = chat.rpartition(_MARK)[2] if isinstance(chat, str) else ""
-            special = self._tokenizer.added_tokens_decoder
-            (tokens,) = self.encode_continuations([behind])
+            tail = chat.rpartition(_ANSWER)[2] if isinstance(chat, str) else ""
+            added = self._tokenizer.added_tokens_decoder
+            (tokens,) = self.encode_continuations([tail])
             for token in tokens:
-                if token in special and special[token].special:
+                if token in added and added[token].special:
                     return token
-        end: int | None = self._tokenizer.eos_token_id
-        return end
+        end_of_text: int | None = self._tokenizer.eos_token_id
+        return end_of_text
 
     def encode_texts(self, texts: Sequence[str]) -> list[Sequence[int] | Reject]:
         return list(self._encode(texts, add_special_tokens=True))
 
-    def spans(self, texts: Sequence[str]) -> list[Sequence[tuple[int, int]]]:
+    def token_spans(self, texts: Sequence[str]) -> list[Sequence[tuple[int, int]]]:
         if not texts:
             return []
         if not self._tokenizer.is_fast:
             raise UserError(
-                f"{self._folder}: length cannot cut for this model, whose tokenizer does not say "
-                "where its tokens stand in a text"
+                f"{self._folder}: length cannot cut texts for this model: its tokenizer does not "
+                "report the positions of tokens in a text"
             )
         encoded = self._tokenizer(
             list(texts),
@@ -207,10 +218,10 @@ class ModelTokenizer:
     def encode_spans(self, texts: Sequence[str]) -> list[TextSpan]:
         if not texts:
             return []
-        return self._each(texts, self._spans_of)
+        return self._encode_in_batches(texts, self._encode_spans)
 
-    def _spans_of(self, texts: Sequence[str], split: bool) -> list[TextSpan]:
-        plain = [self.controls.literal(text) for text in texts]
+    def _encode_spans(self, texts: Sequence[str], split: bool) -> list[TextSpan]:
+        plain = [self.control_tokens.unescape(text) for text in texts]
         encoded = self._tokenizer(
             plain,
             return_offsets_mapping=True,
@@ -219,27 +230,27 @@ class ModelTokenizer:
         )
         columns = ("input_ids", "offset_mapping", "special_tokens_mask")
         rows = zip(plain, *(encoded[name] for name in columns), strict=True)
-        return [_text_span(*row) for row in rows]
+        return [text_span(*row) for row in rows]
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
         count = self._tokenizer.num_special_tokens_to_add
         if count(pair=True) <= count(pair=False):
             raise UserError(
-                f"{self._folder}: the model's tokenizer puts nothing between two texts, so it is "
-                "no cross-encoder's; use kind reward, with both texts in the prompt"
+                f"{self._folder}: this is not a cross-encoder: its tokenizer puts nothing between "
+                "two texts; use kind: reward with both texts in the prompt"
             )
         if not pairs:
             return []
-        return self._each(pairs, self._pairs_of)
+        return self._encode_in_batches(pairs, self._encode_pairs)
 
-    def _pairs_of(self, pairs: Sequence[tuple[str, str]], split: bool) -> list[Pair]:
-        plain = [(self.controls.literal(one), self.controls.literal(two)) for one, two in pairs]
-        firsts, seconds = zip(*plain, strict=True)
+    def _encode_pairs(self, pairs: Sequence[tuple[str, str]], split: bool) -> list[Pair]:
+        unescape = self.control_tokens.unescape
+        firsts, seconds = zip(*((unescape(one), unescape(two)) for one, two in pairs), strict=True)
         encoded = self._tokenizer(list(firsts), list(seconds), split_special_tokens=split)
         types = encoded.get("token_type_ids") or [None] * len(pairs)
         return [
-            Pair(ids, None if of_pair is None else _second(of_pair))
-            for ids, of_pair in zip(encoded["input_ids"], types, strict=True)
+            Pair(ids, None if token_types is None else second_start(token_types))
+            for ids, token_types in zip(encoded["input_ids"], types, strict=True)
         ]
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -269,18 +280,21 @@ class ModelTokenizer:
     def _encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[Sequence[int]]:
         def encode(texts: Sequence[str], split: bool) -> list[Sequence[int]]:
             if split:
-                return [self._encode_guarded(text, add_special_tokens) for text in texts]
+                return [self._encode_escaped(text, add_special_tokens) for text in texts]
             return list(
                 self._tokenizer(list(texts), add_special_tokens=add_special_tokens).input_ids
             )
 
-        return self._each(texts, encode)
+        return self._encode_in_batches(texts, encode)
 
-    def _encode_guarded(self, text: str, add_special_tokens: bool) -> Sequence[int]:
-        """A text some of whose control tokens are text, as tokenizers do: cut at the others."""
-        parts = list(self.controls.parts(text))
+    def _encode_escaped(self, text: str, add_special_tokens: bool) -> Sequence[int]:
+        """Encode a text with escaped control tokens, split at those that are intended.
+
+        Tokenizers split at control tokens as well, so the ids are those of the whole text.
+        """
+        parts = list(self.control_tokens.split(text))
         if not any(is_control for _, is_control in parts):
-            whole = self.controls.literal(text)
+            whole = self.control_tokens.unescape(text)
             return self._ids(whole, split=True, add_special_tokens=add_special_tokens)
         ids = [
             token
@@ -300,25 +314,24 @@ class ModelTokenizer:
         )
         return list(encoded.input_ids)
 
-    def _each(
+    def _encode_in_batches(
         self, items: Sequence[Item], encode: Callable[[Sequence[Item], bool], list[Encoded]]
     ) -> list[Encoded]:
-        """All items in one batch, but for those with marks of `controls`, in another."""
-        guarded = [at for at, item in enumerate(items) if self._is_guarded(item)]
-        if not guarded:
-            return encode(items, False) if items else []
-        others = [at for at in range(len(items)) if at not in set(guarded)]
-        found = dict(zip(guarded, encode([items[at] for at in guarded], True), strict=True))
-        if others:
-            batch = encode([items[at] for at in others], False)
-            found |= dict(zip(others, batch, strict=True))
-        return [found[at] for at in range(len(items))]
+        """Encode all items in one batch, except those with escaped tokens, which form another."""
+        is_escaped = [self._is_escaped(item) for item in items]
+        results: dict[int, Encoded] = {}
+        for split in (False, True):
+            indices = [index for index in range(len(items)) if is_escaped[index] == split]
+            if indices:
+                batch = encode([items[index] for index in indices], split)
+                results |= dict(zip(indices, batch, strict=True))
+        return [results[index] for index in range(len(items))]
 
-    def _is_guarded(self, item: str | tuple[str, str]) -> bool:
-        return any(map(self.controls.is_guarded, [item] if isinstance(item, str) else item))
+    def _is_escaped(self, item: str | tuple[str, str]) -> bool:
+        return any(map(self.control_tokens.is_escaped, [item] if isinstance(item, str) else item))
 
     def _normalizer(self) -> Callable[[str], str] | None:
-        """What the tokenizer does to a text before it looks for control tokens in it."""
+        """What the tokenizer applies to a text before it searches for control tokens."""
         added = self._tokenizer.added_tokens_decoder.values()
         if not (self._tokenizer.is_fast and any(t.special and t.normalized for t in added)):
             return None
@@ -327,7 +340,7 @@ class ModelTokenizer:
 
 
 def _with_image(chat: Chat) -> list[dict[str, Any]]:
-    """Messages in parts, as chat templates of models with images take them."""
+    """Messages whose content is a list of parts, as chat templates of vision models expect them."""
     messages = [
         {"role": role, "content": [{"type": "text", "text": content}]} for role, content in chat
     ]
@@ -335,19 +348,24 @@ def _with_image(chat: Chat) -> list[dict[str, Any]]:
     return messages
 
 
-def _text_span(
+def text_span(
     text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]], special: Sequence[int]
 ) -> TextSpan:
-    own = [position for position, flag in enumerate(special) if not flag]
-    end = own[-1] + 1 if own else 0
-    start = max(1, own[0]) if own else 0
+    """A text's tokens as a `TextSpan`.
+
+    `offsets` are the characters of each token and `special` has 1 for each special token, as
+    transformers returns them.
+    """
+    text_tokens = [index for index, is_special in enumerate(special) if not is_special]
+    end = text_tokens[-1] + 1 if text_tokens else 0
+    start = max(1, text_tokens[0]) if text_tokens else 0
     if start >= end:
         return TextSpan(ids, end, end, 0)
-    # Some tokenizers leave a space out of its token's place in the text.
+    # Some tokenizers do not count the space before a word as part of its token.
     first = min(offsets[start][0], offsets[start - 1][1])
     return TextSpan(ids, start, end, len(text[first:].encode()))
 
 
-def _second(token_types: Sequence[int]) -> int:
-    """Where the second text's token types begin, which is all that vLLM wants to know of them."""
+def second_start(token_types: Sequence[int]) -> int:
+    """The index of the first token type 1, all that vLLM needs to know; the length if none."""
     return token_types.index(1) if 1 in token_types else len(token_types)

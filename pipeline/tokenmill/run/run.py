@@ -16,7 +16,7 @@ from tokenmill.errors import ExitCode, TokenmillError, root_cause
 from tokenmill.formatting import plural
 from tokenmill.job.job import Job
 from tokenmill.models.cache import cache_folder
-from tokenmill.models.code_safety import warnings
+from tokenmill.models.code_safety import trust_warnings
 from tokenmill.observe.events import EventLog
 from tokenmill.observe.listener import RunListener
 from tokenmill.observe.metrics import RunMetrics
@@ -132,7 +132,7 @@ class Run:
         """Run the units, verify the output, sum it up. Raises as `run_job`."""
         try:
             if self._units:
-                for line in warnings(models_by_key(self._job)):
+                for line in trust_warnings(models_by_key(self._job)):
                     self._interface.say(line)
                 self._execute(executor, listeners)
             return self._finish()

@@ -1,4 +1,4 @@
-"""Cleaning: each step does what it says, counts it, and does nothing a second time."""
+"""Cleaning: each step makes its changes, counts them, and finds nothing a second time."""
 
 import unicodedata
 from collections.abc import Callable
@@ -27,7 +27,7 @@ Cleaner = Callable[[str], tuple[str, int]]
 
 TEXTS = st.one_of(
     st.text(max_size=60),
-    # Lone surrogates too, which no step may fall over.
+    # Lone surrogates included, which must not break any step.
     st.text(st.characters(), max_size=20),
     st.lists(
         st.sampled_from(
@@ -55,7 +55,7 @@ TEXTS = st.one_of(
 )
 
 
-def a_job(**changes: Any) -> Job:
+def make_job(**changes: Any) -> Job:
     return Job.model_validate(
         {
             "name": "clean",
@@ -80,7 +80,7 @@ def a_job(**changes: Any) -> Job:
     ],
 )
 def test_nfc_composes(text: str, cleaned: str, count: int) -> None:
-    """Composed characters are counted, those with a mark and those with a neighbour alike."""
+    """Each composed character counts, whether with a mark or with a neighbor."""
     assert nfc(text) == (cleaned, count)
 
 
@@ -94,8 +94,8 @@ def test_nfc_composes(text: str, cleaned: str, count: int) -> None:
         ("🧑\u200d🚀", "🧑\u200d🚀", 0),
     ],
 )
-def test_control_characters_go(text: str, cleaned: str, count: int) -> None:
-    """But for newlines and tabs; colours of a terminal go whole, and joiners of emoji stay."""
+def test_control_characters_are_removed(text: str, cleaned: str, count: int) -> None:
+    """Newlines, tabs and joiners of emoji remain; terminal colors are removed whole."""
     assert control(text) == (cleaned, count)
 
 
@@ -109,8 +109,8 @@ def test_control_characters_go(text: str, cleaned: str, count: int) -> None:
         ("a\u3000\u3000b", "a b", 1),
     ],
 )
-def test_whitespace_is_evened(text: str, cleaned: str, count: int) -> None:
-    """Runs become one, lines end without blanks, and paragraphs stand one blank line apart."""
+def test_whitespace_is_normalized(text: str, cleaned: str, count: int) -> None:
+    """Runs become one space, lines end without blanks, one blank line separates paragraphs."""
     assert whitespace(text) == (cleaned, count)
 
 
@@ -129,21 +129,21 @@ def test_whitespace_is_evened(text: str, cleaned: str, count: int) -> None:
         ("&#xD800;<p", "\ufffd", 2),
     ],
 )
-def test_html_becomes_what_is_seen(text: str, cleaned: str, count: int) -> None:
-    """Blocks keep their lines, scripts and styles go, and a text without markup is left alone."""
+def test_html_becomes_its_visible_text(text: str, cleaned: str, count: int) -> None:
+    """Blocks keep their lines, scripts and styles are removed; plain text is not changed."""
     assert html(text) == (cleaned, count)
 
 
-def test_deeply_nested_html_is_read() -> None:
-    """No recursion: a document may be as deep as it is long."""
+def test_html_may_be_nested_deeply() -> None:
+    """A document may be as deep as it is long: there is no recursion."""
     assert html("<div>" * 5_000 + "x") == ("x", 5_000)
 
 
 @pytest.mark.parametrize("step", [nfc, control, whitespace, pii], ids=lambda step: step.__name__)
 @settings(max_examples=300, deadline=None)
 @given(text=TEXTS)
-def test_a_clean_text_stays_as_it_is(step: Cleaner, text: str) -> None:
-    """A step finds nothing to do in what it has cleaned; it counts exactly when it changes."""
+def test_a_cleaned_text_is_not_changed_again(step: Cleaner, text: str) -> None:
+    """A step finds nothing in a text that it has cleaned, and counts only if it changes one."""
     cleaned, count = step(text)
     assert (count > 0) == (cleaned != text)
     if step is not pii:
@@ -152,8 +152,8 @@ def test_a_clean_text_stays_as_it_is(step: Cleaner, text: str) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(TEXTS)
-def test_html_takes_any_text(text: str) -> None:
-    """Broken markup and lone surrogates are no errors; without markup nothing changes."""
+def test_html_accepts_any_text(text: str) -> None:
+    """Broken markup and lone surrogates are not errors; without markup nothing changes."""
     cleaned, count = html(text)
     if count == 0:
         assert cleaned == text
@@ -162,21 +162,21 @@ def test_html_takes_any_text(text: str) -> None:
 @settings(max_examples=200, deadline=None)
 @given(TEXTS)
 def test_nfc_is_unicodes_own(text: str) -> None:
-    """The composed form is the standard library's."""
+    """The result is the standard library's composed form."""
     assert nfc(text)[0] == unicodedata.normalize("NFC", text)
 
 
 @pytest.mark.parametrize(
     "unit", ["a", ".", "@", "0 1", "A1", ":", "<", "&", " ", "\n ", "\x1b[", "+1", "a@"]
 )
-def test_monotonous_texts_take_no_longer_than_others(unit: str) -> None:
-    """No pattern reads a run again from each of its characters; squared, these take minutes."""
+def test_repetitive_texts_take_no_longer_than_others(unit: str) -> None:
+    """Every step is linear in the length of a text; with quadratic time these take minutes."""
     for step in (nfc, control, whitespace, html, pii):
         step(unit * 100_000)
 
 
-def test_steps_are_applied_in_the_order_given() -> None:
-    """An e-mail address in markup is found behind the markup; counts are by step, 0 included."""
+def test_steps_are_applied_in_order() -> None:
+    """An address in markup is found once the markup is gone; counts are by step, 0 included."""
     text = "a&#64;b<b>.org</b>"
     row = {"text": text, "other": text, "number": 7}
     cleaned, counts = Clean(columns=("text", "number"), steps=("html", "pii", "nfc")).apply(row)
@@ -186,10 +186,10 @@ def test_steps_are_applied_in_the_order_given() -> None:
     assert cleaned["text"] == "a@b.org" and counts == {"pii": 0, "html": 3}
 
 
-def test_prompts_are_made_of_clean_texts_and_kept_columns_are_not() -> None:
-    """The row says what was changed; a row that cannot be read has no counts of its own."""
+def test_prompts_use_cleaned_texts_and_kept_columns_do_not() -> None:
+    """Each row has its counts; a null value has no changes."""
     steps = {"columns": ["text"], "steps": ["control", "whitespace"]}
-    job = a_job(
+    job = make_job(
         clean=steps,
         prompt=None,
         tasks=[
@@ -219,19 +219,19 @@ def test_prompts_are_made_of_clean_texts_and_kept_columns_are_not() -> None:
     assert added_fields(job)[-1] == pa.field("cleaned", pa.map_(pa.string(), pa.int32()))
 
 
-def test_a_job_that_cleans_nothing_has_no_column_for_it() -> None:
-    """Neither in its schema nor in what is rendered."""
-    job = a_job()
+def test_a_job_without_cleaning_has_no_column_for_it() -> None:
+    """Neither in its schema nor in its rendered tables."""
+    job = make_job()
     assert "cleaned" not in [field.name for field in added_fields(job)]
     rows = pa.table({"text": ["a"], ROW_COLUMN: pa.array([0], pa.int64())})
     tasks = RowTasks(job.steps, TaskContext(FakeTokenizer(), 100))
     assert "cleaned" not in Renderer(tasks, job.input.keep).render(rows).schema.names
 
 
-def test_a_column_that_no_prompt_uses_is_not_cleaned() -> None:
-    """It would change nothing; the message names those that are used."""
+def test_a_column_that_no_prompt_uses_cannot_be_cleaned() -> None:
+    """It would change nothing; the error names the columns that are used."""
     with pytest.raises(UserError, match=r"clean.columns: no prompt uses body; they use text"):
-        check_job(a_job(clean={"columns": ["body"], "steps": ["nfc"]}))
+        check_job(make_job(clean={"columns": ["body"], "steps": ["nfc"]}))
 
 
 @pytest.mark.parametrize(
@@ -243,16 +243,16 @@ def test_a_column_that_no_prompt_uses_is_not_cleaned() -> None:
         {"columns": ["text"], "steps": ["lower"]},
     ],
 )
-def test_a_section_without_sense_is_refused(section: dict[str, Any]) -> None:
-    """No columns, no steps, a step twice, or one that there is not."""
+def test_an_invalid_section_is_refused(section: dict[str, Any]) -> None:
+    """No columns, no steps, a repeated step, or an unknown one."""
     with pytest.raises(ValidationError):
-        a_job(clean=section)
+        make_job(clean=section)
 
 
-def test_cleaning_is_part_of_what_the_answers_depend_on() -> None:
-    """The order of the steps too."""
+def test_cleaning_is_part_of_the_fingerprint() -> None:
+    """So is the order of the steps."""
     one, other = (
-        a_job(clean={"columns": ["text"], "steps": steps})
+        make_job(clean={"columns": ["text"], "steps": steps})
         for steps in (["nfc", "html"], ["html", "nfc"])
     )
-    assert len({one.fingerprint, other.fingerprint, a_job().fingerprint}) == 3
+    assert len({one.fingerprint, other.fingerprint, make_job().fingerprint}) == 3

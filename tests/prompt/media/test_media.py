@@ -2,7 +2,6 @@
 
 import io
 import os
-import socket
 import socketserver
 import ssl
 import threading
@@ -20,17 +19,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from helpers.media_files import png, wav
 from PIL import Image
 from tokenmill.errors import UserError
-from tokenmill.prompt.media import fetch as media
-from tokenmill.prompt.media.decode import audio_samples, decoded, image_media
-from tokenmill.prompt.media.fetch import (
-    BadMedia,
-    MediaAccess,
-    fetch_media,
-    key_below,
-    public_address,
-    read_media,
-    response_body,
-)
+from tokenmill.prompt.media.access import BadMedia, MediaAccess
+from tokenmill.prompt.media.decode import decode_audio, decode_image, engine_input
+from tokenmill.prompt.media.fetch import fetch_media, key_below, read_media, split_allowed_url
+from tokenmill.prompt.media.https import HttpsClient, public_address, response_body
 from tokenmill.reject import Reject, RejectClass
 from tokenmill.request import Media
 from tokenmill.storage.base import Store
@@ -41,7 +33,7 @@ DATA = bytes(range(9))
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """An input's folder with a file in it, and a secret beside it."""
+    """An input folder with a file in it, and a secret next to it."""
     root = tmp_path / "in"
     (root / "deep").mkdir(parents=True)
     (root / "deep" / "a.png").write_bytes(DATA)
@@ -55,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("path", ["deep/a.png", "{root}/deep/a.png", "./deep/a.png", "own.png"])
 def test_a_path_is_relative_to_the_input_or_absolute_inside_it(folder: Path, path: str) -> None:
-    """What stands below the input's folder is read, however it is named."""
+    """Any path to a file below the input's folder is read."""
     store = open_store(str(folder))
     assert fetch_media(path.format(root=folder), MediaAccess(), store) == DATA
 
@@ -67,7 +59,7 @@ def test_a_path_is_relative_to_the_input_or_absolute_inside_it(folder: Path, pat
         "deep/../../secret.png",
         "{root}/../secret.png",
         "{parent}/secret.png",
-        # Begins with the root's letters, and is no folder below it.
+        # Starts with the same letters as the root, but is not below it.
         "{root}side.png",
         "/etc/passwd",
         "link.png",
@@ -88,8 +80,8 @@ def test_a_path_is_relative_to_the_input_or_absolute_inside_it(folder: Path, pat
         "/",
     ],
 )
-def test_nothing_outside_of_the_input_is_read(folder: Path, path: str) -> None:
-    """Parts that lead up, links, pipes, other roots and schemes, odd names: each is the row's."""
+def test_nothing_outside_the_input_is_read(folder: Path, path: str) -> None:
+    """Parent folders, links, pipes, other roots and schemes, odd names: each rejects its row."""
     store = open_store(str(folder))
     with pytest.raises(BadMedia):
         fetch_media(path.format(root=folder, parent=folder.parent), MediaAccess(), store)
@@ -98,7 +90,7 @@ def test_nothing_outside_of_the_input_is_read(folder: Path, path: str) -> None:
 @pytest.mark.parametrize(
     ("path", "key"), [("a/b.png", "a/b.png"), ("s3://bucket/in/a.png", "a.png")]
 )
-def test_keys_in_a_bucket_follow_the_same_rule(path: str, key: str) -> None:
+def test_keys_in_a_bucket_follow_the_same_rules(path: str, key: str) -> None:
     """Relative to the prefix, or with the whole URL."""
     assert key_below(path, "s3://bucket/in") == key
 
@@ -107,32 +99,25 @@ def test_keys_in_a_bucket_follow_the_same_rule(path: str, key: str) -> None:
     "path", ["s3://bucket/inner/a.png", "s3://other/in/a.png", "/a.png", "../a.png"]
 )
 def test_other_prefixes_and_buckets_are_refused(path: str) -> None:
-    """The input's prefix is all that a row reaches."""
+    """A row can only name objects below the input's prefix."""
     with pytest.raises(BadMedia):
         key_below(path, "s3://bucket/in")
 
 
-def test_a_file_above_the_cap_is_not_read(folder: Path) -> None:
-    """`max_bytes` holds for stored files and for a row's own bytes."""
+def test_a_file_above_the_limit_is_not_read(folder: Path) -> None:
+    """`max_bytes` applies to stored files and to a row's own bytes."""
     access = MediaAccess(max_bytes=8)
     with pytest.raises(BadMedia, match="max_bytes"):
         fetch_media("deep/a.png", access, open_store(str(folder)))
-    (read,) = read_media([DATA], "image", access, None, lambda _: [])
-    assert isinstance(read, Reject)
-    assert read.reject_class is RejectClass.BAD_MEDIA
+    (reject,) = read_media([DATA], "image", access, None, lambda _: [])
+    assert isinstance(reject, Reject)
+    assert reject.reject_class is RejectClass.BAD_MEDIA
 
 
-def test_a_url_of_an_allowed_host_is_asked_for() -> None:
-    """Host and path go to the host that the job names, its fragment does not."""
-    asked = []
-
-    def get(host: str, target: str, access: MediaAccess) -> bytes:  # noqa: ARG001
-        asked.append((host, target))
-        return DATA
-
-    access = MediaAccess(hosts=("images.example",))
-    assert fetch_media("https://IMAGES.example:443/a%20b?c=1#d", access, None, get) == DATA
-    assert asked == [("images.example", "/a%20b?c=1")]
+def test_a_url_of_an_allowed_host_is_split_into_host_and_target() -> None:
+    """The host is compared in lower case; path and query are requested, the fragment is not."""
+    url = "https://IMAGES.example:443/a%20b?c=1#d"
+    assert split_allowed_url(url, ["images.example"]) == ("images.example", "/a%20b?c=1")
 
 
 @pytest.mark.parametrize(
@@ -151,14 +136,15 @@ def test_a_url_of_an_allowed_host_is_asked_for() -> None:
         "http://images.example/a",
     ],
 )
-def test_no_other_url_is_asked_for(url: str) -> None:
-    """Another host, port, user or scheme, or a URL that is none, is refused unasked."""
+def test_other_urls_are_refused_without_a_request(url: str) -> None:
+    """Another host, port, user or scheme, or an invalid URL: no host is even looked up."""
 
-    def get(host: str, target: str, access: MediaAccess) -> bytes:  # noqa: ARG001
-        raise AssertionError(url)
+    def find_address(host: str) -> str:
+        raise AssertionError(host)
 
+    client = HttpsClient(find_address)
     with pytest.raises(BadMedia):
-        fetch_media(url, MediaAccess(hosts=("images.example",)), None, get)
+        fetch_media(url, MediaAccess(hosts=("images.example",)), None, client)
 
 
 @pytest.mark.parametrize(
@@ -182,21 +168,42 @@ def test_no_other_url_is_asked_for(url: str) -> None:
         (["93.184.216.34", "10.0.0.1"], False),
     ],
 )
-def test_hosts_of_private_networks_are_refused_after_the_look_up(
-    monkeypatch: pytest.MonkeyPatch, addresses: list[str], is_public: bool
+def test_hosts_in_private_networks_are_refused_after_the_look_up(
+    addresses: list[str], is_public: bool
 ) -> None:
-    """An allowed name that leads to this machine or its network is not connected to."""
-    found = [(0, 0, 0, "", (address, 443)) for address in addresses]
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    """An allowed name that resolves to this machine or its network is refused."""
+
+    def resolve(_host: str) -> list[str]:
+        return addresses
+
     if is_public:
-        assert public_address("images.example") == addresses[0]
+        assert public_address("images.example", resolve) == addresses[0]
     else:
         with pytest.raises(BadMedia, match="public internet"):
-            public_address("images.example")
+            public_address("images.example", resolve)
 
 
-class Answer:
-    """A socket that answers so."""
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "::1"])
+def test_this_machine_is_refused_by_default(host: str) -> None:
+    """The system's resolver finds its addresses, and none of them is public."""
+    with pytest.raises(BadMedia, match="public internet"):
+        HttpsClient().get(host, "/", MediaAccess())
+
+
+def test_a_host_without_an_address_is_bad_media() -> None:
+    """So is a name that cannot be encoded for a look-up."""
+
+    def resolve(host: str) -> list[str]:
+        raise OSError(f"unknown: {host}")
+
+    with pytest.raises(BadMedia, match="no such host"):
+        public_address("images.example", resolve)
+    with pytest.raises(BadMedia, match="no such host"):
+        public_address("a" * 64 + ".example")
+
+
+class CannedSocket:
+    """A socket that sends this text."""
 
     def __init__(self, text: bytes) -> None:
         self._text = text
@@ -205,30 +212,30 @@ class Answer:
         return io.BytesIO(self._text)
 
 
-def answered(text: bytes, access: MediaAccess) -> bytes:
-    response = HTTPResponse(Answer(text))  # type: ignore[arg-type]
+def body_of(text: bytes, access: MediaAccess) -> bytes:
+    response = HTTPResponse(CannedSocket(text))  # type: ignore[arg-type]
     response.begin()
     return response_body(response, access)
 
 
 def test_redirects_and_errors_of_a_host_are_refused() -> None:
-    """Only 200 has a body for us; a redirect could lead anywhere."""
+    """Only the body of a 200 is used; a redirect could lead anywhere."""
     access = MediaAccess(max_bytes=4)
-    assert answered(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", access) == b"ok"
+    assert body_of(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", access) == b"ok"
     with pytest.raises(BadMedia, match="redirects are not followed"):
-        answered(b"HTTP/1.1 302 Found\r\nLocation: https://127.0.0.1/\r\n\r\n", access)
+        body_of(b"HTTP/1.1 302 Found\r\nLocation: https://127.0.0.1/\r\n\r\n", access)
     with pytest.raises(BadMedia, match="404"):
-        answered(b"HTTP/1.1 404 Not Found\r\n\r\n", access)
+        body_of(b"HTTP/1.1 404 Not Found\r\n\r\n", access)
 
 
-def test_an_answer_is_not_read_beyond_the_cap() -> None:
-    """A body without a length ends one byte above `max_bytes`, which is then refused."""
+def test_a_response_is_not_read_beyond_the_limit() -> None:
+    """A body without a length is read up to one byte above `max_bytes`, and then refused."""
     body = b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 100
-    assert len(answered(body, MediaAccess(max_bytes=4))) == 5
+    assert len(body_of(body, MediaAccess(max_bytes=4))) == 5
 
 
 def test_a_path_is_read_from_the_inputs_store(store: Store) -> None:
-    """Local or S3: relative, or with the store's whole URL; what is absent is bad media."""
+    """Local or S3: relative, or with the store's whole URL; a missing file is bad media."""
     store.put_if_absent("deep/a.png", DATA)
     for path in ("deep/a.png", f"{store.url}/deep/a.png"):
         assert fetch_media(path, MediaAccess(), store) == DATA
@@ -241,13 +248,13 @@ BODIES = {
     "/whole": b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n" + DATA,
     "/part": b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n" + DATA,
     "/moved": b"HTTP/1.1 301 Moved\r\nLocation: /whole\r\n\r\n",
-    # Never ends.
+    # Never finishes.
     "/slow": b"HTTP/1.1 200 OK\r\n\r\n" + DATA,
 }
 
 
-def own_certificate(name: str) -> bytes:
-    """Of a host with this name, by itself, with its key."""
+def self_signed_certificate(name: str) -> bytes:
+    """The key and certificate of a host with this name."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     now = datetime.now(UTC)
@@ -265,94 +272,97 @@ def own_certificate(name: str) -> bytes:
     return private + certificate.public_bytes(pem)
 
 
+HOST = "images.example"
+
+
 @pytest.fixture
-def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An https host on this machine, in the place of one of the internet."""
-    name = "images.example"
+def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HttpsClient]:
+    """A client for which every host is a server on this machine with the certificate of HOST."""
     certificate = tmp_path / "host.pem"
-    certificate.write_bytes(own_certificate(name))
+    certificate.write_bytes(self_signed_certificate(HOST))
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(certificate)
-    gone = threading.Event()
+    is_done = threading.Event()
 
     class Handler(socketserver.StreamRequestHandler):
         def handle(self) -> None:
-            with suppress(OSError), tls.wrap_socket(self.request, server_side=True) as served:
-                target = served.recv(4096).split()[1].decode()
-                served.sendall(BODIES[target])
+            with suppress(OSError), tls.wrap_socket(self.request, server_side=True) as peer:
+                target = peer.recv(4096).split()[1].decode()
+                peer.sendall(BODIES[target])
                 if target == "/slow":
-                    gone.wait()
+                    is_done.wait()
 
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    monkeypatch.setattr(media, "public_address", lambda _: "127.0.0.1")
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
-        monkeypatch.setattr(media, "_HTTPS_PORT", server.server_address[1])
         threading.Thread(target=server.serve_forever, args=(0.01,)).start()
-        yield name
-        gone.set()
+        yield HttpsClient(lambda _host: "127.0.0.1", server.server_address[1])
+        is_done.set()
         server.shutdown()
 
 
-def test_a_url_is_fetched_over_tls(host: str) -> None:
-    """The host's name is what its certificate must be of, its checked address what is asked."""
-    access = MediaAccess(hosts=(host, "other.example"))
-    assert fetch_media(f"https://{host}/whole", access, None) == DATA
+def test_a_url_is_fetched_over_tls(client: HttpsClient) -> None:
+    """The client connects to the checked address, and the certificate must be the host's."""
+    access = MediaAccess(hosts=(HOST, "other.example"))
+    assert fetch_media(f"https://{HOST}/whole", access, None, client) == DATA
     with pytest.raises(BadMedia, match="CERTIFICATE_VERIFY_FAILED"):
-        fetch_media("https://other.example/whole", access, None)
+        fetch_media("https://other.example/whole", access, None, client)
 
 
 @pytest.mark.parametrize(
     ("target", "reason"), [("part", "ends before"), ("moved", "redirects"), ("slow", "too slow")]
 )
-def test_half_an_answer_is_none(host: str, target: str, reason: str) -> None:
-    """What ends early, leads elsewhere, or takes longer than `timeout_s` in all."""
+def test_an_incomplete_response_is_refused(client: HttpsClient, target: str, reason: str) -> None:
+    """One that ends early, redirects, or takes longer than `timeout_s` in total."""
+    access = MediaAccess(hosts=(HOST,), timeout_s=0.5)
     with pytest.raises(BadMedia, match=reason):
-        fetch_media(f"https://{host}/{target}", MediaAccess(hosts=(host,), timeout_s=0.5), None)
+        fetch_media(f"https://{HOST}/{target}", access, None, client)
 
 
-def test_an_image_comes_out_as_it_was() -> None:
-    """Pixels of a small image are not changed."""
-    (out,) = image_media(png(4, 3), 100)
-    image = decoded(out)
+def test_a_small_image_is_not_changed() -> None:
+    """Its size and its pixels remain."""
+    (out,) = decode_image(png(4, 3), 100)
+    image = engine_input(out)
     assert (image.size, image.mode, image.getpixel((0, 0))) == ((4, 3), "RGB", (255, 0, 0))
 
 
-def test_what_is_transparent_is_white() -> None:
-    """An alpha channel is put on white, as models are used to."""
-    (out,) = image_media(png(mode="RGBA", colour=(0, 0, 0, 0)), 100)
-    assert decoded(out).getpixel((0, 0)) == (255, 255, 255)
+def test_transparent_pixels_become_white() -> None:
+    """An alpha channel is composed on white, which models expect."""
+    (out,) = decode_image(png(mode="RGBA", color=(0, 0, 0, 0)), 100)
+    assert engine_input(out).getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_a_large_image_is_scaled_to_max_pixels() -> None:
-    """Its proportions stay."""
-    (out,) = image_media(png(200, 100), 200)
-    assert decoded(out).size == (20, 10)
+    """It keeps its proportions."""
+    (out,) = decode_image(png(200, 100), 200)
+    assert engine_input(out).size == (20, 10)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_a_bomb_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More pixels than Pillow deems safe: between its limit and the double, and above."""
+def test_a_decompression_bomb_is_not_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """More pixels than Pillow considers safe: up to twice its limit, and above."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     for width in (11, 100):
         with pytest.raises(BadMedia, match=r"pixels|DecompressionBomb"):
-            image_media(png(width, 10), 10)
+            decode_image(png(width, 10), 10)
 
 
 @pytest.mark.parametrize("data", [b"", b"no image", png(50, 50)[:60], b"\x89PNG\r\n\x1a\n"])
 def test_a_broken_image_is_bad_media(data: bytes) -> None:
-    """Whatever the decoder says of it."""
-    with pytest.raises(BadMedia, match="not a sound image") as refused:
-        image_media(data, 100)
-    # Else the same file had another message in the next run.
-    assert " at 0x" not in str(refused.value)
+    """Whatever error the decoder raises."""
+    with pytest.raises(BadMedia, match="the image cannot be decoded") as raised:
+        decode_image(data, 100)
+    # Otherwise the same file would have another message in the next run.
+    assert " at 0x" not in str(raised.value)
 
 
 def test_audio_of_the_models_rate_is_not_changed() -> None:
-    """Samples of 16 bits at 16 kHz come out as they were, and the engine gets them as floats."""
+    """Samples of 16 bits at 16 kHz are not changed, and the engine receives them as floats."""
     samples = np.array([0, 1, -32768, 32767], np.int16)
-    read = audio_samples(wav(samples), 1)
-    assert read.tolist() == samples.tolist()
-    floats = decoded(Media("audio", read.astype("<i2").tobytes()))
+    decoded = decode_audio(wav(samples), 1)
+    assert decoded.tolist() == samples.tolist()
+    floats = engine_input(Media("audio", decoded.astype("<i2").tobytes()))
     assert floats.tolist() == [0, 2**-15, -1, 32767 / 32768]
 
 
@@ -360,35 +370,35 @@ def test_audio_is_mixed_to_one_channel_and_resampled() -> None:
     """Two channels at 48 kHz become their mean at 16 kHz."""
     time = np.arange(48_000 * 12) / 48_000
     tone = 8000 * np.sin(2 * np.pi * 440 * time)
-    read = audio_samples(wav(np.stack([tone, np.zeros_like(tone)], 1), 48_000, 2), 60)
-    assert len(read) == 16_000 * 12
-    expected = 4000 * np.sin(2 * np.pi * 440 * np.arange(len(read)) / 16_000)
-    assert np.abs(read - expected)[800:-800].max() < 40
+    decoded = decode_audio(wav(np.stack([tone, np.zeros_like(tone)], 1), 48_000, 2), 60)
+    assert len(decoded) == 16_000 * 12
+    expected = 4000 * np.sin(2 * np.pi * 440 * np.arange(len(decoded)) / 16_000)
+    assert np.abs(decoded - expected)[800:-800].max() < 40
 
 
 @pytest.mark.parametrize("data", [b"", b"RIFFno", wav([])])
 def test_broken_and_empty_audio_is_bad_media(data: bytes) -> None:
-    """Whatever the decoder says of it."""
+    """Whatever error the decoder raises, if any."""
     with pytest.raises(BadMedia):
-        audio_samples(data, 60)
+        decode_audio(data, 60)
 
 
 def test_long_audio_is_refused_by_its_header() -> None:
-    """`max_seconds` is held against the length before anything is decoded."""
+    """The length is compared with `max_seconds` before anything is decoded."""
     with pytest.raises(BadMedia, match="max_seconds"):
-        audio_samples(wav(np.zeros(16_001)), 1)
+        decode_audio(wav(np.zeros(16_001)), 1)
 
 
-def test_null_is_empty_input_and_others_go_on(folder: Path) -> None:
-    """Each row has its own fate; a struct of bytes and path gives the bytes, or else the path."""
+def test_null_is_empty_input_and_other_rows_are_not_affected(folder: Path) -> None:
+    """A row's bytes are used as they are; of a struct, the bytes come first, then the path."""
     values = [None, DATA, {"bytes": DATA, "path": None}, {"bytes": None, "path": "deep/a.png"}, ""]
     store = open_store(str(folder))
     read = read_media(values, "image", MediaAccess(), store, lambda data: [Media("image", data)])
-    classes = [each.reject_class if isinstance(each, Reject) else each[0].data for each in read]
-    assert classes == ["empty_input", DATA, DATA, DATA, "bad_media"]
+    results = [item.reject_class if isinstance(item, Reject) else item[0].data for item in read]
+    assert results == ["empty_input", DATA, DATA, DATA, "bad_media"]
 
 
 def test_a_column_of_another_type_stops_the_run() -> None:
-    """Numbers are nobody's images: the job names the wrong column."""
+    """Numbers are not images: the job names the wrong column."""
     with pytest.raises(UserError, match="neither bytes nor paths but int"):
         read_media([1], "image", MediaAccess(), None, lambda _: [])

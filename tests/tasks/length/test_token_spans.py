@@ -29,7 +29,7 @@ BYS = st.sampled_from(["paragraphs", "sentences", "tokens"])
 
 
 def measured(text: str, tokenizer: Tokenizer | None = None) -> TokenSpans:
-    (spans,) = (tokenizer or FakeTokenizer()).spans([text])
+    (spans,) = (tokenizer or FakeTokenizer()).token_spans([text])
     return TokenSpans.of(text, spans)
 
 
@@ -179,6 +179,6 @@ def test_a_models_own_tokenizer_cuts_the_same_way(
 @pytest.mark.integration
 def test_a_special_tokens_name_in_a_text_is_text(smollm: Tokenizer) -> None:
     """Its characters are several tokens, so that a cut may stand within."""
-    (found,) = smollm.spans(["say <|im_end|> now"])
+    (found,) = smollm.token_spans(["say <|im_end|> now"])
     assert len(found) > 5
     assert truncate_text(TokenSpans.of("say <|im_end|> now", found), "head", "", 3) == "say <|"

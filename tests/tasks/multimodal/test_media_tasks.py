@@ -13,7 +13,7 @@ from tokenmill.engine.base import EngineResources
 from tokenmill.errors import UserError
 from tokenmill.job.job import Job
 from tokenmill.prompt.fake_tokenizer import FakeTokenizer
-from tokenmill.prompt.media.decode import decoded
+from tokenmill.prompt.media.decode import engine_input
 from tokenmill.reject import Reject, RejectClass
 from tokenmill.request import Answer
 from tokenmill.row_columns import ROW_COLUMN
@@ -55,7 +55,7 @@ def test_a_description_is_asked_for_with_its_image() -> None:
     (request,) = row.requests
     assert FakeTokenizer().decode(request.prompt_token_ids) == "<|user|>\n<|image|>What is it?\n"
     assert request.media is not None
-    assert decoded(request.media).size == (4, 3)
+    assert engine_input(request.media).size == (4, 3)
     assert row.cells == {"description": "a red square", "finish_reason": "stop"}
 
 
@@ -63,7 +63,7 @@ def test_an_image_is_scaled_to_the_sections_max_pixels() -> None:
     """Before it crosses to the engine."""
     row = asked(describe(task={"max_pixels": 6}), {"image": png(40, 60)})
     assert row.requests[0].media is not None
-    assert decoded(row.requests[0].media).size == (2, 3)
+    assert engine_input(row.requests[0].media).size == (2, 3)
 
 
 def test_the_stop_that_ended_a_description_has_a_column() -> None:
@@ -111,7 +111,7 @@ def test_long_audio_is_heard_in_windows_and_joined() -> None:
     texts = {FakeTokenizer().decode(each.prompt_token_ids) for each in row.requests}
     assert texts == {marks}
     assert len(row.requests) == 3
-    heard = [decoded(each.media) for each in row.requests if each.media is not None]
+    heard = [engine_input(each.media) for each in row.requests if each.media is not None]
     assert max(map(len, heard)) <= 16_000 * 30
     assert sum(map(len, heard)) == 16_000 * 70
     assert row.cells == {"transcript": "one 2", "finish_reason": "stop", "audio_seconds": 70.0}
@@ -207,7 +207,7 @@ def test_rows_with_one_question_have_an_answer_for_each_image() -> None:
         sampling={"temperature": 0, "max_tokens": 16},
         task={"kind": "describe", "image": "image"},
     )
-    images = [png(colour="red"), png(colour="blue"), png(colour="red")]
+    images = [png(color="red"), png(color="blue"), png(color="red")]
     red, blue, again = run(job, pa.table({"image": images}), None)
     assert red.cells == again.cells != blue.cells
 

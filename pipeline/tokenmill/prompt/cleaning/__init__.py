@@ -1,1 +1,1 @@
-"""Cleaning of texts before they are put into a prompt."""
+"""Clean texts before they are put into a prompt."""

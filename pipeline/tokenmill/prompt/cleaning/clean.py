@@ -1,6 +1,6 @@
-"""`clean`: a row's texts made cleaner before they are put into prompts, step by step, and counted.
+"""`clean`: clean a row's texts before they are put into prompts, and count the changes.
 
-Every step is a pure function from a text to the cleaned text and the number of changes.
+Each step is a pure function from a text to the cleaned text and the number of changes.
 """
 
 import re
@@ -16,21 +16,21 @@ from tokenmill.prompt.cleaning.html import html
 from tokenmill.prompt.cleaning.pii import pii
 
 Step = Literal["nfc", "control", "whitespace", "html", "pii"]
-#: How often each step changed something in the row's texts.
+#: The output column: how often each step changed something in the row's texts.
 CLEANED_FIELD = pa.field("cleaned", pa.map_(pa.string(), pa.int32()))
 
 
 class Clean(Section):
-    """Which columns are cleaned before the prompt is made, and how, in order."""
+    """Which columns are cleaned before the prompt is rendered, and by which steps, in order."""
 
     columns: tuple[str, ...] = Field(min_length=1)
     steps: tuple[Step, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _each_once(self) -> "Clean":
+    def _without_duplicates(self) -> "Clean":
         for key, names in (("columns", self.columns), ("steps", self.steps)):
             if len(set(names)) != len(names):
-                raise ValueError(f"{key}: one stands twice")
+                raise ValueError(f"{key}: a name is repeated")
         return self
 
     def apply(self, row: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, int]]:
@@ -47,7 +47,7 @@ class Clean(Section):
         return cleaned, counts
 
 
-# An ANSI sequence is taken out whole, or its letters and digits would stay as text.
+# ANSI sequences are removed whole; otherwise their letters and digits would remain as text.
 _CONTROL = re.compile(
     r"\x1b\[[0-?]*+[ -/]*+[@-~]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff]"
 )
@@ -59,23 +59,23 @@ _NEWLINES = re.compile(r"\n{3,}")
 
 
 def nfc(text: str) -> tuple[str, int]:
-    """Unicode's composed form; counts the characters, with their marks, that it writes anew."""
+    """Compose characters (Unicode's NFC); counts those, with their marks, that were changed."""
     if unicodedata.is_normalized("NFC", text):
         return text, 0
     changed = sum(not unicodedata.is_normalized("NFC", part) for part in _with_marks(text))
-    # Some characters compose with a neighbour that is no mark.
+    # Some characters compose with a neighbor that is not a mark.
     return unicodedata.normalize("NFC", text), max(1, changed)
 
 
 def control(text: str) -> tuple[str, int]:
-    r"""Without control characters and terminal colours; `\n` for all line ends. Keeps `\t`."""
+    r"""Remove control characters and terminal colors, keep `\t`, and end all lines with `\n`."""
     text, ends = _LINE_END.subn("\n", text)
     text, removed = _CONTROL.subn("", text)
     return text, ends + removed
 
 
 def whitespace(text: str) -> tuple[str, int]:
-    """One space for a run of them, none at a line's end, at most one blank line."""
+    """One space for each run of blanks, none at the end of a line, at most one blank line."""
     text, trailing = _TRAILING.subn("", text)
     text, runs = _RUN.subn(" ", text)
     text, newlines = _NEWLINES.subn("\n\n", text)
@@ -92,11 +92,11 @@ _STEPS: Mapping[Step, Callable[[str], tuple[str, int]]] = {
 
 
 def _with_marks(text: str) -> Iterator[str]:
-    """Each character with the combining marks, or the parts of a Hangul syllable, behind it."""
+    """Each character with the combining marks, or parts of a Hangul syllable, that follow it."""
     start = 0
-    for at, character in enumerate(text):
+    for index, character in enumerate(text):
         if not (unicodedata.combining(character) or "\u1160" <= character <= "\u11ff"):
-            if at > start:
-                yield text[start:at]
-            start = at
+            if index > start:
+                yield text[start:index]
+            start = index
     yield text[start:]

@@ -1,4 +1,4 @@
-"""HTML to text."""
+"""Convert HTML to text."""
 
 import re
 from typing import Any
@@ -7,7 +7,7 @@ from tokenmill.prompt.encoder import is_unicode
 
 _MARKUP = re.compile(r"<!--|</?[A-Za-z]|<![A-Za-z]|&(?:\w{1,32}|#\d{1,8}|#[xX][0-9a-fA-F]{1,6});")
 _NO_TEXT = frozenset({"script", "style", "template", "head", "noscript", "iframe", "svg"})
-# Elements that stand on lines of their own, and those with a blank line around them.
+# Elements on separate lines, and elements with blank lines around them.
 _LINES = frozenset({"div", "li", "tr", "dt", "dd", "option", "hr", "caption", "figcaption"})
 _BLOCKS = frozenset(
     {"address", "article", "aside", "blockquote", "dl", "fieldset", "figure", "footer", "form"}
@@ -19,22 +19,22 @@ _BLANKS = re.compile(r"[ \t\r\n\f]+")
 
 
 def html(text: str) -> tuple[str, int]:
-    """The text that a browser would show, blocks on lines of their own.
+    """The text that a browser would show, with blocks on separate lines.
 
-    Counts tags, comments and character references; a text without any stays as it is.
+    Counts tags, comments and character references; a text without any is not changed.
     """
     count = sum(1 for _ in _MARKUP.finditer(text))
     if count == 0 or not is_unicode(text):
         return text, 0
-    # Only jobs that name the step need the library.
+    # Only jobs that clean HTML pay for the import.
     from selectolax.lexbor import LexborHTMLParser  # noqa: PLC0415
 
     root = LexborHTMLParser(text).root
-    return "" if root is None else _shown(root), count
+    return "" if root is None else _visible_text(root), count
 
 
 class _Page:
-    """Text as it is shown: blanks run together, and blocks ask for the newlines between them."""
+    """Collects visible text: collapses blanks, and separates blocks by newlines."""
 
     def __init__(self) -> None:
         self._parts: list[str] = []
@@ -44,13 +44,14 @@ class _Page:
         return "".join(self._parts).strip()
 
     def write(self, text: str) -> None:
-        """Text outside of `<pre>`."""
+        """Add text from outside `<pre>`, with its blanks collapsed."""
         text = _BLANKS.sub(" ", text)
         if self._newlines or not self._parts or self._parts[-1].endswith((" ", "\n", "\t")):
             text = text.removeprefix(" ")
-        self.write_as_it_is(text)
+        self.write_verbatim(text)
 
-    def write_as_it_is(self, text: str) -> None:
+    def write_verbatim(self, text: str) -> None:
+        """Add text unchanged, after the newlines that are due."""
         if not text:
             return
         if self._parts and self._newlines:
@@ -60,20 +61,20 @@ class _Page:
         self._parts.append(text)
 
     def open(self, tag: str) -> None:
-        """Begin an element."""
+        """Start an element."""
         if tag == "br":
-            self.write_as_it_is("\n")
+            self.write_verbatim("\n")
         elif tag in {"td", "th"} and not self._newlines:
-            self.write_as_it_is("\t")
+            self.write_verbatim("\t")
         self.close(tag)
 
     def close(self, tag: str) -> None:
-        """End an element: between two blocks the larger distance holds."""
+        """End an element. Between two blocks the larger distance counts."""
         self._newlines = max(self._newlines, 2 if tag in _BLOCKS else 1 if tag in _LINES else 0)
 
 
-def _shown(root: Any) -> str:
-    """The document's text. Without recursion: it may be nested as deeply as it is long."""
+def _visible_text(root: Any) -> str:
+    """The document's text. Not recursive: documents may be nested as deeply as they are long."""
     page = _Page()
     num_pre = 0
     node, entering = root, True
@@ -82,7 +83,7 @@ def _shown(root: Any) -> str:
         if entering:
             num_pre += tag in _PRE
             if tag == "-text":
-                write = page.write_as_it_is if num_pre else page.write
+                write = page.write_verbatim if num_pre else page.write
                 write(node.text_content or "")
             else:
                 page.open(tag)

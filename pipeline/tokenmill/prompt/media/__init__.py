@@ -1,1 +1,1 @@
-"""Images and audio of rows: fetched within bounds, decoded and checked."""
+"""Images and audio of rows: fetched within limits, decoded and checked."""

@@ -1,51 +1,27 @@
-"""Images and audio of rows: fetched from where the job allows, checked, and made small and plain.
+"""Fetch the images and audio of rows from where the job allows, and check them.
 
-A row's media are its own bytes, an object of the input's storage, or an https URL of an allowed
-host. Nothing else is opened, whatever a row names. What a row gives wrong is its reject
-(`bad_media`); the data that leave this module were decoded here and hold no surprise.
+A row's media are its own bytes, an object in the input's storage, or an https URL of an allowed
+host. Nothing else is opened, whatever a row names. Media that a row gets wrong are its reject
+(`bad_media`); what this module returns has been decoded here.
 """
 
-import http.client
-import ipaddress
 import os
-import re
-import socket
-import ssl
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import urlsplit
 
-from pydantic import Field
-
-from tokenmill.config.section import Section
 from tokenmill.errors import UserError
+from tokenmill.prompt.media.access import BadMedia, MediaAccess
+from tokenmill.prompt.media.https import HTTPS_PORT, HttpsClient
 from tokenmill.reject import Reject, RejectClass
 from tokenmill.request import Media
 from tokenmill.storage.base import Store
 from tokenmill.storage.open import is_object_url
 
-_FETCHED_AT_A_TIME = 8
-_HTTPS_PORT = 443
-# S3's limit for a key, and the usual one of file systems for a name.
-_MOST_KEY_BYTES, _MOST_NAME_BYTES = 1024, 255
-
-
-class MediaAccess(Section):
-    """What a row may name, and how much of it is read."""
-
-    hosts: tuple[Annotated[str, Field(pattern=r"^[a-z0-9.-]+$")], ...] = Field(
-        default=(), description="Hosts from which https URLs are fetched; by default none."
-    )
-    max_bytes: int = Field(default=32 * 2**20, ge=1, description="Of a row's file as it is stored.")
-    timeout_s: float = Field(default=20.0, gt=0, description="For all of a fetch from a host.")
-
-
-class BadMedia(Exception):
-    """The row's media cannot be had or used: why."""
+_CONCURRENT_FETCHES = 8
+# S3's limit for a key, and the usual limit of file systems for a name.
+_MAX_KEY_BYTES, _MAX_NAME_BYTES = 1024, 255
 
 
 def read_media(
@@ -55,7 +31,10 @@ def read_media(
     storage: Store | None,
     decode: Callable[[bytes], list[Media]],
 ) -> list[list[Media] | Reject]:
-    """Each row's media, decoded, or its reject. Raises `UserError` for a column of another type."""
+    """Each row's media, decoded, or its reject.
+
+    Raises `UserError` if the column holds neither bytes nor paths.
+    """
 
     def bad(error: BadMedia) -> Reject:
         return Reject(RejectClass.BAD_MEDIA, f"the column {column}: {error}")
@@ -64,9 +43,8 @@ def read_media(
         if value is None:
             return Reject(RejectClass.EMPTY_INPUT, f"the column {column} is null")
         try:
-            return _bounded(
-                value if isinstance(value, bytes) else fetch_media(value, access, storage), access
-            )
+            data = value if isinstance(value, bytes) else fetch_media(value, access, storage)
+            return _check_size(data, access)
         except BadMedia as error:
             return bad(error)
 
@@ -77,148 +55,68 @@ def read_media(
             return bad(error)
 
     plain = [_bytes_or_path(value, column) for value in values]
-    with ThreadPoolExecutor(_FETCHED_AT_A_TIME) as pool:
-        # Decoded one at a time: the largest that is allowed takes a gigabyte meanwhile.
+    with ThreadPoolExecutor(_CONCURRENT_FETCHES) as pool:
+        # Decode one at a time: decoding the largest allowed image takes a gigabyte of memory.
         return [decoded(data) for data in pool.map(read, plain)]
 
 
-def _bounded(data: bytes, access: MediaAccess) -> bytes:
+def _check_size(data: bytes, access: MediaAccess) -> bytes:
     if len(data) > access.max_bytes:
         raise BadMedia(_too_large(len(data), access))
     return data
 
 
 def _bytes_or_path(value: Any, column: str) -> bytes | str | None:
-    """Of a struct of bytes and path, as data sets hold media, the bytes where there are any."""
+    """The value itself; of a struct of bytes and path, as datasets hold media, bytes come first."""
     if isinstance(value, Mapping) and {"bytes", "path"} <= value.keys():
         value = value["path"] if value["bytes"] is None else value["bytes"]
     if value is None or isinstance(value, bytes | str):
         return value
     raise UserError(
-        f"the column {column} holds neither bytes nor paths but {type(value).__name__}; name "
-        "another one"
+        f"the column {column} holds neither bytes nor paths but {type(value).__name__}; use "
+        "another column"
     )
 
 
 def fetch_media(
-    path: str,
-    access: MediaAccess,
-    storage: Store | None,
-    get: Callable[[str, str, MediaAccess], bytes] | None = None,
+    path: str, access: MediaAccess, storage: Store | None, client: HttpsClient | None = None
 ) -> bytes:
-    """The bytes that a path or an https URL names. Raises `BadMedia` where it may not, or cannot.
+    """The bytes that a path or an https URL names.
 
-    `get` fetches a URL's target, asked by host and path.
+    Raises `BadMedia` if the job does not allow it, or if it cannot be fetched.
     """
     scheme = path.split("://", 1)[0].lower() if "://" in path else ""
     if not scheme or is_object_url(path):
-        return _stored(path, access, storage)
+        return _read_stored(path, access, storage)
     if scheme != "https":
-        raise BadMedia(f"{path:.200}: {scheme:.20}:// is not read; give bytes, a path or https://")
-    host, target = _allowed(path, access.hosts)
-    return (get or _get)(host, target, access)
+        raise BadMedia(
+            f"{path:.200}: {scheme:.20}:// is not supported; use bytes, a path or https://"
+        )
+    host, target = split_allowed_url(path, access.hosts)
+    return (client or HttpsClient()).get(host, target, access)
 
 
-def _allowed(url: str, hosts: Sequence[str]) -> tuple[str, str]:
-    """The host and what is asked of it; without user, port or fragment."""
+def split_allowed_url(url: str, hosts: Sequence[str]) -> tuple[str, str]:
+    """The host of an https URL, and the target to request from it, without the fragment.
+
+    Raises `BadMedia` for another host, a user, another port, or characters that are not escaped.
+    """
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
         raise BadMedia(f"{url:.200}: not a URL: {error}") from error
     if parts.hostname not in hosts:
-        raise BadMedia(f"{url:.200}: the host is none of media.hosts")
-    if parts.username is not None or port not in (None, _HTTPS_PORT):
-        raise BadMedia(f"{url:.200}: a URL has no user, and no port but {_HTTPS_PORT}")
+        raise BadMedia(f"{url:.200}: the host is not in media.hosts")
+    if parts.username is not None or port not in (None, HTTPS_PORT):
+        raise BadMedia(f"{url:.200}: a user, or a port other than {HTTPS_PORT}, is not allowed")
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    if not target.isascii() or any(mark <= " " for mark in target):
+    if not target.isascii() or any(character <= " " for character in target):
         raise BadMedia(f"{url:.200}: the URL is not escaped")
     return str(parts.hostname), target
 
 
-def public_address(host: str) -> str:
-    """The first of a host's addresses. Raises `BadMedia` if any is not of the public internet."""
-    try:
-        found = socket.getaddrinfo(host, _HTTPS_PORT, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        raise BadMedia(f"{host}: no such host: {error}") from error
-    addresses = [str(address[0]) for *_, address in found]
-    for address in addresses:
-        if not _is_public(ipaddress.ip_address(address.partition("%")[0])):
-            raise BadMedia(f"{host} is {address}, which is not of the public internet")
-    return addresses[0]
-
-
-def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    if isinstance(address, ipaddress.IPv6Address):
-        # An IPv4 address in the clothes of IPv6, which is not private as such.
-        inner = address.ipv4_mapped or address.sixtofour
-        if inner is not None:
-            return _is_public(inner)
-    return address.is_global and not address.is_multicast
-
-
-class _Connection(http.client.HTTPSConnection):
-    """To the address that was checked: a second look-up might give another."""
-
-    def __init__(self, host: str, address: str, timeout_s: float) -> None:
-        self._tls = ssl.create_default_context()
-        super().__init__(host, timeout=timeout_s, context=self._tls)
-        self._address = address
-        self.is_stopped = False
-
-    def connect(self) -> None:
-        plain = socket.create_connection((self._address, _HTTPS_PORT), self.timeout)
-        self.sock = self._tls.wrap_socket(
-            plain, server_hostname=self.host, do_handshake_on_connect=False
-        )
-        self.sock.do_handshake()
-
-    def stop(self) -> None:
-        """End whatever is waited for; what was read until then is not the whole."""
-        self.is_stopped = True
-        if self.sock is not None:
-            with suppress(OSError):
-                # Not the TLS socket's own, which would go on in plain text.
-                socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
-
-
-def _get(host: str, target: str, access: MediaAccess) -> bytes:
-    connection = _Connection(host, public_address(host), access.timeout_s)
-    # The socket's own limit is for each packet alone.
-    limit = threading.Timer(access.timeout_s, connection.stop)
-    limit.daemon = True
-    limit.start()
-    try:
-        connection.request("GET", target, headers={"User-Agent": "tokenmill"})
-        data = response_body(connection.getresponse(), access)
-    except (OSError, http.client.HTTPException) as error:
-        reason = "too slow" if connection.is_stopped else decode_error(error)
-        raise BadMedia(f"{host}: {reason}") from error
-    finally:
-        limit.cancel()
-        connection.close()
-    if connection.is_stopped:
-        raise BadMedia(f"{host}: too slow: no whole answer within media.timeout_s")
-    return data
-
-
-def response_body(response: http.client.HTTPResponse, access: MediaAccess) -> bytes:
-    """The body of a host's answer. One byte too many tells of more.
-
-    Raises `BadMedia` for a redirect, an error or a part of an answer.
-    """
-    if HTTPStatus.MULTIPLE_CHOICES <= response.status < HTTPStatus.BAD_REQUEST:
-        raise BadMedia(f"the host answers {response.status}: redirects are not followed")
-    if response.status != HTTPStatus.OK:
-        raise BadMedia(f"the host answers {response.status}")
-    data = response.read(access.max_bytes + 1)
-    if response.length and len(data) <= access.max_bytes:
-        raise BadMedia("the host's answer ends before its length")
-    return data
-
-
-def _stored(path: str, access: MediaAccess, storage: Store | None) -> bytes:
+def _read_stored(path: str, access: MediaAccess, storage: Store | None) -> bytes:
     if storage is None:
         raise BadMedia(f"{path:.200}: there is no storage to read it from")
     key = key_below(path, storage.url)
@@ -226,49 +124,42 @@ def _stored(path: str, access: MediaAccess, storage: Store | None) -> bytes:
         size = storage.info(key).size
         if size > access.max_bytes:
             raise BadMedia(_too_large(size, access))
-        # A file that grows meanwhile is not read to its end.
+        # The limit holds for a file that has grown since.
         with storage.open(key) as file:
             return file.read(access.max_bytes + 1)
     except FileNotFoundError as error:
-        raise BadMedia(f"{path:.200}: there is no such file in {storage.url}") from error
+        raise BadMedia(f"{path:.200}: no such file in {storage.url}") from error
     except UserError as error:
-        # A name that the storage does not take, or a file that it does not give.
+        # The storage does not accept the name, or denies access to the file.
         raise BadMedia(str(error)) from error
 
 
 def key_below(path: str, root: str) -> str:
-    """The key of a path that is relative to the root, or absolute inside it.
+    """The storage key of a path that is relative to the root, or absolute and inside it.
 
-    Raises `BadMedia` for one that leads out of it, by its parts or by a symbolic link, and for what
-    is no regular file.
+    Raises `BadMedia` for a path that leads out of the root, by its parts or by a symbolic link, and
+    for one that is not a regular file.
     """
     inside = root.rstrip("/") + "/"
     is_absolute = path.startswith("/") or is_object_url(path)
     if is_absolute and not path.startswith(inside):
-        raise BadMedia(f"{path:.200}: it is not inside of the input's {root}")
+        raise BadMedia(f"{path:.200}: not inside the input's {root}")
     key = path.removeprefix(inside) if is_absolute else path
     parts = key.split("/")
     encoded = [part.encode(errors="replace") for part in parts]
     if ".." in parts or "\0" in key or not key.strip("/"):
-        raise BadMedia(f"{path!r:.200}: not a path inside of the input's {root}")
-    if len(b"/".join(encoded)) > _MOST_KEY_BYTES or max(map(len, encoded)) > _MOST_NAME_BYTES:
+        raise BadMedia(f"{path!r:.200}: not a path inside the input's {root}")
+    if len(b"/".join(encoded)) > _MAX_KEY_BYTES or max(map(len, encoded)) > _MAX_NAME_BYTES:
         raise BadMedia(f"{path:.200}: the path is too long")
     if not is_object_url(root):
         real = os.path.realpath(os.path.join(root, key))
         if not real.startswith(os.path.realpath(root).rstrip("/") + "/"):
-            raise BadMedia(f"{path:.200}: a link leads out of the input's {root}")
-        # To open a pipe would wait for ever.
+            raise BadMedia(f"{path:.200}: a symbolic link leads out of the input's {root}")
+        # Opening a pipe would block forever.
         if os.path.exists(real) and not os.path.isfile(real):
-            raise BadMedia(f"{path:.200}: not a file")
+            raise BadMedia(f"{path:.200}: not a regular file")
     return key
 
 
 def _too_large(size: int, access: MediaAccess) -> str:
-    return f"it has {size:,} bytes or more, above media.max_bytes ({access.max_bytes:,})"
-
-
-def decode_error(error: Exception) -> str:
-    """A decoder's error as one line that does not differ from run to run."""
-    # A decoder names the object that it reads, by an address that differs from run to run.
-    message = re.sub(r"\s*<_io\.BytesIO[^>]*>", "", str(error))
-    return f"{type(error).__name__}: {' '.join(message.split()):.200}"
+    return f"{size:,} bytes or more, above media.max_bytes ({access.max_bytes:,})"

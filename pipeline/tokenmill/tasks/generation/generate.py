@@ -338,7 +338,7 @@ class _RewardJudge:
         self, contents: Sequence[str], samples: Sequence[SampledAnswer]
     ) -> Dialogue[_Choice | Reject]:
         """The sample with the largest number, the first of equals; the thinking is not judged."""
-        guard = self._prompter.tokenizer.controls.guard
+        guard = self._prompter.tokenizer.control_tokens.escape
         roles = self._prompter.templates.roles
         prompts = self._judge.encode(
             [Judged(roles, contents, guard(sample.thought.answer)) for sample in samples]

@@ -14,7 +14,7 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, ConfigDict
 
 from tokenmill.config.prompt import Message, Prompt
-from tokenmill.prompt.template import compile_prompt, words_and_names
+from tokenmill.prompt.template import compile_prompt, literal_text_and_names
 
 #: What templates call the labels.
 CHOICES = "choices"
@@ -132,7 +132,7 @@ def with_listing(prompt: Prompt, choices: Sequence[Choice], place: str) -> Promp
 
 
 def _has_labels(prompt: Prompt, choices: Sequence[Choice]) -> bool:
-    words, names = words_and_names(prompt)
+    words, names = literal_text_and_names(prompt)
     if CHOICES in names:
         return True
     if any(choice.description for choice in choices):

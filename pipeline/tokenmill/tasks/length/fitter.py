@@ -60,7 +60,7 @@ class Fitter:
 
     def measure(self, texts: Sequence[str]) -> list[TokenSpans]:
         """The texts with their tokens."""
-        spans = self._context.tokenizer.spans(texts)
+        spans = self._context.tokenizer.token_spans(texts)
         return [TokenSpans.of(text, own) for text, own in zip(texts, spans, strict=True)]
 
     def excess(self, entry: PreparedRow | Reject) -> int | None:

@@ -8,7 +8,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from tokenmill.errors import UserError
-from tokenmill.prompt.media.decode import image_media
+from tokenmill.prompt.media.decode import decode_image
 from tokenmill.prompt.media.fetch import read_media
 from tokenmill.prompt.template import compile_templates
 from tokenmill.reject import Reject
@@ -97,7 +97,7 @@ class Describer:
 
     def prepare(self, rows: Sequence[Row]) -> list[PreparedRow | Reject]:
         section = self._section
-        decode = partial(image_media, max_pixels=section.max_pixels)
+        decode = partial(decode_image, max_pixels=section.max_pixels)
         images = read_media(
             [row[section.image] for row in rows],
             section.image,

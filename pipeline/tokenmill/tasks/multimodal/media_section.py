@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import Field
 
 from tokenmill.config.length import Chunk, Truncate
-from tokenmill.prompt.media.fetch import MediaAccess
+from tokenmill.prompt.media.access import MediaAccess
 from tokenmill.tasks.kind import TaskStep
 from tokenmill.tasks.retries import check_whole_answers
 from tokenmill.tasks.section import TaskSection

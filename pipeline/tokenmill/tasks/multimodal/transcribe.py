@@ -10,7 +10,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from tokenmill.errors import UserError
-from tokenmill.prompt.media.decode import SAMPLE_RATE, audio_samples
+from tokenmill.prompt.media.decode import SAMPLE_RATE, decode_audio
 from tokenmill.prompt.media.fetch import read_media
 from tokenmill.reject import Reject
 from tokenmill.request import Completion, Media
@@ -132,7 +132,7 @@ class Transcriber:
         }
 
     def _windows(self, data: bytes) -> list[Media]:
-        samples = audio_samples(data, self._section.max_seconds)
+        samples = decode_audio(data, self._section.max_seconds)
         return [Media("audio", window.astype("<i2").tobytes()) for window in audio_windows(samples)]
 
     def _prepared(self, media: Sequence[Media]) -> PreparedRow:

@@ -103,7 +103,7 @@ class Reranker:
                 entries.append(one)
             else:
                 pair = next(pairs)
-                entries.append(PreparedRow([pair.token_ids], {"second": pair.second}))
+                entries.append(PreparedRow([pair.token_ids], {"second": pair.second_start}))
         return entries
 
     def answer(self, prepared: PreparedRow) -> Dialogue[Cells | Reject]:

@@ -234,7 +234,7 @@ class ListRewarder(Rewarder):
         if not completions or not at:
             reason = f"the column {self._column} holds no completion"
             return Reject(RejectClass.EMPTY_INPUT, reason)
-        guard = self._prompter.tokenizer.controls.guard
+        guard = self._prompter.tokenizer.control_tokens.escape
         texts = [guard(str(completions[place])) for place in at]
         prompts = self._judge.encode([self.judged(contents, text) for text in texts])
         readable = [

@@ -206,7 +206,7 @@ class CompletionScorer(Scorer):
                 entries.append(content)
             elif behind is not None:
                 text, tokens = behind
-                text = self._completions.tokenizer.controls.literal(text)
+                text = self._completions.tokenizer.control_tokens.unescape(text)
                 entries.append(self._both(prompt, tokens, len(text.encode())))
         return entries
 

@@ -172,7 +172,7 @@ class Translator:
             size = len(text.encode())
             if size <= budget:
                 return size
-            guarded = self._context.tokenizer.controls.guard(text)
+            guarded = self._context.tokenizer.control_tokens.escape(text)
             (tokens,) = self._context.tokenizer.encode_texts([guarded])
             return size if isinstance(tokens, Reject) else len(tokens)
 
