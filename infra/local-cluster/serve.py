@@ -82,7 +82,7 @@ def main() -> int:
         "--port", type=int, default=8265, help="of the Job API (default: %(default)s)"
     )
     parser.add_argument(
-        "--workers", type=int, default=2, help="beside the head (default: %(default)s)"
+        "--workers", type=int, default=2, help="next to the head (default: %(default)s)"
     )
     parser.add_argument(
         "--cpus", type=int, default=4, help="that a worker offers (default: %(default)s)"

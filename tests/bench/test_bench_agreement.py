@@ -43,7 +43,7 @@ def test_a_larger_block_finds_less() -> None:
 
 
 def test_both_orders_ask_the_same_questions(tmp_path: Path) -> None:
-    """Five tasks over a document are five rows beside it, each question with each document once."""
+    """Five tasks over a document are five rows, each question with each document once."""
     made = workloads.questions(tmp_path, num_documents=2)
     jobs = {
         system: Job.model_validate(yaml.safe_load(job_file.read_text()))

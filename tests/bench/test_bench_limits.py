@@ -1,4 +1,4 @@
-"""The limits that a GPU is held against, beside numbers worked out by hand."""
+"""The limits that a GPU is compared with, against numbers worked out by hand."""
 
 import pytest
 

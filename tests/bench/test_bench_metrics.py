@@ -1,4 +1,4 @@
-"""The figures of answers beside a truth: their formulas, by hand and by what must hold."""
+"""The metrics of answers against a truth: their formulas, by hand and by their properties."""
 
 import math
 
@@ -71,7 +71,7 @@ def test_calibration_error_by_hand() -> None:
 @settings(deadline=None)
 @given(DECISIONS)
 def test_calibration_error_is_at_most_the_gap_of_each_row(rows: list[tuple[bool, float]]) -> None:
-    """It lies between the whole sample's gap and the mean of the rows' own."""
+    """It is between the gap of the whole sample and the mean of the rows' own."""
     outcomes, probabilities = zip(*rows, strict=True)
     error = calibration_error(outcomes, probabilities)
     whole = abs(sum(probabilities) - sum(outcomes)) / len(rows)

@@ -1,8 +1,8 @@
 """The documents say what is so: each command block is run, or looked up word by word.
 
 A page's blocks are a script, which is run from top to bottom in a folder with a corpus, a job and
-some outputs. One above which `<!-- needs: … -->` stands is not run; its commands, options, targets
-and files are looked up where they are told, as those in sentences are.
+some outputs. A block below `<!-- needs: … -->` is not run; its commands, options, targets and files
+are checked without running them, like those in sentences.
 """
 
 import importlib.util
@@ -125,7 +125,7 @@ OURS: Any = get_command(app)
 
 
 def require_known(words: list[str]) -> None:
-    """That a command line is one that its program takes, as far as can be told without it."""
+    """Check that a program takes a command line, as far as is known without running it."""
     while words and re.match(r"[A-Z_]+=", words[0]):
         words = words[1:]
     name, *arguments = words
@@ -217,7 +217,7 @@ def yaml_parts(page: Path) -> list[str]:
 
 @each_page
 def test_a_block_of_yaml_is_a_job_or_a_part_of_one(page: Path, tmp_path: Path) -> None:
-    """It loads; a part beside what it leaves out."""
+    """It loads; a part of a job together with what it leaves out."""
     rest = {
         "name": "part",
         "input": {"path": "corpus"},

@@ -25,7 +25,7 @@ def test_every_section_and_key_is_there() -> None:
 
 
 def test_every_link_leads_to_a_heading() -> None:
-    """A section that a key takes is linked, and stands on the page."""
+    """A section that a key takes is linked, and is on the page."""
     text = reference()
     headings = {line[3:].lower() for line in text.splitlines() if line.startswith("## ")}
     linked = {part.split(")", 1)[0] for part in text.split("](#")[1:]}

@@ -114,7 +114,7 @@ def test_the_filter_keeps_what_the_job_asks_for(output: Path) -> None:
 
 
 def test_the_table_of_exit_codes_is_whole() -> None:
-    """Each exit code stands in the table once."""
+    """Each exit code is in the table once."""
     codes = re.findall(r"^\| (\d) \|", README, re.MULTILINE)
     assert codes == [str(int(code)) for code in sorted(ExitCode)]
 

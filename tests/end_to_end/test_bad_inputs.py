@@ -29,7 +29,7 @@ def job_of(bad: BadInput, folder: Path) -> Job:
 
 @pytest.mark.parametrize("bad", BAD_INPUTS, ids=lambda bad: bad.name)
 def test_a_bad_input_becomes_what_the_table_says(bad: BadInput, tmp_path: Path) -> None:
-    """A reject beside answers, a refusal, a stop that names the shard, or a value as it was."""
+    """A reject among answers, a refusal, a stop that names the shard, or an unchanged value."""
     source = tmp_path / "in"
     source.mkdir()
     bad.make(source)
@@ -131,7 +131,7 @@ def check_line(error: TokenmillError, words: Any) -> None:
 
 
 def check_nothing_escaped(folder: Path) -> None:
-    """All that was written stands in the output."""
+    """The output contains all that was written."""
     assert {path.name for path in folder.iterdir()} == {"in", "out"}
 
 

@@ -1,4 +1,4 @@
-"""Disks that are full, folders without permission: told in a line, and nothing is lost."""
+"""Full disks and folders without permission: one line of error, and nothing is lost."""
 
 import os
 import shutil

@@ -37,8 +37,8 @@ ENGINE = (
     "model.engine={max_model_len: 2048, dtype: float32, max_num_seqs: 1, "
     "enable_prefix_caching: false}"
 )
-# The same sums in the same order whatever stands beside a row in the engine: the last bits of a
-# logit hang on the batch, and with them a greedy answer at a near tie.
+# The same sums in the same order whatever else is in the engine: the last bits of a logit depend on
+# the batch, and with them a greedy answer at a near tie.
 ONE_BY_ONE = (
     *("--set", ENGINE),
     *("--set", "sampling.max_tokens=12", "--set", "units.rows=2", "--limit", "24"),
@@ -99,7 +99,7 @@ def fake_run(corpus: Path, output: Path, *arguments: str) -> tuple[int, str]:
 
 
 def test_every_row_is_accounted_for(corpus: Path, summaries: Path) -> None:
-    """Each input row stands once in the output, in order, answered or with its error."""
+    """Each input row is in the output once, in order, with its answer or its error."""
     rows = output_rows(summaries)
     assert positions(rows) == input_positions(corpus)
     assert all((row["generated_text"] is None) == (row["error"] is not None) for row in rows)
@@ -269,7 +269,7 @@ def test_a_reject_budget_that_is_exceeded_withholds_success(corpus: Path, tmp_pa
 def test_a_row_that_kills_engines_is_found_and_its_neighbours_are_answered(
     corpus: Path, tmp_path: Path
 ) -> None:
-    """A row of which each engine dies is a reject; all others are those of a run in peace."""
+    """A row that crashes each engine is a reject; all others are as in an undisturbed run."""
     arguments = ("--set", "units.rows=16", "--set", "max_reject_rate=1")
     fake_run(corpus, tmp_path / "peace", *arguments)
     with collecting() as collector:
@@ -287,7 +287,7 @@ def test_a_row_that_kills_engines_is_found_and_its_neighbours_are_answered(
     events = [json.loads(line) for line in log.read_text().splitlines()]
     assert all(event["replica"] for event in events if event["event"] in {"commit", "death"})
     assert "death" in {event["event"] for event in events}
-    # A replica's death takes no span along.
+    # No span is lost with a replica.
     spans = collector.named("unit")
     assert len({span.trace for span in collector.spans}) == 1
     assert sorted(span.attributes["tokenmill.unit"] for span in spans) == sorted(

@@ -169,7 +169,7 @@ def test_a_secret_in_a_job_is_refused(changes: dict[str, Any], words: str) -> No
 
 
 def test_what_a_job_takes_on_trust_is_told() -> None:
-    """Code, pickled weights and a model that may change are each told in a loud line."""
+    """Code, pickled weights and a model that may change each get a warning line."""
     trusting = job(
         {"model.source": "a/b", "model.engine": {"trust_remote_code": True, "load_format": "pt"}}
     )
@@ -186,7 +186,7 @@ def test_what_a_job_takes_on_trust_is_told() -> None:
 
 
 def test_pickled_weights_are_refused_unless_asked_for(tmp_path: Path) -> None:
-    """A folder of *.bin alone is refused before it is loaded; beside safetensors it is not."""
+    """A folder with only *.bin is refused before it is loaded; with safetensors too it is not."""
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     model = ModelSource(source=str(tmp_path))
@@ -370,7 +370,7 @@ def test_credentials_appear_nowhere(ran: Ran) -> None:
 
 @pytest.mark.integration
 def test_texts_appear_in_no_log(ran: Ran) -> None:
-    """Prompts and answers stand in the output, and neither in logs nor on the screen."""
+    """Prompts and answers are in the output, and neither in logs nor on the screen."""
     for name, body in ran.logs.items():
         assert ROW_TEXT.encode() not in body, name
     for name, text in ran.said.items():
@@ -434,7 +434,7 @@ pool.close()
 
 @pytest.mark.integration
 def test_our_ray_is_on_loopback_and_wants_a_token_that_is_on_no_disk(tmp_path: Path) -> None:
-    """The cluster that a run starts is to be reached from this machine only, by who has a token.
+    """The cluster that a run starts is reachable from this machine only, with its token.
 
     It has no dashboard, also where `ray[default]` is installed, and nothing that is for clusters:
     a process that is not there neither listens nor keeps an engine from its cores.
@@ -466,7 +466,7 @@ def test_tokens_cannot_be_switched_off_silently(tmp_path: Path) -> None:
 
 
 def head(answers: bool) -> tuple[grpc.Server, str]:
-    """What stands for Ray's head: it answers everyone, or those alone that have a token."""
+    """A stand-in for Ray's head: it answers everyone, or only clients with a token."""
 
     def answer(_request: bytes, context: grpc.ServicerContext) -> bytes:
         if not answers:
@@ -485,7 +485,7 @@ def head(answers: bool) -> tuple[grpc.Server, str]:
 
 
 def test_a_cluster_that_answers_strangers_is_refused() -> None:
-    """One that wants a token is used; one that asks for none is refused, and how to insist told."""
+    """One that wants a token is used; an open one is refused, with the way to insist."""
     server, address = head(answers=False)
     require_closed_cluster(address)
     server.stop(0).wait()

@@ -18,7 +18,7 @@ def proxy_before_s3(s3_server: S3Server) -> Iterator[FaultyS3]:
 
 @pytest.fixture
 def proxy(proxy_before_s3: FaultyS3) -> FaultyS3:
-    """The proxy in calm weather."""
+    """The proxy, with all faults off."""
     proxy_before_s3.weather = Calm()
     proxy_before_s3.writes.clear()
     return proxy_before_s3

@@ -168,7 +168,7 @@ MUTATIONS = (
         ("output/test_repair", "run/test_retry"),
     ),
     Mutation(
-        "leave the job away after a death beside the plan",
+        "leave out the job after a crash between plan and job",
         "run/planning",
         "        keep_job(store, job)\n",
         "        pass\n",
@@ -261,13 +261,13 @@ def _first_failure(folder: Path, tests: Sequence[str]) -> str | None:
 
 
 def main(parts: Sequence[str]) -> int:
-    """Make the mistakes whose names hold one of the parts, or all, and tell what noticed them."""
+    """Make the mistakes whose names contain one of the parts, or all; print which test noticed each."""
     chosen = [each for each in MUTATIONS if not parts or any(part in each.name for part in parts)]
     with _copy() as folder:
         tests = sorted({name for mutation in chosen for name in mutation.tests})
         failure = _first_failure(folder, tests)
         if failure is not None:
-            raise SystemExit(f"without any mistake {failure} fails: mend that first")
+            raise SystemExit(f"without any mistake {failure} fails: fix that first")
     num_missed = 0
     print("| mistake | in | noticed by |\n|---|---|---|", flush=True)
     for mutation in chosen:

@@ -166,14 +166,14 @@ class FaultyS3:
         try:
             return await self._answer(request)
         except (ConnectionError, web.RequestPayloadError, aiohttp.ClientError):
-            # The client was killed, or the server has hung up: who is left tries again.
+            # The client was killed, or the server has hung up: the other side tries again.
             return _break(request)
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         asked = Asked(request)
         fault = self._fault_of(asked)
         if "Expect" in request.headers and request.transport is not None:
-            # Clients send the body of a PUT once they are told to.
+            # Clients send the body of a PUT after "100 Continue".
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if fault is Fault.CUT_REQUEST:
             await request.content.readany()

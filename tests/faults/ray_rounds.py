@@ -36,7 +36,7 @@ class Deed(StrEnum):
     REPLICA = "kill -9 of a replica's process"
     RENDER = "kill -9 of a worker that renders"
     COMMIT = "kill -9 of a worker that commits"
-    BOARD = "kill -9 of the board"
+    BOARD = "kill -9 of the coordinator"
     DRIVER = "kill -9 of the driver over Ray"
     TERMINATE = "SIGTERM of the driver over Ray"
     SECOND = "a second driver over Ray"

@@ -31,7 +31,7 @@ _SLOTS = 2
 # Of a slot; the driver after them lives.
 _MOST_DISTURBED = 5
 _MOST_CALM = 4
-# Far more than a driver takes: who is still there hangs.
+# Far more than a driver takes: one that still runs hangs.
 _HANGS_S = 120.0
 #: Of a stop by a signal (a spot notice).
 GRACE_S = 30.0
@@ -142,7 +142,7 @@ class Round:
         for _ in range(_MOST_CALM):
             if self._live(self._start(f"{what} calm", arguments)) == ExitCode.FINISHED:
                 return
-        self._fail(f"{what}: not finished in calm weather")
+        self._fail(f"{what}: not finished without faults")
 
     def _slot(self, name: str, arguments: Sequence[str | Path]) -> None:
         for number in range(_MOST_DISTURBED):
@@ -188,7 +188,7 @@ class Round:
         """The driver's exit code; it must have ended by then, and with a reason."""
         exit_code = driver.wait(process, within_s)
         if exit_code is None:
-            # It tells where its threads are.
+            # It prints where its threads are.
             driver.signal_if_alive(process, signal.SIGUSR1)
             driver.wait(process, 1)
             self._fail(f"a driver hung for {within_s:.0f} s: {driver.said(self._folder, process)}")
@@ -202,7 +202,7 @@ class Round:
         return exit_code
 
     def _wake_zombies(self, may_write: bool = False) -> None:
-        """Drivers that slept through the end; of a run, they change nothing that stands."""
+        """Drivers that were paused until a run had ended; they change no object."""
         before = self._versions()
         for process in self._zombies:
             driver.signal_if_alive(process, signal.SIGCONT)
@@ -221,7 +221,7 @@ class Round:
             self._fail(f"a zombie changed {changed} and made {foreign}")
 
     def _versions(self) -> dict[str, tuple[str, int]]:
-        """All that stands but for signs of life, which each run gives in a folder of its own."""
+        """All objects except heartbeats, which each run writes into its own folder."""
         return {
             item.key: (item.version, item.size)
             for item in self._store.list()

@@ -77,7 +77,7 @@ def prove(output: Path, undisturbed: Undisturbed) -> None:
 def test_the_run_goes_on_where_a_part_of_it_is_killed(
     folder: Path, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
-    """A replica, a worker that commits, the board and a replica again die of kill -9."""
+    """kill -9 ends a replica, a worker that commits, the coordinator and another replica."""
     output = tmp_path / "out"
     driver = start(folder, output)
     wait_for_commit(driver, output)
@@ -105,7 +105,7 @@ def test_two_drivers_that_start_together_make_one_output(
 def test_a_driver_that_sleeps_through_the_end_changes_nothing(
     folder: Path, undisturbed: Undisturbed, s3_server: S3Server, s3_bucket: str
 ) -> None:
-    """A whole machine that stands still and wakes after _SUCCESS: 0 bytes changed.
+    """A whole machine that is paused and wakes after _SUCCESS: 0 bytes changed.
 
     But for its sign of life, in the folder of its own run.
     """

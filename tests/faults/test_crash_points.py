@@ -1,4 +1,4 @@
-"""Death at every call of the store in a whole run and a whole retry: what is left, what follows.
+"""Crashes at every call of the store in a whole run and a whole retry, and what follows.
 
 The points are those that an undisturbed run makes, recorded: there is no list to be forgotten.
 """
@@ -23,7 +23,7 @@ from tokenmill.output.verify import Level, expected_of, verify
 from tokenmill.storage.base import Store
 from tokenmill.storage.local import LocalStore
 
-# The thread in which a run takes its leave dies as the others do.
+# The thread that writes the summary of a stopped run crashes like the others.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Exception in thread leave:pytest.PytestUnhandledThreadExceptionWarning"
 )
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings(
 # Half of the requests fail; with another seed, others do.
 FLAKY = {"source": "fake", "engine": {"error_rate": 0.5}}
 SOUND = "model.engine.error_rate=0"
-#: Columns that say what a row came to; the others tell what it cost.
+#: Columns with a row's result; the others say what it cost.
 FATES = ["id", "generated_text", "error", "source_file", "source_row"]
 
 
@@ -54,7 +54,7 @@ def assert_whole(folder: Path) -> None:
 def each_death(
     calls: list[str], begin: Callable[[Store], object], fresh: Callable[[str], Path]
 ) -> Iterator[Path]:
-    """Folders in which a process died, before and after each call."""
+    """Folders in which a process crashed, before and after each call."""
     for number, name in enumerate(calls):
         for after in (False, True):
             folder = fresh(f"{'after' if after else 'before'} {number} {name}")
@@ -65,7 +65,7 @@ def each_death(
 
 
 def test_a_run_may_die_at_every_call(corpus: Path, tmp_path: Path) -> None:
-    """Wherever a driver dies, the same job run again ends with the rows of an undisturbed run."""
+    """Wherever a driver crashes, the same job run again ends with the rows of an undisturbed run."""
     whole = Job.model_validate(job_over(corpus, tmp_path / "whole"))
     recorder = CrashingStore(LocalStore(whole.output.path))
     summary = drive(whole, recorder)
@@ -79,7 +79,7 @@ def test_a_run_may_die_at_every_call(corpus: Path, tmp_path: Path) -> None:
         lambda name: tmp_path / "deaths" / name,
     ):
         again = drive(whole, LocalStore(str(folder)))
-        # None: it died after the last write, and was finished.
+        # None: it crashed after the last write, when the output was finished.
         assert again is None or again.exit_code == ExitCode.FINISHED
         assert rows_of(folder).equals(expected), folder.name
         assert_whole(folder)
@@ -88,7 +88,7 @@ def test_a_run_may_die_at_every_call(corpus: Path, tmp_path: Path) -> None:
 
 
 def test_a_retry_may_die_at_every_call(corpus: Path, tmp_path: Path) -> None:
-    """Wherever a retry dies the output is whole, and the next retry ends with all answers.
+    """Wherever a retry crashes the output is whole, and the next retry ends with all answers.
 
     What it had answered is not run again.
     """
@@ -143,14 +143,14 @@ def test_a_resume_that_finds_all_done_writes_only_its_end(corpus: Path, stub_s3:
 
 
 def test_a_changed_job_may_die_while_it_takes_over(corpus: Path, tmp_path: Path) -> None:
-    """Wherever a driver dies that replaces a plan without results, the next one ends well."""
+    """Wherever a driver crashes that replaces a plan without results, the next one succeeds."""
     first = Job.model_validate(
         job_over(corpus, tmp_path / "first", prompt={"user": "First: {{ text }}"})
     )
     store = LocalStore(first.output.path)
     with pytest.raises(Crash):
         drive(first, CrashingStore(store, crash_at=5))
-    # It died between its plan and its first commit.
+    # It crashed between its plan and its first commit.
     assert keys(store) == [JOB_KEY, PLAN_KEY]
 
     def planned(name: str) -> Path:

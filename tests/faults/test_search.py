@@ -20,7 +20,7 @@ from tokenmill.scheduling.poison_rows import PoisonSearch
 class Replicas:
     """Replicas with some units in each, whose engines die of some rows, until all are answered.
 
-    What waits at a replica's gate when its engine dies is sent again with the rest, in any order.
+    Units that wait when a replica's engine crashes are sent again with the rest, in any order.
     """
 
     def __init__(self, units: Sequence[tuple[int, frozenset[int]]], replicas: int) -> None:
@@ -86,7 +86,7 @@ def going(state: PoolState) -> Progress:
 
 
 def given_up(replicas: Replicas, rows: int, num_replicas: int) -> bool:
-    """Whether a run that watches would have lost its patience."""
+    """Whether the crash limit would have stopped the run."""
     limit = CrashLimit(rows, num_replicas)
     try:
         for event, state in replicas.states:
@@ -104,7 +104,7 @@ def given_up(replicas: Replicas, rows: int, num_replicas: int) -> bool:
 def test_a_killer_in_each_replica_is_found_and_nobody_gives_up(
     rows: int, seed: int, replicas: int
 ) -> None:
-    """Each costs at most 2 log2(rows) + 3 deaths; innocent units beside them are answered whole."""
+    """Each costs at most 2 log2(rows) + 3 crashes; all other units are answered whole."""
     draw = random.Random(seed)
     guilty = [(rows, frozenset({draw.randrange(rows)})) for _ in range(replicas)]
     world = Replicas([*guilty, *[(rows, frozenset[int]())] * 6], replicas)
@@ -117,7 +117,7 @@ def test_a_killer_in_each_replica_is_found_and_nobody_gives_up(
 @settings(max_examples=50, deadline=None)
 @given(rows=st.integers(1, 300), seed=st.integers(0, 10**6), guilty=st.integers(2, 5))
 def test_units_that_wait_for_their_turn_forget_nothing(rows: int, seed: int, guilty: int) -> None:
-    """Several units with a killer each, in one replica and in any order: no search begins anew."""
+    """Several units with a killer each, in one replica and in any order: no search starts again."""
     draw = random.Random(seed)
     world = Replicas([(rows, frozenset({draw.randrange(rows)})) for _ in range(guilty)], 1)
     world.run(draw)
@@ -126,7 +126,7 @@ def test_units_that_wait_for_their_turn_forget_nothing(rows: int, seed: int, gui
 
 
 def test_a_row_does_not_pay_for_a_kill_from_outside() -> None:
-    """A row in an engine that is killed once, twice in all, is not condemned."""
+    """A row in an engine that is killed from outside, even twice, is not rejected."""
     suspects = PoisonSearch()
     suspects.begin(1)
     suspects.begin(1)
@@ -149,7 +149,7 @@ def test_a_board_that_was_lost_is_begun_anew() -> None:
 
 
 def test_a_process_that_is_killed_counts_as_one_death() -> None:
-    """Whatever was in it; one that told of its end is not counted again."""
+    """Whatever was in it; an engine that reported its crash is not counted twice."""
     board = Coordinator()
     for unit in range(3):
         board.begin(unit, "first")
@@ -163,7 +163,7 @@ def test_a_process_that_is_killed_counts_as_one_death() -> None:
 
 
 def test_engines_that_die_of_everything_are_given_up() -> None:
-    """Deaths without a unit getting through end the run, whatever the search says."""
+    """Crashes without a unit getting through end the run, whatever the search says."""
     limit = CrashLimit(8, 1)
 
     def die(times: int) -> None:

@@ -91,7 +91,7 @@ def test_a_commit_outlives_the_fault_and_knows_itself(
 def test_a_repair_outlives_the_fault_and_is_made_once(
     far: S3Store, near: S3Store, proxy: FaultyS3, fault: Fault
 ) -> None:
-    """The rows are exchanged and the record tells of one repair."""
+    """The rows are replaced and the record has one repair."""
     commit(near, unit(), with_errors(answers(unit())), record(unit()))
     mend = Repair("a-later-run", "its-attempt", {})
     again = with_errors(answers(unit(), "again"))
@@ -196,7 +196,7 @@ def test_expired_credentials_are_named(far: S3Store, near: S3Store, proxy: Fault
 
 
 def test_a_storm_of_slow_downs_passes(far: S3Store, near: S3Store, proxy: FaultyS3) -> None:
-    """Of all requests 30 % are told to slow down: every unit is committed, with bounded retries."""
+    """30 % of all requests get SlowDown: every unit is committed, with bounded retries."""
     units = [unit(number) for number in range(20)]
     proxy.weather = Storm("slow", 0.3, [Fault.SLOW_DOWN])
     with ThreadPoolExecutor(20) as pool:

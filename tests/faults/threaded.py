@@ -123,4 +123,4 @@ class ThreadedExecution:
         self._stopped.set()
 
     def close(self) -> None:
-        """Nothing runs beside this process."""
+        """Nothing to release: all runs in this process."""

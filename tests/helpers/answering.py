@@ -56,7 +56,7 @@ def answer(engine: Engine, job: Job, rows: Sequence[Mapping[str, Any]]) -> list[
 
 
 def main() -> None:
-    """Answer what stands on the standard input."""
+    """Answer the request on the standard input."""
     data = json.load(sys.stdin)
     jobs = [Job.model_validate(job) for job in data["jobs"]]
     engine = load_engine(jobs[0], EngineResources(0, len(os.sched_getaffinity(0))))

@@ -83,7 +83,7 @@ def _bytes(bad: bytes) -> Callable[[Path], None]:
 
 
 def _beside(values: pa.Array, name: str = "value", **options: Any) -> Callable[[Path], None]:
-    """A column beside good texts, which is kept."""
+    """A kept column next to good texts."""
     return _one(pa.table({"text": [GOOD] * len(values), name: values}), **options)
 
 
@@ -247,7 +247,7 @@ ODD_TEXTS = {
     "nearly a full context": "x" * (_FULL - 3),
 }
 
-#: Values of every type beside the text, carried to the output as they are.
+#: Values of every type next to the text, carried to the output unchanged.
 KEPT: dict[str, pa.Array] = {
     "NaN and infinities": pa.array([float("nan"), float("inf"), -0.0]),
     "half floats": pa.array([1.5, None, -2.0], pa.float16()),
@@ -395,7 +395,7 @@ _BAD_FILES = (
 _BAD_FOLDERS = (
     BadInput("no file", _nothing, Refused(["without Parquet files"])),
     BadInput("only markers", _only_markers, Refused(["without Parquet files"])),
-    BadInput("markers beside shards", _with_markers, Unchanged(), KEEP_TEXT),
+    BadInput("markers next to shards", _with_markers, Unchanged(), KEEP_TEXT),
     BadInput(
         "a column that is not there",
         _one(pa.table({"body": [GOOD]})),
@@ -449,7 +449,7 @@ _BAD_FOLDERS = (
     ),
     BadInput("no rows", _one(pa.table({"text": pa.array([], pa.string())})), Unchanged(0)),
     BadInput(
-        "a shard without rows beside others",
+        "a shard without rows among others",
         _several(pa.table({"text": pa.array([], pa.string())}), pa.table({"text": [GOOD] * 3})),
         Unchanged(),
         KEEP_TEXT,

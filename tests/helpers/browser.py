@@ -22,7 +22,7 @@ def chromium() -> str | None:
 
 @dataclass
 class Tab:
-    """A page in a browser, and the errors that it told of."""
+    """A page in a browser, and the errors that it reported."""
 
     reader: BinaryIO
     writer: BinaryIO

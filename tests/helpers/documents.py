@@ -58,7 +58,7 @@ def shell_blocks(page: Path) -> list[Block]:
 
 
 def spoken_commands(page: Path) -> list[list[str]]:
-    """The commands that stand in a page's sentences, where they name options or targets."""
+    """The commands in a page's sentences that name options or targets."""
     text = _FENCE.sub("", page.read_text(encoding="utf-8"))
     return [shlex.split(command) for command in _SENTENCE.findall(text)]
 

@@ -67,7 +67,7 @@ def _exported(process: "subprocess.Popen[str]") -> tuple[dict[str, str], Path]:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody has now."""
+    """A free port of this machine."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         port: int = held.getsockname()[1]

@@ -25,7 +25,7 @@ class Sample:
 
 
 def scraped(address: str, path: str = "/metrics") -> str:
-    """The text at an endpoint; empty where nobody listens, or is not ready."""
+    """The text at an endpoint; empty if nothing listens there, or is not ready."""
     try:
         with urllib.request.urlopen(f"http://{address}{path}", timeout=10) as answer:
             text: str = answer.read().decode()

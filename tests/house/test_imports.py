@@ -56,7 +56,7 @@ def imported_modules(path: Path) -> set[str]:
     for name in imported_names(path):
         root, *parts = name.split(".")
         if root == "tokenmill":
-            # The longest beginning that is a module; behind it stands a name in it.
+            # The longest prefix that is a module; the rest is a name in it.
             beginnings = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
             module = next((known for known in beginnings if known in NAMES), None)
             package = ".".join([*parts[:-1], "__init__"])
@@ -66,7 +66,7 @@ def imported_modules(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("module", NAMES)
 def test_the_outside_is_entered_by_its_doors_only(module: str) -> None:
-    """A library that stands for an outside world is imported where DOORS says and nowhere else."""
+    """A library of an outside world is imported where DOORS says and nowhere else."""
     for name in imported_names(NAMES[module]):
         doors = DOORS.get(name.split(".")[0], (module,))
         assert any(module == door or module.startswith(f"{door}.") for door in doors), (

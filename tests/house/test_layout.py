@@ -21,7 +21,7 @@ _MOST_MODULES = 16
 _MOST_LINES = 400
 _MOST_LINES_OF_A_FUNCTION = 60
 _MOST_PUBLIC_NAMES = 10
-#: What is at the top of the project, besides files that begin with a dot.
+#: What is at the top of the project, apart from files that begin with a dot.
 FOLDERS = {"bench", "docs", "infra", "jobs", "pipeline", "requirements", "tests"}
 FILES = {
     "CHANGELOG.md",

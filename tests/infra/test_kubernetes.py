@@ -1,7 +1,7 @@
 """The manifests: every field is one that its kind has, every name leads somewhere, no rights spare.
 
 kustomize builds each overlay, and Kubernetes' own schemas take what is of its kinds, pod templates
-in other kinds included. Ray's kinds are checked by KubeRay's schemas where those lie beside the
+in other kinds included. Ray's kinds are checked by KubeRay's schemas where those are next to the
 project, and always, as Prometheus's kind is, by `kubernetes_fields.yaml`: the fields that we use.
 """
 
@@ -152,7 +152,7 @@ def test_what_is_built_is_in_our_namespace(path: Path) -> None:
     assert images <= {f"registry.example.com/tokenmill:{__version__}"}
 
 
-@pytest.mark.skipif(not CRDS.is_dir(), reason="KubeRay's schemas do not lie beside the project")
+@pytest.mark.skipif(not CRDS.is_dir(), reason="KubeRay's schemas are not next to the project")
 @pytest.mark.parametrize("kind", ["RayCluster", "RayJob", "RayCronJob"])
 def test_kuberay_takes_its_kinds(kind: str) -> None:
     """KubeRay's own schemas, with unknown fields refused, take our objects."""
@@ -173,7 +173,7 @@ def test_kuberay_takes_its_kinds(kind: str) -> None:
 
 @pytest.mark.parametrize("path", KUSTOMIZATIONS, ids=lambda path: path.parent.name)
 def test_a_kustomization_names_what_there_is(path: Path) -> None:
-    """Each resource and file exists, each manifest is taken up, and images bear this version."""
+    """Each resource and file exists, each manifest is used, and images have this version."""
     kustomization = yaml.safe_load(path.read_text())
     for name in kustomization["resources"]:
         target = path.parent / name
@@ -197,14 +197,14 @@ def test_the_jobs_are_valid() -> None:
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.parent.name)
 def test_an_overlay_carries_its_own_job(path: Path) -> None:
-    """The job beside the kustomization is the one in the cluster's ConfigMap."""
+    """The job next to the kustomization is the one in the cluster's ConfigMap."""
     (carried,) = [thing for thing in built(path.parent) if thing["kind"] == "ConfigMap"]
     assert carried["metadata"]["name"] == "tokenmill-job"
     assert carried["data"] == {"job.yaml": path.read_text()}
 
 
 def test_a_cluster_is_the_same_in_each_overlay() -> None:
-    """A standing cluster, a run's own and a night's own are alike; nights have their day."""
+    """A permanent cluster, a run's own and a nightly one are alike; nightly runs have a date."""
     (cluster,) = named("RayCluster").values()
     (job,) = named("RayJob").values()
     (nightly,) = named("RayCronJob").values()
@@ -252,7 +252,7 @@ def test_a_night_submits_a_command_that_there_is() -> None:
 
 
 def test_policies_and_monitors_reach_every_pod() -> None:
-    """Each pod bears the label that they select, and Ray's pods have the port that is scraped."""
+    """Each pod has the label that they select, and Ray's pods have the port that is scraped."""
     (policy,) = named("NetworkPolicy").values()
     (monitor,) = named("PodMonitor").values()
     label = policy["spec"]["podSelector"]["matchLabels"]

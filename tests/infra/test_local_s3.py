@@ -163,7 +163,7 @@ def exports(lines: list[str]) -> dict[str, str]:
 
 
 def demo_client(lines: list[str]) -> Any:
-    """A file system that was told nothing but the printed values."""
+    """A file system that knows only the printed values."""
     told = exports(lines)
     return s3fs.S3FileSystem(
         endpoint_url=told["AWS_ENDPOINT_URL"],

@@ -58,7 +58,7 @@ def test_a_run_is_on_all_nodes(tmp_path: Path) -> None:
 
 
 def test_a_stopped_run_is_queued_again(tmp_path: Path) -> None:
-    """Exit code 4 tells of a stop: the job goes back to the queue, once."""
+    """Exit code 4 means a stop: the job goes back to the queue, once."""
     code, calls = run(tmp_path, "exit 4")
     assert code == 4
     assert calls.count("scontrol requeue 7") == 1

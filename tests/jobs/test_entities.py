@@ -20,7 +20,7 @@ pytestmark = pytest.mark.integration
 ENTITIES = ROOT / "jobs" / "entities.yaml"
 NAMES = ("person", "place", "organisation")
 
-# In a process of its own: vLLM is told by the environment how to use this machine.
+# In a process of its own: the environment says how vLLM uses this machine.
 REFUSALS = """
 import json, sys
 from pathlib import Path
