@@ -261,7 +261,7 @@ def _first_failure(folder: Path, tests: Sequence[str]) -> str | None:
 
 
 def main(parts: Sequence[str]) -> int:
-    """Make the mistakes whose names contain one of the parts, or all; print which test noticed each."""
+    """Make the mistakes whose names contain one of the parts, or all; print what noticed each."""
     chosen = [each for each in MUTATIONS if not parts or any(part in each.name for part in parts)]
     with _copy() as folder:
         tests = sorted({name for mutation in chosen for name in mutation.tests})

@@ -77,7 +77,7 @@ def prove(output: Path, undisturbed: Undisturbed) -> None:
 def test_the_run_goes_on_where_a_part_of_it_is_killed(
     folder: Path, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
-    """kill -9 ends a replica, a worker that commits, the coordinator and another replica."""
+    """A replica, a worker that commits, the coordinator and another replica get kill -9."""
     output = tmp_path / "out"
     driver = start(folder, output)
     wait_for_commit(driver, output)
