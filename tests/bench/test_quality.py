@@ -70,7 +70,7 @@ def test_tags_are_judged_by_the_tags(corpus: Path) -> None:
 def test_the_same_seed_draws_the_same_rows(corpus: Path) -> None:
     """A sample follows from the corpus and the seed, in the corpus's order."""
     (step,) = load_job(ROOT / "bench" / "sections.yaml").steps
-    drawn = [sample(corpus, "section", step, 2, seed) for seed in (1, 1, 2, 3, 4, 5)]
+    drawn = [sample(corpus, "section", step.section, 2, seed) for seed in (1, 1, 2, 3, 4, 5)]
     assert drawn[0].equals(drawn[1])
     assert len({tuple(rows["title"].to_pylist()) for rows in drawn}) > 1
     assert all(rows["title"].to_pylist() == sorted(rows["title"].to_pylist()) for rows in drawn)
