@@ -65,7 +65,7 @@ def each_death(
 
 
 def test_a_run_may_die_at_every_call(corpus: Path, tmp_path: Path) -> None:
-    """If a driver crashes anywhere, the same job run again yields the rows of an undisturbed run."""
+    """If a driver crashes anywhere, the same job run again gives the rows of an undisturbed run."""
     whole = Job.model_validate(job_over(corpus, tmp_path / "whole"))
     recorder = CrashingStore(LocalStore(whole.output.path))
     summary = drive(whole, recorder)
