@@ -23,7 +23,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tokenmill.job.job import Job
-from tokenmill.output.output import Opened
+from tokenmill.output.output import OpenedOutput
 from tokenmill.run.planning import prepare
 from tokenmill.storage.base import Store
 from tokenmill.storage.local import LocalStore
@@ -67,7 +67,7 @@ def figures() -> Iterator[Figure]:
     yield Figure("  memory on top of the imports", mib, "MiB")
 
 
-def _prepared(job: Job, store: Store) -> Opened:
+def _prepared(job: Job, store: Store) -> OpenedOutput:
     return prepare(job, store, has_gpus=False).opened
 
 

@@ -18,7 +18,7 @@ from helpers.pseudo_terminal import PseudoTerminal, Shown
 from tokenmill.cli import app
 from tokenmill.errors import ExitCode
 from tokenmill.job.loader import load_job
-from tokenmill.output.plan_file import SUCCESS_KEY
+from tokenmill.output.success import SUCCESS_KEY
 from tokenmill.storage.local import LocalStore
 
 SCREENS = ROOT / "tests" / "commands" / "screens"

@@ -1,4 +1,4 @@
-"""What a run will take, told before it: the same figures as the run's own, nothing written."""
+"""An estimate equals what the run then counts, and writes nothing."""
 
 import json
 from collections.abc import Mapping
@@ -88,100 +88,100 @@ CHOICES = {"a": "the first", "b": "the second", "c": "the third"}
     ],
     ids=lambda changes: "-".join(changes) or "generate",
 )
-def test_a_sample_of_all_rows_counts_what_the_run_counts(
+def test_a_sample_of_all_rows_equals_the_run(
     corpus: Path, tmp_path: Path, changes: Mapping[str, Any]
 ) -> None:
-    """Input tokens, rejects and rows of a job are the run's own, for each kind of task."""
-    wanted = {"input": {"path": str(corpus)}, **changes}
-    wanted["input"] = {**wanted["input"], "path": str(corpus)}
-    asked = job(corpus, tmp_path / "out", **wanted)
-    found = estimate(asked, 1000)
-    summary = run_once(asked, tmp_path / "out")
+    """Input tokens, rejects and rows are those of the run, for each kind of task."""
+    keys = {"input": {"path": str(corpus)}, **changes}
+    keys["input"] = {**keys["input"], "path": str(corpus)}
+    estimated = job(corpus, tmp_path / "out", **keys)
+    result = estimate(estimated, 1000)
+    summary = run_once(estimated, tmp_path / "out")
     assert summary.totals is not None
-    assert found.input_tokens == exactly(summary.input_tokens)
-    assert found.passing_rows == exactly(summary.totals.rows)
-    assert found.rejects == exactly(summary.rejected)
-    assert {name: count.estimate for name, count in found.rejects_by_class.items()} == dict(
+    assert result.input_tokens == exactly(summary.input_tokens)
+    assert result.passing_rows == exactly(summary.totals.rows)
+    assert result.rejects == exactly(summary.rejected)
+    assert {name: count.estimate for name, count in result.rejects_by_class.items()} == dict(
         summary.totals.rejects
     )
-    assert summary.generated_tokens <= found.output_tokens.most
+    assert summary.generated_tokens <= result.output_tokens.most
 
 
-def test_an_interval_holds_what_the_run_counts(corpus: Path, tmp_path: Path) -> None:
-    """A sample of a third tells of the whole, and another seed draws other rows."""
-    asked = job(corpus, tmp_path / "out")
-    tokens = run_once(asked, tmp_path / "out").input_tokens
-    found = [estimate(asked, 20, seed).input_tokens for seed in range(20)]
-    assert sum(each.low <= tokens <= each.high for each in found) >= 15
-    assert len({each.estimate for each in found}) > 1
-    assert estimate(asked, 20, 3) == estimate(asked, 20, 3)
+def test_an_interval_contains_what_the_run_counts(corpus: Path, tmp_path: Path) -> None:
+    """A sample of a third of the rows is enough; another seed draws other rows."""
+    estimated = job(corpus, tmp_path / "out")
+    tokens = run_once(estimated, tmp_path / "out").input_tokens
+    intervals = [estimate(estimated, 20, seed).input_tokens for seed in range(20)]
+    assert sum(interval.low <= tokens <= interval.high for interval in intervals) >= 15
+    assert len({interval.estimate for interval in intervals}) > 1
+    assert estimate(estimated, 20, 3) == estimate(estimated, 20, 3)
 
 
-def test_rows_that_are_cut_or_divided_are_counted(corpus: Path) -> None:
-    """By what the length policy does to them."""
+def test_truncated_and_divided_rows_are_counted(corpus: Path) -> None:
+    """They are the rows that the length policy changes."""
     model = {"source": "fake", "engine": {"max_model_len": 28}}
-    cut = job(corpus, length={"policy": "truncate", "column": "text"}, model=model)
+    truncated = job(corpus, length={"policy": "truncate", "column": "text"}, model=model)
     chunk = {"policy": "chunk", "column": "text", "join": "concatenate"}
     divided = job(corpus, length=chunk, model=model)
     assert estimate(job(corpus), 1000).truncated == exactly(0)
-    assert estimate(cut, 1000).truncated.estimate > 5
-    assert estimate(divided, 1000).divided == estimate(cut, 1000).truncated
-    assert estimate(divided, 1000).truncated == estimate(cut, 1000).divided == exactly(0)
+    assert estimate(truncated, 1000).truncated.estimate > 5
+    assert estimate(divided, 1000).divided == estimate(truncated, 1000).truncated
+    assert estimate(divided, 1000).truncated == estimate(truncated, 1000).divided == exactly(0)
 
 
-def test_a_task_that_waits_for_another_is_named(corpus: Path) -> None:
-    """Its prompts are not known before the first has answered."""
+def test_a_task_that_depends_on_another_is_named_in_the_notes(corpus: Path) -> None:
+    """Its prompts are not known before the other task has answered."""
     second = {"kind": "generate", "name": "two", "prompt": {"user": "{{ one_generated_text }}"}}
-    found = estimate(job(corpus, tasks=[{"kind": "generate", "name": "one"}, second]), 1000)
-    assert found.input_tokens == estimate(job(corpus), 1000).input_tokens
-    assert any("two" in note for note in found.notes)
-    assert set(found.prompts[0].prompts) == {"one"}
+    result = estimate(job(corpus, tasks=[{"kind": "generate", "name": "one"}, second]), 1000)
+    assert result.input_tokens == estimate(job(corpus), 1000).input_tokens
+    assert any("two" in note for note in result.notes)
+    assert set(result.prompts[0].prompts) == {"one"}
 
 
-def test_a_former_run_tells_how_long_answers_are(corpus: Path, tmp_path: Path) -> None:
-    """Its mean holds for rows that were not in it; without one max_tokens is the bound."""
+def test_a_previous_run_gives_the_length_of_answers(corpus: Path, tmp_path: Path) -> None:
+    """Its mean is used for all rows; without a previous run, max_tokens is the limit."""
     small = job(corpus, tmp_path / "try", input={"path": str(corpus), "where": "id < 5"})
     summary = run_once(small, tmp_path / "try")
-    # Of each of the three shards.
+    # Five rows of each of the three shards.
     mean = summary.generated_tokens / 15
-    found = estimate(job(corpus), 1000, previous=str(tmp_path / "try"))
-    assert found.output_tokens.estimate == round(mean * NUM_ROWS)
-    assert found.output_tokens.is_measured
+    result = estimate(job(corpus), 1000, previous=str(tmp_path / "try"))
+    assert result.output_tokens.estimate == round(mean * NUM_ROWS)
+    assert result.output_tokens.is_measured
     # Six blank rows are never sent.
-    assert found.output_tokens.most == 16 * (NUM_ROWS - 6)
+    assert result.output_tokens.most == 16 * (NUM_ROWS - 6)
     assert estimate(job(corpus), 1000).output_tokens.estimate == 16 * (NUM_ROWS - 6)
 
 
-def test_a_former_run_tells_the_pace(corpus: Path, tmp_path: Path) -> None:
-    """Tokens by the seconds that engines were there, over the replicas that it had."""
-    asked = job(corpus, tmp_path / "try", model={"source": "fake", "replicas": 2})
-    summary = run_once(asked, tmp_path / "try")
+def test_a_previous_run_gives_the_speed(corpus: Path, tmp_path: Path) -> None:
+    """It is tokens divided by the engines' seconds and by the number of replicas."""
+    first = job(corpus, tmp_path / "try", model={"source": "fake", "replicas": 2})
+    summary = run_once(first, tmp_path / "try")
     (path,) = (tmp_path / "try").glob("_tokenmill/runs/*/summary.json")
     path.write_text(json.dumps({**asdict(summary), "engine_seconds": 10.0}))
-    pace = (summary.input_tokens + summary.generated_tokens) / 20
+    rate = (summary.input_tokens + summary.generated_tokens) / 20
     model = {"source": "fake", "replicas": 4, "gpus_per_replica": 8, "price_per_gpu_hour": 2.0}
-    found = estimate(job(corpus, model=model), 1000, previous=str(tmp_path / "try"))
-    assert found.speed is not None
-    assert found.speed.input_tokens_per_s == pytest.approx(pace, abs=0.1)
-    # The same tokens took two replicas ten seconds; four take five.
-    assert found.seconds_per_replica == pytest.approx(5.0, abs=0.1)
-    assert found.gpu_hours == pytest.approx(20 * 8 / 3600, rel=0.01)
-    assert found.cost == pytest.approx(20 * 8 / 3600 * 2, abs=0.01)
+    result = estimate(job(corpus, model=model), 1000, previous=str(tmp_path / "try"))
+    assert result.speed is not None
+    assert result.speed.input_tokens_per_s == pytest.approx(rate, abs=0.1)
+    # The same tokens took two replicas 10 s, so four replicas take 5 s.
+    assert result.seconds_per_replica == pytest.approx(5.0, abs=0.1)
+    assert result.gpu_hours == pytest.approx(20 * 8 / 3600, rel=0.01)
+    assert result.cost == pytest.approx(20 * 8 / 3600 * 2, abs=0.01)
 
 
-def test_a_former_run_without_rows_is_refused(corpus: Path, tmp_path: Path) -> None:
-    """And so is a folder in which none stands."""
+def test_a_previous_run_without_rows_is_refused(corpus: Path, tmp_path: Path) -> None:
+    """So is a folder without an output."""
     with pytest.raises(UserError, match="No tokenmill output"):
         estimate(job(corpus), previous=str(tmp_path / "nowhere"))
     run_once(job(corpus, tmp_path / "try"), tmp_path / "try")
     for unit in (tmp_path / "try" / "data").rglob("*.parquet"):
         unit.unlink()
-    with pytest.raises(UserError, match="no row is answered"):
+    with pytest.raises(UserError, match="no rows are committed"):
         estimate(job(corpus), previous=str(tmp_path / "try"))
 
 
-def test_the_table_knows_models_near_to_its_own() -> None:
-    """Twice the parameters take twice as long; of a model far from all there is no figure."""
+def test_the_table_scales_to_similar_models() -> None:
+    """Twice the parameters take twice as long; models of very different size have no speed."""
     small, large = speed_of("h200", 8_000_000_000), speed_of("h200", 16_000_000_000)
     assert small is not None
     assert large is not None
@@ -191,22 +191,22 @@ def test_the_table_knows_models_near_to_its_own() -> None:
     assert speed_of("abacus", 135_000_000) is None
 
 
-def test_the_table_repeats_what_was_measured() -> None:
-    """A row of 110 tokens in and 80 out at 495 tokens a second; docs/performance.md, W2."""
+def test_the_table_agrees_with_the_measurements() -> None:
+    """110 tokens in and 80 out at 495 tokens per second: docs/performance.md, W2."""
     speed = speed_of("cpu", 135_000_000)
     assert speed is not None
     assert 190 / speed.seconds(110, 80) == pytest.approx(495, rel=0.01)
     assert Speed(2.0, 4.0, "").seconds(8, 8) == 6.0
 
 
-def test_the_price_changes_no_fingerprint(corpus: Path) -> None:
+def test_the_price_is_not_part_of_the_fingerprint(corpus: Path) -> None:
     """An output may be resumed at another price."""
     priced = job(corpus, model={"source": "fake", "price_per_gpu_hour": 2.5})
     assert priced.fingerprint == job(corpus, model={"source": "fake"}).fingerprint
 
 
-def test_the_figures_fit_the_screen(corpus: Path, tmp_path: Path) -> None:
-    """Rows, tokens with separators, rejects and three prompts, 100 columns wide at most."""
+def test_the_printed_estimate_fits_the_screen(corpus: Path, tmp_path: Path) -> None:
+    """It shows rows, tokens, rejects and three prompts in at most 100 columns."""
     path = write_job(tmp_path / "job.json", corpus, tmp_path / "out")
     before = sorted(tmp_path.rglob("*"))
     shown = plan(path, "--sample", "30")
@@ -218,8 +218,8 @@ def test_the_figures_fit_the_screen(corpus: Path, tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_json_is_as_its_schema_says_and_can_be_kept(corpus: Path, tmp_path: Path) -> None:
-    """With the keys that a report sets beside the run; --save writes the same."""
+def test_json_follows_its_schema_and_can_be_saved(corpus: Path, tmp_path: Path) -> None:
+    """It has the keys that `report --plan` compares; --save writes the same JSON."""
     path = write_job(tmp_path / "job.json", corpus, tmp_path / "out")
     saved = tmp_path / "plan.json"
     shown = plan(path, "--json", "--save", saved)
@@ -235,14 +235,14 @@ def test_json_is_as_its_schema_says_and_can_be_kept(corpus: Path, tmp_path: Path
     assert len(figures["prompts"]) == 3
 
 
-def test_mistakes_are_one_line(corpus: Path, tmp_path: Path) -> None:
-    """No rows that pass, an unknown device, a place that cannot be written, a missing model."""
+def test_errors_are_one_line(corpus: Path, tmp_path: Path) -> None:
+    """No rows, an unknown device, a file that cannot be written, a missing model."""
     path = write_job(tmp_path / "job.json", corpus, tmp_path / "out")
     nowhere = {"path": str(corpus), "where": "id > 999"}
     empty = write_job(tmp_path / "empty.json", corpus, tmp_path / "out", input=nowhere)
     for arguments, part in (
         ([path, "--on", "abacus"], "h200"),
-        ([empty], "no row to count"),
+        ([empty], "nothing to estimate"),
         ([path, "--save", tmp_path / "no" / "plan.json"], "--save"),
         ([path, "--set", "model={source: owner/unheard-of}"], "tokenmill models fetch owner/unhe"),
     ):
@@ -251,4 +251,4 @@ def test_mistakes_are_one_line(corpus: Path, tmp_path: Path) -> None:
         (line,) = done.stderr.splitlines()
         assert part in line
     pq.write_table(pa.table({"id": [1][:0], "text": [""][:0]}), tmp_path / "none.parquet")
-    assert "no row to count" in plan(path, "--input", tmp_path / "none.parquet").stderr
+    assert "nothing to estimate" in plan(path, "--input", tmp_path / "none.parquet").stderr

@@ -21,7 +21,7 @@ from tokenmill.errors import ExitCode, UserError
 from tokenmill.exchange.export import ExportFormat, export
 from tokenmill.job.job import Job
 from tokenmill.output.json_lines import as_json
-from tokenmill.output.output import Opened, open_output
+from tokenmill.output.output import OpenedOutput, open_output
 from tokenmill.output.record import read_record
 from tokenmill.storage.local import LocalStore
 from tokenmill.storage.open import open_object
@@ -57,7 +57,7 @@ ROWS: list[dict[str, Any]] = [
 TEXTS = ["one", "", "three"]
 
 
-def output_of(folder: Path, keep: list[str] | None = None, **changes: Any) -> Opened:
+def output_of(folder: Path, keep: list[str] | None = None, **changes: Any) -> OpenedOutput:
     """An output of three rows, the second rejected, in two units."""
     shard = pa.Table.from_arrays(
         [pa.array([row.get(field.name) for row in ROWS], field.type) for field in KEPT],
@@ -74,7 +74,7 @@ def output_of(folder: Path, keep: list[str] | None = None, **changes: Any) -> Op
     return open_output(LocalStore(str(folder / "out")))
 
 
-def stored(opened: Opened) -> pa.Table:
+def stored(opened: OpenedOutput) -> pa.Table:
     tables = [pq.read_table(Path(opened.store.url, unit.key)) for unit in opened.plan.units]
     return pa.concat_tables(tables)
 

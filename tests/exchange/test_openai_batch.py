@@ -209,7 +209,7 @@ def test_what_stands_is_never_overwritten(tmp_path: Path) -> None:
     assert "errors.jsonl is there already" in refusal(UserError, lambda: run(batch))
     Path(str(batch.errors)).unlink()
     said = refusal(UserError, lambda: run(batch, "model.engine.output_tokens=3"))
-    assert "these differ: model.engine" in said
+    assert "these fields differ: model.engine" in said
     batch = batch_of(tmp_path, chats(3))
     assert "has changed" in refusal(UserError, lambda: run(batch))
 

@@ -62,7 +62,7 @@ MUTATIONS = (
     Mutation(
         "resume from a stale plan",
         "output/plan_file",
-        "        plan = standing\n",
+        "        plan = existing\n",
         "",
         ("output/test_output",),
     ),
@@ -87,10 +87,10 @@ MUTATIONS = (
     Mutation(
         "treat a foreign 412 as failure",
         "output/commit",
-        "    return Commit(standing, is_ours=standing.attempt == record.attempt)\n",
-        "    if standing.attempt != record.attempt:\n"
+        "    return Commit(existing, is_ours=existing.attempt == record.attempt)\n",
+        "    if existing.attempt != record.attempt:\n"
         "        raise RunFailed(unit.key)\n"
-        "    return Commit(standing, is_ours=True)\n",
+        "    return Commit(existing, is_ours=True)\n",
         ("output/test_commit",),
     ),
     Mutation(
@@ -107,22 +107,22 @@ MUTATIONS = (
     Mutation(
         "skip an unknown unit on resume",
         "output/output",
-        '        raise UserError(f"{store.url}/{key} is {what};',
-        '        str(f"{store.url}/{key} is {what};',
+        '        raise UserError(f"{store.url}/{key} {problem};',
+        '        str(f"{store.url}/{key} {problem};',
         ("output/test_output",),
     ),
     Mutation(
         "skip an unknown unit in the proof",
         "output/verify",
-        "        yield Finding(Damage.FOREIGN, key, what)\n",
-        "        del what\n",
+        "        yield _finding(Damage.FOREIGN, key, problem)\n",
+        "        del problem\n",
         ("output/test_verify",),
     ),
     Mutation(
         "finish without a proof",
         "run/run",
-        "require_whole(verify(store, expected_of(self._opened), Level.FOOTERS))",
-        "verify(store, expected_of(self._opened), Level.FOOTERS).totals",
+        "require_whole(verify(store, expected_output(self._opened), Level.FOOTERS))",
+        "verify(store, expected_output(self._opened), Level.FOOTERS).totals",
         ("run/test_retry",),
     ),
     Mutation(
@@ -149,15 +149,15 @@ MUTATIONS = (
     Mutation(
         "let a failed retry take an answer away",
         "output/commit",
-        "        if has_answer[position] or not had_answer[place]:\n",
-        "        if has_answer[position] or had_answer:\n",
+        "        if has_answer[index] or not had_answer[position]:\n",
+        "        if has_answer[index] or had_answer:\n",
         ("output/test_repair", "run/test_retry"),
     ),
     Mutation(
         "do not know a repair as one's own below a later one",
         "output/commit",
-        'any(made["attempt"] == mend.attempt for made in before.repairs)',
-        "before.attempt == mend.attempt",
+        'any(earlier["attempt"] == repair.attempt for earlier in before.repairs)',
+        "before.attempt == repair.attempt",
         ("output/test_repair",),
     ),
     Mutation(
@@ -170,7 +170,7 @@ MUTATIONS = (
     Mutation(
         "leave out the job after a crash between plan and job",
         "run/planning",
-        "        keep_job(store, job)\n",
+        "        update_job(store, job)\n",
         "        pass\n",
         ("faults/test_crash_points",),
     ),

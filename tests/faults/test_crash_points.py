@@ -18,8 +18,8 @@ from tokenmill.output.output import open_output
 from tokenmill.output.plan_file import JOB_KEY, PLAN_KEY
 from tokenmill.output.record import read_record
 from tokenmill.output.rejects import Selection
-from tokenmill.output.totals import read_success
-from tokenmill.output.verify import Level, expected_of, verify
+from tokenmill.output.success import read_success
+from tokenmill.output.verify import Level, expected_output, verify
 from tokenmill.storage.base import Store
 from tokenmill.storage.local import LocalStore
 
@@ -48,7 +48,7 @@ def rows_of(folder: Path) -> pa.Table:
 def assert_whole(folder: Path) -> None:
     """Each input row is there once, proved from objects and input."""
     opened = open_output(LocalStore(str(folder)))
-    assert verify(opened.store, expected_of(opened), Level.INPUT).findings == ()
+    assert verify(opened.store, expected_output(opened), Level.INPUT).findings == ()
 
 
 def each_death(

@@ -13,7 +13,7 @@ from helpers.stores import answers, contents, keys, record, refusal, unit
 from tokenmill.errors import RunFailed, UserError
 from tokenmill.input.footers import read_footers
 from tokenmill.input.listing import list_input
-from tokenmill.output.commit import Repair, commit, repair
+from tokenmill.output.commit import Repair, commit, commit_repair
 from tokenmill.output.output import committed_keys
 from tokenmill.output.record import read_record
 from tokenmill.plan.plan import Plan
@@ -95,7 +95,7 @@ def test_a_repair_outlives_the_fault_and_is_made_once(
     commit(near, unit(), with_errors(answers(unit())), record(unit()))
     mend = Repair("a-later-run", "its-attempt", {})
     again = with_errors(answers(unit(), "again"))
-    made = meets(proxy, fault, puts, lambda: repair(far, unit(), again, mend))
+    made = meets(proxy, fault, puts, lambda: commit_repair(far, unit(), again, mend))
     assert made.is_ours
     assert [entry["run"] for entry in read_record(near, unit().key).repairs] == ["a-later-run"]
 

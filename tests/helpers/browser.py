@@ -1,4 +1,4 @@
-"""A real browser without a library: Chromium's DevTools protocol through two pipes."""
+"""Control a real browser without a library, with Chromium's DevTools protocol over pipes."""
 
 import base64
 import json
@@ -16,13 +16,13 @@ _TIMEOUT_S = 60
 
 
 def chromium() -> str | None:
-    """The browser on this machine, if there is one."""
-    return next((found for name in NAMES if (found := shutil.which(name))), None)
+    """The path of a Chromium on this machine; None if there is none."""
+    return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 @dataclass
 class Tab:
-    """A page in a browser, and the errors that it reported."""
+    """A page in a browser, and the errors that it logged."""
 
     reader: BinaryIO
     writer: BinaryIO
@@ -31,7 +31,7 @@ class Tab:
     _number: int = 0
 
     def call(self, method: str, **params: Any) -> Any:
-        """What the browser answers to a method of the protocol."""
+        """Call a method of the protocol and return its result."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": params}
         if self.session:
@@ -39,13 +39,13 @@ class Tab:
         self.writer.write(json.dumps(message).encode() + b"\0")
         self.writer.flush()
         while True:
-            said = self._next()
-            if said.get("id") == self._number:
-                assert "error" not in said, said
-                return said["result"]
+            reply = self._next()
+            if reply.get("id") == self._number:
+                assert "error" not in reply, reply
+                return reply["result"]
 
     def open(self, page: Path) -> None:
-        """Load a file, until the page says that its plots are drawn."""
+        """Load a file and wait until its plots are drawn."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)[
             "sessionId"
@@ -58,7 +58,7 @@ class Tab:
         self.value("Promise.all(drawn).then(() => new Promise(requestAnimationFrame))")
 
     def value(self, expression: str) -> Any:
-        """What an expression comes to in the page."""
+        """Evaluate a JavaScript expression in the page."""
         answer = self.call(
             "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True
         )
@@ -66,16 +66,16 @@ class Tab:
         return answer["result"].get("value")
 
     def pdf(self) -> bytes:
-        """The page on paper."""
+        """Print the page as PDF."""
         return base64.b64decode(self.call("Page.printToPDF", printBackground=True)["data"])
 
     def _next(self) -> dict[str, Any]:
-        said = bytearray()
-        while not said.endswith(b"\0"):
+        data = bytearray()
+        while not data.endswith(b"\0"):
             byte = self.reader.read(1)
             assert byte, "the browser ended"
-            said += byte
-        message: dict[str, Any] = json.loads(said[:-1])
+            data += byte
+        message: dict[str, Any] = json.loads(data[:-1])
         self._note(message)
         return message
 
@@ -92,10 +92,10 @@ class Tab:
 
 @contextmanager
 def browser(executable: str, profile: Path) -> Iterator[Tab]:
-    """A headless browser with an empty profile, gone when the context ends."""
+    """A headless browser with an empty profile, closed when the context ends."""
     to_read, to_write = os.pipe()
     from_read, from_write = os.pipe()
-    # The protocol's pipes are the handles 3 and 4 of the browser.
+    # The browser expects the protocol's pipes as file descriptors 3 and 4.
     script = f'exec "$@" 3<&{to_read} 4>&{from_write}'
     options = ["--headless", "--disable-gpu", "--no-sandbox", "--remote-debugging-pipe"]
     process = subprocess.Popen(

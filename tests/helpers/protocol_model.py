@@ -214,7 +214,7 @@ def _what_is_told_is_true(world: World) -> str:
         for key, attempt in actor.told:
             made = world.standing(key)
             if made is None:
-                return "a unit is told and not there"
+                return "a unit is reported and missing"
             if not actor.is_driver and attempt not in made.repairs:
                 return "a repair is told and not there"
     return ""

@@ -8,10 +8,10 @@ import pyarrow.dataset as ds
 from tokenmill.engine.fake import FakeEngine, fake_settings
 from tokenmill.job.job import Job
 from tokenmill.output.commit import commit, count_rejects
-from tokenmill.output.output import Opened
+from tokenmill.output.output import OpenedOutput
 from tokenmill.output.record import UnitRecord
 from tokenmill.output.schema import added_fields, output_rows, output_schema
-from tokenmill.output.verify import Level, expected_of, verify
+from tokenmill.output.verify import Level, expected_output, verify
 from tokenmill.plan.keys import UNIT_KEY
 from tokenmill.plan.plan import Unit
 from tokenmill.run.checks import check_job
@@ -30,7 +30,7 @@ def planned(job: Job) -> PreparedRun:
     return prepare(job, open_store(job.output.path), has_gpus=False)
 
 
-def run_unit(opened: Opened, tasks: RowTasks, unit: Unit) -> None:
+def run_unit(opened: OpenedOutput, tasks: RowTasks, unit: Unit) -> None:
     """One unit's way from its shard to its object."""
     job = opened.job
     rendered = Renderer(tasks, job.input.keep).render(opened.source.read(unit))
@@ -54,7 +54,7 @@ def run(job: Job, prepared: PreparedRun) -> pa.Table:
     tasks = load_tasks(job)
     for unit in prepared.missing:
         run_unit(prepared.opened, tasks, unit)
-    proof = verify(prepared.opened.store, expected_of(prepared.opened), Level.INPUT)
+    proof = verify(prepared.opened.store, expected_output(prepared.opened), Level.INPUT)
     assert proof.is_whole, proof.findings
     assert all(UNIT_KEY.fullmatch(key) for key in proof.units)
     schema = output_schema(prepared.opened.kept_schema, added_fields(job))

@@ -39,13 +39,8 @@ MANY_NAMES = {
     "commands.terminal": "how all commands write to the terminal",
     "observe.metrics": "a constant for each metric",
     "tasks.task": "the protocols and type aliases of all tasks",
-    "output.output": "what can be read of an output",
     "tasks.translation.checks": "a function for each check",
-    "output.plan_file": "one function for each object below _tokenmill",
 }
-#: Files and functions that are still to be divided.
-LONG_FILES: set[str] = set()
-LONG_FUNCTIONS = {"make_report"}
 #: Modules of `commands` that are not a command; `models` is a group of three.
 NO_COMMANDS = {"__init__", "options", "terminal", "models"}
 
@@ -72,13 +67,13 @@ def test_a_folder_holds_few_modules() -> None:
 def test_a_file_is_short(module: str) -> None:
     """A file fits into a reader's head: its length, its functions, its public names."""
     path = NAMES[module]
-    assert module in LONG_FILES or len(path.read_text().splitlines()) <= _MOST_LINES
+    assert len(path.read_text().splitlines()) <= _MOST_LINES
     long = [
         function.name
         for function in functions(path)
         if (function.end_lineno or 0) - function.lineno >= _MOST_LINES_OF_A_FUNCTION
     ]
-    assert set(long) <= LONG_FUNCTIONS
+    assert long == []
     if module not in MANY_NAMES:
         assert len(public_definitions(path)) <= _MOST_PUBLIC_NAMES, public_definitions(path)
 

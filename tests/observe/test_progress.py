@@ -45,8 +45,8 @@ def test_our_commits_count_with_rows_rejects_and_tokens() -> None:
     one = progress()
     one.add(commit())
     one.add(commit(num_rows=100, num_filtered=0, rejects={}))
-    assert (one.units, one.rows, one.filtered, one.rejected) == (2, 200, 10, 5)
-    assert (one.input_tokens, one.generated_tokens, one.lost_races) == (2000, 400, 0)
+    assert (one.counts.units, one.rows, one.counts.filtered, one.rejected) == (2, 200, 10, 5)
+    assert (one.counts.input_tokens, one.counts.generated_tokens, one.lost_races) == (2000, 400, 0)
 
 
 def test_a_lost_race_is_done_but_not_our_work() -> None:
@@ -54,15 +54,15 @@ def test_a_lost_race_is_done_but_not_our_work() -> None:
     one = progress()
     one.add(commit(is_ours=False))
     assert (one.units_done, one.rows_done, one.rejected, one.lost_races) == (1, 100, 5, 1)
-    assert (one.input_tokens, one.generated_tokens) == (0, 0)
+    assert (one.counts.input_tokens, one.counts.generated_tokens) == (0, 0)
 
 
 def test_a_resumed_run_begins_where_the_last_one_ended() -> None:
     """What earlier runs committed counts as done, and not as this run's."""
     one = progress(units_before=7, rows_before=700)
-    assert (one.units_done, one.rows_done, one.units, one.rows) == (7, 700, 0, 0)
+    assert (one.units_done, one.rows_done, one.counts.units, one.rows) == (7, 700, 0, 0)
     one.add(commit())
-    assert (one.units_done, one.rows_done, one.units, one.rows) == (8, 800, 1, 100)
+    assert (one.units_done, one.rows_done, one.counts.units, one.rows) == (8, 800, 1, 100)
 
 
 def test_rates_count_from_the_first_replica_that_is_ready() -> None:

@@ -1,4 +1,4 @@
-"""The commit of a unit: one whole object, by one writer, whoever dies when."""
+"""Committing a unit gives one whole object from one writer, wherever a writer crashes."""
 
 import io
 import json
@@ -35,18 +35,19 @@ UNIT = unit()
 
 
 def write(store: Store, attempt: str) -> Commit:
-    """Commit the unit by an attempt whose name stands in each row."""
+    """Commit the unit with rows that name the attempt."""
     return commit(store, UNIT, answers(UNIT, attempt), record(UNIT, attempt=attempt))
 
 
 def written_by(attempt: str) -> UnitRecord:
-    """What stands in the object of the attempt: its record, with the checksum of its rows."""
-    facts = record(UNIT, attempt=attempt)
-    return replace(facts, body_sha256=body_sha256(encode(answers(UNIT, attempt), facts)))
+    """The record that the attempt's object holds, with its checksum."""
+    unit_record = record(UNIT, attempt=attempt)
+    data = encode(answers(UNIT, attempt), unit_record)
+    return replace(unit_record, body_sha256=body_sha256(data))
 
 
 def assert_committed_by(store: Store, attempt: str) -> None:
-    """The unit is one whole object of this attempt, and there is nothing else."""
+    """The store holds the whole object of this attempt and nothing else."""
     assert keys(store) == [UNIT.key]
     assert pq.read_table(io.BytesIO(store.read(UNIT.key))).equals(answers(UNIT, attempt))
     assert read_record(store, UNIT.key) == written_by(attempt)
@@ -55,8 +56,8 @@ def assert_committed_by(store: Store, attempt: str) -> None:
 # One writer wins.
 
 
-def test_the_second_writer_finds_the_first_ones_object(store: Store) -> None:
-    """The first commit makes the object; the second drops its own and gets the first's record."""
+def test_a_second_writer_gets_the_record_of_the_first(store: Store) -> None:
+    """The first commit creates the object; the second discards its rows and changes nothing."""
     assert write(store, "first") == Commit(written_by("first"), is_ours=True)
     before = contents(store)
     assert write(store, "second") == Commit(written_by("first"), is_ours=False)
@@ -64,19 +65,19 @@ def test_the_second_writer_finds_the_first_ones_object(store: Store) -> None:
     assert_committed_by(store, "first")
 
 
-def test_a_writer_knows_its_own_object(store: Store) -> None:
-    """An attempt that commits again, since it never heard the answer, learns that it won."""
+def test_a_writer_recognizes_its_own_object(store: Store) -> None:
+    """An attempt that commits again, because it lost the store's reply, learns that it won."""
     assert write(store, "first") == write(store, "first")
     assert_committed_by(store, "first")
 
 
 def test_one_of_many_concurrent_writers_wins(store: Store, root: str) -> None:
-    """Of threads that commit one unit at once exactly one wins; all get the standing record."""
+    """If threads commit one unit at the same time, one wins and all get its record."""
     attempts = [f"attempt-{number}" for number in range(5)]
-    together = Barrier(len(attempts))
+    start = Barrier(len(attempts))
 
     def race(attempt: str) -> Commit:
-        together.wait()
+        start.wait()
         return write(open_store(root), attempt)
 
     with ThreadPoolExecutor(len(attempts)) as pool:
@@ -89,14 +90,14 @@ def test_one_of_many_concurrent_writers_wins(store: Store, root: str) -> None:
     assert_committed_by(store, winners[0])
 
 
-# Death at any moment.
+# Crashes at any moment.
 
 
 @pytest.mark.parametrize(
     ("rival", "crash_at", "after", "winner"),
     [
         (False, 0, False, "retry"),
-        (False, 0, True, "dead"),
+        (False, 0, True, "crashed"),
         (True, 0, False, "rival"),
         (True, 0, True, "rival"),
         (True, 1, False, "rival"),
@@ -111,21 +112,21 @@ def test_one_of_many_concurrent_writers_wins(store: Store, root: str) -> None:
         "while reading the rival's record",
     ],
 )
-def test_a_retry_after_a_crash_ends_with_one_whole_object(
+def test_a_retry_after_a_crash_leaves_one_whole_object(
     store: Store, rival: bool, crash_at: int, after: bool, winner: str
 ) -> None:
-    """Wherever between the steps a writer dies, a retry ends with one object and right rows."""
+    """Wherever a writer crashes between its calls, a retry leaves one object with its rows."""
     if rival:
         write(store, "rival")
     with pytest.raises(Crash):
-        write(CrashingStore(store, crash_at, after), "dead")
+        write(CrashingStore(store, crash_at, after), "crashed")
     assert set(keys(store)) <= {UNIT.key}
     assert write(store, "retry").record.attempt == winner
     assert_committed_by(store, winner)
 
 
-def test_a_commit_has_no_other_steps(store: Store) -> None:
-    """A commit calls the store once, and once more if it lost: there is nowhere else to die."""
+def test_a_commit_makes_no_other_calls(store: Store) -> None:
+    """A commit calls the store once, and once more if it lost, so the crashes above are all."""
     for rival, calls in ((False, ["put_if_absent"]), (True, ["put_if_absent", "open"])):
         watched = CrashingStore(store)
         write(watched, f"rival: {rival}")
@@ -134,28 +135,28 @@ def test_a_commit_has_no_other_steps(store: Store) -> None:
 
 @pytest.mark.parametrize("rival", [False, True], ids=["alone", "second"])
 def test_a_kill_at_any_line_leaves_all_or_nothing(tmp_path: Path, rival: bool) -> None:
-    """Wherever a committing process is killed, a retry ends with one object and right rows."""
-    dead = record(UNIT, attempt="dead")
+    """Whichever line a process is killed at, a retry leaves one object with its rows."""
+    crashed = record(UNIT, attempt="crashed")
     number, killed = 0, True
     winners = []
     while killed:
         store = open_store(str(tmp_path / str(number)))
         if rival:
             write(store, "rival")
-        killed = killed_at_line(number, commit, store, UNIT, answers(UNIT, "dead"), dead)
+        killed = killed_at_line(number, commit, store, UNIT, answers(UNIT, "crashed"), crashed)
         outcome = write(store, "retry")
         assert_committed_by(store, outcome.record.attempt)
         assert outcome.is_ours is (outcome.record.attempt == "retry")
         winners.append(outcome.record.attempt)
         number += 1
-    # Once a kill comes too late to undo the commit, so does every later one.
+    # Once a kill comes too late to prevent the commit, all later ones do too.
     assert winners == sorted(winners, reverse=True)
-    assert set(winners) == ({"rival"} if rival else {"retry", "dead"})
+    assert set(winners) == ({"rival"} if rival else {"retry", "crashed"})
 
 
 @pytest.mark.parametrize("fault", Fault)
-def test_a_commit_outlives_a_fault_of_the_network(stub_s3: StubS3, fault: Fault) -> None:
-    """A PUT that is refused, cut or whose answer is lost ends as ours; a second writer loses."""
+def test_a_commit_survives_a_network_fault(stub_s3: StubS3, fault: Fault) -> None:
+    """If a PUT is refused, cut off or its reply is lost, the commit is ours all the same."""
     stub_s3.faults.append(fault)
     ours = Commit(written_by("first"), is_ours=True)
     assert write(stub_s3.store, "first") == ours
@@ -163,7 +164,7 @@ def test_a_commit_outlives_a_fault_of_the_network(stub_s3: StubS3, fault: Fault)
     assert len(stub_s3.objects) == 1
 
 
-# What is not ours is left alone.
+# Foreign objects are left alone.
 
 
 def parquet(**metadata: str) -> bytes:
@@ -173,7 +174,7 @@ def parquet(**metadata: str) -> bytes:
 
 
 def bad_footer() -> bytes:
-    """Ours, with a byte that Arrow's Thrift decoder reports as an OSError."""
+    """Our object with a byte that makes Arrow's Thrift decoder raise an OSError."""
     whole = encode(answers(UNIT), record(UNIT))
     start = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
     return whole[:start] + b"\xff" + whole[start + 1 :]
@@ -195,8 +196,8 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("body", FOREIGN.values(), ids=FOREIGN)
-def test_a_foreign_object_under_the_units_name_stops_the_run(tmp_path: Path, body: bytes) -> None:
-    """An object that is not ours, or not whole, is a UserError that names it, and stays."""
+def test_a_foreign_object_with_the_units_key_stops_the_run(tmp_path: Path, body: bytes) -> None:
+    """An object that is not ours or not whole is a UserError that names it; it is not changed."""
     store = open_store(str(tmp_path))
     store.put_if_absent(UNIT.key, body)
     for operation in (lambda: write(store, "ours"), lambda: read_record(store, UNIT.key)):
@@ -206,41 +207,41 @@ def test_a_foreign_object_under_the_units_name_stops_the_run(tmp_path: Path, bod
 
 @pytest.mark.parametrize("facts", [{"fingerprint": "another"}, {"unit": unit(1).key}])
 def test_an_object_of_another_job_stops_the_run(store: Store, facts: dict[str, str]) -> None:
-    """An object of another job, or of another unit, is a UserError that names it, and stays."""
+    """An object of another job or unit is a UserError that names it; it is not changed."""
     commit(store, UNIT, answers(UNIT), record(UNIT, **facts))
     before = contents(store)
     assert f"{store.url}/{UNIT.key}" in refusal(UserError, lambda: write(store, "ours"))
     assert contents(store) == before
 
 
-def test_an_object_that_was_removed_meanwhile_may_be_tried_again(tmp_path: Path) -> None:
-    """An object that is there for the PUT and gone for the read is a RunFailed that names it."""
+def test_an_object_that_is_deleted_during_the_commit_is_run_failed(tmp_path: Path) -> None:
+    """If the object exists at the PUT but not at the read, `RunFailed` names it."""
     message = refusal(RunFailed, lambda: write(Vanishing(str(tmp_path)), "ours"))
     assert f"{tmp_path}/{UNIT.key}" in message
 
 
 class Slow(io.BytesIO):
-    """A file whose reads take too long."""
+    """A file whose reads time out."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         raise TimeoutError(size)
 
 
 class Unreachable(LocalStore):
-    """A store whose objects are there, but cannot be read now."""
+    """A store whose objects exist but cannot be read."""
 
     def open(self, key: str) -> Slow:  # noqa: ARG002
         return Slow(bytes(100))
 
 
-def test_a_network_that_fails_is_not_taken_for_a_foreign_object(tmp_path: Path) -> None:
-    """A footer that cannot be read is no reason to tell the user to remove its object."""
+def test_a_network_error_does_not_make_an_object_foreign(tmp_path: Path) -> None:
+    """If a footer cannot be read, the error does not advise to remove the object."""
     with pytest.raises(TimeoutError):
         read_record(Unreachable(str(tmp_path)), UNIT.key)
 
 
 def test_a_missing_object_has_no_record(store: Store) -> None:
-    """The record of a unit that is not committed is a FileNotFoundError."""
+    """Reading the record of a unit that is not committed raises `FileNotFoundError`."""
     with pytest.raises(FileNotFoundError):
         read_record(store, UNIT.key)
 
@@ -258,7 +259,7 @@ def test_a_missing_object_has_no_record(store: Store) -> None:
     ],
 )
 def test_a_record_reads_back_as_it_was_written(store: Store, facts: dict[str, object]) -> None:
-    """What an object says of itself comes back equal, whatever its values; so do its rows."""
+    """Record and rows come back equal, whatever their values."""
     written = record(UNIT, **facts)
     table = answers(UNIT).slice(0, written.num_rows)
     assert commit(store, UNIT, table, written).is_ours
@@ -267,17 +268,17 @@ def test_a_record_reads_back_as_it_was_written(store: Store, facts: dict[str, ob
 
 
 def test_equal_rows_and_records_give_equal_bytes() -> None:
-    """Encoding depends on nothing but the rows and the record; chunks and metadata do not count."""
+    """Encoding depends only on rows and record, not on chunks or schema metadata."""
     table = answers(UNIT)
     chunked = pa.concat_tables([table.slice(0, 1), table.slice(1)])
     noted = table.replace_schema_metadata({"stage": "facts"})
-    encoded = {encode(each, record(UNIT)) for each in (table, table, chunked, noted)}
+    encoded = {encode(variant, record(UNIT)) for variant in (table, table, chunked, noted)}
     assert len(encoded) == 1
     assert encode(table, record(UNIT, attempt="another")) not in encoded
 
 
 def test_objects_are_zstd_in_row_groups_of_16384() -> None:
-    """Every column chunk is zstd, and a group holds no more rows than readers like to skip."""
+    """Every column chunk is zstd, and a row group holds at most 16,384 rows."""
     large = unit(num_rows=40_000)
     metadata = pq.read_metadata(io.BytesIO(encode(answers(large), record(large))))
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]

@@ -1,18 +1,18 @@
-"""The commit protocol's model: no order of steps breaks a promise, and every mistake would."""
+"""The model of the commit protocol: no order of steps breaks a guarantee; every bug does."""
 
 from functools import cache
 
 import pytest
 from helpers.protocol_model import Bug, Explored, explore, scenarios
 
-#: One fault and one crash at any moment; `helpers/protocol_model.py` as a script tries two of each.
+#: One fault and one crash at any moment; `helpers/protocol_model.py`, run as a script, tries two.
 SCENARIOS = scenarios(faults=1, crashes=1)
-#: What each mistake breaks first.
+#: The guarantee that each bug breaks first.
 BROKEN = {
     Bug.OVERWRITE: "a committed unit is gone",
     Bug.COMMIT_BEFORE_WRITE: "a unit is torn",
     Bug.STALE_PLAN: "a row is doubled",
-    Bug.SWALLOW_WRITE_ERROR: "a unit is told and not there",
+    Bug.SWALLOW_WRITE_ERROR: "a unit is reported and missing",
     Bug.DROP_ERROR: "a unit is torn",
     Bug.FOREIGN_412_FAILS: "somebody fails for no reason",
     Bug.STREAM: "a unit is torn",
@@ -29,23 +29,23 @@ def explored(scenario: str) -> Explored:
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_no_order_of_steps_breaks_a_promise(scenario: str) -> None:
-    """Each unit stays one whole result, once committed never lost; no repair loses an answer.
+def test_no_order_of_steps_breaks_a_guarantee(scenario: str) -> None:
+    """A committed unit stays whole and is never lost, and no repair loses an answer.
 
-    Whoever crashes, retries, comes late or races: all states that can be reached are tried.
+    All states that can be reached are tried, with crashes, retries, delayed writes and races.
     """
-    found = explored(scenario)
-    assert found.violation == "", found.steps
+    result = explored(scenario)
+    assert result.violation == "", result.steps
 
 
-def test_the_model_is_large_enough_to_mean_something() -> None:
-    """Thousands of states, in each of which every promise was held against what could follow."""
+def test_the_model_has_thousands_of_states() -> None:
+    """Every guarantee is checked in each of them and in what can follow."""
     assert sum(explored(scenario).num_states for scenario in SCENARIOS) >= 10_000
 
 
 @pytest.mark.parametrize("bug", Bug)
-def test_every_mistake_breaks_a_promise(bug: Bug) -> None:
-    """A protocol with one of the mistakes is caught, by the promise that it breaks."""
-    found = (explore(scenario, bug) for scenario in reversed(SCENARIOS.values()))
-    caught = next(each for each in found if each.violation)
+def test_every_bug_breaks_a_guarantee(bug: Bug) -> None:
+    """A protocol with one of the bugs is caught by the guarantee that it breaks."""
+    results = (explore(scenario, bug) for scenario in reversed(SCENARIOS.values()))
+    caught = next(result for result in results if result.violation)
     assert caught.violation == BROKEN[bug], caught.steps

@@ -1,4 +1,4 @@
-"""Rejects: which rows are meant, what is shown of them, and what an export holds."""
+"""Rejects: selecting rows, describing them and exporting them."""
 
 import json
 from collections.abc import Mapping
@@ -12,8 +12,8 @@ from helpers.inprocess import drive, job_over, write_corpus
 from helpers.stores import refusal
 from tokenmill.errors import UserError
 from tokenmill.job.job import Job
-from tokenmill.output.output import Opened, open_output
-from tokenmill.output.rejects import Selection, example, export_rows, rejected_rows
+from tokenmill.output.output import OpenedOutput, open_output
+from tokenmill.output.rejects import Selection, example_reject, export_rows, rejected_rows
 from tokenmill.storage.local import LocalStore
 
 EMPTY, LONG, FAILED = "empty_input", "prompt_too_long", "engine_error"
@@ -26,12 +26,12 @@ ENGINE = {"max_model_len": 200, "error_rate": 0.3}
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
-    """An output with rejects of three classes and cut answers."""
+def opened(tmp_path_factory: pytest.TempPathFactory) -> OpenedOutput:
+    """An output with rejects of three classes and truncated answers."""
     return output_of(tmp_path_factory.mktemp("rejects"))
 
 
-def output_of(folder: Path, **changes: Any) -> Opened:
+def output_of(folder: Path, **changes: Any) -> OpenedOutput:
     corpus = write_corpus(folder / "corpus", CORPUS)
     model = {"source": "fake", "engine": ENGINE}
     keys = job_over(corpus, folder / "out", model=model, sampling={"max_tokens": 6}, **changes)
@@ -39,16 +39,16 @@ def output_of(folder: Path, **changes: Any) -> Opened:
     return open_output(LocalStore(str(folder / "out")))
 
 
-def all_rows(opened: Opened) -> list[dict[str, Any]]:
+def all_rows(opened: OpenedOutput) -> list[dict[str, Any]]:
     return pq.read_table(Path(opened.store.url, "data")).to_pylist()
 
 
-def places(rows: list[dict[str, Any]]) -> set[tuple[str, int]]:
+def sources(rows: list[dict[str, Any]]) -> set[tuple[str, int]]:
     return {(row["source_file"], row["source_row"]) for row in rows}
 
 
-def selected(opened: Opened, selection: Selection) -> list[dict[str, Any]]:
-    """The selected rows, each found in the unit that it is of."""
+def selected(opened: OpenedOutput, selection: Selection) -> list[dict[str, Any]]:
+    """The selected rows, after checking that each belongs to its unit."""
     rows = []
     for unit, table in rejected_rows(opened, selection):
         assert table.num_rows
@@ -68,33 +68,33 @@ def class_of(row: Mapping[str, Any]) -> str | None:
     [None, {EMPTY}, {LONG}, {FAILED}, {EMPTY, LONG}, {EMPTY, "timeout"}],
     ids=lambda classes: "all" if classes is None else "+".join(sorted(classes)),
 )
-def test_rejects_are_chosen_by_class(opened: Opened, classes: set[str] | None) -> None:
-    """Just the rejected rows of the classes come, or those of all, each once and as they stand."""
-    wanted = [
+def test_rejects_are_selected_by_class(opened: OpenedOutput, classes: set[str] | None) -> None:
+    """Exactly the rejected rows of the classes, or of all classes, each once and unchanged."""
+    expected = [
         row
         for row in all_rows(opened)
         if class_of(row) is not None and (classes is None or class_of(row) in classes)
     ]
-    assert wanted
-    found = selected(opened, Selection(None if classes is None else frozenset(classes)))
-    assert sorted(found, key=str) == sorted(wanted, key=str)
+    assert expected
+    rows = selected(opened, Selection(None if classes is None else frozenset(classes)))
+    assert sorted(rows, key=str) == sorted(expected, key=str)
 
 
-def test_classes_that_are_not_there_choose_nothing(opened: Opened) -> None:
-    """A class without rows has no units either."""
+def test_a_class_without_rows_selects_nothing(opened: OpenedOutput) -> None:
+    """No unit is returned for it."""
     assert list(rejected_rows(opened, Selection(frozenset({"timeout"})))) == []
 
 
-def test_truncated_answers_are_chosen_beside_rejects(opened: Opened) -> None:
-    """With `truncated` also answers that ended at their longest length, and no whole ones."""
+def test_truncated_answers_can_be_selected_too(opened: OpenedOutput) -> None:
+    """With `truncated`, answers that stopped at their maximum length are added, and no others."""
     rows = all_rows(opened)
-    cut = [row for row in rows if row["finish_reason"] == "length"]
+    truncated = [row for row in rows if row["finish_reason"] == "length"]
     whole = [row for row in rows if row["finish_reason"] == "stop"]
-    assert cut and whole
-    found = selected(opened, Selection(frozenset({EMPTY}), truncated=True))
+    assert truncated and whole
+    chosen = selected(opened, Selection(frozenset({EMPTY}), truncated=True))
     empty = [row for row in rows if class_of(row) == EMPTY]
-    assert places(found) == places(cut) | places(empty)
-    assert len(found) == len(cut) + len(empty)
+    assert sources(chosen) == sources(truncated) | sources(empty)
+    assert len(chosen) == len(truncated) + len(empty)
 
 
 TWO_TASKS = [
@@ -105,46 +105,45 @@ TWO_TASKS = [
 
 
 def test_a_row_is_truncated_if_any_of_its_answers_is(tmp_path: Path) -> None:
-    """Of several tasks' finish reasons one at the limit is enough; nulls are none."""
+    """One task that stopped at its limit is enough; nulls do not count."""
     opened = output_of(tmp_path, tasks=TWO_TASKS)
     rows = all_rows(opened)
     reasons = ("short_finish_reason", "long_finish_reason", "cut_finish_reason")
-    cut = [row for row in rows if "length" in [row[name] for name in reasons]]
-    # Rows that differ in which of the tasks it was, and rows in which it was none.
-    assert len({tuple(row[name] for name in reasons) for row in cut}) > 1
+    truncated = [row for row in rows if "length" in [row[name] for name in reasons]]
+    # There are rows with different truncated tasks, and rows with none.
+    assert len({tuple(row[name] for name in reasons) for row in truncated}) > 1
     nothing = Selection(frozenset({"timeout"}), truncated=True)
-    assert places(selected(opened, nothing)) == places(cut)
-    assert len(cut) < len(rows)
+    assert sources(selected(opened, nothing)) == sources(truncated)
+    assert len(truncated) < len(rows)
 
 
-def test_a_task_without_a_finish_reason_has_no_truncated_rows(tmp_path: Path) -> None:
-    """To ask for what cannot be told is the user's mistake, named by its option."""
+def test_truncated_needs_a_task_with_a_finish_reason(tmp_path: Path) -> None:
+    """Without one it is a UserError that names the option."""
     task = {"kind": "embed", "prompt": {"text": "{{ text }}"}}
     corpus = write_corpus(tmp_path / "corpus", CORPUS)
     keys = job_over(corpus, tmp_path / "out", task=task)
     del keys["prompt"], keys["sampling"]
     drive(Job.model_validate(keys), LocalStore(str(tmp_path / "out")))
     opened = open_output(LocalStore(str(tmp_path / "out")))
-    chosen = Selection(truncated=True)
-    assert "--truncated" in refusal(UserError, lambda: list(rejected_rows(opened, chosen)))
+    selection = Selection(truncated=True)
+    assert "--truncated" in refusal(UserError, lambda: list(rejected_rows(opened, selection)))
 
 
-def test_units_that_are_not_committed_are_left_out(tmp_path: Path) -> None:
-    """An output of which a part is missing shows the rejects of what is there."""
+def test_missing_units_are_skipped(tmp_path: Path) -> None:
+    """An unfinished output has the rejects of its committed units."""
     opened = output_of(tmp_path)
     before = selected(opened, Selection())
     (tmp_path / "out" / opened.plan.units[0].key).unlink()
-    found = selected(opened, Selection())
     lost = opened.plan.units[0]
-    assert places(found) == {
+    assert sources(selected(opened, Selection())) == {
         (shard, row)
-        for shard, row in places(before)
+        for shard, row in sources(before)
         if shard != lost.shard or not lost.first_row <= row < lost.end_row
     }
 
 
 def test_a_foreign_file_is_named(tmp_path: Path) -> None:
-    """An object that is not ours is neither read nor written over."""
+    """An object that is not ours is a UserError; it is not changed."""
     opened = output_of(tmp_path)
     broken = tmp_path / "out" / opened.plan.units[0].key
     broken.write_bytes(b"something else")
@@ -152,19 +151,19 @@ def test_a_foreign_file_is_named(tmp_path: Path) -> None:
     assert broken.read_bytes() == b"something else"
 
 
-def test_an_example_says_where_and_why(opened: Opened) -> None:
-    """One row of a class in a unit's object, in words; None where there is none."""
+def test_an_example_names_the_row_and_the_reason(opened: OpenedOutput) -> None:
+    """One row of the class as text; None if the unit has none."""
     key = next(unit.key for unit in opened.plan.units if unit.shard == "b/c.parquet")
-    told = example(opened.store, key, EMPTY)
-    assert told is not None and told.startswith("b/c.parquet row 0: ")
-    assert example(opened.store, key, "timeout") is None
+    text = example_reject(opened.store, key, EMPTY)
+    assert text is not None and text.startswith("b/c.parquet row 0: ")
+    assert example_reject(opened.store, key, "timeout") is None
 
 
 # Export.
 
 
-def test_an_export_holds_the_rows_whole(opened: Opened, tmp_path: Path) -> None:
-    """As Parquet it has the output's columns and types, as JSON lines one row a line."""
+def test_an_export_holds_whole_rows(opened: OpenedOutput, tmp_path: Path) -> None:
+    """A Parquet export keeps columns and types; a JSON lines export has one row per line."""
     tables = [table for _, table in rejected_rows(opened, Selection())]
     rows = pa.concat_tables(tables)
     export_rows(tables, tmp_path / "rejects.parquet")
@@ -176,8 +175,8 @@ def test_an_export_holds_the_rows_whole(opened: Opened, tmp_path: Path) -> None:
     assert [json.loads(line) for line in lines] == rows.to_pylist()
 
 
-def test_what_json_has_no_word_for_is_written_as_text(tmp_path: Path) -> None:
-    """Times are ISO 8601 and bytes base64, as `export` writes them; texts keep their letters."""
+def test_values_that_json_lacks_become_text(tmp_path: Path) -> None:
+    """Times become ISO 8601 and bytes base64, as in `export`; other scripts are not escaped."""
     stamp = pa.scalar(1_700_000_000, pa.timestamp("s", "UTC"))
     rows = pa.table({"at": [stamp.as_py()], "raw": [b"\x00\xff"], "text": ["Grüße, 漢字"]})
     export_rows([rows], tmp_path / "rejects.jsonl")
@@ -196,18 +195,18 @@ def test_what_json_has_no_word_for_is_written_as_text(tmp_path: Path) -> None:
         ("no/such/folder/rejects.parquet", "No such file"),
     ],
 )
-def test_a_target_that_cannot_be_is_the_users_mistake(
-    opened: Opened, tmp_path: Path, name: str, part: str
+def test_a_target_that_cannot_be_written_is_a_user_error(
+    opened: OpenedOutput, tmp_path: Path, name: str, part: str
 ) -> None:
-    """A suffix that says no format, or a folder that is not there, is named with the option."""
+    """The error for an unknown suffix or a missing folder names the option and the file."""
     tables = [table for _, table in rejected_rows(opened, Selection())]
     message = refusal(UserError, lambda: export_rows(tables, tmp_path / name))
     assert message.startswith(f"--export {tmp_path / name}")
     assert part in message
 
 
-def test_nothing_cannot_be_exported(tmp_path: Path) -> None:
-    """Without rejects no file is written."""
+def test_an_export_without_rejects_is_refused(tmp_path: Path) -> None:
+    """No file is written."""
     target = tmp_path / "rejects.parquet"
     assert "no rejects" in refusal(UserError, lambda: export_rows([], target))
     assert not target.exists()

@@ -1,4 +1,4 @@
-"""The output's columns: fixed by the job alone, and the input's columns unchanged."""
+"""The output's columns follow from the job alone, and kept columns are not changed."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -41,7 +41,7 @@ ANSWERS = st.one_of(
 
 
 def result_of(answer: Answer) -> RowResult:
-    """What the job's task makes of its request's answer."""
+    """The result that the job's task derives from its request's answer."""
     dialogue: Dialogue[RowResult] = TASKS.answer([PreparedRow([[1]])], {})
     next(dialogue)
     with pytest.raises(StopIteration) as end:
@@ -51,7 +51,7 @@ def result_of(answer: Answer) -> RowResult:
 
 
 def answered_row(answer: Answer) -> AnsweredRow:
-    """A row whose one request got this answer."""
+    """A row whose only request got this answer."""
     if isinstance(answer, Reject):
         return AnsweredRow(result_of(answer), None, None)
     costs = (answer.num_input_tokens, answer.num_generated_tokens)
@@ -59,14 +59,14 @@ def answered_row(answer: Answer) -> AnsweredRow:
 
 
 def with_columns(unit: pa.Table, kept: pa.Table) -> pa.Table:
-    """A rendered unit with kept columns before its own."""
+    """A rendered unit with kept columns before its other columns."""
     for position, field in enumerate(kept.schema):
         unit = unit.add_column(position, field, kept.column(field.name))
     return unit
 
 
 def output(answers: Sequence[Answer], kept: pa.Table | None = None) -> pa.Table:
-    """What is stored of a unit with these answers and kept columns."""
+    """The output rows of a unit with these answers and kept columns."""
     unit = rendered([[1]] * len(answers))
     if kept is not None:
         unit = with_columns(unit, kept)
@@ -95,10 +95,10 @@ def only_row(answer: Answer) -> dict[str, Any]:
     ],
     ids=["no rows", "none fail", "all fail", "some fail", "no log-probabilities", "empty answers"],
 )
-def test_the_schema_does_not_follow_from_the_answers(answers: list[Answer]) -> None:
-    """Every file of a job has the same columns and types, whatever became of its rows."""
+def test_the_schema_does_not_depend_on_the_answers(answers: list[Answer]) -> None:
+    """Every file of a job has the same columns and types, whatever its rows hold."""
     kept = pa.table({"id": pa.array(["x"] * len(answers), pa.large_string())})
-    found = output(answers, kept).schema
+    schema = output(answers, kept).schema
     expected = [
         pa.field("id", pa.large_string()),
         *(pa.field(name, kind) for name, kind in (TASK_TYPES | COST_TYPES).items()),
@@ -115,19 +115,19 @@ def test_the_schema_does_not_follow_from_the_answers(answers: list[Answer]) -> N
         pa.field("source_file", pa.string(), nullable=False),
         pa.field("source_row", pa.int64(), nullable=False),
     ]
-    assert found.equals(pa.schema(expected), check_metadata=True)
+    assert schema.equals(pa.schema(expected), check_metadata=True)
 
 
-def test_the_columns_stand_in_one_order() -> None:
-    """Kept columns, those of the tasks, the row's cost, its error, and where it is from."""
+def test_the_columns_have_a_fixed_order() -> None:
+    """Kept columns, answers, token counts, the error, and the row's source."""
     names = output_schema(pa.schema([pa.field("id", pa.int8())]), TASKS.fields).names
     assert names == ["id", *TASK_TYPES, *COST_TYPES, "error", "source_file", "source_row"]
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(ANSWERS, max_size=8))
-def test_a_row_has_an_answer_or_an_error_in_its_own_place(answers: list[Answer]) -> None:
-    """In = answered + rejected: each row has all of its answer, or none of it and an error."""
+def test_each_row_has_either_an_answer_or_an_error(answers: list[Answer]) -> None:
+    """Rows keep their order; each has all answer columns, or an error and none of them."""
     rows = output(answers).to_pylist()
     assert [row["source_row"] for row in rows] == list(range(len(answers)))
     assert {row["source_file"] for row in rows} <= {SHARD}
@@ -156,18 +156,18 @@ def test_a_row_has_an_answer_or_an_error_in_its_own_place(answers: list[Answer])
     ("logprob", "tokens", "mean"),
     [(-6.0, 4, -1.5), (0.0, 4, 0.0), (None, 4, None), (0.0, 0, None), (None, 0, None)],
 )
-def test_the_mean_is_per_generated_token(
+def test_the_mean_logprob_is_per_generated_token(
     logprob: float | None, tokens: int, mean: float | None
 ) -> None:
-    """`mean_logprob` is the sum by the tokens; null without log-probabilities or without tokens."""
+    """It is the sum divided by the tokens; null without log-probabilities or tokens."""
     row = only_row(completion(tokens=tokens, logprob=logprob))
     assert row["cumulative_logprob"] == logprob
     assert row["mean_logprob"] == mean
 
 
 @pytest.mark.parametrize("reject_class", RejectClass)
-def test_an_error_has_its_stable_class_name(reject_class: RejectClass) -> None:
-    """The class is the enum's own value, as users filter on it."""
+def test_an_error_holds_the_class_name(reject_class: RejectClass) -> None:
+    """The class is the enum's value, which users filter on."""
     error = only_row(Reject(reject_class, "why", attempts=2))["error"]
     assert error == {"class": str(reject_class), "message": "why", "attempts": 2}
 
@@ -203,50 +203,50 @@ KEPT = {
 
 
 @pytest.mark.parametrize("name", KEPT)
-def test_a_kept_column_is_unchanged(name: str) -> None:
-    """Whatever its type, a kept column has its values, its type and its metadata in the output."""
+def test_a_kept_column_is_not_changed(name: str) -> None:
+    """A kept column of any type keeps its values, type and metadata."""
     field = pa.field(name, KEPT[name].type, metadata={b"unit": b"mm"})
     kept = pa.table([KEPT[name]], pa.schema([field]))
-    found = output([completion(), REJECT, completion()], kept)
-    assert found.schema.field(name).equals(field, check_metadata=True)
-    assert found.column(name).combine_chunks().equals(kept.column(name).combine_chunks())
+    rows = output([completion(), REJECT, completion()], kept)
+    assert rows.schema.field(name).equals(field, check_metadata=True)
+    assert rows.column(name).combine_chunks().equals(kept.column(name).combine_chunks())
 
 
-def test_kept_columns_stand_first_in_the_jobs_order() -> None:
-    """The columns follow `input.keep`; a column that may not be null stays so."""
+def test_kept_columns_come_first_in_the_jobs_order() -> None:
+    """They follow `input.keep`; a column that is not nullable stays so."""
     kept = pa.table(
         [pa.array([1]), pa.array(["x"])],
         pa.schema([pa.field("b", pa.int64(), nullable=False), pa.field("a", pa.string())]),
     )
-    found = output([completion()], kept)
-    assert found.schema.names[:3] == ["b", "a", "generated_text"]
-    assert not found.schema.field("b").nullable
+    rows = output([completion()], kept)
+    assert rows.schema.names[:3] == ["b", "a", "generated_text"]
+    assert not rows.schema.field("b").nullable
 
 
-def test_source_rows_are_the_input_positions_of_what_the_filter_left() -> None:
-    """Where `input.where` leaves rows out, the others keep their positions in the shard."""
+def test_source_rows_are_positions_in_the_input() -> None:
+    """If `input.where` leaves rows out, the others keep their positions in the shard."""
     unit = rendered([[1]] * 10).filter(pa.array([row in (3, 7) for row in range(10)]))
     answered = answered_unit(unit, [REJECT, completion()])
     rows = output_rows(answered, SHARD, output_schema(NO_KEPT, TASKS.fields)).to_pylist()
     assert [(row["source_row"], row["error"] is None) for row in rows] == [(3, False), (7, True)]
 
 
-def test_what_travels_in_the_metadata_is_not_stored() -> None:
-    """Facts that a stage hangs onto an answered unit do not become a part of the schema."""
+def test_notes_in_the_metadata_are_not_stored() -> None:
+    """What a stage notes in the schema's metadata is not part of the output's schema."""
     answered = answered_unit(rendered([[1]]), [completion()])
     answered = answered.replace_schema_metadata({b"a": b"b"})
     stored = output_rows(answered, SHARD, output_schema(NO_KEPT, TASKS.fields))
     assert stored.schema.metadata is None
 
 
-def test_a_row_with_cells_and_a_reject_has_both() -> None:
-    """Where one of several tasks failed, the others' cells stand beside the error and the cost."""
+def test_a_row_may_have_cells_and_an_error() -> None:
+    """If one of several tasks fails, the cells of the others and the token counts are kept."""
     fields = [pa.field("a_label", pa.string()), pa.field("b_label", pa.string())]
     row = AnsweredRow(RowResult({"a_label": "x"}, REJECT), 12, 3)
-    (found,) = answered_table(rendered([[1]]), [row], fields).to_pylist()
-    assert (found["a_label"], found["b_label"]) == ("x", None)
-    assert (found["num_input_tokens"], found["num_generated_tokens"]) == (12, 3)
-    assert found["error"]["class"] == "engine_error"
+    (cells,) = answered_table(rendered([[1]]), [row], fields).to_pylist()
+    assert (cells["a_label"], cells["b_label"]) == ("x", None)
+    assert (cells["num_input_tokens"], cells["num_generated_tokens"]) == (12, 3)
+    assert cells["error"]["class"] == "engine_error"
 
 
 UNSTORABLE = [
@@ -262,27 +262,25 @@ UNSTORABLE = [
 
 
 @pytest.mark.parametrize(("cell", "kind"), UNSTORABLE, ids=ascii)
-def test_an_answer_that_its_column_cannot_hold_is_rejected_alone(
-    cell: object, kind: pa.DataType
-) -> None:
-    """Half a surrogate pair or too large a number costs its row's answer, not the unit."""
+def test_an_answer_that_its_column_cannot_hold_is_rejected(cell: object, kind: pa.DataType) -> None:
+    """Half a surrogate pair or too large a number rejects its row, not the whole unit."""
     fields = [pa.field("first", pa.int8()), pa.field("second", kind)]
     costs = (5, 2)
     rows = [
         AnsweredRow(RowResult({"first": number, "second": second}, None), *costs)
         for number, second in enumerate([None, cell, None])
     ]
-    found = answered_table(rendered([[1]] * 3), rows, fields).to_pylist()
-    assert [row["first"] for row in found] == [0, None, 2]
-    assert [row["second"] for row in found] == [None] * 3
-    assert [row["num_input_tokens"] for row in found] == [5] * 3
-    assert [row["error"] is None for row in found] == [True, False, True]
-    assert found[1]["error"]["class"] == "task_error"
-    assert "the column second cannot hold the answer: " in found[1]["error"]["message"]
-    assert "\n" not in found[1]["error"]["message"]
+    cells = answered_table(rendered([[1]] * 3), rows, fields).to_pylist()
+    assert [row["first"] for row in cells] == [0, None, 2]
+    assert [row["second"] for row in cells] == [None] * 3
+    assert [row["num_input_tokens"] for row in cells] == [5] * 3
+    assert [row["error"] is None for row in cells] == [True, False, True]
+    assert cells[1]["error"]["class"] == "task_error"
+    assert "the column second cannot hold the answer: " in cells[1]["error"]["message"]
+    assert "\n" not in cells[1]["error"]["message"]
 
 
-def test_a_message_that_is_no_unicode_is_escaped() -> None:
-    """A message may quote what it complains about."""
+def test_a_message_that_is_not_valid_unicode_is_escaped() -> None:
+    """A message may quote a lone surrogate."""
     reject = Reject(RejectClass.TASK_ERROR, "no label is called \ud800 é")
     assert only_row(reject)["error"]["message"] == "no label is called \\ud800 é"

@@ -1,8 +1,9 @@
-"""What an output's objects tell of it while a run is at work, after it stopped, and at the end."""
+"""The status of an output while a run is active, after it stopped, and when it is finished."""
 
 import json
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from helpers.inprocess import drive, invoke, job_over, write_corpus
@@ -10,8 +11,9 @@ from tokenmill.errors import ExitCode
 from tokenmill.job.job import Job
 from tokenmill.output.heartbeat import ALIVE_NAME, Heartbeat
 from tokenmill.output.output import open_output
-from tokenmill.output.plan_file import SUCCESS_KEY, run_folder
-from tokenmill.output.status import Watch
+from tokenmill.output.runs import run_folder
+from tokenmill.output.status import StatusReader
+from tokenmill.output.success import SUCCESS_KEY
 from tokenmill.storage.local import LocalStore
 
 
@@ -27,7 +29,7 @@ def store(tmp_path: Path) -> LocalStore:
 
 
 def unfinished(store: LocalStore) -> str:
-    """Take the success and one unit of two rows away; the key of that unit."""
+    """Delete `_SUCCESS` and one unit of two rows, and return the unit's key."""
     Path(store.url, SUCCESS_KEY).unlink()
     key = next(iter(store.list("data"))).key
     Path(store.url, key).unlink()
@@ -35,8 +37,8 @@ def unfinished(store: LocalStore) -> str:
 
 
 def test_a_finished_output_has_all_its_rows(store: LocalStore) -> None:
-    """Units, rows, rejects by class and tokens are those that its success counts."""
-    status = Watch(open_output(store)).look()
+    """Units, rows, rejects by class and tokens are those in `_SUCCESS`."""
+    status = StatusReader(open_output(store)).read()
     totals = json.loads(store.read(SUCCESS_KEY))
     assert status.state == "finished"
     assert (status.rows_done, status.rows) == (8, 8)
@@ -46,53 +48,59 @@ def test_a_finished_output_has_all_its_rows(store: LocalStore) -> None:
     assert (status.running, status.rows_per_s, status.remaining_s) == ((), None, None)
 
 
-def test_what_is_left_of_a_stopped_run_is_told(store: LocalStore) -> None:
-    """Without a sign of life there is no pace, and no time left."""
+def test_a_stopped_run_has_no_remaining_time(store: LocalStore) -> None:
+    """Without a heartbeat there is no speed, but the missing units are counted."""
     unfinished(store)
-    status = Watch(open_output(store)).look()
+    status = StatusReader(open_output(store)).read()
     assert status.state == "stopped"
     assert (status.rows_done, status.units - status.units_done) == (6, 1)
     assert status.remaining_s is None
 
 
-def test_a_run_that_gives_a_sign_of_life_has_a_pace(store: LocalStore) -> None:
-    """Until it ends; one that fell silent two minutes ago, or left a summary, is over."""
+def test_a_run_with_a_heartbeat_has_a_speed(store: LocalStore) -> None:
+    """A run is over once it has a summary, or no heartbeat for two minutes."""
     unfinished(store)
     key = f"{run_folder('a')}/{ALIVE_NAME}"
-    watch = Watch(open_output(store))
+    reader = StatusReader(open_output(store))
     store.replace(key, json.dumps({"at": time.time() - 60}).encode())
-    status = watch.look()
+    status = reader.read()
     assert (status.state, status.running) == ("running", ("a",))
     assert status.rows_per_s is not None and status.rows_per_s > 0
     assert status.remaining_s == pytest.approx(2 / status.rows_per_s)
     store.replace(key, json.dumps({"at": time.time() - 180}).encode())
-    assert watch.look().state == "stopped"
+    assert reader.read().state == "stopped"
     store.replace(key, json.dumps({"at": time.time()}).encode())
     store.replace(f"{run_folder('a')}/summary.json", b"{}")
-    assert watch.look().state == "stopped"
+    assert reader.read().state == "stopped"
 
 
-def test_a_unit_is_read_once(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next look reads what has come since, and no more."""
+class RecordingStore(LocalStore):
+    """A store that records which objects are opened."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.opened: list[str] = []
+
+    def open(self, key: str) -> BinaryIO:
+        self.opened.append(key)
+        return super().open(key)
+
+
+def test_a_unit_is_read_once(store: LocalStore) -> None:
+    """A second reading opens only the objects that are new."""
     key = unfinished(store)
-    read: list[str] = []
-    watch = Watch(open_output(store))
-    first = watch.look()
-    opened = LocalStore.open
-
-    def open_and_tell(self: LocalStore, name: str) -> object:
-        read.append(name)
-        return opened(self, name)
-
-    monkeypatch.setattr(LocalStore, "open", open_and_tell)
+    recording = RecordingStore(store.url)
+    reader = StatusReader(open_output(recording))
+    first = reader.read()
+    recording.opened.clear()
     other = next(iter(store.list("data"))).key
     Path(store.url, key).write_bytes(Path(store.url, other).read_bytes())
-    assert watch.look().units_done == first.units_done + 1
-    assert read == [key]
+    assert reader.read().units_done == first.units_done + 1
+    assert recording.opened == [key]
 
 
 def test_a_heartbeat_beats_until_its_context_ends(tmp_path: Path) -> None:
-    """The first sign comes after the time it is given; a store that is away harms nobody."""
+    """The first heartbeat is written after the given time."""
     store = LocalStore(str(tmp_path / "out"))
     key = f"{run_folder('a')}/{ALIVE_NAME}"
     with Heartbeat(store, "a", first_s=0.01):
@@ -102,8 +110,8 @@ def test_a_heartbeat_beats_until_its_context_ends(tmp_path: Path) -> None:
     assert {"host", "pid", "at"} == json.loads(store.read(key)).keys()
 
 
-def test_the_command_shows_it_in_words_and_as_json(store: LocalStore) -> None:
-    """Each fact on a line within 100 columns; the same facts by name for programs."""
+def test_the_command_prints_the_status_as_text_and_as_json(store: LocalStore) -> None:
+    """Both forms show rows, rejects and state; a missing output is a user error."""
     done = invoke("status", store.url)
     assert done.exit_code == ExitCode.FINISHED, done.stderr
     assert "8 of 8" in done.stdout and "3 empty_input" in done.stdout

@@ -1,4 +1,4 @@
-"""verify: a whole output is proved whole, and every kind of damage is seen and named."""
+"""Verification finds nothing in a whole output, and finds and names every kind of damage."""
 
 import hashlib
 import io
@@ -12,14 +12,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.factories import job
+from helpers.inprocess import drive, job_over, write_corpus
 from helpers.stores import record
 from tokenmill.input.footers import read_footers
 from tokenmill.input.listing import list_input
 from tokenmill.input.reader import Source
+from tokenmill.job.job import Job
 from tokenmill.output.commit import commit, encode
+from tokenmill.output.output import open_output
 from tokenmill.output.record import UnitRecord, record_from
 from tokenmill.output.schema import output_schema
-from tokenmill.output.verify import Damage, Expected, Level, verify
+from tokenmill.output.success import SUCCESS_KEY
+from tokenmill.output.verify import (
+    Certificate,
+    Damage,
+    ExpectedOutput,
+    Level,
+    expected_output,
+    verify,
+)
 from tokenmill.plan.plan import Plan, Unit
 from tokenmill.plan.units import UnitSize, plan_units
 from tokenmill.reject import Reject, RejectClass, error_array
@@ -30,16 +41,14 @@ from tokenmill.tasks.row_tasks import answer_fields
 JOB = job({"input.keep": ("doc_id", "weight"), "input.where": "NOT doc_id = 'out'"})
 REJECT = Reject(RejectClass.EMPTY_INPUT, "the column text is empty")
 SHARDS = {
-    # Names and numbers that are hard to compare: doubled, null, not a number.
+    # Values that are hard to compare: duplicates, nulls, NaN.
     "a.parquet": [("one", 1.0), ("one", None), ("out", 2.0), (None, float("nan")), ("five", 5.0)],
     "b/c.parquet": [("six", 6.0), ("seven", 7.0)],
 }
-#: What verify may read of an object when it does not read its rows.
-FOOTER_ONLY = Level.FOOTERS
 
 
 class World:
-    """A small corpus with its finished output, to be damaged."""
+    """A small corpus and its finished output, to be damaged."""
 
     def __init__(self, folder: Path) -> None:
         self.corpus = folder / "corpus"
@@ -71,7 +80,7 @@ class World:
         )
 
     def rows(self, unit: Unit) -> pa.Table:
-        """The unit's output: every second row is rejected."""
+        """The unit's output rows; every second one is rejected."""
         table = self.source.read(unit)
         rejects = [REJECT if row % 2 else None for row in range(table.num_rows)]
         columns = {name: table.column(name) for name in ("doc_id", "weight")}
@@ -97,21 +106,24 @@ class World:
 
     @property
     def unit(self) -> Unit:
-        """The one that is damaged: rows 0 to 2, of which row 2 is filtered out."""
+        """The unit that is damaged: rows 0 to 2, of which row 2 is filtered out."""
         return self.plan.units[0]
 
     def put(self, rows: pa.Table | None = None, **facts: Any) -> None:
-        """Write the unit's object anew, with other rows or facts and a checksum that fits."""
+        """Overwrite the unit's object with other rows or fields, and a matching checksum."""
         table = self.rows(self.unit) if rows is None else rows
-        whole = replace(self.record(self.unit), **facts)
-        self.store.replace(self.unit.key, encode(table, whole))
+        record = replace(self.record(self.unit), **facts)
+        self.store.replace(self.unit.key, encode(table, record))
 
     def change_bytes(self, change: Callable[[bytes], bytes]) -> None:
         self.store.replace(self.unit.key, change(self.store.read(self.unit.key)))
 
+    def verify(self, level: Level) -> Certificate:
+        expected = ExpectedOutput(self.plan, self.schema, JOB.input.keep, self.source)
+        return verify(self.store, expected, level)
+
     def damages(self, level: Level) -> set[Damage]:
-        expected = Expected(self.plan, self.schema, JOB.input.keep, self.source)
-        return {finding.damage for finding in verify(self.store, expected, level).findings}
+        return {finding.damage for finding in self.verify(level).findings}
 
 
 @pytest.fixture
@@ -121,14 +133,14 @@ def world(tmp_path: Path) -> World:
 
 
 @pytest.mark.parametrize("level", Level)
-def test_a_whole_output_is_whole_at_every_level(world: World, level: Level) -> None:
-    """Filtered rows, rejects, doubled ids, nulls and NaN are no damage."""
-    expected = Expected(world.plan, world.schema, JOB.input.keep, world.source)
-    proof = verify(world.store, expected, level)
-    assert proof.findings == ()
+def test_a_whole_output_has_no_findings(world: World, level: Level) -> None:
+    """Filtered rows, rejects, duplicate ids, nulls and NaN are no damage at any level."""
+    certificate = world.verify(level)
+    assert certificate.findings == ()
     if level >= Level.FOOTERS:
-        assert (proof.totals.rows, proof.totals.filtered, proof.totals.rejected) == (5, 2, 2)
-        assert set(proof.units) == {unit.key for unit in world.plan.units}
+        totals = certificate.totals
+        assert (totals.rows, totals.filtered, totals.rejected) == (5, 2, 2)
+        assert set(certificate.units) == {unit.key for unit in world.plan.units}
 
 
 def lose_unit(world: World) -> None:
@@ -159,33 +171,33 @@ def flip_bit_in_body(world: World) -> None:
     world.change_bytes(lambda data: data[:40] + bytes([data[40] ^ 1]) + data[41:])
 
 
-def copy_of_another_unit(world: World) -> None:
+def copy_another_unit(world: World) -> None:
     world.store.replace(world.unit.key, world.store.read(world.plan.units[1].key))
 
 
-def of_another_job(world: World) -> None:
+def write_by_another_job(world: World) -> None:
     world.put(fingerprint="0" * 64)
 
 
-def of_another_shard_version(world: World) -> None:
+def write_from_another_shard_version(world: World) -> None:
     world.put(shard_version="yesterday")
 
 
-def without_a_column(world: World) -> None:
+def drop_column(world: World) -> None:
     world.put(world.rows(world.unit).drop_columns(["weight"]))
 
 
-def with_another_type(world: World) -> None:
+def change_type(world: World) -> None:
     rows = world.rows(world.unit)
-    place = rows.schema.names.index("weight")
-    world.put(rows.set_column(place, "weight", rows.column("weight").cast(pa.float32())))
+    position = rows.schema.names.index("weight")
+    world.put(rows.set_column(position, "weight", rows.column("weight").cast(pa.float32())))
 
 
 def lose_row(world: World) -> None:
     world.put(world.rows(world.unit).slice(0, 1))
 
 
-def lose_row_and_say_so(world: World) -> None:
+def lose_row_and_record_it(world: World) -> None:
     world.put(world.rows(world.unit).slice(0, 1), num_rows=1)
 
 
@@ -201,29 +213,29 @@ def swap_rows(world: World) -> None:
     world.put(world.rows(world.unit).take([1, 0]))
 
 
-def row_of_another_unit(world: World) -> None:
+def add_row_of_another_unit(world: World) -> None:
     rows = world.rows(world.unit)
-    place = rows.schema.names.index("source_row")
-    world.put(rows.set_column(place, world.schema.field("source_row"), pa.array([0, 4])))
+    position = rows.schema.names.index("source_row")
+    world.put(rows.set_column(position, world.schema.field("source_row"), pa.array([0, 4])))
 
 
-def of_another_shard(world: World) -> None:
+def change_shard_name(world: World) -> None:
     rows = world.rows(world.unit)
-    place = rows.schema.names.index("source_file")
+    position = rows.schema.names.index("source_file")
     field = world.schema.field("source_file")
-    world.put(rows.set_column(place, field, pa.array(["b/c.parquet"] * 2)))
+    world.put(rows.set_column(position, field, pa.array(["b/c.parquet"] * 2)))
 
 
 def drop_error(world: World) -> None:
     rows = world.rows(world.unit)
-    place = rows.schema.names.index("error")
-    world.put(rows.set_column(place, world.schema.field("error"), error_array([None, None])))
+    position = rows.schema.names.index("error")
+    world.put(rows.set_column(position, world.schema.field("error"), error_array([None, None])))
 
 
 def change_kept_value(world: World) -> None:
     rows = world.rows(world.unit)
-    place = rows.schema.names.index("doc_id")
-    world.put(rows.set_column(place, world.schema.field("doc_id"), pa.array(["one", "two"])))
+    position = rows.schema.names.index("doc_id")
+    world.put(rows.set_column(position, world.schema.field("doc_id"), pa.array(["one", "two"])))
 
 
 def change_input(world: World) -> None:
@@ -231,48 +243,98 @@ def change_input(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("harm", "level", "damage"),
+    ("damage_it", "level", "damage"),
     [
         (lose_unit, Level.LISTING, Damage.MISSING),
         (add_unit_of_another_plan, Level.LISTING, Damage.FOREIGN),
         (add_foreign_file, Level.LISTING, Damage.FOREIGN),
-        (empty, FOOTER_ONLY, Damage.UNREADABLE),
-        (cut_end, FOOTER_ONLY, Damage.UNREADABLE),
+        (empty, Level.FOOTERS, Damage.UNREADABLE),
+        (cut_end, Level.FOOTERS, Damage.UNREADABLE),
         (cut_beginning, Level.ROWS, Damage.CHECKSUM),
         (flip_bit_in_body, Level.ROWS, Damage.CHECKSUM),
-        (copy_of_another_unit, FOOTER_ONLY, Damage.OTHER_UNIT),
-        (of_another_job, FOOTER_ONLY, Damage.OTHER_JOB),
-        (of_another_shard_version, FOOTER_ONLY, Damage.OTHER_INPUT),
-        (without_a_column, FOOTER_ONLY, Damage.SCHEMA),
-        (with_another_type, FOOTER_ONLY, Damage.SCHEMA),
-        (lose_row, FOOTER_ONLY, Damage.COUNTS),
-        (lose_row_and_say_so, FOOTER_ONLY, Damage.COUNTS),
+        (copy_another_unit, Level.FOOTERS, Damage.OTHER_UNIT),
+        (write_by_another_job, Level.FOOTERS, Damage.OTHER_JOB),
+        (write_from_another_shard_version, Level.FOOTERS, Damage.OTHER_INPUT),
+        (drop_column, Level.FOOTERS, Damage.SCHEMA),
+        (change_type, Level.FOOTERS, Damage.SCHEMA),
+        (lose_row, Level.FOOTERS, Damage.COUNTS),
+        (lose_row_and_record_it, Level.FOOTERS, Damage.COUNTS),
         (lose_row_as_if_filtered, Level.INPUT, Damage.ROW_ORDER),
         (double_row, Level.ROWS, Damage.ROW_ORDER),
         (swap_rows, Level.ROWS, Damage.ROW_ORDER),
-        (row_of_another_unit, Level.ROWS, Damage.ROW_ORDER),
-        (of_another_shard, Level.ROWS, Damage.ROW_ORDER),
+        (add_row_of_another_unit, Level.ROWS, Damage.ROW_ORDER),
+        (change_shard_name, Level.ROWS, Damage.ROW_ORDER),
         (drop_error, Level.ROWS, Damage.ROW_ERROR),
         (change_kept_value, Level.INPUT, Damage.KEPT_COLUMNS),
         (change_input, Level.INPUT, Damage.INPUT_UNREADABLE),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
-def test_every_damage_is_seen_at_its_level(
-    world: World, harm: Callable[[World], None], level: Level, damage: Damage
+def test_every_damage_is_found_at_its_level(
+    world: World, damage_it: Callable[[World], None], level: Level, damage: Damage
 ) -> None:
-    """Each kind of damage is named from its level on, and in no case taken for a whole output."""
-    harm(world)
+    """Each kind of damage is named at its level, and the deepest level finds all of them."""
+    damage_it(world)
     assert damage in world.damages(level)
     assert world.damages(Level.INPUT)
 
 
+@pytest.mark.parametrize(
+    ("damage_it", "level", "parts"),
+    [
+        (double_row, Level.ROWS, ("row 0 occurs twice", "_SUCCESS")),
+        (swap_rows, Level.ROWS, ("row 0 comes after row 1",)),
+        (add_row_of_another_unit, Level.ROWS, ("row 4 is not in the unit",)),
+        (change_shard_name, Level.ROWS, ("b/c.parquet", "a.parquet")),
+        (lose_row_as_if_filtered, Level.INPUT, ("row 1 is missing",)),
+        (change_kept_value, Level.INPUT, ("doc_id",)),
+        (add_foreign_file, Level.LISTING, ("data/",)),
+        (lose_unit, Level.LISTING, ("run the job again",)),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_finding_says_what_is_wrong_and_what_to_do(
+    world: World, damage_it: Callable[[World], None], level: Level, parts: tuple[str, ...]
+) -> None:
+    """The message names the row, column or file, and the way out."""
+    damage_it(world)
+    messages = " ".join(finding.message for finding in world.verify(level).findings)
+    for part in parts:
+        assert part in messages
+
+
+def test_a_missing_row_is_named(world: World) -> None:
+    """In a unit without filtered rows the first missing row is known without the input."""
+    unit = world.plan.units[-1]
+    rows = world.rows(unit)
+    record = replace(world.record(unit), num_rows=1)
+    world.store.replace(unit.key, encode(rows.slice(0, 1), record))
+    messages = [finding.message for finding in world.verify(Level.ROWS).findings]
+    assert any(f"row {unit.first_row + 1} is missing" in message for message in messages)
+
+
+def test_following_the_advice_makes_the_output_whole(tmp_path: Path) -> None:
+    """After the damaged object and `_SUCCESS` are deleted, a run restores the unit."""
+    job = Job.model_validate(job_over(write_corpus(tmp_path / "corpus"), tmp_path / "out"))
+    store = LocalStore(str(tmp_path / "out"))
+    drive(job, store)
+    opened = open_output(store)
+    key = opened.plan.units[0].key
+    store.replace(key, b"damaged")
+    (finding,) = verify(store, expected_output(opened), Level.FOOTERS).findings
+    assert "delete it, and _SUCCESS" in finding.message
+    store.delete(key)
+    assert drive(job, store) is None
+    store.delete(SUCCESS_KEY)
+    assert drive(job, store) is not None
+    assert verify(store, expected_output(opened), Level.INPUT).is_whole
+
+
 def test_a_certificate_can_be_recomputed_with_a_parquet_reader(world: World) -> None:
-    """Rows, rejects and checksum of each unit are what pyarrow and SHA-256 say of its bytes."""
-    expected = Expected(world.plan, world.schema, JOB.input.keep, world.source)
-    proof = json.loads(verify(world.store, expected, Level.ROWS).to_json())
-    assert proof["is_whole"]
-    for key, facts in proof["units"].items():
+    """Rows, rejects and checksum of each unit are what pyarrow and SHA-256 compute."""
+    certificate = json.loads(world.verify(Level.ROWS).to_json())
+    assert certificate["is_whole"]
+    for key, facts in certificate["units"].items():
         data = world.store.read(key)
         rows = pq.read_table(io.BytesIO(data))
         footer = int.from_bytes(data[-8:-4], "little")
@@ -281,7 +343,7 @@ def test_a_certificate_can_be_recomputed_with_a_parquet_reader(world: World) -> 
         assert sum(facts["rejects"].values()) == rows.num_rows - rows.column("error").null_count
 
 
-def test_a_record_survives_its_way_through_a_footer(world: World) -> None:
-    """What a unit's object says of itself is what was written, with its checksum."""
-    read = record_from(pq.read_metadata(io.BytesIO(world.store.read(world.unit.key))))
-    assert asdict(replace(read, body_sha256="")) == asdict(world.record(world.unit))
+def test_a_record_survives_the_round_trip_through_a_footer(world: World) -> None:
+    """The record in a footer equals the written one, apart from the checksum."""
+    stored = record_from(pq.read_metadata(io.BytesIO(world.store.read(world.unit.key))))
+    assert asdict(replace(stored, body_sha256="")) == asdict(world.record(world.unit))

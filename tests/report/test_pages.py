@@ -1,4 +1,4 @@
-"""The pages of report and compare in a real browser: drawn, quiet, filtered, on paper."""
+"""The pages of `report` and `compare` in a real browser: plots, console, filters, print."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,10 +19,10 @@ pytestmark = pytest.mark.integration
 
 
 def outputs(folder: Path) -> list[str]:
-    """Two jobs' outputs over 40 rows of text, some of them hostile, some empty."""
+    """The outputs of two jobs over 40 rows, of which one holds markup and one is empty."""
     texts = [HOSTILE, "", *(f"word {number}" for number in range(38))]
     corpus = write_corpus(folder / "corpus", {"a.parquet": texts})
-    made = []
+    paths = []
     for name, labels in (("one", ["good", "bad"]), ("two", ["bad", "good"])):
         tasks = [
             {"kind": "generate", "name": "sum"},
@@ -31,18 +31,18 @@ def outputs(folder: Path) -> list[str]:
         keys = job_over(corpus, folder / name, tasks=tasks)
         keys["input"]["keep"] = ["text"]
         drive(Job.model_validate(keys), LocalStore(str(folder / name)))
-        made.append(str(folder / name))
-    return made
+        paths.append(str(folder / name))
+    return paths
 
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The files of both pages, by name."""
     folder = tmp_path_factory.mktemp("pages")
     one, two = map(open_output, outputs(folder))
-    found = compare(one, two)
     texts = {
         "report": report_page(make_report(one, {"rows": 40, "input_tokens": {"estimate": 9}})),
-        "compare": comparison_page(found, DriftLimits(0.02)),
+        "compare": comparison_page(compare(one, two), DriftLimits(0.02)),
     }
     for name, text in texts.items():
         (folder / f"{name}.html").write_text(text)
@@ -60,7 +60,7 @@ def tab(tmp_path: Path) -> Iterator[Tab]:
 
 @pytest.mark.parametrize("name", ["report", "compare"])
 def test_a_page_is_drawn_filtered_and_printed(pages: dict[str, Path], tab: Tab, name: str) -> None:
-    """All plots are there, the console is quiet, rows run nothing, both filters and paper work."""
+    """All plots are drawn, no error is logged, no row runs a script, filters and print work."""
     tab.open(pages[name])
     num_plots = tab.value("document.querySelectorAll('.plot').length")
     assert num_plots > 3
@@ -68,14 +68,16 @@ def test_a_page_is_drawn_filtered_and_printed(pages: dict[str, Path], tab: Tab, 
     drawn = f"[...document.querySelectorAll('.plot')].filter(p => p.querySelector('{traces}'))"
     assert tab.value(f"{drawn}.length") == num_plots
     shown = "[...document.querySelectorAll('.sample')].filter((row) => row.offsetHeight > 0)"
-    everything = tab.value(f"{shown}.length")
-    assert 0 < everything <= 20
-    tab.value("fate.value = 'rejected'; fate.dispatchEvent(new Event('change'))")
-    fates = tab.value(f"{shown}.map((row) => row.dataset.fate)")
-    assert set(fates) <= {"rejected"} and len(fates) < everything
-    tab.value("fate.value = 'all'; text.value = 'WORD 1'; text.dispatchEvent(new Event('input'))")
+    num_rows = tab.value(f"{shown}.length")
+    assert 0 < num_rows <= 20
+    tab.value("outcome.value = 'rejected'; outcome.dispatchEvent(new Event('change'))")
+    outcomes = tab.value(f"{shown}.map((row) => row.dataset.outcome)")
+    assert set(outcomes) <= {"rejected"} and len(outcomes) < num_rows
+    tab.value(
+        "outcome.value = 'all'; search.value = 'WORD 1'; search.dispatchEvent(new Event('input'))"
+    )
     texts = tab.value(f"{shown}.map((row) => row.textContent)")
-    assert texts and len(texts) < everything
+    assert texts and len(texts) < num_rows
     assert all("word 1" in text for text in texts)
     assert tab.pdf().startswith(b"%PDF")
     assert tab.value("document.title") != "taken"
@@ -83,10 +85,10 @@ def test_a_page_is_drawn_filtered_and_printed(pages: dict[str, Path], tab: Tab, 
     assert tab.errors == []
 
 
-def test_a_script_that_found_its_way_into_a_page_does_not_run(
+def test_the_policy_blocks_a_script_that_was_not_escaped(
     pages: dict[str, Path], tab: Tab, tmp_path: Path
 ) -> None:
-    """Beyond the escaping, the page's policy stops what its hashes do not name."""
+    """The page's Content-Security-Policy runs only scripts whose hashes it lists."""
     broken = tmp_path / "broken.html"
     text = pages["report"].read_text()
     broken.write_text(text.replace("<h1>", f"{HOSTILE}<h1>", 1))

@@ -1,4 +1,4 @@
-"""The report's figures are the output's, its page holds them, and rows are text in it."""
+"""The report equals what the output's rows and records hold, and its page escapes rows."""
 
 import json
 import re
@@ -14,9 +14,9 @@ from tokenmill.cli import app
 from tokenmill.errors import ExitCode
 from tokenmill.job.job import Job
 from tokenmill.output.output import open_output
-from tokenmill.output.plan_file import SUCCESS_KEY
 from tokenmill.output.record import read_record
-from tokenmill.output.status import Watch
+from tokenmill.output.status import StatusReader
+from tokenmill.output.success import SUCCESS_KEY
 from tokenmill.report.html import report_page
 from tokenmill.report.report import make_report
 from tokenmill.stages.in_process import REPLICA_NAME
@@ -32,7 +32,7 @@ TEXTS = {
 
 
 class Page(HTMLParser):
-    """A page's elements by name, and the text of its scripts and of all else."""
+    """A page's elements, the text of its scripts, and all other text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Page(HTMLParser):
 
 
 def finished(folder: Path) -> str:
-    """An output of 65 rows with generated text, labels and tags; 22 rows are empty."""
+    """The path of an output of 65 rows with text, labels and tags; 22 rows are empty."""
     corpus = write_corpus(folder / "corpus", TEXTS)
     tasks = [
         {"kind": "generate", "name": "sum"},
@@ -97,8 +97,8 @@ def rows_of(output: str) -> list[dict[str, Any]]:
     return rows
 
 
-def test_the_figures_are_those_of_the_rows(output: str, page: Page) -> None:
-    """Rows are answered or rejected; tokens, lengths, labels and ends count each row once."""
+def test_the_report_counts_every_row_once(output: str, page: Page) -> None:
+    """Rows, tokens, lengths, labels and finish reasons are those of the output's rows."""
     rows, facts = rows_of(output), page.facts
     answered = [row for row in rows if row["error"] is None]
     assert facts["rows"] == facts["answered"] + facts["rejected"] == 65
@@ -117,27 +117,28 @@ def test_the_figures_are_those_of_the_rows(output: str, page: Page) -> None:
     assert facts["scores"]["cls_label_score"]["total"] == pytest.approx(sum(scores))
 
 
-def test_each_replica_has_its_share(output: str, page: Page) -> None:
-    """Its name is in the units' records; its tokens and rows are those of its units."""
+def test_the_replicas_are_reported(output: str, page: Page) -> None:
+    """A replica's name, tokens and rows are those of its units' records."""
     store = LocalStore(output)
     records = [read_record(store, item.key) for item in store.list("data")]
     assert {record.replica for record in records} == {REPLICA_NAME}
-    (pace,) = page.facts["replicas"]
-    assert (pace["replica"], pace["units"], pace["rows"]) == (REPLICA_NAME, len(records), 65)
-    assert pace["tokens"] == page.facts["input_tokens"] + page.facts["generated_tokens"]
+    (replica,) = page.facts["replicas"]
+    assert (replica["replica"], replica["units"]) == (REPLICA_NAME, len(records))
+    assert replica["rows"] == 65
+    assert replica["tokens"] == page.facts["input_tokens"] + page.facts["generated_tokens"]
 
 
 def test_plotly_accepts_every_figure(page: Page) -> None:
-    """Each attribute is one that plotly knows, and each plot has its place on the page."""
-    places = {attributes.get("id") for tag, attributes in page.elements if tag == "div"}
+    """Plotly knows every attribute, and the page has an element for each plot."""
+    ids = {attributes.get("id") for tag, attributes in page.elements if tag == "div"}
     assert len(page.figures) > 6
     for figure in page.figures:
         graph_objects.Figure(data=figure["data"], layout=figure["layout"])
-        assert figure["id"] in places
+        assert figure["id"] in ids
 
 
-def test_a_hostile_row_is_text(page: Page) -> None:
-    """It is shown as it is, makes no element, and the page names its scripts by their hashes."""
+def test_rows_are_escaped(page: Page) -> None:
+    """Markup in a row makes no element, and the policy allows only the page's two scripts."""
     assert HOSTILE in page.text
     assert [tag for tag, _ in page.elements].count("script") == len(page.scripts) == 4
     (policy,) = [a["content"] for tag, a in page.elements if a.get("http-equiv")]
@@ -146,13 +147,13 @@ def test_a_hostile_row_is_text(page: Page) -> None:
 
 
 def test_a_page_loads_nothing(page: Page) -> None:
-    """No element names a place from which a browser would fetch something."""
+    """No element has a URL that a browser would fetch."""
     loading = [(tag, a) for tag, a in page.elements if a.keys() & {"src", "href", "srcset"}]
     assert loading == []
 
 
-def test_samples_are_twenty_rows_with_some_rejects(output: str, page: Page) -> None:
-    """Five of them are rejects, each with its reason; every cell is the row's."""
+def test_twenty_sample_rows_include_five_rejects(output: str, page: Page) -> None:
+    """Rejects have the error's message, and the cells are those of the output."""
     samples = page.facts["samples"]
     assert len(samples) == 20
     assert sum(row["rejected"] == "empty_input" for row in samples) == 5
@@ -162,8 +163,8 @@ def test_samples_are_twenty_rows_with_some_rejects(output: str, page: Page) -> N
         assert ("error" in row["cells"]) == (row["rejected"] is not None)
 
 
-def test_a_plan_stands_beside_what_came(output: str) -> None:
-    """Figures are taken by name; where the plan or the run has none, none is made up."""
+def test_the_plan_is_compared_with_the_actual_values(output: str) -> None:
+    """Quantities are matched by name; unknown ones are None."""
     plan = {
         "rows": 70,
         "input_tokens": {"estimate": 100, "low": 90, "high": 110},
@@ -172,47 +173,49 @@ def test_a_plan_stands_beside_what_came(output: str) -> None:
         "gpu_hours": 0.5,
         "cost": None,
     }
-    made = make_report(open_output(LocalStore(str(output))), plan, price=2.0)
-    lines = {line.name: line for line in made.plan}
+    report = make_report(open_output(LocalStore(str(output))), plan, price=2.0)
+    lines = {line.name: line for line in report.plan}
     assert list(lines) == list(plan)
     tokens = lines["input_tokens"]
     assert (tokens.planned, tokens.low, tokens.high) == (100, 90, 110)
-    assert tokens.actual == made.input_tokens
-    assert lines["seconds_per_replica"].actual == pytest.approx(made.replica_seconds)
+    assert tokens.actual == report.input_tokens
+    assert lines["seconds_per_replica"].actual == pytest.approx(report.replica_seconds)
     assert (lines["rows"].planned, lines["rows"].actual) == (70, 65)
     assert lines["cost"].planned is None
-    assert lines["cost"].actual == pytest.approx(2.0 * made.replica_seconds / 3600, abs=1e-4)
-    assert "Plan and actual" in report_page(made)
+    assert lines["cost"].actual == pytest.approx(2.0 * report.replica_seconds / 3600, abs=1e-4)
+    assert "Plan vs. actual" in report_page(report)
 
 
-def test_the_jobs_price_is_taken_where_none_is_given(tmp_path: Path) -> None:
-    """What an hour of a GPU costs stands in the job once, not in each command."""
+def test_the_jobs_price_is_the_default(tmp_path: Path) -> None:
+    """Without a price, `model.price_per_gpu_hour` gives the cost."""
     corpus = write_corpus(tmp_path / "corpus", TEXTS)
     model = {"source": "fake", "engine": {}, "price_per_gpu_hour": 3600.0}
     job = Job.model_validate(job_over(corpus, tmp_path / "out", model=model))
     drive(job, LocalStore(str(tmp_path / "out")))
-    made = make_report(open_output(LocalStore(str(tmp_path / "out"))))
-    assert made.gpu_hours is not None
-    assert made.cost == pytest.approx(3600 * made.gpu_hours)
+    report = make_report(open_output(LocalStore(str(tmp_path / "out"))))
+    assert report.gpu_hours is not None
+    assert report.cost == pytest.approx(3600 * report.gpu_hours)
 
 
-def test_an_unfinished_output_is_reported_as_far_as_it_is(tmp_path: Path) -> None:
-    """Its figures are those of the units that stand."""
+def test_an_unfinished_output_can_be_reported(tmp_path: Path) -> None:
+    """The report covers the committed units; there may be none."""
     output = finished(tmp_path)
     Path(output, SUCCESS_KEY).unlink()
     lost = next(iter(LocalStore(output).list("data"))).key
     Path(output, lost).unlink()
-    made = make_report(open_output(LocalStore(str(output))))
-    assert not made.is_finished
-    assert made.units == made.units_planned - 1
-    assert made.rows == 63
+    report = make_report(open_output(LocalStore(str(output))))
+    assert not report.is_finished
+    assert report.units == report.units_planned - 1
+    assert report.rows == 63
     for item in LocalStore(output).list("data"):
         Path(output, item.key).unlink()
-    assert "Nothing is committed" in report_page(make_report(open_output(LocalStore(str(output)))))
+    empty = report_page(make_report(open_output(LocalStore(str(output)))))
+    for text in ("No unit is committed", "No row has an answer", "There are no rows"):
+        assert text in empty
 
 
-def test_the_command_writes_the_page_and_prints_its_place(output: str, tmp_path: Path) -> None:
-    """By default into the last run's folder, or where --to says; --json prints the figures."""
+def test_the_command_writes_the_page_and_prints_its_path(output: str, tmp_path: Path) -> None:
+    """By default it is in the last run's folder; --to names a file, and --json prints JSON."""
     done = CliRunner().invoke(app, ["report", output])
     assert done.exit_code == ExitCode.FINISHED, done.output
     assert re.search(r"/_tokenmill/runs/[^/]+/report\.html$", done.stdout.strip())
@@ -227,22 +230,22 @@ def test_the_command_writes_the_page_and_prints_its_place(output: str, tmp_path:
     assert facts["rows"] == 65
 
 
-def test_a_page_lies_beside_its_run_on_each_kind_of_store(store: Store, tmp_path: Path) -> None:
-    """On a disk and in S3; what it adds there harms no one who looks at the output."""
+def test_the_page_is_written_to_every_kind_of_store(store: Store, tmp_path: Path) -> None:
+    """The page in the run's folder does not change the status or a later report."""
     corpus = write_corpus(tmp_path / "corpus")
     drive(Job.model_validate(job_over(corpus, store.url)), store)
     done = CliRunner().invoke(app, ["report", store.url])
     assert done.exit_code == ExitCode.FINISHED, done.output
     key = done.stdout.strip().removeprefix(f"{store.url}/")
     assert Page(store.read(key).decode()).facts["rows"] == 8
-    assert Watch(open_output(store)).look().state == "finished"
+    assert StatusReader(open_output(store)).read().state == "finished"
     again = make_report(open_output(store))
     assert [run.summary is not None for run in again.runs] == [True]
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"rows": 1}'])
-def test_what_is_no_plan_is_refused(output: str, tmp_path: Path, text: str) -> None:
-    """One line names the option and the file."""
+def test_a_file_that_is_no_estimate_is_refused(output: str, tmp_path: Path, text: str) -> None:
+    """The error is one line that names the option and the file."""
     plan = tmp_path / "plan.json"
     plan.write_text(text)
     done = CliRunner().invoke(app, ["report", output, "--plan", str(plan)])

@@ -15,9 +15,9 @@ from tokenmill.errors import ExitCode, RunFailed, UserError
 from tokenmill.job.job import Job
 from tokenmill.output.commit import Commit
 from tokenmill.output.output import open_output
-from tokenmill.output.plan_file import PLAN_KEY, SUCCESS_KEY
-from tokenmill.output.totals import read_success
-from tokenmill.output.verify import Level, expected_of, verify
+from tokenmill.output.plan_file import PLAN_KEY
+from tokenmill.output.success import SUCCESS_KEY, read_success
+from tokenmill.output.verify import Level, expected_output, verify
 from tokenmill.run.planning import prepare
 from tokenmill.run.run import run_job
 from tokenmill.run.summary import Summary
@@ -56,7 +56,7 @@ def answers(output: Path) -> list[tuple[str, int, str]]:
 
 def is_whole(output: Path) -> bool:
     opened = open_output(LocalStore(str(output)))
-    return verify(opened.store, expected_of(opened), Level.INPUT).is_whole
+    return verify(opened.store, expected_output(opened), Level.INPUT).is_whole
 
 
 def test_a_new_shard_is_added_and_what_stood_stays(corpus: Path, tmp_path: Path) -> None:

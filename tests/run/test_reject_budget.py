@@ -11,7 +11,7 @@ from tokenmill.errors import ExitCode, OverBudget
 from tokenmill.job.job import Job
 from tokenmill.observe.progress import Progress
 from tokenmill.output.commit import Commit
-from tokenmill.output.totals import read_success
+from tokenmill.output.success import read_success
 from tokenmill.run.limits import RejectBudget
 from tokenmill.storage.local import LocalStore
 

@@ -9,11 +9,12 @@ from helpers.inprocess import drive, drive_retry, job_over, write_corpus
 from helpers.stores import Meddling, contents, refusal
 from tokenmill.errors import ExitCode, OverBudget, RunFailed, UserError
 from tokenmill.job.job import Job
+from tokenmill.output.counts import Counts
 from tokenmill.output.output import open_output
 from tokenmill.output.record import UnitRecord, read_record
 from tokenmill.output.rejects import Selection
-from tokenmill.output.totals import Totals, read_success
-from tokenmill.output.verify import Level, expected_of, verify
+from tokenmill.output.success import read_success
+from tokenmill.output.verify import Level, expected_output, verify
 from tokenmill.storage.local import LocalStore
 
 # Half of the requests fail; with a rate of 0 they are all answered.
@@ -45,14 +46,14 @@ class World:
     def records(self) -> list[UnitRecord]:
         return [read_record(self.store, item.key) for item in self.store.list("data")]
 
-    def success(self) -> Totals:
+    def success(self) -> Counts:
         totals = read_success(self.store)
         assert totals is not None
         return totals
 
     def assert_whole(self) -> None:
         opened = open_output(self.store)
-        assert verify(opened.store, expected_of(opened), Level.INPUT).findings == ()
+        assert verify(opened.store, expected_output(opened), Level.INPUT).findings == ()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from helpers.inprocess import drive, drive_retry, job_over, write_corpus
 from tokenmill.engine.fake import FakeEngine, FakeSettings
 from tokenmill.job.job import Job
 from tokenmill.output.rejects import Selection
-from tokenmill.output.totals import read_success
+from tokenmill.output.success import read_success
 from tokenmill.prompt.fake_tokenizer import FakeTokenizer
 from tokenmill.reject import Reject, RejectClass
 from tokenmill.scheduling import scheduler as scheduling

@@ -11,7 +11,7 @@ from helpers.stores import refusal
 from tokenmill.errors import ExitCode, NoSpace, RunFailed, TokenmillError, UserError
 from tokenmill.job.job import Job
 from tokenmill.output.rejects import Selection
-from tokenmill.output.totals import read_success
+from tokenmill.output.success import read_success
 from tokenmill.storage.base import Store
 from tokenmill.storage.local import LocalStore
 from tokenmill.storage.retry import MAX_TRIES, persist

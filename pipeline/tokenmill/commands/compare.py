@@ -75,7 +75,7 @@ def compare_command(  # noqa: PLR0913, PLR0917 - options of a command
             typer.echo(json.dumps(facts, indent=2))
         else:
             _print_comparison(comparison, limits)
-        if not limits.is_kept_by(comparison):
+        if not limits.allows(comparison):
             raise typer.Exit(ExitCode.FAILED)
 
 
@@ -100,7 +100,7 @@ def _print_comparison(comparison: Comparison, limits: DriftLimits) -> None:
             _details(column),
         )
     console.print(table)
-    state = "within the limits" if limits.is_kept_by(comparison) else "OVER THE LIMIT"
+    state = "within the limits" if limits.allows(comparison) else "OVER THE LIMIT"
     changed = f"{comparison.changed_share:.2%} of rows changed (limit {limits.max_changed:.2%})"
     drift = ""
     if limits.max_drift is not None:

@@ -9,8 +9,8 @@ from tokenmill.commands.terminal import one_line_errors
 from tokenmill.errors import UserError
 from tokenmill.output.output import open_output
 from tokenmill.output.publish import publish
-from tokenmill.output.totals import read_success
-from tokenmill.output.verify import Level, expected_of, require_whole, verify
+from tokenmill.output.success import read_success
+from tokenmill.output.verify import Level, expected_output, require_whole, verify
 from tokenmill.storage.open import open_store
 
 
@@ -32,7 +32,7 @@ def publish_command(
         opened = open_output(open_store(output))
         if read_success(opened.store) is None:
             raise UserError(f"{opened.store.url} is not finished; run its job to the end first")
-        totals = require_whole(verify(opened.store, expected_of(opened), Level.FOOTERS))
-        published = publish(opened, totals, pointer, even_back=True)
+        totals = require_whole(verify(opened.store, expected_output(opened), Level.FOOTERS))
+        published = publish(opened, totals, pointer, allow_rollback=True)
         before = "" if published.previous is None else f" (before: {published.previous})"
         typer.echo(f"{pointer}: {published.output}{before}")

@@ -17,9 +17,9 @@ from tokenmill.commands.options import (
 from tokenmill.commands.terminal import one_line_errors
 from tokenmill.errors import UserError
 from tokenmill.output.output import open_output
-from tokenmill.output.plan_file import run_folder
+from tokenmill.output.runs import run_folder
 from tokenmill.report.html import report_page
-from tokenmill.report.report import make_report, read_plan_file
+from tokenmill.report.report import make_report, parse_estimate
 from tokenmill.storage.open import open_store
 
 
@@ -50,7 +50,7 @@ def report_command(  # noqa: PLR0913, PLR0917 - options of a command
     """
     with one_line_errors(debug):
         opened = open_output(open_store(output))
-        planned = None if plan is None else read_plan_file(_read(plan), f"--plan {plan}")
+        planned = None if plan is None else parse_estimate(_read(plan), f"--plan {plan}")
         report = make_report(opened, planned, price)
         if as_json:
             typer.echo(json.dumps(report.facts(), indent=2, default=str))

@@ -13,7 +13,7 @@ from tokenmill.commands.options import DebugOption, JsonOption, OutputArgument
 from tokenmill.commands.terminal import facts_table, one_line_errors, table_console
 from tokenmill.formatting import duration
 from tokenmill.output.output import open_output
-from tokenmill.output.status import Status, Watch
+from tokenmill.output.status import Status, StatusReader
 from tokenmill.storage.open import open_store
 
 _REFRESH_S = 5.0
@@ -34,9 +34,9 @@ def status_command(
     Exit codes: 0 shown, whatever the state; 2 no output.
     """
     with one_line_errors(debug):
-        watcher = Watch(open_output(open_store(output)))
+        watcher = StatusReader(open_output(open_store(output)))
         console = table_console()
-        status = watcher.look()
+        status = watcher.read()
         if not watch:
             if as_json:
                 typer.echo(json.dumps({**asdict(status), "state": status.state}, indent=2))
@@ -46,7 +46,7 @@ def status_command(
         with Live(_status_table(status), console=console, auto_refresh=False) as live:
             while not status.is_finished:
                 time.sleep(_REFRESH_S)
-                status = watcher.look()
+                status = watcher.read()
                 live.update(_status_table(status), refresh=True)
 
 

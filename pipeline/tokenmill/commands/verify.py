@@ -10,7 +10,7 @@ from tokenmill.commands.terminal import one_line_errors, print_line
 from tokenmill.errors import ExitCode
 from tokenmill.formatting import plural
 from tokenmill.output.output import open_output
-from tokenmill.output.verify import Certificate, Level, expected_of, verify
+from tokenmill.output.verify import Certificate, Level, expected_output, verify
 from tokenmill.storage.open import open_store
 
 # More would scroll the totals off the screen.
@@ -36,7 +36,8 @@ def verify_command(
     """
     with one_line_errors(debug):
         opened = open_output(open_store(output))
-        proof = verify(opened.store, expected_of(opened), Level.INPUT if deep else Level.FOOTERS)
+        level = Level.INPUT if deep else Level.FOOTERS
+        proof = verify(opened.store, expected_output(opened), level)
         if certificate is not None:
             write_file("--certificate", certificate, proof.to_json())
         _print_proof(proof)

@@ -1,1 +1,1 @@
-"""What a run will take, from a sample of its rows."""
+"""Estimates of what a run will take, from a sample of its rows."""

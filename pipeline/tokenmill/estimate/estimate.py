@@ -1,7 +1,7 @@
-"""What a run will take, before it: tokens, time, GPU-hours, cost, and the rows that will not do.
+"""Estimate a run before it starts: tokens, time, GPU-hours, cost, and rows that would be rejected.
 
-Tokens are counted on a sample of rows; the rest follows from a table of speeds, or from what a
-former run measured.
+Tokens are counted on a sample of rows. Time and cost follow from a table of speeds, or from the
+speed of a previous run.
 """
 
 from collections import Counter
@@ -21,13 +21,15 @@ from tokenmill.models.fetch import local_path
 from tokenmill.run.checks import models_by_key
 from tokenmill.run.planning import plan_ahead
 
+_SECONDS_PER_HOUR = 3600
+
 
 @dataclass(frozen=True, slots=True)
 class OutputTokens:
-    """What the engine will write.
+    """The tokens that the engine will generate.
 
-    `most` is what max_tokens allows; `estimate` follows from a former run's mean where there is
-    one (`is_measured`), and is `most` otherwise.
+    `most` is the limit that `max_tokens` sets. `estimate` follows from the mean of a previous run
+    if there is one (`is_measured`); otherwise it equals `most`.
     """
 
     estimate: int
@@ -37,12 +39,12 @@ class OutputTokens:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A run's figures before it; JSON holds all of them.
+    """The estimate of a run.
 
-    `rows`, `units`, `shards` and `bytes` are those of the input, before `input.where`;
-    `passing_rows` are those that pass it, and all else is of them. Tokens are those of each row's
-    first requests: `notes` says what comes on top. `gpu_hours` and `cost` are None where no GPU or
-    no price is known, `seconds_per_replica` where no speed is.
+    `rows`, `units`, `shards` and `bytes` describe the input before `input.where`; everything else
+    refers to the `passing_rows`. Tokens are those of each row's first requests; `notes` says what
+    is not counted. `seconds_per_replica` is null if no speed is known, `gpu_hours` without a GPU,
+    and `cost` without a GPU or a price.
     """
 
     job: str
@@ -80,63 +82,66 @@ def estimate(
     previous: str | None = None,
     device: str | None = None,
 ) -> Estimate:
-    """What a job will take, from so many of its rows, drawn by the seed.
+    """Estimate a job's run from a random sample of about `num_rows` rows.
 
-    `previous` is the output of a former run that tells of answers' lengths and of the pace;
-    `device` is one of the throughput table, by default this machine's. Raises `UserError`.
+    `previous` is the output of a previous run, which provides the length of answers and the speed.
+    `device` is a device of the throughput table; by default it is this machine's CPU, if it has no
+    GPU. Raises `UserError`.
     """
     if device is not None and device not in DEVICES:
-        raise UserError(f"--on {device}: no figures of it; there are: {', '.join(DEVICES)}")
-    ahead = plan_ahead(job)
-    _require_models(ahead.job)
-    before = None if previous is None else read_previous_run(previous, ahead.job)
-    sample = take_sample(ahead, num_rows, seed)
+        raise UserError(f"--on {device}: unknown device; choose one of {', '.join(DEVICES)}")
+    opened = plan_ahead(job)
+    job, plan = opened.job, opened.plan
+    _require_models(job)
+    previous_run = None if previous is None else read_previous_run(previous, job)
+    sample = take_sample(opened, num_rows, seed)
     rows = sample.passing
-    tokens = sample.sum(lambda row: row.input_tokens)
-    written = _output_tokens(sample, rows, before)
-    speed = _speed(ahead.job, before, device)
-    model = ahead.job.model
-    seconds = None if speed is None else speed.seconds(tokens.estimate, written.estimate)
-    gpu_hours = _gpu_hours(ahead.job, seconds, before, device)
-    price = model.price_per_gpu_hour
+    input_tokens = sample.sum(lambda row: row.input_tokens)
+    output_tokens = _output_tokens(sample, rows, previous_run)
+    speed = _speed(job, previous_run, device)
+    seconds = (
+        None if speed is None else speed.seconds(input_tokens.estimate, output_tokens.estimate)
+    )
+    gpu_hours = _gpu_hours(job, seconds, previous_run, device)
+    price, replicas = job.model.price_per_gpu_hour, job.model.most_replicas
     rejects = sample.count(lambda row: row.reject is not None)
     return Estimate(
-        job=ahead.job.name,
-        input=ahead.plan.input_url,
-        shards=ahead.plan.num_shards,
-        rows=ahead.plan.num_rows,
-        units=len(ahead.plan.units),
-        bytes=sum({unit.shard: unit.size for unit in ahead.plan.units}.values()),
+        job=job.name,
+        input=plan.input_url,
+        shards=plan.num_shards,
+        rows=plan.num_rows,
+        units=len(plan.units),
+        bytes=sum({unit.shard: unit.size for unit in plan.units}.values()),
         confidence=CONFIDENCE,
         sampled_rows=len(sample.rows),
         sampled_units=len(sample.units),
         seed=seed,
         passing_rows=rows,
-        input_tokens=tokens,
-        output_tokens=written,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
         rejects=rejects,
-        rejects_by_class=_rejects(sample),
+        rejects_by_class=_rejects_by_class(sample),
         truncated=sample.count(lambda row: row.is_truncated),
         divided=sample.count(lambda row: row.is_divided),
         speed=speed,
-        replicas=model.most_replicas,
-        seconds_per_replica=None if seconds is None else round(seconds / model.most_replicas, 1),
+        replicas=replicas,
+        seconds_per_replica=None if seconds is None else round(seconds / replicas, 1),
         gpu_hours=None if gpu_hours is None else round(gpu_hours, 4),
         price_per_gpu_hour=price,
         cost=None if gpu_hours is None or price is None else round(gpu_hours * price, 2),
-        previous=before,
+        previous=previous_run,
         prompts=sample.prompts,
-        notes=(*sample.notes, *_over_budget(ahead.job, rejects, rows)),
+        notes=(*sample.notes, *_over_budget(job, rejects, rows)),
     )
 
 
 def _over_budget(job: Job, rejects: Interval, rows: Interval) -> Iterator[str]:
-    """That the run is likely to end with exit code 3, said while it costs nothing."""
-    most = job.most_rejects(rows.estimate)
-    if rejects.estimate > most:
+    """A warning if the run would exceed the reject limit."""
+    limit = job.most_rejects(rows.estimate)
+    if rejects.estimate > limit:
         yield (
-            f"{rejects.estimate:,} rejects are more than the {most:,} that max_reject_rate and "
-            "max_rejects allow: the run would end with exit code 3"
+            f"The run would end with exit code 3: about {rejects.estimate:,} rows would be "
+            f"rejected, and max_reject_rate and max_rejects allow {limit:,}."
         )
 
 
@@ -144,50 +149,54 @@ def _require_models(job: Job) -> None:
     for model in models_by_key(job).values():
         if not model.is_fake and local_path(model) is None:
             raise UserError(
-                f"{model.source} is not on this machine, and its tokenizer counts the tokens; "
-                f"run: tokenmill models fetch {model.source}"
+                f"{model.source} is not on this machine, and its tokenizer is needed to count "
+                f"tokens; run: tokenmill models fetch {model.source}"
             )
 
 
-def _rejects(sample: RowSample) -> dict[str, Interval]:
-    seen = Counter(row.reject for row in sample.rows if row.reject is not None)
-    return {name: sample.count(partial(_is_of, name)) for name, _ in seen.most_common()}
+def _rejects_by_class(sample: RowSample) -> dict[str, Interval]:
+    classes = Counter(row.reject for row in sample.rows if row.reject is not None)
+    return {name: sample.count(partial(_is_of_class, name)) for name, _ in classes.most_common()}
 
 
-def _is_of(name: str, row: SampledRow) -> bool:
+def _is_of_class(name: str, row: SampledRow) -> bool:
     return row.reject == name
 
 
-def _output_tokens(sample: RowSample, rows: Interval, before: PreviousRun | None) -> OutputTokens:
-    most = sample.sum(lambda row: row.most_output_tokens).estimate
-    if before is None:
-        return OutputTokens(most, most, is_measured=False)
-    return OutputTokens(round(before.output_tokens_per_row * rows.estimate), most, is_measured=True)
+def _output_tokens(
+    sample: RowSample, rows: Interval, previous_run: PreviousRun | None
+) -> OutputTokens:
+    limit = sample.sum(lambda row: row.max_output_tokens).estimate
+    if previous_run is None:
+        return OutputTokens(limit, limit, is_measured=False)
+    mean = previous_run.output_tokens_per_row
+    return OutputTokens(round(mean * rows.estimate), limit, is_measured=True)
 
 
-def _speed(job: Job, before: PreviousRun | None, device: str | None) -> Speed | None:
-    """One replica's: as it was measured, or the table's for the model's size."""
-    if before is not None and before.speed is not None:
-        return before.speed
+def _speed(job: Job, previous_run: PreviousRun | None, device: str | None) -> Speed | None:
+    """The speed of one replica: as measured, or else from the table by the model's size."""
+    if previous_run is not None and previous_run.speed is not None:
+        return previous_run.speed
     if device is None and has_local_gpus():
-        # Which GPUs is not known here.
+        # The table has an entry per model of GPU, and which one this is is not known.
         return None
     folder = None if job.model.is_fake else local_path(job.model)
     return None if folder is None else speed_of(device or CPU, count_parameters(folder))
 
 
 def _gpu_hours(
-    job: Job, seconds: float | None, before: PreviousRun | None, device: str | None
+    job: Job, seconds: float | None, previous_run: PreviousRun | None, device: str | None
 ) -> float | None:
-    """Of all replicas together; None where the figures are a CPU's.
+    """GPU-hours of all replicas together; None if the speed is a CPU's.
 
-    A former run does not say what it ran on: who states a price of GPUs pays for them.
+    A previous run does not record its hardware. If the job states a price per GPU-hour, the run is
+    assumed to have used GPUs.
     """
     if device is None:
-        was_measured = before is not None and before.speed is not None
+        was_measured = previous_run is not None and previous_run.speed is not None
         on_gpus = has_local_gpus() or (was_measured and job.model.price_per_gpu_hour is not None)
     else:
         on_gpus = device != CPU
     if seconds is None or not on_gpus:
         return None
-    return seconds / 3600 * job.model.gpus_per_replica
+    return seconds / _SECONDS_PER_HOUR * job.model.gpus_per_replica

@@ -1,25 +1,26 @@
-"""What a former run tells of one to come: how long answers are, and how fast they were made."""
+"""What a previous run measured: the length of answers and the speed of its engines."""
 
 from dataclasses import dataclass
 
 from tokenmill.errors import UserError
 from tokenmill.estimate.throughput_table import Speed
 from tokenmill.job.job import Job, differing_fields
-from tokenmill.output.output import open_output, runs_of
-from tokenmill.output.status import Watch
+from tokenmill.output.output import open_output
+from tokenmill.output.runs import list_runs
+from tokenmill.output.status import StatusReader
 from tokenmill.storage.base import Store
 from tokenmill.storage.open import open_store
 
-# Of a run that was over in a moment no pace follows.
-_LEAST_S = 1.0
+# Shorter runs give no reliable speed.
+_MIN_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class PreviousRun:
     """Means over an output's rows, rejects included.
 
-    `speed` is that of one replica; None where no run took long enough. `differs` names the fields
-    of the job in which it was another, but for where its input is.
+    `speed` is that of one replica, or null if no run took long enough. `differs` names the fields
+    in which its job differs from the estimated one, without those of its input.
     """
 
     output: str
@@ -31,12 +32,12 @@ class PreviousRun:
 
 
 def read_previous_run(path: str, job: Job) -> PreviousRun:
-    """What the output at a path tells. Raises `UserError` where nothing is committed yet."""
+    """Read the output at a path. Raises `UserError` if nothing is committed in it yet."""
     opened = open_output(open_store(path))
-    status = Watch(opened).look()
+    status = StatusReader(opened).read()
     rows = status.rows_done - status.filtered
     if rows <= 0:
-        raise UserError(f"--from {path}: no row is answered there yet; name an output with some")
+        raise UserError(f"--from {path}: no rows are committed; name an output that has some")
     differing = differing_fields(opened.plan.answer_fields, job.answer_fields)
     return PreviousRun(
         output=opened.store.url,
@@ -49,11 +50,12 @@ def read_previous_run(path: str, job: Job) -> PreviousRun:
 
 
 def _speed(store: Store, replicas: int) -> Speed | None:
-    """Tokens in and out together: one run does not tell which of them took the time."""
-    summaries = [run.summary for run in runs_of(store) if run.summary is not None]
-    runs = [each for each in summaries if each["engine_seconds"] >= _LEAST_S]
+    """One speed for input and output tokens: a run does not show how long each of them took."""
+    summaries = [run.summary for run in list_runs(store) if run.summary is not None]
+    runs = [summary for summary in summaries if summary["engine_seconds"] >= _MIN_SECONDS]
     tokens = sum(run["input_tokens"] + run["generated_tokens"] for run in runs)
     if not tokens:
         return None
-    pace = round(tokens / replicas / sum(run["engine_seconds"] for run in runs), 1)
-    return Speed(pace, pace, f"{store.url}: {pace:,.0f} tokens/s a replica, in and out together")
+    rate = round(tokens / replicas / sum(run["engine_seconds"] for run in runs), 1)
+    source = f"{store.url}: {rate:,.0f} tokens/s per replica, input and output together"
+    return Speed(rate, rate, source)

@@ -1,6 +1,6 @@
-"""Rows of a plan that were drawn, rendered as a run renders them, and begun: what each asks first.
+"""A random sample of a plan's rows, rendered as in a run, with each row's first requests.
 
-A row's dialogue is begun and dropped; no engine is there. Nothing is written.
+A row's dialogue is started and dropped: there is no engine. Nothing is written.
 """
 
 import random
@@ -23,9 +23,10 @@ from tokenmill.estimate.statistics import (
     estimate_sum,
     rows_of,
 )
+from tokenmill.formatting import plural
 from tokenmill.input.reader import Source
 from tokenmill.job.job import Job
-from tokenmill.output.output import Opened
+from tokenmill.output.output import OpenedOutput
 from tokenmill.plan.plan import Unit
 from tokenmill.reject import Reject
 from tokenmill.request import Request
@@ -39,14 +40,14 @@ from tokenmill.tasks.row_tasks import RowTasks
 from tokenmill.tasks.task import PreparedRow, TaskContext
 from tokenmill.tasks.unit_tables import MEDIA_COLUMN, RenderedRows
 
-# Reading is waiting for the store; more units at a time would be held in memory.
+# Reading is mostly waiting for the store, but units that are read are held in memory.
 _THREADS = 8
-_SHOWN_ROWS = 3
+_NUM_SHOWN_ROWS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class ShownPrompt:
-    """A row's prompts as text, as the model reads them, by the names of the tasks."""
+    """A row's prompts as text, as the model reads them, by task."""
 
     source_file: str
     source_row: int
@@ -55,10 +56,10 @@ class ShownPrompt:
 
 @dataclass(frozen=True, slots=True)
 class SampledRow:
-    """What one row asks of the engine first."""
+    """A row's first requests: their input tokens and the most output tokens they allow."""
 
     input_tokens: int = 0
-    most_output_tokens: int = 0
+    max_output_tokens: int = 0
     reject: str | None = None
     is_truncated: bool = False
     is_divided: bool = False
@@ -66,7 +67,11 @@ class SampledRow:
 
 @dataclass(frozen=True, slots=True)
 class RowSample:
-    """Drawn rows, unit by unit, and the rendered table of all of them."""
+    """The drawn rows.
+
+    `units` holds each drawn unit, the number of its rows that pass the filter, and its drawn rows;
+    `rows` all drawn rows.
+    """
 
     units: Sequence[tuple[Unit, int, Sequence[SampledRow]]]
     population: Population
@@ -75,7 +80,7 @@ class RowSample:
     notes: tuple[str, ...]
 
     def drawn(self, number: Callable[[SampledRow], float]) -> list[DrawnUnit]:
-        """One number a row, by units."""
+        """The drawn units, with one number per drawn row."""
         return [
             DrawnUnit(unit.num_rows, num_passing, [float(number(row)) for row in rows])
             for unit, num_passing, rows in self.units
@@ -83,28 +88,28 @@ class RowSample:
 
     @property
     def passing(self) -> Interval:
-        """The rows that pass the job's filter."""
+        """The estimated number of rows that pass the job's filter."""
         return estimate_passing(self.drawn(lambda _: 1), self.population)
 
     def sum(self, number: Callable[[SampledRow], float]) -> Interval:
-        """A number's sum over all of them."""
+        """The estimated sum of a number over all rows that pass."""
         return estimate_sum(self.drawn(number), self.population)
 
-    def count(self, mark: Callable[[SampledRow], bool]) -> Interval:
-        """How many of them have a mark."""
-        return estimate_count(self.drawn(mark), self.passing.estimate, self.population)
+    def count(self, has_property: Callable[[SampledRow], bool]) -> Interval:
+        """The estimated number of rows that pass and have a property."""
+        return estimate_count(self.drawn(has_property), self.passing.estimate, self.population)
 
 
-def take_sample(ahead: Opened, num_rows: int, seed: int) -> RowSample:
-    """Draw rows, render them, and begin their dialogues."""
+def take_sample(opened: OpenedOutput, num_rows: int, seed: int) -> RowSample:
+    """Draw rows, render them and start their dialogues. Raises `UserError` if there are no rows."""
     draw = random.Random(seed)  # noqa: S311 - no secret
-    plan, job, source = ahead.plan, ahead.job, ahead.source
+    plan, job, source = opened.plan, opened.job, opened.source
     if not plan.units:
-        raise UserError(f"no row to count: {source.store.url} has none")
+        raise UserError(f"nothing to estimate: {source.store.url} has no rows")
     units = draw_units(plan.units, num_rows, draw)
     seeds = [draw.random() for _ in units]
-    tools = load_context(job, source.store)
-    tasks = RowTasks(job.steps, tools)
+    context = load_context(job, source.store)
+    tasks = RowTasks(job.steps, context)
 
     def read(unit: Unit, seed: float) -> tuple[int, pa.Table]:
         return _draw_rows(source, unit, rows_of(unit, units, num_rows), seed)
@@ -114,35 +119,35 @@ def take_sample(ahead: Opened, num_rows: int, seed: int) -> RowSample:
     table = pa.concat_tables(rows for _, rows in drawn)
     if not table.num_rows:
         raise UserError(
-            f"no row to count: {len(units):,} units of {source.store.url} have none that passes "
-            "input.where"
+            f"nothing to estimate: no row in {plural(len(units), 'unit')} of {source.store.url} "
+            "passes input.where"
         )
     table = Renderer(tasks, (), job.clean).render(table)
     rendered = RenderedRows(table)
-    rows = [_begun(tasks, tools, rendered, at) for at in range(len(rendered))]
-    each = iter(rows)
-    places = _places(units, drawn)
+    rows = [_sampled_row(tasks, context, rendered, row) for row in range(len(rendered))]
+    rows_left = iter(rows)
     return RowSample(
         [
-            (unit, num_passing, [next(each) for _ in range(part.num_rows)])
+            (unit, num_passing, [next(rows_left) for _ in range(part.num_rows)])
             for unit, (num_passing, part) in zip(units, drawn, strict=True)
         ],
         Population(len(plan.units), plan.num_rows),
         rows,
-        tuple(_shown_prompts(job, tools, rendered, places, draw)),
+        tuple(_shown_prompts(job, context, rendered, _sources(units, drawn), draw)),
         tuple(_notes(job, tasks, has_media=MEDIA_COLUMN in table.schema.names)),
     )
 
 
 def _draw_rows(source: Source, unit: Unit, count: int, seed: float) -> tuple[int, pa.Table]:
-    """How many of a unit's rows pass, and some of those, in order."""
+    """The number of a unit's rows that pass the filter, and a random sample of them, in order."""
     rows = source.read(unit)
     draw = random.Random(seed)  # noqa: S311 - no secret
     chosen = sorted(draw.sample(range(rows.num_rows), min(rows.num_rows, count)))
     return rows.num_rows, rows.take(pa.array(chosen, pa.int64()))
 
 
-def _places(units: Sequence[Unit], drawn: Sequence[tuple[int, pa.Table]]) -> list[tuple[str, int]]:
+def _sources(units: Sequence[Unit], drawn: Sequence[tuple[int, pa.Table]]) -> list[tuple[str, int]]:
+    """The shard and the position of each drawn row."""
     return [
         (unit.shard, row)
         for unit, (_, rows) in zip(units, drawn, strict=True)
@@ -150,46 +155,46 @@ def _places(units: Sequence[Unit], drawn: Sequence[tuple[int, pa.Table]]) -> lis
     ]
 
 
-def _begun(
-    tasks: RowTasks, tools: TaskContext, rendered: RenderedRows, position: int
+def _sampled_row(
+    tasks: RowTasks, context: TaskContext, rendered: RenderedRows, position: int
 ) -> SampledRow:
-    """What the row's dialogue asks first; nothing is answered."""
     entries = rendered.entries(position)
     dialogue = tasks.answer(entries, rendered.late(position))
     requests: Sequence[Request] = ()
     reject = next((entry for entry in entries if isinstance(entry, Reject)), None)
-    # Of a row whose every task has rejected it, nothing is asked.
+    # The dialogue ends at once if every task has rejected the row.
     with closing(dialogue), suppress(StopIteration):
         requests = next(dialogue)
     notes = [entry.notes for entry in entries if isinstance(entry, PreparedRow)]
     return SampledRow(
         input_tokens=sum(len(request.prompt_token_ids) for request in requests),
-        most_output_tokens=sum(_longest_answer(request, tools) for request in requests),
+        max_output_tokens=sum(_max_output_tokens(request, context) for request in requests),
         reject=None if reject is None else str(reject.reject_class),
-        is_truncated=any(TRUNCATED_NOTE in each for each in notes),
-        is_divided=any(CHUNKS_NOTE in each for each in notes),
+        is_truncated=any(TRUNCATED_NOTE in names for names in notes),
+        is_divided=any(CHUNKS_NOTE in names for names in notes),
     )
 
 
-def _longest_answer(request: Request, tools: TaskContext) -> int:
+def _max_output_tokens(request: Request, context: TaskContext) -> int:
+    """The request's `max_tokens`, or what the model's context leaves."""
     limit = request.params.max_tokens
     if limit is not None:
         return limit
-    own = tools if request.model is None else tools.auxiliary[request.model]
-    return max(0, own.max_model_len - len(request.prompt_token_ids))
+    model = context if request.model is None else context.auxiliary[request.model]
+    return max(0, model.max_model_len - len(request.prompt_token_ids))
 
 
 def _shown_prompts(
     job: Job,
-    tools: TaskContext,
+    context: TaskContext,
     rendered: RenderedRows,
-    places: Sequence[tuple[str, int]],
+    sources: Sequence[tuple[str, int]],
     draw: random.Random,
 ) -> Iterator[ShownPrompt]:
-    """Some rows' prompts; of a row with several for a task the first."""
-    asking = [at for at in range(len(rendered)) if any(map(_has_prompt, rendered.entries(at)))]
-    for at in sorted(draw.sample(asking, min(_SHOWN_ROWS, len(asking)))):
-        yield ShownPrompt(*places[at], _texts(job.steps, tools, rendered.entries(at)))
+    """The prompts of a few random rows; if a task has several for a row, the first."""
+    rows = [row for row in range(len(rendered)) if any(map(_has_prompt, rendered.entries(row)))]
+    for row in sorted(draw.sample(rows, min(_NUM_SHOWN_ROWS, len(rows)))):
+        yield ShownPrompt(*sources[row], _texts(job.steps, context, rendered.entries(row)))
 
 
 def _has_prompt(entry: PreparedRow | Reject | None) -> bool:
@@ -198,25 +203,25 @@ def _has_prompt(entry: PreparedRow | Reject | None) -> bool:
 
 def _texts(
     steps: Sequence[TaskStep[Any]],
-    tools: TaskContext,
+    context: TaskContext,
     entries: Sequence[PreparedRow | Reject | None],
 ) -> dict[str, str]:
     texts = {}
     for step, entry in zip(steps, entries, strict=True):
         if isinstance(entry, PreparedRow) and _has_prompt(entry):
-            place = step.model_key
-            own = tools if place is None else tools.auxiliary[place]
-            texts[step.section.name or step.kind.name] = own.tokenizer.decode(entry.prompts[0])
+            key = step.model_key
+            model = context if key is None else context.auxiliary[key]
+            texts[step.section.name or step.kind.name] = model.tokenizer.decode(entry.prompts[0])
     return texts
 
 
 def _notes(job: Job, tasks: RowTasks, *, has_media: bool) -> Iterator[str]:
-    """What the figures leave out."""
+    """What the estimate does not count."""
     names = [step.section.name or step.kind.name for step in job.steps]
     waiting = [name for name, waits in zip(names, tasks.waiting, strict=True) if waits]
     if waiting:
-        yield f"not counted: {', '.join(waiting)}, whose prompts hold an earlier task's answer"
+        yield f"Not counted: {', '.join(waiting)}, whose prompts contain another task's answer."
     if any(step.section.retries or step.final for step in job.steps) or job.auxiliary_models:
-        yield "not counted: retries, second prompts, and what models beside the job's own judge"
+        yield "Not counted: retries, second prompts, and requests to additional models."
     if has_media:
-        yield "not counted: the tokens that the model makes of an image or a recording"
+        yield "Not counted: the tokens that the model makes of an image or a recording."

@@ -1,7 +1,7 @@
-"""Rows drawn from a plan, and what they tell of all: pure functions.
+"""Estimates for all rows of a plan from a two-stage sample of them: pure functions.
 
-The sample has two stages: some of the plan's units, of each some rows. Formulas are those of
-Cochran, *Sampling Techniques*, 3rd edition (1977), chapter 11: the ratio estimate over units of
+The first stage draws units of the plan, the second rows of each unit. The formulas are those of
+Cochran, *Sampling Techniques*, 3rd edition (1977), chapter 11: the ratio estimate for units of
 unequal size, with the finite population correction in both stages.
 """
 
@@ -13,27 +13,27 @@ from statistics import NormalDist, mean, variance
 
 from tokenmill.plan.plan import Unit
 
-#: Of the intervals: how often they hold the true number.
+#: The share of intervals that contain the true number.
 CONFIDENCE = 0.95
-# A unit is read whole, some megabytes each; more of them only where they hold too few rows.
-_MOST_UNITS = 64
-# From fewer rows of a unit nothing follows about their spread.
-_LEAST_ROWS = 2
+# Units are read whole, a few megabytes each. More are drawn only if these hold too few rows.
+_MAX_UNITS = 64
+# The variance within a unit cannot be estimated from fewer rows.
+_MIN_ROWS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A number of all rows: its estimate, and between what it lies with `CONFIDENCE`."""
+    """An estimate with its confidence interval, in whole numbers."""
 
     estimate: int
     low: int
     high: int
 
     @classmethod
-    def around(cls, estimate: float, half_width: float, least: float = 0.0) -> "Interval":
-        """In whole numbers; `least` is what is known to be there."""
-        low = max(least, estimate - half_width)
-        # A sum that is exact must not leave its number by a rounding error.
+    def around(cls, estimate: float, half_width: float, minimum: float = 0.0) -> "Interval":
+        """The interval of a half-width around an estimate, but not below `minimum`."""
+        low = max(minimum, estimate - half_width)
+        # Rounded first, so that a rounding error does not move an exact number.
         return cls(
             round(estimate), math.floor(round(low, 6)), math.ceil(round(estimate + half_width, 6))
         )
@@ -41,9 +41,9 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class DrawnUnit:
-    """What was seen of a unit: its rows, those of them that pass the filter, a number a drawn row.
+    """A drawn unit: its rows, how many of them pass the filter, and one number per drawn row.
 
-    The drawn rows are some, or all, of those that pass.
+    The drawn rows are some or all of those that pass.
     """
 
     num_rows: int
@@ -52,21 +52,24 @@ class DrawnUnit:
 
     @property
     def total(self) -> float:
-        """The estimate for all of the unit's rows."""
+        """The estimated sum over all of the unit's rows that pass."""
         return self.num_passing * mean(self.values) if self.values else 0.0
 
     @property
     def variance(self) -> float:
-        """Of `total`: 0 where all rows were drawn."""
+        """The variance of `total`, with the finite population correction; 0 if all rows are drawn.
+
+        N² (1 - n/N) s²/n for n of N rows: Cochran (1977), chapter 2.
+        """
         drawn = len(self.values)
-        if drawn < _LEAST_ROWS or drawn == self.num_passing:
+        if drawn < _MIN_ROWS or drawn == self.num_passing:
             return 0.0
         return self.num_passing**2 * (1 - drawn / self.num_passing) * variance(self.values) / drawn
 
 
 @dataclass(frozen=True, slots=True)
 class Population:
-    """All that a sample is of."""
+    """The size of the plan that was sampled."""
 
     num_units: int
     num_rows: int
@@ -74,20 +77,20 @@ class Population:
 
 @dataclass(frozen=True, slots=True)
 class _Ratio:
-    """A sum by another, estimated."""
+    """An estimated ratio of two sums."""
 
     value: float
     variance: float
-    freedom: int
+    degrees_of_freedom: int
 
 
 def draw_units(units: Sequence[Unit], num_rows: int, draw: random.Random) -> list[Unit]:
-    """Units in the plan's order from which so many rows can be drawn; all of few."""
-    least = min(len(units), _MOST_UNITS, max(_LEAST_ROWS, num_rows // _LEAST_ROWS))
+    """Random units with at least `num_rows` rows together, or all units; in the plan's order."""
+    min_units = min(len(units), _MAX_UNITS, max(_MIN_ROWS, num_rows // _MIN_ROWS))
     chosen: list[int] = []
     rows = 0
     for position in draw.sample(range(len(units)), len(units)):
-        if len(chosen) >= least and rows >= num_rows:
+        if len(chosen) >= min_units and rows >= num_rows:
             break
         chosen.append(position)
         rows += units[position].num_rows
@@ -95,80 +98,88 @@ def draw_units(units: Sequence[Unit], num_rows: int, draw: random.Random) -> lis
 
 
 def rows_of(unit: Unit, units: Sequence[Unit], num_rows: int) -> int:
-    """The unit's share of the rows to draw from all `units`."""
-    share = math.ceil(num_rows * unit.num_rows / sum(each.num_rows for each in units))
-    return max(_LEAST_ROWS, share)
+    """The number of rows to draw from a unit, of `num_rows` rows to draw from all `units`."""
+    all_rows = sum(other.num_rows for other in units)
+    return max(_MIN_ROWS, math.ceil(num_rows * unit.num_rows / all_rows))
 
 
 def estimate_sum(units: Sequence[DrawnUnit], population: Population) -> Interval:
-    """The sum of a number, at least 0, over all rows that pass."""
+    """The sum of a non-negative number over all rows that pass the filter."""
     return _sum(units, population, sum(sum(unit.values) for unit in units))
 
 
-def _sum(units: Sequence[DrawnUnit], population: Population, least: float) -> Interval:
+def _sum(units: Sequence[DrawnUnit], population: Population, minimum: float) -> Interval:
     ratio = _ratio(units, [unit.num_rows for unit in units], population)
     rows = population.num_rows
-    half_width = rows * _t_quantile(ratio.freedom) * math.sqrt(ratio.variance)
-    return Interval.around(rows * ratio.value, half_width, least)
+    half_width = rows * _t_quantile(ratio.degrees_of_freedom) * math.sqrt(ratio.variance)
+    return Interval.around(rows * ratio.value, half_width, minimum)
 
 
 def estimate_passing(units: Sequence[DrawnUnit], population: Population) -> Interval:
-    """How many rows pass the filter; exact where all units were looked at."""
-    looked_at = [DrawnUnit(unit.num_rows, unit.num_passing, [1.0]) for unit in units]
-    return _sum(looked_at, population, sum(unit.num_passing for unit in units))
+    """The number of rows that pass the filter; exact if all units are drawn."""
+    ones = [DrawnUnit(unit.num_rows, unit.num_passing, [1.0]) for unit in units]
+    return _sum(ones, population, sum(unit.num_passing for unit in units))
 
 
 def estimate_count(
     units: Sequence[DrawnUnit], num_passing: int, population: Population
 ) -> Interval:
-    """How many rows have a mark; values are 1 for rows with it and 0 for the others.
+    """The number of rows with some property; values are 1 for rows that have it, otherwise 0.
 
-    Wilson's interval (1927), with the number of rows that a simple sample of the same variance
-    would have: unlike the normal one it tells of marks that no drawn row has.
+    The interval is Wilson's (1927), for the effective sample size: the size of a simple random
+    sample with the same variance (Kish, *Survey Sampling*, 1965). Unlike the normal interval, it
+    has an upper bound above 0 for a property that no drawn row has.
     """
     drawn = sum(len(unit.values) for unit in units)
-    marked = sum(sum(unit.values) for unit in units)
-    of_drawn_units = sum(unit.num_passing for unit in units)
-    if not of_drawn_units:
+    counted = sum(sum(unit.values) for unit in units)
+    passing_in_units = sum(unit.num_passing for unit in units)
+    if not passing_in_units:
         return Interval(0, 0, num_passing)
     ratio = _ratio(units, [unit.num_passing for unit in units], population)
-    if drawn == of_drawn_units and len(units) == population.num_units:
-        return Interval.around(marked, 0.0)
+    if drawn == passing_in_units and len(units) == population.num_units:
+        return Interval.around(counted, 0.0)
     share = ratio.value
-    simple = share * (1 - share)
-    # Where all rows are alike the variance says nothing.
-    size = simple / ratio.variance if ratio.variance and simple else drawn
-    quantile = _t_quantile(ratio.freedom)
+    simple_variance = share * (1 - share)
+    # If all drawn rows are alike, the variance is 0 and says nothing about the sample's size.
+    size = simple_variance / ratio.variance if ratio.variance and simple_variance else drawn
+    quantile = _t_quantile(ratio.degrees_of_freedom)
     square = quantile**2 / size
     centre = (share + square / 2) / (1 + square)
-    half_width = math.sqrt(square * simple + square**2 / 4) / (1 + square)
-    low, high = (num_passing * each for each in (centre - half_width, centre + half_width))
-    least, most = marked, num_passing - (drawn - marked)
+    half_width = math.sqrt(square * simple_variance + square**2 / 4) / (1 + square)
+    low, high = num_passing * (centre - half_width), num_passing * (centre + half_width)
+    # The drawn rows alone bound the number from both sides.
+    minimum, maximum = counted, num_passing - (drawn - counted)
+    estimate = num_passing * share
     return Interval(
-        round(num_passing * share),
-        math.floor(min(max(low, least), num_passing * share)),
-        math.ceil(max(min(high, most), num_passing * share)),
+        round(estimate),
+        math.floor(min(max(low, minimum), estimate)),
+        math.ceil(max(min(high, maximum), estimate)),
     )
 
 
 def _ratio(units: Sequence[DrawnUnit], sizes: Sequence[int], population: Population) -> _Ratio:
-    """Of the units' totals by their sizes."""
+    """The ratio of the units' totals to their sizes, and its variance between and within units.
+
+    Cochran (1977), chapter 11; for m of M units with the sizes N_i and the totals y_i:
+    (1 - m/M) m/(m - 1) Σ (y_i - R N_i)² + (m/M) Σ var(y_i), divided by (Σ N_i)².
+    """
     size, drawn, all_units = sum(sizes), len(units), population.num_units
     ratio = sum(unit.total for unit in units) / size
     within = drawn / all_units * sum(unit.variance for unit in units)
     if drawn == all_units:
         freedom = sum(max(0, len(unit.values) - 1) for unit in units)
         return _Ratio(ratio, within / size**2, max(1, freedom))
-    squares = sum((unit.total - ratio * own) ** 2 for unit, own in zip(units, sizes, strict=True))
+    pairs = zip(units, sizes, strict=True)
+    squares = sum((unit.total - ratio * unit_size) ** 2 for unit, unit_size in pairs)
     between = (1 - drawn / all_units) * drawn * squares / (drawn - 1)
     return _Ratio(ratio, (between + within) / size**2, drawn - 1)
 
 
-def _t_quantile(freedom: int) -> float:
-    """Student's, for an interval of `CONFIDENCE`.
+def _t_quantile(degrees_of_freedom: int) -> float:
+    """The two-sided quantile of Student's t distribution for `CONFIDENCE`.
 
-    Abramowitz and Stegun, *Handbook of Mathematical Functions*, 26.7.5: right to 1 % from 4 degrees
-    of freedom on.
+    Abramowitz and Stegun, *Handbook of Mathematical Functions* (1964), 26.7.5. The error is below
+    1 % from 4 degrees of freedom on.
     """
     z: float = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
     terms = (
@@ -178,4 +189,4 @@ def _t_quantile(freedom: int) -> float:
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
-    return math.fsum(term / freedom**power for power, term in enumerate(terms))
+    return math.fsum(term / degrees_of_freedom**power for power, term in enumerate(terms))

@@ -17,9 +17,9 @@ from tokenmill.errors import UserError
 from tokenmill.exchange.openai_answers import Body, answer_line, body_of
 from tokenmill.exchange.table_formats import write_dataset, write_delta, write_iceberg
 from tokenmill.output.json_lines import json_rows, write_line
-from tokenmill.output.output import Opened, committed_units, recorded_batches
+from tokenmill.output.output import OpenedOutput, batches_with_record, committed_units
 from tokenmill.output.record import UnitRecord
-from tokenmill.output.verify import expected_of
+from tokenmill.output.verify import expected_output
 from tokenmill.plan.plan import Unit
 from tokenmill.storage.open import open_object
 
@@ -55,7 +55,7 @@ def format_of(name: str) -> ExportFormat:
 
 
 def export(  # noqa: PLR0913 - what a command's options say
-    opened: Opened,
+    opened: OpenedOutput,
     target: str | Path,
     form: ExportFormat,
     *,
@@ -86,14 +86,14 @@ def export(  # noqa: PLR0913 - what a command's options say
             _write_answers(rows, body, *files)
     elif form in _TABLES:
         batches = (batch for _, batch in rows)
-        _TABLES[form](batches, expected_of(opened).schema, str(target))
+        _TABLES[form](batches, expected_output(opened).schema, str(target))
     else:
         store, key = open_object(str(target))
         with store.open_new(key) as file:
             if form is ExportFormat.JSONL:
                 _write_json_lines(rows, file)
             else:
-                _write_parquet(rows, file, expected_of(opened).schema)
+                _write_parquet(rows, file, expected_output(opened).schema)
     return rows.num_rows
 
 
@@ -128,11 +128,11 @@ def answer_files(target: str, errors: str | None) -> Iterator[tuple[IO[bytes], I
             yield answered, failed
 
 
-def _rows(opened: Opened, units: tuple[Unit, ...], *, rejects: bool) -> RecordedBatches:
-    names = expected_of(opened).schema.names
+def _rows(opened: OpenedOutput, units: tuple[Unit, ...], *, rejects: bool) -> RecordedBatches:
+    names = expected_output(opened).schema.names
     for unit in units:
         try:
-            for record, batch in recorded_batches(opened.store, unit, names):
+            for record, batch in batches_with_record(opened.store, unit, names):
                 kept = batch if rejects else batch.filter(pc.is_null(batch.column("error")))
                 yield record, kept
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:

@@ -36,10 +36,10 @@ from tokenmill.job.job import Job
 from tokenmill.job.loader import stored_job
 from tokenmill.observe.screen import Interface
 from tokenmill.output.json_lines import write_line
-from tokenmill.output.output import Opened, open_output, recorded_batches
+from tokenmill.output.output import OpenedOutput, batches_with_record, open_output
 from tokenmill.output.record import UnitRecord
-from tokenmill.output.totals import read_success
-from tokenmill.output.verify import expected_of
+from tokenmill.output.success import read_success
+from tokenmill.output.verify import expected_output
 from tokenmill.run.run import run_job
 from tokenmill.run.summary import Summary
 from tokenmill.stages.executor import Executor
@@ -227,7 +227,9 @@ def _job(work: Store, wanted: Wanted, model: str, overrides: Sequence[str]) -> J
     return stored_job(yaml.safe_dump(keys), "import-batch", overrides)
 
 
-def _write(batch: Batch, facts: _Facts, opened: Opened | None, summary: Summary | None) -> Outcome:
+def _write(
+    batch: Batch, facts: _Facts, opened: OpenedOutput | None, summary: Summary | None
+) -> Outcome:
     """The answer files, a line for each of the requests and in their order."""
     counts = {True: 0, False: 0}
     digest = hashlib.sha256()
@@ -245,7 +247,7 @@ def _write(batch: Batch, facts: _Facts, opened: Opened | None, summary: Summary 
     return Outcome(counts[True], counts[False], summary)
 
 
-def _lines(requests: _Requests, opened: Opened | None) -> Iterator[dict[str, Any]]:
+def _lines(requests: _Requests, opened: OpenedOutput | None) -> Iterator[dict[str, Any]]:
     """What came of each request; those that were asked have their rows in the output, in order."""
     rows: _Rows = iter(()) if opened is None else _rows(opened)
     body = None if opened is None else body_of(opened.job.steps)
@@ -259,9 +261,9 @@ def _lines(requests: _Requests, opened: Opened | None) -> Iterator[dict[str, Any
         yield answered_line(request, own, body)
 
 
-def _rows(opened: Opened) -> _Rows:
-    names = expected_of(opened).schema.names
+def _rows(opened: OpenedOutput) -> _Rows:
+    names = expected_output(opened).schema.names
     for unit in opened.plan.units:
-        for record, batch in recorded_batches(opened.store, unit, names):
+        for record, batch in batches_with_record(opened.store, unit, names):
             for row in batch.to_pylist():
                 yield record, row

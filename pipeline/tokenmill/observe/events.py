@@ -21,7 +21,7 @@ def progress_event(progress: Progress, now: float) -> dict[str, Any]:
         "units": progress.units_total,
         "rows_answered": progress.rows_answered,
         "rows": progress.rows_total,
-        "rejects": dict(progress.rejects),
+        "rejects": dict(progress.counts.rejects),
         "input_tokens_per_s": round(read, 1),
         "output_tokens_per_s": round(written, 1),
         "replicas": len(loads),

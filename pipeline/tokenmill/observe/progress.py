@@ -4,10 +4,10 @@
 plain line is printed every ten seconds.
 """
 
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tokenmill.output.commit import Commit
+from tokenmill.output.counts import NO_COUNTS, Counts
 from tokenmill.scheduling.load import PoolState
 
 # Of a shorter time no pace follows: the first report that is seen may hold many tokens.
@@ -27,13 +27,8 @@ class Progress:
     units_before: int
     rows_before: int
     started_at: float
-    units: int = 0
-    rows: int = 0
-    rejects: Counter[str] = field(default_factory=Counter)
+    counts: Counts = NO_COUNTS
     first_rejects: dict[str, str] = field(default_factory=dict)
-    filtered: int = 0
-    input_tokens: int = 0
-    generated_tokens: int = 0
     reused: int = 0
     lost_races: int = 0
     first_load_at: float | None = None
@@ -43,17 +38,13 @@ class Progress:
     def add(self, commit: Commit) -> None:
         """Count a commit; a unit that another driver made first is done, but not our work."""
         record = commit.record
-        self.units += 1
-        self.rows += record.num_rows + record.num_filtered
-        self.rejects.update(record.rejects)
         for name in record.rejects:
             self.first_rejects.setdefault(name, record.unit)
-        self.filtered += record.num_filtered
         if commit.is_ours:
-            self.input_tokens += record.input_tokens
-            self.generated_tokens += record.generated_tokens
+            self.counts += record.counts
             self.reused += record.num_reused
         else:
+            self.counts += replace(record.counts, input_tokens=0, generated_tokens=0)
             self.lost_races += 1
 
     def observe(self, pool: PoolState, now: float) -> None:
@@ -64,9 +55,14 @@ class Progress:
             self.first_load_at = now - pool.ready_s
 
     @property
+    def rows(self) -> int:
+        """Input rows of this run's units."""
+        return self.counts.input_rows
+
+    @property
     def rejected(self) -> int:
         """Rows without an answer, of this run's units."""
-        return self.rejects.total()
+        return self.counts.rejected
 
     @property
     def engine_deaths(self) -> int:
@@ -74,7 +70,7 @@ class Progress:
 
     @property
     def units_done(self) -> int:
-        return self.units_before + self.units
+        return self.units_before + self.counts.units
 
     @property
     def rows_done(self) -> int:
@@ -97,8 +93,8 @@ class Progress:
             return 0.0, 0.0
         # A restarted replica counts from zero again, its former commits do not.
         loads = self.pool.loads.values()
-        read = max(sum(load.input_tokens for load in loads), self.input_tokens)
-        written = max(sum(load.generated_tokens for load in loads), self.generated_tokens)
+        read = max(sum(load.input_tokens for load in loads), self.counts.input_tokens)
+        written = max(sum(load.generated_tokens for load in loads), self.counts.generated_tokens)
         return read / seconds, written / seconds
 
     def remaining_s(self, now: float) -> float | None:

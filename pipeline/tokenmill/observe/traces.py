@@ -69,7 +69,7 @@ class _OtlpTraces(RunListener):
             "tokenmill.committed": commit.is_ours,
             "tokenmill.rows": record.num_rows,
             "tokenmill.filtered": record.num_filtered,
-            "tokenmill.rejected": record.num_rejected,
+            "tokenmill.rejected": record.counts.rejected,
             "tokenmill.input_tokens": record.input_tokens,
             "tokenmill.generated_tokens": record.generated_tokens,
         }

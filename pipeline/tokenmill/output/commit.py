@@ -1,7 +1,7 @@
-"""A unit's result, whole or not at all: encode in memory, one conditional PUT, done.
+"""Commit a unit: encode its rows in memory, then create its object in one conditional write.
 
-If the object is there the unit is done; if it is not, it is not. A second writer of the same
-unit (a retry, a zombie, another driver) finds the object and drops its own.
+If the object exists, the unit is done; otherwise it is not. A second writer of the same unit (a
+retry, a leftover process, another driver) finds the object and discards its own.
 """
 
 import hashlib
@@ -21,15 +21,15 @@ from tokenmill.output.record import METADATA_KEY, UnitRecord, body_sha256, read_
 from tokenmill.plan.plan import Unit
 from tokenmill.storage.base import Store
 
-# Large enough to compress well, small enough that readers prune and split.
+# Large enough to compress well, small enough that readers can skip and split.
 _ROW_GROUP_ROWS = 16_384
-# Of a repair that meets another one on the same unit.
-_MOST_EXCHANGES = 5
+# How often a repair starts over because another one changed the unit's object first.
+_MAX_REPAIR_ATTEMPTS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """Who answers rejected rows again, and with which of the job's fields changed."""
+    """The run that answers rejected rows again, its attempt, and the job's fields it changes."""
 
     run: str
     attempt: str
@@ -37,7 +37,7 @@ class Repair:
 
 
 class Stage(StrEnum):
-    """Where a unit's time goes."""
+    """The stages in which a unit spends its time."""
 
     READ = "read"
     RENDER = "render"
@@ -47,10 +47,10 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """The outcome of a commit: the record of the object that stands, and whether it is ours.
+    """The outcome of a commit: the record of the unit's object, and whether this attempt wrote it.
 
-    `stage_times` has when each stage of the unit began and ended, in Unix seconds by the clock of
-    its machine.
+    `stage_times` holds the start and the end of each stage in Unix seconds, by the clock of the
+    machine that ran it.
     """
 
     record: UnitRecord
@@ -59,13 +59,13 @@ class Commit:
 
 
 def encode(table: pa.Table, record: UnitRecord) -> bytes:
-    """The object's bytes: Parquet, zstd, the record with the body's checksum in its metadata."""
-    # What stages note on their way is not the output's.
+    """The object's bytes: Parquet with zstd, and in its metadata the record with the checksum."""
+    # The stages' notes in the schema's metadata are not part of the output.
     table = table.replace_schema_metadata(None)
     sink = io.BytesIO()
     with pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
         writer.write_table(table, row_group_size=_ROW_GROUP_ROWS)
-        # All pages are written by now; what follows is the footer, which holds their checksum.
+        # All pages are written by now. Only the footer follows, which holds their checksum.
         with sink.getbuffer() as body:
             whole = replace(record, body_sha256=hashlib.sha256(body).hexdigest())
         writer.add_key_value_metadata({METADATA_KEY.decode(): json.dumps(asdict(whole))})
@@ -73,83 +73,92 @@ def encode(table: pa.Table, record: UnitRecord) -> bytes:
 
 
 def commit(store: Store, unit: Unit, table: pa.Table, record: UnitRecord) -> Commit:
-    """Make the unit's object exist. Raises `UserError` if something foreign has its name.
+    """Make the unit's object exist.
 
-    An object that is there already was made by an earlier attempt: by another writer, or by this
-    very one if the store's answer to its PUT was lost. Either way the unit is committed.
+    An existing object was written by an earlier attempt: by another writer, or by this one if the
+    store's reply to its PUT was lost. Either way the unit is committed.
+
+    Raises `UserError` if the existing object belongs to another job or another tool.
     """
     data = encode(table, record)
     if store.put_if_absent(unit.key, data):
         return Commit(replace(record, body_sha256=body_sha256(data)), is_ours=True)
     try:
-        standing = read_record(store, unit.key)
+        existing = read_record(store, unit.key)
     except FileNotFoundError as error:
         raise RunFailed(
-            f"{store.url}/{unit.key} was there and is gone; run the command again"
+            f"{store.url}/{unit.key} was deleted during the run; run the command again"
         ) from error
-    if (standing.unit, standing.fingerprint) != (unit.key, record.fingerprint):
-        raise UserError(f"{store.url}/{unit.key}: belongs to another job; use another output")
-    return Commit(standing, is_ours=standing.attempt == record.attempt)
+    if (existing.unit, existing.fingerprint) != (unit.key, record.fingerprint):
+        raise UserError(f"{store.url}/{unit.key} belongs to another job; use another output")
+    return Commit(existing, is_ours=existing.attempt == record.attempt)
 
 
-def repair(store: Store, unit: Unit, answered: pa.Table, mend: Repair) -> Commit:
-    """Put rows that were answered again into their places in the unit's object, in one step.
+def commit_repair(store: Store, unit: Unit, answered: pa.Table, repair: Repair) -> Commit:
+    """Replace rows of the unit's object with newly answered ones, in one conditional write.
 
-    `answered` holds some of the object's rows in its columns. A row that had an answer keeps it
-    unless there is a new one. Raises `RunFailed` if others change the object again and again.
+    `answered` holds some of the object's rows, with the same columns. A row that has an answer
+    keeps it unless there is a new one.
+
+    Raises `FileNotFoundError` if there is no object, and `RunFailed` if other writers keep changing
+    it.
     """
-    for _ in range(_MOST_EXCHANGES):
+    for _ in range(_MAX_REPAIR_ATTEMPTS):
         version = store.info(unit.key).version
         data = store.read(unit.key)
         before = record_from(pq.read_metadata(io.BytesIO(data)))
-        if any(made["attempt"] == mend.attempt for made in before.repairs):
-            # It was made and the store's answer was lost; others may have come after it.
+        if any(earlier["attempt"] == repair.attempt for earlier in before.repairs):
+            # This attempt did write it, and the store's reply was lost. Others may have repaired
+            # the object since.
             return Commit(before, is_ours=True)
-        rows = _mended(pq.read_table(io.BytesIO(data)), answered)
-        record = _mended_record(before, rows, answered, mend)
+        rows = _repaired_rows(pq.read_table(io.BytesIO(data)), answered)
+        record = _repaired_record(before, rows, answered, repair)
         data = encode(rows, record)
         if store.put_if_match(unit.key, data, version):
             return Commit(replace(record, body_sha256=body_sha256(data)), is_ours=True)
-    raise RunFailed(f"{store.url}/{unit.key}: others keep changing it; run the command again later")
+    raise RunFailed(
+        f"{store.url}/{unit.key}: other writers keep changing it; run the command again later"
+    )
 
 
-def _mended_record(
-    before: UnitRecord, rows: pa.Table, answered: pa.Table, mend: Repair
+def _repaired_record(
+    before: UnitRecord, rows: pa.Table, answered: pa.Table, repair: Repair
 ) -> UnitRecord:
-    made = {
-        "run": mend.run,
-        "attempt": mend.attempt,
-        "changes": dict(mend.changes),
+    entry = {
+        "run": repair.run,
+        "attempt": repair.attempt,
+        "changes": dict(repair.changes),
         "num_rows": answered.num_rows,
     }
     return replace(
         before,
-        attempt=mend.attempt,
+        attempt=repair.attempt,
         rejects=count_rejects(rows),
         input_tokens=before.input_tokens + column_sum(answered, "num_input_tokens"),
         generated_tokens=before.generated_tokens + column_sum(answered, "num_generated_tokens"),
-        repairs=(*before.repairs, made),
+        repairs=(*before.repairs, entry),
     )
 
 
-def _mended(standing: pa.Table, answered: pa.Table) -> pa.Table:
-    places = {row: place for place, row in enumerate(standing.column("source_row").to_pylist())}
-    had_answer = standing.column("error").is_null().to_pylist()
+def _repaired_rows(existing: pa.Table, answered: pa.Table) -> pa.Table:
+    source_rows = existing.column("source_row").to_pylist()
+    positions = {row: position for position, row in enumerate(source_rows)}
+    had_answer = existing.column("error").is_null().to_pylist()
     has_answer = answered.column("error").is_null().to_pylist()
-    order = list(range(standing.num_rows))
-    for position, row in enumerate(answered.column("source_row").to_pylist()):
-        place = places[row]
-        if has_answer[position] or not had_answer[place]:
-            order[place] = standing.num_rows + position
-    return pa.concat_tables([standing, answered]).take(pa.array(order, pa.int64()))
+    order = list(range(existing.num_rows))
+    for index, row in enumerate(answered.column("source_row").to_pylist()):
+        position = positions[row]
+        if has_answer[index] or not had_answer[position]:
+            order[position] = existing.num_rows + index
+    return pa.concat_tables([existing, answered]).take(pa.array(order, pa.int64()))
 
 
 def count_rejects(rows: pa.Table) -> dict[str, int]:
-    """The rejected rows of an output table, by class."""
+    """The number of rejected rows of an output table, by class."""
     classes = pc.struct_field(rows.column("error"), "class").drop_null()
     return {entry["values"]: entry["counts"] for entry in pc.value_counts(classes).to_pylist()}
 
 
 def column_sum(table: pa.Table, column: str) -> int:
-    """The sum of a column of integers; nulls count nothing."""
+    """The sum of an integer column; nulls count as 0."""
     return pc.sum(table.column(column), min_count=0).as_py() or 0

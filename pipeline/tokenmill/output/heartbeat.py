@@ -1,4 +1,4 @@
-"""A run's sign of life in its output, so that others see from the store alone that it goes on."""
+"""A run's heartbeat: an object that shows, from the store alone, that the run is alive."""
 
 import json
 import os
@@ -11,19 +11,19 @@ from types import TracebackType
 from typing import Any, Self
 
 from tokenmill.errors import TokenmillError
-from tokenmill.output.plan_file import run_folder
+from tokenmill.output.runs import run_folder
 from tokenmill.storage.base import Store
 
-#: In a run's folder; what it holds is `alive_until`.
+#: Name of the heartbeat in a run's folder; `alive_until` reads its content.
 ALIVE_NAME = "alive.json"
-# A run that is over in a moment leaves no sign.
+# A run that ends within the first seconds writes no heartbeat.
 _FIRST_S, _EVERY_S = 10.0, 30.0
-# A store may be slow, and clocks differ.
+# Allows for a slow store and for clocks that differ.
 _GRACE_S = 90.0
 
 
 class Heartbeat:
-    """While the context is open, an object says every half minute that the run lives."""
+    """While the context is open, writes the run's heartbeat every 30 seconds."""
 
     def __init__(self, store: Store, run: str, first_s: float = _FIRST_S) -> None:
         self._store = store
@@ -46,12 +46,12 @@ class Heartbeat:
     def _beat(self) -> None:
         while not self._over.wait(self._wait_s):
             self._wait_s = _EVERY_S
-            said = {"host": socket.gethostname(), "pid": os.getpid(), "at": round(time.time(), 3)}
-            # Nothing rests on it: a store that is away is the commits' affair.
+            beat = {"host": socket.gethostname(), "pid": os.getpid(), "at": round(time.time(), 3)}
+            # A missed heartbeat does no harm. If the store is down, the commits report it.
             with suppress(TokenmillError):
-                self._store.replace(self._key, (json.dumps(said) + "\n").encode())
+                self._store.replace(self._key, (json.dumps(beat) + "\n").encode())
 
 
-def alive_until(sign: Mapping[str, Any]) -> float:
-    """Until when, in Unix seconds, a run with this sign of life is taken to live."""
-    return float(sign["at"]) + _EVERY_S + _GRACE_S
+def alive_until(heartbeat: Mapping[str, Any]) -> float:
+    """The Unix time until which a run with this heartbeat counts as running."""
+    return float(heartbeat["at"]) + _EVERY_S + _GRACE_S

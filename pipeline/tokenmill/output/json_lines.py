@@ -1,4 +1,4 @@
-"""Rows as JSON lines: one form for whatever writes rows as text.
+"""Rows as JSON lines, the form in which every command writes rows as text.
 
 Knows nothing of outputs and stores.
 """
@@ -16,18 +16,18 @@ import pyarrow.compute as pc
 
 
 def write_line(line: Mapping[str, Any], file: IO[bytes]) -> None:
-    """One object, as a line of UTF-8."""
+    """Write one JSON object as a line of UTF-8."""
     file.write(json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n")
 
 
 def json_rows(rows: pa.RecordBatch | pa.Table) -> Iterator[dict[str, Any]]:
-    """Each row as JSON has it, with every column."""
-    for row in _as_iso(rows).to_pylist():
+    """The rows with all their columns, as values that JSON can represent."""
+    for row in _with_timestamps_as_text(rows).to_pylist():
         yield as_json(row)
 
 
-def _as_iso(rows: pa.RecordBatch | pa.Table) -> pa.RecordBatch | pa.Table:
-    """With timestamps written out by Arrow: Python's know no nanoseconds."""
+def _with_timestamps_as_text(rows: pa.RecordBatch | pa.Table) -> pa.RecordBatch | pa.Table:
+    """Format timestamps with Arrow, because Python's datetime has no nanoseconds."""
     for position, field in enumerate(rows.schema):
         if pa.types.is_timestamp(field.type):
             text = rows.column(position).cast(pa.string())
@@ -37,10 +37,10 @@ def _as_iso(rows: pa.RecordBatch | pa.Table) -> pa.RecordBatch | pa.Table:
 
 
 def as_json(value: Any) -> Any:
-    """A cell as JSON has it.
+    """A cell as a value that JSON can represent.
 
-    Bytes are base64, dates and times ISO 8601, numbers that are not finite null, maps lists of
-    pairs; what else JSON does not know is its text.
+    Bytes become base64, dates and times ISO 8601, numbers that are not finite null, and maps lists
+    of pairs. Other values that JSON lacks become their text.
     """
     match value:
         case None | bool() | int() | str():
@@ -53,8 +53,8 @@ def as_json(value: Any) -> Any:
         case datetime() | date() | time():
             return value.isoformat()
         case Mapping():
-            return {name: as_json(each) for name, each in value.items()}
+            return {name: as_json(part) for name, part in value.items()}
         case list() | tuple():
-            return [as_json(each) for each in value]
+            return [as_json(part) for part in value]
         case _:
             return str(value)

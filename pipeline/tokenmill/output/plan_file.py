@@ -1,4 +1,4 @@
-"""The objects below `_tokenmill/`: the plan, the job, the folders of runs."""
+"""The plan and the job of an output: the objects `_tokenmill/plan.parquet` and `job.yaml`."""
 
 from collections.abc import Collection, Sequence
 from contextlib import suppress
@@ -6,33 +6,30 @@ from contextlib import suppress
 from tokenmill.errors import RunFailed, UserError
 from tokenmill.job.job import Job, differing_fields
 from tokenmill.job.loader import stored_job
+from tokenmill.output.success import SUCCESS_KEY
 from tokenmill.plan.plan import Plan, plan_from_bytes, plan_to_bytes
 from tokenmill.storage.base import Store
 
 PLAN_KEY = "_tokenmill/plan.parquet"
 JOB_KEY = "_tokenmill/job.yaml"
-SUCCESS_KEY = "_SUCCESS"
-RUNS_FOLDER = "_tokenmill/runs"
-#: In a run's folder, written when it ends, however it ends.
-SUMMARY_NAME = "summary.json"
-
-
-def run_folder(run: str) -> str:
-    """Where a run leaves what it has to say."""
-    return f"{RUNS_FOLDER}/{run}"
 
 
 def read_job(store: Store, overrides: Sequence[str] = ()) -> Job:
-    """The job that an output holds, with overrides. Raises `UserError`."""
+    """The job stored in an output, with overrides applied.
+
+    Raises `UserError` if it is missing or invalid.
+    """
     try:
         text = store.read(JOB_KEY).decode()
     except FileNotFoundError as error:
-        raise UserError(f"{store.url}/{JOB_KEY} is gone; run the job again") from error
+        raise UserError(
+            f"{store.url}/{JOB_KEY} is missing; run the job again to restore it"
+        ) from error
     return stored_job(text, f"{store.url}/{JOB_KEY}", overrides)
 
 
 def read_plan(store: Store) -> Plan | None:
-    """The plan that stands in an output, if any."""
+    """The plan stored in an output; None if there is none. Raises `UserError` if it is invalid."""
     try:
         data = store.read(PLAN_KEY)
     except FileNotFoundError:
@@ -41,43 +38,39 @@ def read_plan(store: Store) -> Plan | None:
 
 
 def check_same_job(store: Store, plan: Plan, job: Job) -> None:
-    """Raise `UserError` with the differing fields if the output is another job's."""
+    """Raise `UserError` with the differing fields if the plan was made for another job."""
     if plan.fingerprint == job.fingerprint:
         return
     fields = ", ".join(differing_fields(plan.answer_fields, job.answer_fields))
     raise UserError(
-        f"{store.url} holds the output of another job; these differ: {fields}. "
-        "Change them back, or write to another output.path"
+        f"{store.url} holds the output of another job; these fields differ: {fields}. "
+        "Change them back, or set another output.path"
     )
 
 
 def check_no_foreign_files(store: Store) -> None:
-    """Raise `UserError` if a folder without a plan has something in it."""
+    """Raise `UserError` if a folder without a plan is not empty."""
     first = next(iter(store.list()), None)
     if first is not None:
         raise UserError(
-            f"{store.url} is not empty and not an output of tokenmill (it holds "
-            f"{first.key or 'an object of its own name'}); use a new folder"
+            f"{store.url} is not empty and not a tokenmill output (it contains "
+            f"{first.key or 'an object with the same name'}); set output.path to a new folder"
         )
 
 
-def has_results(store: Store) -> bool:
-    """Whether any unit is committed, of whatever plan."""
-    return next(iter(store.list("data")), None) is not None
-
-
 def replace_plan(store: Store, plan: Plan, job: Job) -> Plan:
-    """Put a plan in the place of one of which nothing was ever committed."""
+    """Overwrite the plan and the job of an output that has no committed units."""
     store.replace(PLAN_KEY, plan_to_bytes(plan))
     _write_job(store, job)
     return plan
 
 
 def extend_plan(store: Store, plan: Plan, version: str, dropped: Collection[str]) -> bool:
-    """Put a plan in the place of the one of this `version`: False if there is another by now.
+    """Replace the plan if it still has this `version`; False if another driver replaced it first.
 
-    The output is unfinished from now on. The objects of `dropped` keys go first: a death in between
-    leaves units that are missing, never one that is taken for another's.
+    The output is unfinished from now on. The objects of `dropped` keys are deleted before the plan
+    is replaced: a crash in between leaves units that are missing, but never an object that the new
+    plan would take for another unit's.
     """
     store.delete(SUCCESS_KEY)
     for key in dropped:
@@ -86,21 +79,27 @@ def extend_plan(store: Store, plan: Plan, version: str, dropped: Collection[str]
 
 
 def publish_plan(store: Store, plan: Plan, job: Job) -> Plan:
-    """Write the plan if there is none yet; the plan that stands, ours or a faster driver's."""
+    """Write the plan unless one exists, and return the plan that the output then has.
+
+    Raises `UserError` if the existing plan was made for another job.
+    """
     if not store.put_if_absent(PLAN_KEY, plan_to_bytes(plan)):
-        standing = read_plan(store)
-        if standing is None:
-            raise RunFailed(f"{store.url}/{PLAN_KEY} was there and is gone; run the command again")
-        check_same_job(store, standing, job)
-        plan = standing
+        existing = read_plan(store)
+        if existing is None:
+            raise RunFailed(
+                f"{store.url}/{PLAN_KEY} was deleted during the run; run the command again"
+            )
+        check_same_job(store, existing, job)
+        plan = existing
     _write_job(store, job)
     return plan
 
 
-def keep_job(store: Store, job: Job) -> None:
-    """Write the job beside its plan unless it stands there.
+def update_job(store: Store, job: Job) -> None:
+    """Write the job unless the output already holds the same text.
 
-    A driver may have died between the two, and fields that change no answer may differ by now.
+    It may be missing, because a driver crashed after it wrote the plan; or it may differ in fields
+    that change no answer.
     """
     with suppress(FileNotFoundError):
         if store.read(JOB_KEY) == _job_text(job):

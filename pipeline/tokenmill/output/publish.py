@@ -1,92 +1,120 @@
-"""One small object that names the output which readers are to use.
+"""The pointer: one small object that names the output that readers use.
 
-It is exchanged in one step, so that readers move from one night's output to the next at once, or
-back. A night that ends late does not take it away from a later night's.
+It is replaced in one conditional write, so that readers switch from one output to the next, or
+back, at once. A run that finishes late does not replace a pointer to a newer output.
 """
 
 import json
 import time
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from tokenmill.errors import RunFailed, UserError
-from tokenmill.output.output import Opened
-from tokenmill.output.totals import Totals
+from tokenmill.output.counts import Counts
+from tokenmill.output.output import OpenedOutput
 from tokenmill.storage.base import Store
 from tokenmill.storage.open import open_store, split_url
 
-# Each time another writer was faster.
-_MOST_EXCHANGES = 10
+# How often to start over because another writer changed the pointer first.
+_MAX_ATTEMPTS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Pointer:
-    """What the object holds.
+    """The content of the pointer object.
 
-    `night` orders outputs: the job's `date`, else the moment of publication (UTC). `previous` is
-    the output that the pointer named before, to go back to.
+    `version_date` orders outputs: it is the job's `date` or, without one, the time of publication
+    (UTC). Its JSON field is called `night`. `previous` is the output that the pointer named before,
+    for rolling back.
     """
 
     output: str
     job: str
     fingerprint: str
-    night: str
+    version_date: str
     rows: int
     rejected: int
     published_at: str
     previous: str | None
 
+    @classmethod
+    def from_json(cls, data: bytes) -> "Pointer":
+        """The inverse of `to_json`. Raises `TypeError` or `ValueError` for anything else."""
+        return cls(**{_FIELDS.get(name, name): value for name, value in json.loads(data).items()})
 
-def publish(opened: Opened, totals: Totals, target: str, *, even_back: bool = False) -> Pointer:
-    """Have the object at `target` name this output; the pointer that stands then.
+    def to_json(self) -> bytes:
+        """The bytes of the object."""
+        facts: dict[str, Any] = {_KEYS.get(name, name): part for name, part in asdict(self).items()}
+        return (json.dumps(facts, indent=2) + "\n").encode()
 
-    A later night's stays as it is, unless `even_back`. Raises `UserError` for a target that cannot
-    be written or holds something else.
+
+# Readers depend on the JSON field's name.
+_KEYS = {"version_date": "night"}
+_FIELDS = {key: name for name, key in _KEYS.items()}
+
+
+def publish(
+    opened: OpenedOutput,
+    totals: Counts,
+    target: str,
+    *,
+    allow_rollback: bool = False,
+    folder: Store | None = None,
+) -> Pointer:
+    """Point the object at the URL `target` to this output, and return the pointer it then holds.
+
+    A pointer to a newer output is left as it is, unless `allow_rollback`. `folder` is the store of
+    the target's folder, if it is not the one that its URL names.
+
+    Raises `UserError` if the target cannot be written or holds something else, and `RunFailed` if
+    other writers keep changing it.
     """
-    folder, key = split_url(target)
-    store = open_store(folder, opened.job.output.endpoint_url)
+    url, key = split_url(target)
+    store = folder or open_store(url, opened.job.output.endpoint_url)
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     pointer = Pointer(
         output=opened.store.url,
         job=opened.job.name,
         fingerprint=opened.plan.fingerprint,
-        night=opened.job.date or now,
+        version_date=opened.job.date or now,
         rows=totals.rows,
         rejected=totals.rejected,
         published_at=now,
         previous=None,
     )
-    for _ in range(_MOST_EXCHANGES):
-        made = _exchange(store, key, pointer, even_back)
-        if made is not None:
-            return made
-    raise RunFailed(f"{target}: others keep changing it; run the command again")
+    for _ in range(_MAX_ATTEMPTS):
+        published = _try_to_publish(store, key, pointer, allow_rollback)
+        if published is not None:
+            return published
+    raise RunFailed(f"{target}: other writers keep changing it; run the command again")
 
 
-def _exchange(store: Store, key: str, pointer: Pointer, even_back: bool) -> Pointer | None:
-    """The pointer that stands; None if another writer came between."""
+def _try_to_publish(
+    store: Store, key: str, pointer: Pointer, allow_rollback: bool
+) -> Pointer | None:
+    """The pointer that the object then holds; None if another writer changed it first."""
     try:
         version = store.info(key).version
-        standing = read_pointer(store, key)
+        existing = read_pointer(store, key)
     except FileNotFoundError:
-        return pointer if store.put_if_absent(key, _to_bytes(pointer)) else None
-    if standing.output == pointer.output:
-        pointer = replace(pointer, previous=standing.previous)
-    elif standing.night > pointer.night and not even_back:
-        return standing
+        return pointer if store.put_if_absent(key, pointer.to_json()) else None
+    if existing.output == pointer.output:
+        pointer = replace(pointer, previous=existing.previous)
+    elif existing.version_date > pointer.version_date and not allow_rollback:
+        return existing
     else:
-        pointer = replace(pointer, previous=standing.output)
-    return pointer if store.put_if_match(key, _to_bytes(pointer), version) else None
+        pointer = replace(pointer, previous=existing.output)
+    return pointer if store.put_if_match(key, pointer.to_json(), version) else None
 
 
 def read_pointer(store: Store, key: str) -> Pointer:
-    """The pointer that stands. Raises `FileNotFoundError`, or `UserError` if it is none."""
+    """The pointer that an object holds.
+
+    Raises `FileNotFoundError` if there is no object, and `UserError` if it holds something else.
+    """
     try:
-        return Pointer(**json.loads(store.read(key)))
-    except (ValueError, TypeError) as error:
+        return Pointer.from_json(store.read(key))
+    except (AttributeError, TypeError, ValueError) as error:
         raise UserError(
-            f"{store.url}/{key}: not a pointer that tokenmill wrote; publish to another name"
+            f"{store.url}/{key} is not a pointer written by tokenmill; publish under another name"
         ) from error
-
-
-def _to_bytes(pointer: Pointer) -> bytes:
-    return (json.dumps(asdict(pointer), indent=2) + "\n").encode()

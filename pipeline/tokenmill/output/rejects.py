@@ -1,4 +1,4 @@
-"""The rows of an output that got no answer, or only the beginning of one."""
+"""The rows of an output that have no answer, or a truncated one."""
 
 import io
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -12,26 +12,27 @@ import pyarrow.parquet as pq
 
 from tokenmill.errors import UserError
 from tokenmill.output.json_lines import json_rows, write_line
-from tokenmill.output.output import Opened, committed_units, read_records
+from tokenmill.output.output import OpenedOutput, committed_units
+from tokenmill.output.record import read_records
 from tokenmill.plan.plan import Unit
 from tokenmill.storage.base import Store
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which rows are meant: rejects of some classes, or of all (None).
+    """Selects rejected rows of some classes, or of all (None).
 
-    With `truncated` also the answers that were cut at their longest allowed length.
+    With `truncated`, answers that stopped at their maximum length are selected too.
     """
 
     classes: frozenset[str] | None = None
     truncated: bool = False
 
 
-def rejected_rows(opened: Opened, selection: Selection) -> Iterator[tuple[Unit, pa.Table]]:
-    """The selected rows of each committed unit that has any, as the output holds them.
+def rejected_rows(opened: OpenedOutput, selection: Selection) -> Iterator[tuple[Unit, pa.Table]]:
+    """The selected rows of each committed unit that has any, with the output's columns.
 
-    Reads the footers of all units, and the objects of those whose footers tell of such rows.
+    Reads the footers of all units, and whole objects only where the footer shows such rows.
     """
     units = committed_units(opened.store, opened.plan)
     records = read_records(opened.store, [unit.key for unit in units])
@@ -42,14 +43,14 @@ def rejected_rows(opened: Opened, selection: Selection) -> Iterator[tuple[Unit, 
                 yield unit, rows
 
 
-def example(store: Store, key: str, reject_class: str) -> str | None:
-    """A unit's first row of a class, in words; None where a retry has answered it meanwhile."""
+def example_reject(store: Store, key: str, reject_class: str) -> str | None:
+    """Describe a unit's first reject of a class; None if a retry has answered it since."""
     rows = _select(_read(store, key), Selection(frozenset({reject_class})))
     return describe_reject(rows.slice(0, 1).to_pylist()[0]) if rows.num_rows else None
 
 
 def describe_reject(row: Mapping[str, Any]) -> str:
-    """Where a rejected output row stands in the input, and why it has no answer."""
+    """The file and row of the input that a rejected output row is from, and the reason."""
     return f"{row['source_file']} row {row['source_row']:,}: {row['error']['message']}"
 
 
@@ -63,33 +64,33 @@ def _read(store: Store, key: str) -> pa.Table:
 
 def _select(rows: pa.Table, selection: Selection) -> pa.Table:
     error = rows.column("error")
-    wanted = error.is_valid()
+    is_selected = error.is_valid()
     if selection.classes is not None:
         classes = pa.array(sorted(selection.classes), pa.string())
-        wanted = pc.is_in(pc.struct_field(error, "class"), classes)
+        is_selected = pc.is_in(pc.struct_field(error, "class"), classes)
     if selection.truncated:
-        wanted = pc.or_(wanted, _is_truncated(rows))
-    return rows.filter(wanted)
+        is_selected = pc.or_(is_selected, _is_truncated(rows))
+    return rows.filter(is_selected)
 
 
 def _is_truncated(rows: pa.Table) -> pa.ChunkedArray:
-    """Whether an answer of the row ended at its longest allowed length."""
+    """Whether any answer of each row stopped at its maximum length."""
     reasons = [name for name in rows.schema.names if name.endswith("finish_reason")]
     if not reasons:
-        raise UserError("no task of this output writes a finish_reason; leave --truncated out")
-    truncated = pc.fill_null(pc.equal(rows.column(reasons[0]), "length"), False)
+        raise UserError("--truncated: no task of this output writes a finish_reason; omit it")
+    is_truncated = pc.fill_null(pc.equal(rows.column(reasons[0]), "length"), False)
     for name in reasons[1:]:
-        cut = pc.fill_null(pc.equal(rows.column(name), "length"), False)
-        truncated = pc.or_(truncated, cut)
-    return truncated
+        is_other = pc.fill_null(pc.equal(rows.column(name), "length"), False)
+        is_truncated = pc.or_(is_truncated, is_other)
+    return is_truncated
 
 
 def export_rows(tables: Sequence[pa.Table], target: Path) -> None:
-    """Write rows to a file, as Parquet or as JSON lines by its suffix. Raises `UserError`."""
+    """Write rows to a `.parquet` or `.jsonl` file, by its suffix. Raises `UserError`."""
     if target.suffix not in _WRITERS:
-        raise UserError(f"--export {target}: name a file that ends in {' or '.join(_WRITERS)}")
+        raise UserError(f"--export {target}: the file name must end in {' or '.join(_WRITERS)}")
     if not tables:
-        raise UserError(f"--export {target}: there are no rejects to write")
+        raise UserError(f"--export {target}: there are no rejects to export")
     try:
         _WRITERS[target.suffix](pa.concat_tables(tables), target)
     except OSError as error:

@@ -1,1 +1,1 @@
-"""Pages and comparisons made from outputs: figures, plots, HTML."""
+"""Reports on outputs and comparisons of them: statistics, plots, HTML pages."""

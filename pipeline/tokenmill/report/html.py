@@ -1,7 +1,7 @@
-"""Pages of HTML that stand alone: plotly's script, the figures and the text in one file.
+"""Self-contained HTML pages: plotly's script, the figures and the text in one file.
 
-What comes from rows is escaped by Jinja2; beyond that the page runs no script but its own two,
-which its Content-Security-Policy names by their hashes, and loads nothing.
+Jinja2 escapes everything that comes from rows. In addition, the page's Content-Security-Policy
+allows only its own two scripts, by their hashes, and loads nothing.
 """
 
 import base64
@@ -23,7 +23,6 @@ from tokenmill.report.plots import Figure
 from tokenmill.report.report import OutputReport
 
 _FOLDER = Path(__file__).parent / "pages"
-_GROUPED = 1000
 
 
 def report_page(report: OutputReport) -> str:
@@ -34,40 +33,41 @@ def report_page(report: OutputReport) -> str:
         "rejects": [
             plots.bars(
                 "rejects",
-                "rows without an answer",
-                {name: found.count for name, found in report.rejects.items()},
+                "Rejected rows by class",
+                {name: rejected.count for name, rejected in report.rejects.items()},
                 plots.BAD,
             )
         ]
         if report.rejects
         else [],
         "labels": [
-            plots.bars(f"label-{place}", name, counts)
-            for place, (name, counts) in enumerate(report.labels.items())
+            plots.bars(f"label-{number}", name, counts)
+            for number, (name, counts) in enumerate(report.labels.items())
         ],
         "scores": [
-            plots.histogram(f"score-{place}", name, found)
-            for place, (name, found) in enumerate(report.scores.items())
+            plots.histogram(f"score-{number}", name, histogram)
+            for number, (name, histogram) in enumerate(report.scores.items())
         ],
     }
     return render("report.html", report.facts(), groups, r=report)
 
 
 def comparison_page(comparison: Comparison, limits: DriftLimits) -> str:
-    """The page of a comparison, and whether it is within the limits."""
+    """The page of a comparison, with whether it is within the limits."""
+    outputs = ("first output", "second output")
     groups = {
         "confusion": [
             plots.matrix(
-                f"confusion-{place}", column.name, found.labels, found.counts, ("first", "second")
+                f"confusion-{number}", column.name, confusion.labels, confusion.counts, outputs
             )
-            for place, column in enumerate(comparison.columns)
-            if (found := column.confusion) is not None
+            for number, column in enumerate(comparison.columns)
+            if (confusion := column.confusion) is not None
         ],
         "drift": [
             figure
-            for place, column in enumerate(comparison.columns)
+            for number, column in enumerate(comparison.columns)
             if column.drift is not None and column.drift.pairs
-            for figure in _drift(f"drift-{place}", column.name, column.drift)
+            for figure in _drift(f"drift-{number}", column.name, column.drift)
         ],
     }
     facts = {**comparison.facts(), **limits.verdict(comparison)}
@@ -75,39 +75,41 @@ def comparison_page(comparison: Comparison, limits: DriftLimits) -> str:
 
 
 def _drift(id_: str, name: str, drift: Drift) -> Iterator[Figure]:
-    both = {"first": drift.first, "second": drift.second}
+    both = {"first output": drift.first, "second output": drift.second}
     yield plots.histograms(id_, name, both)
     yield plots.histogram(f"{id_}-difference", f"{name}: second minus first", drift.differences)
 
 
 def _lengths(report: OutputReport) -> Iterator[Figure]:
-    both = {"input-lengths": report.input_lengths, "output-lengths": report.output_lengths}
-    for id_, found in both.items():
-        if found.count:
-            yield plots.histogram(id_, id_.replace("-", " "), found, "tokens a row")
-    for place, (name, counts) in enumerate(report.finish_reasons.items()):
-        yield plots.bars(f"finish-{place}", name, counts)
+    for id_, title, histogram in (
+        ("input-lengths", "Input length", report.input_lengths),
+        ("output-lengths", "Output length", report.output_lengths),
+    ):
+        if histogram.count:
+            yield plots.histogram(id_, title, histogram, "tokens per row")
+    for number, (name, counts) in enumerate(report.finish_reasons.items()):
+        yield plots.bars(f"finish-{number}", name, counts)
 
 
 def render(
     name: str, facts: Mapping[str, Any], groups: Mapping[str, Sequence[Figure]], **values: Any
 ) -> str:
-    """A template with its figures, and `facts` for programs that read the page."""
-    # Slow to import: only who draws pays for it.
+    """Render a template with its figures; `facts` is embedded as JSON for programs."""
+    # Imported here because it is slow to import and only pages need it.
     from plotly.offline import get_plotlyjs  # noqa: PLC0415
 
     environment = Environment(
         loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined
     )
-    environment.filters |= {"count": _count, "figure": _figure, "took": _took}
+    environment.filters |= {"count": _count, "number": _number, "seconds": _seconds}
     scripts = [get_plotlyjs(), _asset("page.js")]
     return environment.get_template(name).render(
         **values,
         groups=groups,
         policy=_policy(scripts),
-        style=Markup(_asset("page.css")),  # noqa: S704 - a file of ours
-        plotly=Markup(scripts[0]),  # noqa: S704 - plotly's own
-        script=Markup(scripts[1]),  # noqa: S704 - a file of ours
+        style=Markup(_asset("page.css")),  # noqa: S704 - our own file
+        plotly=Markup(scripts[0]),  # noqa: S704 - plotly's script
+        script=Markup(scripts[1]),  # noqa: S704 - our own file
         facts=_json(facts),
         specs=_json([asdict(figure) for group in groups.values() for figure in group]),
     )
@@ -118,7 +120,7 @@ def _asset(name: str) -> str:
 
 
 def _policy(scripts: Sequence[str]) -> str:
-    """Nothing from anywhere but these scripts; plotly writes styles of its own."""
+    """A policy that allows only these scripts; plotly also needs inline styles and images."""
     hashes = " ".join(
         f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
         for script in scripts
@@ -130,7 +132,7 @@ def _policy(scripts: Sequence[str]) -> str:
 
 
 def _json(value: Any) -> Markup:
-    """JSON that a script element may hold: nothing in it ends the element or begins a comment."""
+    """JSON for a script element, escaped so that it cannot end the element or begin a comment."""
     text = json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -141,14 +143,14 @@ def _count(value: int) -> str:
     return f"{value:,}"
 
 
-def _took(seconds: float) -> str:
+def _seconds(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 10 else duration(seconds)  # noqa: PLR2004
 
 
-def _figure(value: float | None) -> str:
-    """A number with as many places as it takes to tell it from its neighbours."""
+def _number(value: float | None) -> str:
+    """A number with about three significant digits; a dash if it is not known."""
     if value is None:
         return "-"
-    if value == int(value) or abs(value) >= _GROUPED:
+    if value == int(value) or abs(value) >= 1000:  # noqa: PLR2004
         return f"{value:,.0f}"
     return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3g}"  # noqa: PLR2004

@@ -1,4 +1,4 @@
-"""Plots as plotly's data and layouts: pure functions of figures."""
+"""Plots as plotly's data and layouts, made by pure functions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,18 +10,19 @@ from tokenmill.report.throughput import ReplicaThroughput
 
 ACCENT, BAD, OTHER = "#2f5d9b", "#b3402a", "#d08b2c"
 _COLOURS = (ACCENT, OTHER, "#3c8d6b", "#8a5aa8", BAD, "#4aa3b5", "#8c6d46", "#d46a92")
-# More lines than this nobody tells apart.
-_MOST_LINES = 8
+# More lines in one plot are hard to distinguish.
+_MAX_LINES = 8
+_ALL, _OTHERS = "all replicas", "others"
 _HEIGHT = 290
-# Of a bar's name.
-_MOST_CHARACTERS = 28
+# Longest name of a bar or a line.
+_MAX_CHARACTERS = 28
 _FONT = {"family": 'system-ui, "Segoe UI", "DejaVu Sans", sans-serif', "size": 12}
 _AXIS = {"gridcolor": "#e6eaf0", "zeroline": False, "automargin": True, "linecolor": "#c5ccd6"}
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """What plotly draws in the element `id`: `height` pixels high, a whole line if `wide`."""
+    """What plotly draws in the element `id`, `height` pixels high and full width if `wide`."""
 
     id: str
     data: Sequence[Mapping[str, Any]]
@@ -30,81 +31,85 @@ class Figure:
     height: int = _HEIGHT
 
 
-def throughput(id_: str, paces: Sequence[ReplicaThroughput]) -> Figure:
-    """Tokens a second over the time: a line a replica, and their sum where there are several."""
-    names = list(dict.fromkeys(pace.replica for pace in paces))
+def throughput(id_: str, replicas: Sequence[ReplicaThroughput]) -> Figure:
+    """Tokens per second over time: a line per replica, and their sum if there are several."""
+    names = list(dict.fromkeys(replica.replica for replica in replicas))
     lines: dict[str, tuple[list[str | None], list[float | None]]] = {}
-    for pace in paces:
-        for name in _lines_of(pace.replica, names):
-            lines.setdefault(name, ([], []))
-    runs = list(dict.fromkeys(pace.run for pace in paces))
+    for replica in replicas:
+        for line in _lines_of(replica.replica, names):
+            lines.setdefault(line, ([], []))
+    runs = list(dict.fromkeys(replica.run for replica in replicas))
     for run in runs:
-        for name, (at, rates) in lines.items():
-            own = [
-                pace for pace in paces if pace.run == run and name in _lines_of(pace.replica, names)
+        for line, (times, rates) in lines.items():
+            curves = [
+                replica
+                for replica in replicas
+                if replica.run == run and line in _lines_of(replica.replica, names)
             ]
-            if not own:
+            if not curves:
                 continue
-            at += [_in_utc(moment) for moment in own[0].at]
-            rates += [sum(each) for each in zip(*(pace.tokens_per_s for pace in own), strict=True)]
-            # Between two runs there is no line.
-            at.append(None)
+            times.extend(map(_utc, curves[0].at))
+            rates.extend(map(sum, zip(*(curve.tokens_per_s for curve in curves), strict=True)))
+            # A gap between two runs.
+            times.append(None)
             rates.append(None)
     data = [
         {
             "type": "scatter",
             "mode": "lines+markers",
-            "name": plot_label(name),
-            "x": at,
+            "name": plot_label(line),
+            "x": times,
             "y": rates,
-            "line": {"color": _COLOURS[place % len(_COLOURS)], "width": 2},
+            "line": {"color": _COLOURS[number % len(_COLOURS)], "width": 2},
             "marker": {"size": 4},
         }
-        for place, (name, (at, rates)) in enumerate(lines.items())
+        for number, (line, (times, rates)) in enumerate(lines.items())
     ]
-    layout = _layout("tokens a second, input and output", "", "tokens/s")
+    layout = _layout("Input and output tokens per second", "", "tokens/s")
     return Figure(id_, data, {**layout, "showlegend": len(data) > 1}, wide=True)
 
 
-def _in_utc(moment: float) -> str:
-    """A Unix time as plotly reads it, which knows no zones."""
+def _utc(moment: float) -> str:
+    """A Unix time in the format that plotly reads, which has no time zone."""
     return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")[:23]
 
 
 def _lines_of(replica: str, names: Sequence[str]) -> list[str]:
-    """The lines that a replica is part of."""
+    """The lines to which a replica's tokens add."""
     if len(names) == 1:
-        return [replica or "all replicas"]
-    own = replica or "not told"
-    return ["all replicas", own if names.index(replica) < _MOST_LINES - 2 else "others"]
+        return [replica or _ALL]
+    has_line = names.index(replica) < _MAX_LINES - 2
+    return [_ALL, (replica or "unknown") if has_line else _OTHERS]
 
 
-def histogram(id_: str, title: str, found: Histogram, axis: str = "") -> Figure:
+def histogram(id_: str, title: str, values: Histogram, axis: str = "") -> Figure:
     """A histogram of one column."""
-    return histograms(id_, title, {axis or title: found}, axis)
+    return histograms(id_, title, {axis or title: values}, axis)
 
 
-def histograms(id_: str, title: str, found: Mapping[str, Histogram], axis: str = "") -> Figure:
-    """Several histograms over each other."""
+def histograms(
+    id_: str, title: str, values_by_name: Mapping[str, Histogram], axis: str = ""
+) -> Figure:
+    """Several named histograms on top of each other."""
     data = [
         {
             "type": "bar",
             "name": name,
-            "x": [(place + 0.5) * one.width for place in sorted(one.bins)],
-            "y": [one.bins[place] for place in sorted(one.bins)],
-            "width": [one.width] * len(one.bins),
+            "x": [(number + 0.5) * values.width for number in sorted(values.bins)],
+            "y": [values.bins[number] for number in sorted(values.bins)],
+            "width": [values.width] * len(values.bins),
             "marker": {"color": colour},
-            "opacity": 0.6 if len(found) > 1 else 1,
+            "opacity": 0.6 if len(values_by_name) > 1 else 1,
         }
-        for (name, one), colour in zip(found.items(), _COLOURS, strict=False)
+        for (name, values), colour in zip(values_by_name.items(), _COLOURS, strict=False)
     ]
     layout = _layout(title, axis, "rows")
-    more = {"barmode": "overlay", "bargap": 0, "showlegend": len(data) > 1}
-    return Figure(id_, data, {**layout, **more})
+    overlay = {"barmode": "overlay", "bargap": 0, "showlegend": len(data) > 1}
+    return Figure(id_, data, {**layout, **overlay})
 
 
 def bars(id_: str, title: str, counts: Mapping[str, int], colour: str = ACCENT) -> Figure:
-    """A horizontal bar a value, the most frequent one at the top."""
+    """Horizontal bars, one per name, the first at the top."""
     names = list(counts)
     data = [
         {
@@ -121,7 +126,7 @@ def bars(id_: str, title: str, counts: Mapping[str, int], colour: str = ACCENT) 
     layout = _layout(title, "rows", "")
     axis = {
         **_AXIS,
-        # A single bar must not fill the plot.
+        # Room for four bars, so that a single one does not fill the plot.
         "range": [max(len(names), 4) - 0.5, -0.5],
         "tickmode": "array",
         "tickvals": list(range(len(names))),
@@ -132,23 +137,27 @@ def bars(id_: str, title: str, counts: Mapping[str, int], colour: str = ACCENT) 
 
 
 def matrix(
-    id_: str, title: str, names: Sequence[str], counts: Sequence[Sequence[int]], axes: Sequence[str]
+    id_: str,
+    title: str,
+    labels: Sequence[str],
+    counts: Sequence[Sequence[int]],
+    axes: tuple[str, str],
 ) -> Figure:
-    """A confusion matrix: a line for each label of the first, a column for each of the second."""
-    places = list(range(len(names)))
+    """A confusion matrix: a row for each label of the first axis, a column for the second's."""
+    positions = list(range(len(labels)))
     ticks = {
         "tickmode": "array",
-        "tickvals": places,
-        "ticktext": [plot_label(name) for name in names],
+        "tickvals": positions,
+        "ticktext": [plot_label(label) for label in labels],
         "showgrid": False,
     }
     data = [
         {
             "type": "heatmap",
-            "x": places,
-            "y": places,
-            "z": [list(line) for line in counts],
-            "text": [[f"{count:,}" if count else "" for count in line] for line in counts],
+            "x": positions,
+            "y": positions,
+            "z": [list(row) for row in counts],
+            "text": [[f"{count:,}" if count else "" for count in row] for row in counts],
             "texttemplate": "%{text}",
             "hovertemplate": "%{z:,} rows<extra></extra>",
             "colorscale": [[0, "#ffffff"], [1, ACCENT]],
@@ -165,31 +174,31 @@ def matrix(
             "xaxis": {**layout["xaxis"], **ticks},
             "yaxis": {**layout["yaxis"], **ticks, "autorange": "reversed"},
         },
-        wide=len(names) > _MOST_LINES,
-        height=max(_HEIGHT, 110 + 22 * len(names)),
+        wide=len(labels) > _MAX_LINES,
+        height=max(_HEIGHT, 110 + 22 * len(labels)),
     )
 
 
 def plot_label(name: str) -> str:
-    """A value as a plot may write it: short, and without plotly's own markup."""
-    short = name if len(name) <= _MOST_CHARACTERS else f"{name[: _MOST_CHARACTERS - 2]} …"
-    return _plain(short)
+    """A name as a plot can show it: short, and without plotly's markup."""
+    short = name if len(name) <= _MAX_CHARACTERS else f"{name[: _MAX_CHARACTERS - 2]} …"
+    return _escaped(short)
 
 
-def _plain(text: str) -> str:
-    """Text in which plotly finds no markup and no formula."""
+def _escaped(text: str) -> str:
+    """The text without characters that plotly reads as markup or as a formula."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace("$", "&#36;")
 
 
 def _layout(title: str, x: str, y: str) -> dict[str, Any]:
     return {
-        "title": {"text": _plain(title), "font": {"size": 13}, "x": 0.02, "xanchor": "left"},
+        "title": {"text": _escaped(title), "font": {"size": 13}, "x": 0.02, "xanchor": "left"},
         "font": _FONT,
         "margin": {"l": 55, "r": 20, "t": 42, "b": 50},
         "paper_bgcolor": "#fff",
         "plot_bgcolor": "#fff",
-        "xaxis": {**_AXIS, "title": {"text": _plain(x)}},
-        "yaxis": {**_AXIS, "title": {"text": _plain(y)}, "rangemode": "tozero"},
+        "xaxis": {**_AXIS, "title": {"text": _escaped(x)}},
+        "yaxis": {**_AXIS, "title": {"text": _escaped(y)}, "rangemode": "tozero"},
         "showlegend": False,
         "legend": {"orientation": "h", "y": -0.18, "yanchor": "top", "x": 0},
     }

@@ -1,4 +1,4 @@
-"""Counts of a stream of values in bounded memory: histograms, samples, the values of a column."""
+"""Statistics of a stream in bounded memory: histograms, samples and counts of values."""
 
 import heapq
 import math
@@ -10,22 +10,23 @@ from typing import Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-# Of a histogram: some pixels each, and some values in each.
-_MOST_BINS = 64
-# Below it a float's bins would say more than anybody reads.
-_LEAST_WIDTH = 2.0**-20
+# As many bins as a plot can show.
+_MAX_BINS = 64
+# Finer bins of floats would show more detail than anyone reads.
+_MIN_WIDTH = 2.0**-20
 _T = TypeVar("_T")
 
 
 @dataclass(slots=True)
 class Histogram:
-    """How often values fall into bins of one width, a power of two, the first of them at 0.
+    """Counts of values in bins of equal width; bin `i` covers `i * width` to `(i + 1) * width`.
 
-    The width is the least at which all values lie within 64 bins, whatever their order. Values
-    that are no finite numbers are counted apart.
+    The width is the smallest power of two with which all values fit into 64 bins. It starts small
+    and doubles when a value does not fit, which merges pairs of bins, so that the result does not
+    depend on the order of the values. Values that are not finite are counted in `not_finite`.
     """
 
-    width: float = _LEAST_WIDTH
+    width: float = _MIN_WIDTH
     bins: dict[int, int] = field(default_factory=dict)
     count: int = 0
     total: float = 0.0
@@ -35,7 +36,7 @@ class Histogram:
 
     @classmethod
     def of_integers(cls) -> "Histogram":
-        """One whose bins are not finer than whole numbers."""
+        """An empty histogram whose bins are at least 1 wide."""
         return cls(width=1.0)
 
     @property
@@ -43,7 +44,7 @@ class Histogram:
         return self.total / self.count if self.count else None
 
     def add(self, values: npt.NDArray[np.float64]) -> None:
-        """Count values; NaN stands for no number."""
+        """Count values."""
         finite = values[np.isfinite(values)]
         self.not_finite += len(values) - len(finite)
         if not len(finite):
@@ -52,66 +53,70 @@ class Histogram:
         self.total += float(finite.sum())
         self.least = min(self.least, float(finite.min()))
         self.most = max(self.most, float(finite.max()))
-        while self._place(self.most) - self._place(self.least) >= _MOST_BINS:
-            self._double()
-        places, counts = np.unique(np.floor(finite / self.width), return_counts=True)
-        for place, count in zip(places.tolist(), counts.tolist(), strict=True):
-            self.bins[int(place)] = self.bins.get(int(place), 0) + count
+        while self._bin(self.most) - self._bin(self.least) >= _MAX_BINS:
+            self._double_width()
+        numbers, counts = np.unique(np.floor(finite / self.width), return_counts=True)
+        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+            self.bins[int(number)] = self.bins.get(int(number), 0) + count
 
     def quantile(self, share: float) -> float | None:
-        """The middle of the bin in which that share of the values is reached."""
+        """An estimate of a quantile: the middle of the bin that contains it."""
         reached = 0
-        for place, count in sorted(self.bins.items()):
+        for number, count in sorted(self.bins.items()):
             reached += count
             if reached >= share * self.count:
-                return min(max((place + 0.5) * self.width, self.least), self.most)
+                return min(max((number + 0.5) * self.width, self.least), self.most)
         return None
 
-    def _place(self, value: float) -> int:
+    def _bin(self, value: float) -> int:
         return math.floor(value / self.width)
 
-    def _double(self) -> None:
+    def _double_width(self) -> None:
         self.width *= 2
         bins: Counter[int] = Counter()
-        for place, count in self.bins.items():
-            bins[place // 2] += count
+        for number, count in self.bins.items():
+            bins[number // 2] += count
         self.bins = dict(bins)
 
 
 class Reservoir(Generic[_T]):
-    """A sample of a stream, each item as likely as another: those with the least random marks."""
+    """A uniform random sample of a stream of unknown length.
+
+    Each item gets a random key, and the items with the smallest keys are kept: algorithm A-Res of
+    Efraimidis and Spirakis, *Weighted random sampling with a reservoir* (2006), with equal weights.
+    """
 
     def __init__(self, size: int, seed: int) -> None:
         self._size = size
         self._random = np.random.default_rng(seed)
         self._kept: list[tuple[float, int, _T]] = []
-        self._seen = 0
+        self._num_kept = 0
 
-    def chosen(self, count: int) -> Iterator[tuple[int, float]]:
-        """Which of the next `count` items are to be handed to `keep`, each with its mark."""
-        marks = self._random.random(count)
-        for place in np.flatnonzero(marks < self._limit):
-            # The limit falls with each that is kept.
-            if marks[place] < self._limit:
-                yield int(place), float(marks[place])
+    def choose(self, count: int) -> Iterator[tuple[int, float]]:
+        """Positions among the next `count` items to pass to `keep`, each with its key."""
+        keys = self._random.random(count)
+        for position in np.flatnonzero(keys < self._limit):
+            # Each item that is kept lowers the limit.
+            if keys[position] < self._limit:
+                yield int(position), float(keys[position])
 
-    def keep(self, mark: float, item: _T) -> None:
-        """Take an item that was chosen, in the place of another if there are enough."""
-        self._seen += 1
-        entry = (-mark, self._seen, item)
+    def keep(self, key: float, item: _T) -> None:
+        """Add a chosen item; if the sample is full, it replaces the item with the largest key."""
+        self._num_kept += 1
+        entry = (-key, self._num_kept, item)
         if len(self._kept) < self._size:
             heapq.heappush(self._kept, entry)
         else:
             heapq.heappushpop(self._kept, entry)
 
     def offer(self, item: _T) -> None:
-        """The next item of the stream."""
-        for _, mark in self.chosen(1):
-            self.keep(mark, item)
+        """Consider the next item of the stream."""
+        for _, key in self.choose(1):
+            self.keep(key, item)
 
     @property
     def items(self) -> list[_T]:
-        """The sample, in the stream's order."""
+        """The sample, in the order of the stream."""
         return [item for _, _, item in sorted(self._kept, key=lambda entry: entry[1])]
 
     @property
@@ -119,21 +124,25 @@ class Reservoir(Generic[_T]):
         return -self._kept[0][0] if len(self._kept) >= self._size else 1.0
 
 
-class RunningValues:
-    """How often each value occurs, of a column that has few; `is_few` is False once it has many."""
+class ValueCounts:
+    """Counts how often each value of a column occurs, as long as there are few short ones.
 
-    def __init__(self, most: int, longest: int) -> None:
-        self._most = most
-        self._longest = longest
+    `is_few` becomes False, and the counts are dropped, once there are too many values or one of
+    them is too long.
+    """
+
+    def __init__(self, max_values: int, max_length: int) -> None:
+        self._max_values = max_values
+        self._max_length = max_length
         self.counts: Counter[str] = Counter()
         self.is_few = True
 
     def add(self, values: Iterable[tuple[str, int]]) -> None:
-        """Count values, each so many times."""
+        """Add values, each with its number of occurrences."""
         for value, count in values:
             if not self.is_few:
                 return
             self.counts[value] += count
-            if len(self.counts) > self._most or len(value) > self._longest:
+            if len(self.counts) > self._max_values or len(value) > self._max_length:
                 self.is_few = False
                 self.counts.clear()

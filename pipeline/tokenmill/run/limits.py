@@ -1,5 +1,6 @@
 """When a run is given up: engines that keep crashing, more rejects than the job allows."""
 
+from collections import Counter
 from contextlib import suppress
 
 from tokenmill.errors import OverBudget, RunFailed, TokenmillError
@@ -7,8 +8,8 @@ from tokenmill.job.job import Job
 from tokenmill.observe.listener import RunListener
 from tokenmill.observe.progress import Progress
 from tokenmill.output.commit import Commit
-from tokenmill.output.rejects import example
-from tokenmill.output.totals import Totals
+from tokenmill.output.counts import Counts
+from tokenmill.output.rejects import example_reject
 from tokenmill.storage.base import Store
 
 # An engine that dies again and again without a unit getting through will not get better; but one
@@ -22,7 +23,7 @@ _MOST_CLASSES = 3
 _MOST_CHARACTERS = 200
 
 
-def over_budget(job: Job, totals: Totals) -> bool:
+def over_budget(job: Job, totals: Counts) -> bool:
     """Whether more rows were rejected than the job allows."""
     too_many = job.max_rejects is not None and totals.rejected > job.max_rejects
     return too_many or totals.reject_rate > job.max_reject_rate
@@ -74,13 +75,13 @@ class RejectBudget(RunListener):
 
     def committed(self, commit: Commit, progress: Progress) -> None:
         del commit
-        most_rows = progress.rows_total - progress.filtered
+        most_rows = progress.rows_total - progress.counts.filtered
         most = self._job.most_rejects(most_rows)
         if progress.rejected <= most or progress.rows_done >= progress.rows_total:
             return
         classes = "; ".join(
             f"{count:,} {name}{_as_example(self._output, progress.first_rejects[name], name)}"
-            for name, count in progress.rejects.most_common(_MOST_CLASSES)
+            for name, count in Counter(progress.counts.rejects).most_common(_MOST_CLASSES)
         )
         raise OverBudget(
             f"{progress.rejected:,} rejects are more than the {most:,} that max_reject_rate and "
@@ -93,7 +94,7 @@ def _as_example(output: Store, unit: str, reject_class: str) -> str:
     """One of the unit's rows of the class, to follow the number of all; empty if there is none."""
     # The store may fail by now; the reason for the stop matters more.
     with suppress(TokenmillError, FileNotFoundError):
-        row = example(output, unit, reject_class)
+        row = example_reject(output, unit, reject_class)
         if row is not None:
             return f", as {' '.join(row.split())[:_MOST_CHARACTERS]}"
     return ""

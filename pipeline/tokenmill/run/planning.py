@@ -12,19 +12,19 @@ from tokenmill.input.footers import read_footers
 from tokenmill.input.listing import Listing, check_output_outside, list_input
 from tokenmill.input.where import where_columns, where_expression
 from tokenmill.job.job import Job
-from tokenmill.output.output import Opened, committed_keys, missing_units
+from tokenmill.output.counts import Counts
+from tokenmill.output.output import OpenedOutput, committed_keys, has_results, missing_units
 from tokenmill.output.plan_file import (
     PLAN_KEY,
     check_no_foreign_files,
     check_same_job,
     extend_plan,
-    has_results,
-    keep_job,
     publish_plan,
     read_plan,
     replace_plan,
+    update_job,
 )
-from tokenmill.output.totals import Totals, read_success
+from tokenmill.output.success import read_success
 from tokenmill.plan.diff import changes_since, dropped_keys, extended_plan
 from tokenmill.plan.plan import Plan, Unit
 from tokenmill.plan.units import first_rows, plan_units, unit_size
@@ -42,7 +42,7 @@ _CHARACTERS_PER_TOKEN = 4
 class PreparedRun:
     """A job checked against its input and output: what is planned and what is committed."""
 
-    opened: Opened
+    opened: OpenedOutput
     committed: frozenset[str]
     new_shards: int
 
@@ -52,7 +52,7 @@ class PreparedRun:
         return missing_units(self.opened.plan, self.committed)
 
 
-def finished_before(job: Job, store: Store) -> Totals | None:
+def finished_before(job: Job, store: Store) -> Counts | None:
     """The totals of an output that this very job has finished; None if there is work to do."""
     plan = read_plan(store)
     totals = None if plan is None else read_success(store)
@@ -80,11 +80,11 @@ def prepare(job: Job, store: Store, has_gpus: bool) -> PreparedRun:
         check_no_foreign_files(store)
         plan = publish_plan(store, _make_plan(job, listing, has_gpus), job)
     elif plan.fingerprint == job.fingerprint:
-        keep_job(store, job)
+        update_job(store, job)
     else:
         plan = _replan(job, store, plan, _make_plan(job, listing, has_gpus))
     plan, left_out = _follow(job, store, plan, listing, has_gpus)
-    return PreparedRun(Opened(store, plan, job), committed_keys(store, plan), left_out)
+    return PreparedRun(OpenedOutput(store, plan, job), committed_keys(store, plan), left_out)
 
 
 def _follow(
@@ -126,7 +126,7 @@ def _replan(job: Job, store: Store, standing: Plan, plan: Plan) -> Plan:
     return replace_plan(store, plan, job)
 
 
-def plan_ahead(job: Job) -> Opened:
+def plan_ahead(job: Job) -> OpenedOutput:
     """What a run on this machine would begin with in a new output; nothing is written.
 
     Raises `UserError` for what such a run would refuse.
@@ -138,7 +138,7 @@ def plan_ahead(job: Job) -> Opened:
     job = resolve(job)
     listing = list_input(job.input.path, job.input.endpoint_url)
     store = open_store(job.output.path, job.output.endpoint_url)
-    return Opened(store, _make_plan(job, listing, has_gpus), job)
+    return OpenedOutput(store, _make_plan(job, listing, has_gpus), job)
 
 
 def _make_plan(job: Job, listing: Listing, has_gpus: bool) -> Plan:

@@ -6,7 +6,7 @@ from tokenmill.errors import UserError
 from tokenmill.formatting import plural
 from tokenmill.job.job import Job, differing_fields
 from tokenmill.observe.screen import Interface
-from tokenmill.output.output import Opened, open_output
+from tokenmill.output.output import OpenedOutput, open_output
 from tokenmill.output.plan_file import read_job
 from tokenmill.output.rejects import Selection, rejected_rows
 from tokenmill.output.schema import added_fields
@@ -48,7 +48,7 @@ def retry_rejects(
     return Run(opened, job, units, interface, RepairSpec(rows, changes)).to_its_end(executor)
 
 
-def _changes(opened: Opened, job: Job) -> dict[str, object]:
+def _changes(opened: OpenedOutput, job: Job) -> dict[str, object]:
     """The fields in which the job differs from the output's. Raises `UserError` for its columns."""
     names = differing_fields(opened.job.answer_fields, job.answer_fields)
     same_columns = added_fields(job) == added_fields(opened.job)

@@ -22,12 +22,14 @@ from tokenmill.observe.listener import RunListener
 from tokenmill.observe.metrics import RunMetrics
 from tokenmill.observe.screen import Interface
 from tokenmill.observe.traces import traces_of
+from tokenmill.output.counts import Counts
 from tokenmill.output.heartbeat import Heartbeat
-from tokenmill.output.output import Opened, committed_keys
-from tokenmill.output.plan_file import SUMMARY_NAME, read_plan, run_folder
+from tokenmill.output.output import OpenedOutput, committed_keys
+from tokenmill.output.plan_file import read_plan
 from tokenmill.output.publish import publish
-from tokenmill.output.totals import Totals, write_success
-from tokenmill.output.verify import Level, expected_of, require_whole, verify
+from tokenmill.output.runs import SUMMARY_NAME, run_folder
+from tokenmill.output.success import write_success
+from tokenmill.output.verify import Level, expected_output, require_whole, verify
 from tokenmill.plan.plan import Unit
 from tokenmill.run.checks import check_formats, check_job, models_by_key
 from tokenmill.run.follow import follow, initial_progress
@@ -96,7 +98,7 @@ def _announce(prepared: PreparedRun, interface: Interface) -> None:
         )
 
 
-def _counts(totals: Totals) -> str:
+def _counts(totals: Counts) -> str:
     filtered = f", {totals.filtered:,} filtered out" if totals.filtered else ""
     whole = f"{plural(totals.rows, 'row')} in {plural(totals.units, 'unit')}"
     return f"{whole}, {totals.rejected:,} rejected{filtered}"
@@ -111,7 +113,7 @@ class Run:
 
     def __init__(
         self,
-        opened: Opened,
+        opened: OpenedOutput,
         job: Job,
         units: tuple[Unit, ...],
         interface: Interface,
@@ -199,7 +201,7 @@ class Run:
                 "work there; if it is not, the same command runs them"
             )
             return self._ended(None, ExitCode.FINISHED)
-        totals = require_whole(verify(store, expected_of(self._opened), Level.FOOTERS))
+        totals = require_whole(verify(store, expected_output(self._opened), Level.FOOTERS))
         if over_budget(self._job, totals):
             return self._ended(totals, ExitCode.OVER_REJECT_BUDGET)
         if self._opened.job.output.publish is not None:
@@ -217,14 +219,15 @@ class Run:
         added = {unit.key for unit in plan.units} - before
         return len(added - committed_keys(store, plan)) if added else 0
 
-    def _publish(self, totals: Totals, target: str) -> None:
+    def _publish(self, totals: Counts, target: str) -> None:
         standing = publish(self._opened, totals, target)
         if standing.output != self._opened.store.url:
             self._interface.say(
-                f"{target} names {standing.output}, of a later night ({standing.night}), and stays"
+                f"{target} already names a newer output ({standing.version_date}), and stays: "
+                f"{standing.output}"
             )
 
-    def _ended(self, totals: Totals | None, exit_code: ExitCode) -> Summary:
+    def _ended(self, totals: Counts | None, exit_code: ExitCode) -> Summary:
         """Leave the summary, mark a whole output as finished, tell whom the job names."""
         summary = self._summary(totals, exit_code)
         self._events.add("finish", exit_code=int(exit_code))
@@ -270,9 +273,9 @@ class Run:
         self._interface.say(f"stopped: {stays}; the same command runs the rest")
 
     def _summary(
-        self, totals: Totals | None, exit_code: ExitCode, error: str | None = None
+        self, totals: Counts | None, exit_code: ExitCode, error: str | None = None
     ) -> Summary:
-        progress, now = self._progress, time.monotonic()
+        progress, counts, now = self._progress, self._progress.counts, time.monotonic()
         return Summary(
             job=self._opened.job.name,
             run=self._run,
@@ -280,12 +283,12 @@ class Run:
             output=self._opened.store.url,
             log=str(self._log),
             model=self._opened.job.model.source,
-            units=progress.units,
-            rows=progress.rows,
-            rejected=progress.rejected,
-            filtered=progress.filtered,
-            input_tokens=progress.input_tokens,
-            generated_tokens=progress.generated_tokens,
+            units=counts.units,
+            rows=counts.input_rows,
+            rejected=counts.rejected,
+            filtered=counts.filtered,
+            input_tokens=counts.input_tokens,
+            generated_tokens=counts.generated_tokens,
             reused=progress.reused,
             lost_races=progress.lost_races,
             engine_deaths=progress.engine_deaths,

@@ -5,7 +5,7 @@ import secrets
 import time
 from dataclasses import asdict, dataclass
 
-from tokenmill.output.totals import Totals
+from tokenmill.output.counts import Counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Summary:
     seconds: float
     engine_seconds: float
     skipped_shards: tuple[str, ...]
-    totals: Totals | None
+    totals: Counts | None
     exit_code: int
     error: str | None
 

@@ -16,7 +16,15 @@ import pyarrow.compute as pc
 
 from tokenmill import __version__
 from tokenmill.engine.base import EngineInfo
-from tokenmill.output.commit import Commit, Repair, Stage, column_sum, commit, count_rejects, repair
+from tokenmill.output.commit import (
+    Commit,
+    Repair,
+    Stage,
+    column_sum,
+    commit,
+    commit_repair,
+    count_rejects,
+)
 from tokenmill.output.record import UnitRecord
 from tokenmill.output.schema import added_fields, output_rows, output_schema
 from tokenmill.plan.plan import Unit
@@ -67,7 +75,7 @@ def _facts(rows: pa.Table) -> dict[str, Any]:
 
 
 def commit_unit(spec: RunSpec, position: int, answered: pa.Table) -> Commit:
-    """Write the unit's object, or put repaired rows into it. Raises as `commit` and `repair` do."""
+    """Write or repair the unit's object. Raises as `commit` and `commit_repair` do."""
     unit = spec.units[position]
     facts = _facts(answered)
     began_at = time.time()
@@ -79,8 +87,8 @@ def _write_unit(spec: RunSpec, unit: Unit, answered: pa.Table, facts: Mapping[st
     schema = output_schema(spec.kept_schema, added_fields(spec.job))
     rows = output_rows(answered, unit.shard, schema)
     if spec.repair is not None:
-        mending = Repair(spec.run, uuid.uuid4().hex, spec.repair.changes)
-        return persist(lambda: repair(spec.output, unit, rows, mending))
+        repair = Repair(spec.run, uuid.uuid4().hex, spec.repair.changes)
+        return persist(lambda: commit_repair(spec.output, unit, rows, repair))
     record = _record(spec, unit, answered, facts)
     return persist(lambda: commit(spec.output, unit, rows, record))
 

@@ -4,25 +4,25 @@ const drawn = figures.map((figure) => Plotly.newPlot(
   figure.id, figure.data, figure.layout, {responsive: true, displaylogo: false, displayModeBar: false}
 ));
 const resize = () => figures.forEach((figure) => Plotly.Plots.resize(figure.id));
-// Paper is narrower than the screen, and its layout comes after the last resize of the window.
+// Paper is narrower than the screen, and its layout comes after the window's last resize event.
 window.matchMedia("print").addEventListener("change", resize);
 window.addEventListener("afterprint", resize);
-const text = document.getElementById("filter-text");
-const fate = document.getElementById("filter-fate");
+const search = document.getElementById("filter-text");
+const outcome = document.getElementById("filter-outcome");
 const filter = () => {
-  const wanted = text.value.toLowerCase();
+  const text = search.value.toLowerCase();
   let shown = 0;
   for (const sample of document.querySelectorAll(".sample")) {
-    const fits = sample.textContent.toLowerCase().includes(wanted)
-      && (fate.value === "all" || sample.dataset.fate === fate.value);
-    sample.hidden = !fits;
-    shown += fits;
+    const matches = sample.textContent.toLowerCase().includes(text)
+      && (outcome.value === "all" || sample.dataset.outcome === outcome.value);
+    sample.hidden = !matches;
+    shown += matches;
   }
   document.getElementById("filter-count").textContent = `${shown} shown`;
 };
-if (text) {
-  text.addEventListener("input", filter);
-  fate.addEventListener("change", filter);
+if (search) {
+  search.addEventListener("input", filter);
+  outcome.addEventListener("change", filter);
   filter();
 }
 Promise.all(drawn).then(() => { document.documentElement.dataset.drawn = String(drawn.length); });
