@@ -29,7 +29,7 @@ from tokenmill.models.bundled import (
     extract_wheel,
     fetch_bundled,
 )
-from tokenmill.models.fetch import fetch_model, local_path
+from tokenmill.models.fetch import fetch_model, fetch_s3, local_path
 from tokenmill.storage.base import Store
 from tokenmill.storage.open import open_store
 
@@ -274,6 +274,22 @@ def test_a_prefix_without_a_config_is_refused(s3_model: Store, cache: Path, pref
     assert source in line
     assert "config.json" in line
     assert not cache.exists()
+
+
+@pytest.mark.parametrize("key", ["../../../outside", "sub/../../outside", "/outside"])
+def test_a_key_that_leads_out_of_the_model_folder_is_refused(
+    tmp_path: Path, cache: Path, key: str
+) -> None:
+    """Write access to the prefix must not give write access to this machine."""
+    url = f"memory://{tmp_path.name}"
+    store = open_store(url)
+    outside = key.replace("/outside", f"{tmp_path}/outside") if key.startswith("/") else key
+    for name, content in {**FILES, outside: b"hostile"}.items():
+        store.replace(name, content)
+    line = refusal(UserError, lambda: fetch_s3(url))
+    assert "leads out" in line
+    assert contents_of(cache) == []
+    assert list(tmp_path.rglob("outside")) == []
 
 
 # A model on a hub.

@@ -169,6 +169,9 @@ def fetch_s3(source: str, key: str = "model.source", marker: str = "config.json"
 
 def _copy(store: Store, key: str, target: Path) -> None:
     destination = target / key
+    # Anybody with write access to the prefix chooses the keys.
+    if ".." in key.split("/") or not destination.is_relative_to(target):
+        raise UserError(f"{store.url}: the key {key!r} leads out of the model's folder; delete it")
     destination.parent.mkdir(parents=True, exist_ok=True)
     with store.open(key) as source_file, destination.open("wb") as file:
         shutil.copyfileobj(source_file, file, 16 * 2**20)
