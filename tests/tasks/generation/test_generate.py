@@ -201,7 +201,7 @@ def test_what_a_row_varies_does_not_reach_its_judge() -> None:
         ),
         ({"task": generate(tokens={"top": 21})}, "less than or equal to 20"),
         ({"task": generate(reasoning={"end": "<think>"})}, "one of start and end holds the other"),
-        ({"sampling": {"max_tokens": 1, "n": 2}}, "the task's: n, best_of"),
+        ({"sampling": {"max_tokens": 1, "n": 2}}, "set n or best_of in the task"),
     ],
 )
 def test_a_section_that_cannot_work_is_refused(keys: dict[str, Any], said: str) -> None:

@@ -13,7 +13,8 @@ from tokenmill.reject import Reject, RejectClass
 from tokenmill.tasks.kind import TaskStep
 from tokenmill.tasks.length.fitter import Fit, Fitter, LongText
 from tokenmill.tasks.length.reject import Whole
-from tokenmill.tasks.length.token_spans import TokenSpans, chunks
+from tokenmill.tasks.length.splitter import fill_chunks
+from tokenmill.tasks.length.token_spans import TokenSpans
 from tokenmill.tasks.row_overrides import with_row_overrides
 from tokenmill.tasks.task import Cells, Dialogue, PreparedRow, Row, Task, TaskContext, gather
 
@@ -106,7 +107,7 @@ class Chunked:
         num_tokens = max(1, num_tokens)
         overlap = min(self._policy.overlap, num_tokens // 2)
         text = long.text
-        spans = chunks(text, self._policy.by, num_tokens, overlap)
+        spans = fill_chunks(text, self._policy.by, num_tokens, overlap)
         texts = [text.text[start:end] for start, end in spans]
         # A chunk of blank lines has nothing to ask about; a blank text is the task's business.
         return _Cut(long, num_tokens, tuple(filter(str.strip, texts)) or (text.text[:1],))
