@@ -1,4 +1,4 @@
-"""Real vLLM: images and audio through tiny random-weight models, held against transformers."""
+"""Compare images and audio through tiny random-weight models in vLLM with transformers."""
 
 import io
 import json
@@ -29,19 +29,19 @@ SAMPLING = {"temperature": 0, "max_tokens": tiny_media_models.MAX_TOKENS}
 
 @dataclass(frozen=True)
 class Tiny:
-    """The models' folder, a row's image and audio as files, and what transformers makes of them."""
+    """The models' folder, an image and an audio file, and the output of transformers for them."""
 
     folder: Path
     image: bytes
     audio: bytes
-    says: dict[str, Any]
+    expected: dict[str, Any]
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     folder = tmp_path_factory.mktemp("models")
     draw = np.random.default_rng(0)
-    # Of the size that the model sees: scaling is not what is compared.
+    # The size that the model reads, so that scaling is not part of the comparison.
     side = tiny_media_models.SEEN_PIXELS
     picture = io.BytesIO()
     pixels = draw.integers(0, 256, (side, side, 3), np.uint8)
@@ -55,7 +55,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
         file.setsampwidth(2)
         file.setframerate(16_000)
         file.writeframes(samples.astype("<i2").tobytes())
-    shown = run_script(
+    printed = run_script(
         Path(tiny_media_models.__file__),
         folder,
         fetch_model(ModelSource(source="bundled:smollm2-135m")),
@@ -63,11 +63,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
         QUESTION,
         folder / "audio.npz",
     )
-    return Tiny(folder, picture.getvalue(), sound.getvalue(), json.loads(shown.splitlines()[-1]))
+    return Tiny(folder, picture.getvalue(), sound.getvalue(), json.loads(printed.splitlines()[-1]))
 
 
 def run(folder: Path, rows: pa.Table, **keys: Any) -> list[dict[str, Any]]:
-    """The output rows of a job over these rows; rejects are part of it."""
+    """The output rows of a job over these rows, rejects included."""
     pq.write_table(rows, folder / "in.parquet")
     job = {
         "name": "job",
@@ -87,8 +87,8 @@ def classes(rows: list[dict[str, Any]]) -> list[str | None]:
     return [None if row["error"] is None else row["error"]["class"] for row in rows]
 
 
-def test_descriptions_are_those_of_transformers(tiny: Tiny, tmp_path: Path) -> None:
-    """Bytes, a path and a scaled image are answered; broken, absent and too long rows are rejects.
+def test_descriptions_match_transformers(tiny: Tiny, tmp_path: Path) -> None:
+    """Bytes and a path are answered; bad, missing and too long inputs are rejected.
 
     The image's tokens count as input.
     """
@@ -101,7 +101,7 @@ def test_descriptions_are_those_of_transformers(tiny: Tiny, tmp_path: Path) -> N
         None,
         {"bytes": tiny.image, "path": None},
     ]
-    # The last one fits into the context by itself, but not with its image's tokens.
+    # The last question alone fits into the context, but not with the tokens of its image.
     questions = [QUESTION] * 5 + [QUESTION * 122]
     rows = pa.table({"id": range(6), "image": values, "question": questions})
     answered = run(
@@ -120,13 +120,13 @@ def test_descriptions_are_those_of_transformers(tiny: Tiny, tmp_path: Path) -> N
         "prompt_too_long",
     ]
     for row in answered[:2]:
-        assert row["description"] == tiny.says["seen"]
+        assert row["description"] == tiny.expected["seen"]
         assert row["finish_reason"] == "length"
-        assert row["num_input_tokens"] == tiny.says["num_tokens"]
+        assert row["num_input_tokens"] == tiny.expected["num_tokens"]
 
 
-def test_transcripts_are_those_of_transformers(tiny: Tiny, tmp_path: Path) -> None:
-    """40 s are heard in two windows, whose texts are joined; broken and long audio are rejects."""
+def test_transcripts_match_transformers(tiny: Tiny, tmp_path: Path) -> None:
+    """40 s are read in two windows whose texts are joined; missing files and nulls are rejected."""
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "a.wav").write_bytes(tiny.audio)
     values = ["deep/a.wav", "deep/none.wav", None, str(tmp_path / "deep" / "a.wav")]
@@ -139,7 +139,7 @@ def test_transcripts_are_those_of_transformers(tiny: Tiny, tmp_path: Path) -> No
     )
     assert classes(answered) == [None, "bad_media", "empty_input", None]
     for row in (answered[0], answered[3]):
-        assert row["transcript"] == " ".join(text.strip() for text in tiny.says["heard"])
+        assert row["transcript"] == " ".join(text.strip() for text in tiny.expected["heard"])
         assert row["audio_seconds"] == 40
-        # Of each of the two windows the four marks.
+        # The four tokens that start each of the two windows.
         assert row["num_input_tokens"] == 8

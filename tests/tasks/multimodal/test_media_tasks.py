@@ -1,4 +1,4 @@
-"""Describe and transcribe on the fake engine: what they ask, their cells, their rejects."""
+"""Describe and transcribe on the fake engine: their requests, cells and rejects."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,8 +25,8 @@ from tokenmill.storage.open import open_store
 from tokenmill.tasks.multimodal.transcribe import audio_windows
 from tokenmill.tasks.task import TaskContext
 
-SEEING = {"vision_config": {}}
-HEARING = {"model_type": "whisper"}
+VISION_CONFIG = {"vision_config": {}}
+WHISPER_CONFIG = {"model_type": "whisper"}
 
 
 def describe(**keys: Any) -> Any:
@@ -44,13 +44,13 @@ def prepared(step: Any, rows: Sequence[dict[str, Any]], config: dict[str, Any]) 
 
 
 def asked(step: Any, row: dict[str, Any], *answers: Answer) -> Asked:
-    """The row's dialogue, answered so; the last answer is that of all others."""
-    given = answers or (completion(),)
-    return Asked(step, row, lambda _, at: given[min(at, len(given) - 1)])
+    """The row's dialogue with these answers; the last one answers all further requests."""
+    scripted = answers or (completion(),)
+    return Asked(step, row, lambda _, index: scripted[min(index, len(scripted) - 1)])
 
 
-def test_a_description_is_asked_for_with_its_image() -> None:
-    """One request: the prompt with the image's place before its text, and the image."""
+def test_a_description_is_requested_with_its_image() -> None:
+    """A row is one request: the image and a prompt with the image token before its text."""
     row = asked(describe(), {"image": png(4, 3)}, completion("a red square"))
     (request,) = row.requests
     assert FakeTokenizer().decode(request.prompt_token_ids) == "<|user|>\n<|image|>What is it?\n"
@@ -59,25 +59,25 @@ def test_a_description_is_asked_for_with_its_image() -> None:
     assert row.cells == {"description": "a red square", "finish_reason": "stop"}
 
 
-def test_an_image_is_scaled_to_the_sections_max_pixels() -> None:
-    """Before it crosses to the engine."""
+def test_an_image_is_scaled_to_max_pixels() -> None:
+    """Images are scaled down before they are sent to the engine."""
     row = asked(describe(task={"max_pixels": 6}), {"image": png(40, 60)})
     assert row.requests[0].media is not None
     assert engine_input(row.requests[0].media).size == (2, 3)
 
 
-def test_the_stop_that_ended_a_description_has_a_column() -> None:
-    """With stops in the sampling, as in generate."""
+def test_a_description_has_a_stop_reason() -> None:
+    """If the sampling has stops, `stop_reason` is a column, as in generate."""
     step = describe(sampling={"max_tokens": 4, "stop": ["."]})
     assert asked(step, {"image": png()}, completion(stop_reason=".")).cells["stop_reason"] == "."
     assert asked(step, {"image": png()}, completion(stop_reason=2)).cells["stop_reason"] is None
 
 
-def test_rows_without_sound_media_are_rejects_before_the_engine() -> None:
-    """Null, broken, or a path that leads nowhere; the others go on."""
+def test_rows_without_valid_media_are_rejected_before_the_engine() -> None:
+    """Nulls, corrupt images and missing files are rejected; other rows are prepared."""
     values = [None, b"broken", "a.png", png()]
-    entries = prepared(describe(), [{"image": value} for value in values], SEEING)
-    assert [e.reject_class if isinstance(e, Reject) else None for e in entries] == [
+    entries = prepared(describe(), [{"image": value} for value in values], VISION_CONFIG)
+    assert [entry.reject_class if isinstance(entry, Reject) else None for entry in entries] == [
         RejectClass.EMPTY_INPUT,
         RejectClass.BAD_MEDIA,
         RejectClass.BAD_MEDIA,
@@ -85,16 +85,16 @@ def test_rows_without_sound_media_are_rejects_before_the_engine() -> None:
     ]
 
 
-def test_a_column_that_the_prompt_needs_must_not_be_empty() -> None:
-    """The prompt's own rules hold beside the image's."""
+def test_a_blank_prompt_column_rejects_the_row() -> None:
+    """The prompt's columns must not be empty, even if the row has an image."""
     step = describe(prompt={"user": "{{ question }}"})
-    (entry,) = prepared(step, [{"image": png(), "question": " "}], SEEING)
+    (entry,) = prepared(step, [{"image": png(), "question": " "}], VISION_CONFIG)
     assert entry.reject_class is RejectClass.EMPTY_INPUT
     assert dict(step.columns) == {"image": "task.image", "question": "prompt.user"}
 
 
-def test_a_description_that_is_cut_off_is_asked_for_again() -> None:
-    """With `complete`, and with the same image."""
+def test_a_description_that_is_cut_off_is_requested_again() -> None:
+    """With `complete`, a retry sends the same image."""
     retries = {"times": 1, "sampling": {"max_tokens": 64}}
     step = describe(task={"complete": True, "retries": retries})
     row = asked(step, {"image": png()}, completion(finish_reason="length"), completion("whole"))
@@ -103,29 +103,29 @@ def test_a_description_that_is_cut_off_is_asked_for_again() -> None:
     assert row.requests[0].media == row.requests[1].media is not None
 
 
-def test_long_audio_is_heard_in_windows_and_joined() -> None:
-    """Each of at most 30 s, with the same marks before its answer; texts are joined by a space."""
+def test_long_audio_is_read_in_windows_and_joined() -> None:
+    """Windows have at most 30 s and the same start tokens; their texts are joined by a space."""
     data = wav(np.random.default_rng(0).integers(-9, 9, 16_000 * 70))
     row = asked(transcribe(), {"audio": data}, completion(" one "), completion(""), completion("2"))
-    marks = "<|startoftranscript|><|en|><|transcribe|><|notimestamps|>"
-    texts = {FakeTokenizer().decode(each.prompt_token_ids) for each in row.requests}
-    assert texts == {marks}
+    start = "<|startoftranscript|><|en|><|transcribe|><|notimestamps|>"
+    texts = {FakeTokenizer().decode(request.prompt_token_ids) for request in row.requests}
+    assert texts == {start}
     assert len(row.requests) == 3
-    heard = [engine_input(each.media) for each in row.requests if each.media is not None]
-    assert max(map(len, heard)) <= 16_000 * 30
-    assert sum(map(len, heard)) == 16_000 * 70
+    windows = [engine_input(request.media) for request in row.requests if request.media is not None]
+    assert max(map(len, windows)) <= 16_000 * 30
+    assert sum(map(len, windows)) == 16_000 * 70
     assert row.cells == {"transcript": "one 2", "finish_reason": "stop", "audio_seconds": 70.0}
 
 
-def test_languages_without_spaces_are_joined_without() -> None:
-    """Japanese, say."""
+def test_languages_without_spaces_are_joined_without_spaces() -> None:
+    """Japanese windows are concatenated."""
     data = wav(np.zeros(16_000 * 40))
     row = asked(transcribe(task={"language": "ja"}), {"audio": data}, completion("あ"))
     assert row.cells["transcript"] == "ああ"
 
 
-def test_a_window_is_cut_where_it_is_quietest() -> None:
-    """A word at the seam is not cut in two; all samples are in one of the windows, in order."""
+def test_audio_is_cut_where_it_is_quietest() -> None:
+    """The cut is in a pause, and the windows contain all samples in order."""
     samples = np.full(16_000 * 31, 1000, np.int16)
     samples[16_000 * 27 : 16_000 * 27 + 3200] = 0
     first, second = audio_windows(samples)
@@ -133,15 +133,15 @@ def test_a_window_is_cut_where_it_is_quietest() -> None:
     assert np.concatenate([first, second]).tolist() == samples.tolist()
 
 
-def test_a_window_that_fails_rejects_the_row() -> None:
-    """A transcript with a hole would pass for a whole one."""
-    refused = Reject(RejectClass.ENGINE_ERROR, "refused", attempts=1)
+def test_a_failed_window_rejects_its_row() -> None:
+    """A transcript with a gap would pass for a complete one."""
+    failure = Reject(RejectClass.ENGINE_ERROR, "failed", attempts=1)
     data = wav(np.zeros(16_000 * 40))
-    assert asked(transcribe(), {"audio": data}, completion(), refused).reject == refused
+    assert asked(transcribe(), {"audio": data}, completion(), failure).reject == failure
 
 
-def test_a_window_that_is_cut_off_says_so() -> None:
-    """`length` where any window's answer was cut; with `complete` the row is a reject."""
+def test_a_window_that_is_cut_off_shows_in_the_row() -> None:
+    """The finish reason is `length` if any window's is; with `complete`, the row is rejected."""
     data = wav(np.zeros(16_000 * 40))
     answers = [completion(finish_reason="length"), completion()]
     cells = asked(transcribe(), {"audio": data}, *answers).cells
@@ -155,42 +155,42 @@ def test_a_window_that_is_cut_off_says_so() -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"length": {"policy": "truncate", "column": "text"}}, "takes its media whole"),
+        ({"length": {"policy": "truncate", "column": "text"}}, "cannot truncate media"),
         ({"task": {"retries": {"times": 1}}, "sampling": {"max_tokens": 9}}, "complete: true"),
         ({"task": {"media": {"hosts": ["https://a.example"]}}}, "hosts"),
         ({"task": {"max_bytes": 1}}, "max_bytes"),
         ({"sampling": None}, "sampling is missing"),
     ],
 )
-def test_what_cannot_work_is_refused_with_the_job(
-    make: Any, keys: dict[str, Any], message: str
-) -> None:
-    """Policies that cut texts, retries of answers that do, hosts that are URLs, unknown keys."""
+def test_impossible_media_jobs_are_errors(make: Any, keys: dict[str, Any], message: str) -> None:
+    """Covers text length policies, useless retries, URLs as hosts, unknown and missing keys."""
     with pytest.raises(ValidationError, match=message):
         make(**keys)
 
 
-def test_models_that_do_not_see_or_hear_are_refused() -> None:
-    """By their config.json, before the run reads a row."""
-    with pytest.raises(UserError, match=r"model: its config\.json tells of no images"):
+def test_models_without_the_media_are_an_error() -> None:
+    """The model's config.json is checked before the run reads a row."""
+    with pytest.raises(UserError, match=r"model: config\.json has no vision settings"):
         describe().build(TaskContext(FakeTokenizer(), 8192, {"model_type": "llama"}))
-    with pytest.raises(UserError, match="transcribe is for Whisper models; this one is llama"):
+    with pytest.raises(UserError, match="transcribe needs a Whisper model; this one is llama"):
         transcribe().build(TaskContext(FakeTokenizer(), 8192, {"model_type": "llama"}))
 
 
-def test_a_language_that_the_model_lacks_is_refused() -> None:
-    """A mark that is no token would be read aloud, as text."""
+def test_a_language_that_the_model_lacks_is_an_error() -> None:
+    """A language marker that is not a token would be encoded as text."""
 
-    class Whispering(FakeTokenizer):
+    class WhisperTokenizer(FakeTokenizer):
         special_tokens = frozenset({"<|startoftranscript|>", "<|en|>", "<|transcribe|>"})
 
-    assert transcribe().build(TaskContext(Whispering(), 8192, HEARING))
+    assert transcribe().build(TaskContext(WhisperTokenizer(), 8192, WHISPER_CONFIG))
     with pytest.raises(UserError, match=r"task\.language: the model has no token <\|xx\|>"):
-        transcribe(task={"language": "xx"}).build(TaskContext(Whispering(), 8192, HEARING))
+        transcribe(task={"language": "xx"}).build(
+            TaskContext(WhisperTokenizer(), 8192, WHISPER_CONFIG)
+        )
 
 
 def run(job: Job, rows: pa.Table, storage: Store | None) -> list[Any]:
-    """The rows' results on the fake engine, by way of the rendered table."""
+    """The results of rendered rows on the fake engine."""
     tasks = load_tasks(job, storage)
     numbered = rows.append_column(ROW_COLUMN, pa.array(range(rows.num_rows), pa.int64()))
     scheduler = Scheduler(load_engine(job, EngineResources(0, 1)), tasks, deduplicate=True)
@@ -200,8 +200,8 @@ def run(job: Job, rows: pa.Table, storage: Store | None) -> list[Any]:
     return [answer.result for answer in unit.answers if answer is not None]
 
 
-def test_rows_with_one_question_have_an_answer_for_each_image() -> None:
-    """Greedy answers are reused for the same image alone."""
+def test_the_same_question_has_an_answer_per_image() -> None:
+    """Deduplication reuses a greedy answer only for the same image."""
     job = make_job(
         prompt={"user": "What is it?"},
         sampling={"temperature": 0, "max_tokens": 16},
@@ -212,8 +212,8 @@ def test_rows_with_one_question_have_an_answer_for_each_image() -> None:
     assert red.cells == again.cells != blue.cells
 
 
-def test_media_cross_to_the_engine_beside_other_tasks(tmp_path: Any) -> None:
-    """Several tasks in a job: each request has its own task's media; another's text is in reach."""
+def test_media_reach_the_engine_among_other_tasks(tmp_path: Any) -> None:
+    """Each task's requests have its own media, and a later prompt can use an earlier answer."""
     tasks = [
         {"kind": "describe", "name": "what", "image": "image", "prompt": {"user": "What?"}},
         {"kind": "generate", "name": "plain", "prompt": {"user": "{{ id }}"}},
@@ -241,6 +241,6 @@ def test_media_cross_to_the_engine_beside_other_tasks(tmp_path: Any) -> None:
     assert two.reject is not None
     assert two.reject.reject_class is RejectClass.BAD_MEDIA
     assert two.cells["plain_generated_text"]
-    # Alike but for their audio.
+    # The rows differ only in their audio.
     assert one.cells["what_description"] == three.cells["what_description"]
     assert one.cells["heard_transcript"] != three.cells["heard_transcript"]

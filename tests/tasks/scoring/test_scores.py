@@ -1,4 +1,4 @@
-"""Tasks that give numbers: score, embed, reward, rerank; by scripted engines and the fake one."""
+"""The score, embed, reward and rerank tasks, on scripted engines and on the fake engine."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -37,12 +37,12 @@ TEXT = {"prompt": {"text": "{{ text }}"}}
 
 
 def step(kind: str, **keys: Any) -> TaskStep[Any]:
-    """A task as a job holds it."""
+    """A task as it is in a resolved job."""
     return step_of(TypeAdapter(AnyTask).validate_python({"kind": kind, **keys}))
 
 
 def joined(parts: Sequence[Mapping[str, Any]], kind: str, **keys: Any) -> Any:
-    """The cells of chunks, joined as the kind joins them."""
+    """The cells of chunks, combined by the kind's own join."""
     join = step(kind, **keys).join
     assert join is not None
     return join.cells(parts)
@@ -60,19 +60,19 @@ def job(**keys: Any) -> Job:
 
 
 def likely(request: Request) -> Completion:
-    """A language model to which a token's log-probability is its place in the prompt, negative."""
-    places = range(1, len(request.prompt_token_ids))
-    return Completion(0, "", "length", 1, 1, None, prompt_logprobs=[-float(at) for at in places])
+    """A language model whose log-probability for the token at position i is -i."""
+    logprobs = [-float(position) for position in range(1, len(request.prompt_token_ids))]
+    return Completion(0, "", "length", 1, 1, None, prompt_logprobs=logprobs)
 
 
 def number(request: Request) -> Completion:
-    """A judge that counts tokens."""
+    """A pooling model that returns the number of tokens."""
     vector = np.array([len(request.prompt_token_ids)], np.float32)
     return Completion(0, "", "stop", 1, 0, None, vector=vector)
 
 
 def hold(task: Task, entry: PreparedRow | Reject, engine: Callable[[Request], Answer]) -> Any:
-    """A prepared row's result from an engine that is a function; a reject as it is."""
+    """The result of a prepared row, with `engine` answering its requests; rejects pass through."""
     if isinstance(entry, Reject):
         return entry
     dialogue = task.answer(entry)
@@ -85,68 +85,69 @@ def hold(task: Task, entry: PreparedRow | Reject, engine: Callable[[Request], An
 
 
 def ask(task: Task, row: dict[str, Any], engine: Callable[[Request], Answer]) -> Any:
-    """A row's cells, or its reject."""
+    """The cells of a row, or its reject."""
     (entry,) = task.prepare([row])
     return hold(task, entry, engine)
 
 
 @settings(deadline=None)
 @given(data=st.data())
-def test_windows_score_each_token_once_behind_enough_others(data: st.DataObject) -> None:
-    """Windows fit the length, cover each scored token once, and leave the promised context."""
+def test_windows_score_each_token_once_with_enough_context(data: st.DataObject) -> None:
+    """Windows fit the length, cover each scored token once, and keep the promised context."""
     length = data.draw(st.integers(2, 40))
     stride = data.draw(st.integers(1, length - 1))
     end = data.draw(st.integers(2, 200))
     start = data.draw(st.integers(1, end - 1))
-    cuts = list(scoring_windows(start, end, length, stride))
-    assert [at for cut in cuts for at in range(cut.first, cut.end)] == list(range(start, end))
-    for cut in cuts:
-        assert cut.end - cut.begin <= length
-        assert cut.begin < cut.first < cut.end
-        assert cut.first - cut.begin >= min(length - stride, cut.first)
+    windows = list(scoring_windows(start, end, length, stride))
+    scored = [token for window in windows for token in range(window.first, window.end)]
+    assert scored == list(range(start, end))
+    for window in windows:
+        assert window.end - window.begin <= length
+        assert window.begin < window.first < window.end
+        assert window.first - window.begin >= min(length - stride, window.first)
 
 
 @settings(deadline=None)
 @given(end=st.integers(2, 120), length=st.integers(2, 40))
 def test_a_text_that_fits_is_one_window(end: int, length: int) -> None:
-    """The context is cut only where it must be."""
-    cuts = list(scoring_windows(1, end, length, max(1, length // 2)))
-    assert (len(cuts) == 1) == (end <= length)
-    assert cuts[0].begin == 0
+    """A text is divided only if it exceeds the window."""
+    windows = list(scoring_windows(1, end, length, max(1, length // 2)))
+    assert (len(windows) == 1) == (end <= length)
+    assert windows[0].begin == 0
 
 
-def test_a_text_is_scored_from_its_second_token_on() -> None:
-    """Without a token for the beginning, the first one and its bytes do not count."""
+def test_a_text_is_scored_from_its_second_token() -> None:
+    """Without a begin-of-text token, the first token and its bytes are not counted."""
     task = step("score", **TEXT).build(CONTEXT)
     row = ask(task, {"text": "abcdefghi"}, likely)
-    # Three tokens of three bytes, the first without a prediction: -1 and -2.
+    # Three tokens of three bytes each. The first has no prediction; the others have -1 and -2.
     assert row["num_scored_tokens"] == 2
     assert row["mean_logprob"] == -1.5
     assert row["perplexity"] == pytest.approx(math.exp(1.5))
     assert row["bits_per_byte"] == pytest.approx(3 / math.log(2) / 6)
 
 
-def test_bytes_are_those_of_utf8() -> None:
-    """A letter outside of ASCII counts as what it costs to store."""
+def test_bits_per_byte_count_utf8_bytes() -> None:
+    """A character outside ASCII counts all of its UTF-8 bytes."""
     task = step("score", **TEXT).build(CONTEXT)
     row = ask(task, {"text": "日本語"}, likely)
     assert row["bits_per_byte"] == pytest.approx(3 / math.log(2) / 6)
 
 
 def test_a_long_text_is_scored_in_windows() -> None:
-    """One request a window; each holds the overlap, and only what is new in it is counted."""
+    """Each window is a request that includes the overlap but scores only the new tokens."""
     task = step("score", window=4, stride=2, **TEXT).build(CONTEXT)
     (entry,) = task.prepare([{"text": "abc" * 7}])
     assert isinstance(entry, PreparedRow)
     assert [len(prompt) for prompt in entry.prompts] == [4, 4, 3]
     row = hold(task, entry, likely)
-    # First -1 -2 -3, then the last two of the second window and the last of the third.
+    # -1, -2, -3, then the last two tokens of the second window and the last one of the third.
     assert row["num_scored_tokens"] == 6
     assert row["mean_logprob"] == pytest.approx((-1 - 2 - 3 - 2 - 3 - 2) / 6)
 
 
 def test_a_completion_is_scored_without_its_prompt() -> None:
-    """The prompt is read; only the completion's tokens and bytes count."""
+    """Only the completion's tokens and bytes count; the prompt is context."""
     task = step("score", completion="{{ answer }}", **TEXT).build(CONTEXT)
     row = ask(task, {"text": "abcdef", "answer": "xyzuvw"}, likely)
     assert row["num_scored_tokens"] == 2
@@ -154,8 +155,8 @@ def test_a_completion_is_scored_without_its_prompt() -> None:
     assert row["bits_per_byte"] == pytest.approx(5 / math.log(2) / 6)
 
 
-def test_a_completion_of_a_chat_begins_at_the_assistants_turn() -> None:
-    """The chat ends where the answer would begin."""
+def test_a_completion_of_a_chat_starts_the_assistants_turn() -> None:
+    """The completion follows the chat template's generation prompt."""
     task = step("score", prompt={"user": "{{ text }}"}, completion="{{ answer }}").build(CONTEXT)
     row = {"text": "a question", "answer": "xyzuvw"}
     (entry,) = task.prepare([row])
@@ -167,8 +168,8 @@ def test_a_completion_of_a_chat_begins_at_the_assistants_turn() -> None:
     assert hold(task, entry, likely)["num_scored_tokens"] == 2
 
 
-def test_texts_without_a_prediction_are_rejected() -> None:
-    """One token, or none: there is nothing to measure. The rows beside it are not touched."""
+def test_texts_too_short_to_score_are_rejected() -> None:
+    """A text of one token or none has no prediction to score. Other rows are not affected."""
     task = step("score", prompt={"text": "{% if text %}{{ text }}{% endif %}"}).build(CONTEXT)
     short, empty, good = task.prepare([{"text": "abc"}, {"text": ""}, {"text": "abcdef"}])
     assert isinstance(short, Reject)
@@ -179,14 +180,14 @@ def test_texts_without_a_prediction_are_rejected() -> None:
 
 @pytest.mark.parametrize("answer", [None, "", " "])
 def test_a_row_without_a_completion_is_rejected(answer: str | None) -> None:
-    """As one without a text."""
+    """A null or blank completion is an empty input."""
     task = step("score", completion="{{ answer }}", **TEXT).build(CONTEXT)
     reject = ask(task, {"text": "abc", "answer": answer}, likely)
     assert reject.reject_class is RejectClass.EMPTY_INPUT
 
 
-def test_a_window_that_fails_rejects_its_row() -> None:
-    """A mean over a part of the text would not be the text's."""
+def test_a_failed_window_rejects_its_row() -> None:
+    """A score of only some windows would not be the score of the text."""
     failure = Reject(RejectClass.ENGINE_ERROR, "no", 1)
     task = step("score", window=4, stride=2, **TEXT).build(CONTEXT)
     answers = iter([likely(Request([1] * 4, Pooling("embed"))), failure, failure])
@@ -194,7 +195,7 @@ def test_a_window_that_fails_rejects_its_row() -> None:
 
 
 def test_impossible_text_has_infinite_perplexity() -> None:
-    """A number that no float holds does not stop the run."""
+    """A perplexity beyond the range of floats is infinite and does not stop the run."""
     task = step("score", **TEXT).build(CONTEXT)
 
     def impossible(_request: Request) -> Completion:
@@ -211,10 +212,10 @@ def test_impossible_text_has_infinite_perplexity() -> None:
         max_size=5,
     )
 )
-def test_chunks_join_to_the_score_of_the_whole(
+def test_chunk_scores_combine_into_the_score_of_the_text(
     parts: Sequence[tuple[float, int, int]],
 ) -> None:
-    """Means weigh as many tokens, bits per byte as many bytes, as they stand for."""
+    """Means are weighted by tokens, and bits per byte by bytes."""
     cells = [score_cells(mean * count, count, size) for mean, count, size in parts]
     whole = joined(cells, "score", **TEXT)
     total = sum(mean * count for mean, count, _ in parts)
@@ -230,24 +231,22 @@ def test_chunks_join_to_the_score_of_the_whole(
         ({**TEXT, "window": 8, "stride": 8}, "stride (8) must be below window (8)"),
     ],
 )
-def test_a_job_that_cannot_score_is_refused(keys: dict[str, Any], message: str) -> None:
-    """A chat is no text, and windows have to overlap."""
+def test_impossible_score_jobs_are_errors(keys: dict[str, Any], message: str) -> None:
+    """Scoring needs a plain text or a completion, and windows must overlap."""
     with pytest.raises(ValidationError) as failure:
         job(task={"kind": "score", **keys})
     assert message in str(failure.value)
 
 
-@pytest.mark.parametrize(
-    ("keys", "place"), [({"window": 64}, "window"), ({"stride": 63}, "stride")]
-)
-def test_a_window_has_to_fit_the_model(keys: dict[str, Any], place: str) -> None:
-    """Found before an engine starts: the context holds the window and the token that is written."""
-    with pytest.raises(UserError, match=rf"task\.{place}: "):
+@pytest.mark.parametrize(("keys", "key"), [({"window": 64}, "window"), ({"stride": 63}, "stride")])
+def test_a_window_has_to_fit_the_model(keys: dict[str, Any], key: str) -> None:
+    """The context must hold the window and one generated token; checked before an engine starts."""
+    with pytest.raises(UserError, match=rf"task\.{key}: "):
         step("score", **keys, **TEXT).build(CONTEXT)
 
 
-def test_a_completions_template_names_its_place() -> None:
-    """A mistake in it is found where it stands."""
+def test_errors_in_a_completion_template_name_its_key() -> None:
+    """An error names the key and line of the completion's template, as do its columns."""
     with pytest.raises(UserError, match=r"task\.completion, line 1: "):
         _ = step("score", completion="{{ answer", **TEXT).columns
     assert step("score", completion="{{ answer }}", **TEXT).columns == {
@@ -256,8 +255,8 @@ def test_a_completions_template_names_its_place() -> None:
     }
 
 
-def test_an_embedding_has_the_models_dimensions_in_the_schema() -> None:
-    """They are read from the model before the first row, and a job without a model says them."""
+def test_the_schema_has_the_models_dimensions() -> None:
+    """Dimensions come from the model's config.json, or from the job if it sets them."""
     (field,) = resolve(job(task={"kind": "embed", **TEXT})).steps[0].fields
     assert field.type == pa.list_(pa.float32(), 8)
     (field,) = step("embed", dimensions=384, dtype="float16", **TEXT).fields
@@ -265,8 +264,8 @@ def test_an_embedding_has_the_models_dimensions_in_the_schema() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_embeddings_stand_in_arrow(dtype: str) -> None:
-    """A unit's vectors become a column of fixed-size lists; a rejected row is null."""
+def test_embeddings_are_fixed_size_lists(dtype: str) -> None:
+    """Vectors become a column of fixed-size lists, null for rejected rows."""
     resolved = resolve(job(task={"kind": "embed", "dtype": dtype, **TEXT}))
     table = run(resolved, FakeEngine(SETTINGS), pa.table({"text": ["one", None, "three"]}))
     vectors = table.column("embedding")
@@ -276,8 +275,8 @@ def test_embeddings_stand_in_arrow(dtype: str) -> None:
     assert lengths == pytest.approx([1, 1], abs=2e-3)
 
 
-def test_an_embedding_that_its_type_cannot_hold_is_rejected() -> None:
-    """Float16 ends at 65,504; an infinite number is no answer."""
+def test_an_embedding_that_overflows_its_type_is_rejected() -> None:
+    """The largest float16 is 65,504; a vector with infinities is rejected."""
     task = step("embed", dtype="float16", normalize=False, **TEXT).build(CONTEXT)
     vector = np.array([1e6] * 8, np.float32)
     reject = ask(
@@ -287,12 +286,12 @@ def test_an_embedding_that_its_type_cannot_hold_is_rejected() -> None:
     assert "float16" in reject.message
 
 
-def test_shorter_embeddings_are_asked_of_the_model() -> None:
-    """Only where they differ from its own: other models refuse to be asked."""
-    own = step("embed", dimensions=8, **TEXT).build(CONTEXT)
+def test_only_shorter_embeddings_send_dimensions() -> None:
+    """Models without Matryoshka support reject `dimensions`, so the full length is not sent."""
+    full = step("embed", dimensions=8, **TEXT).build(CONTEXT)
     shorter = step("embed", dimensions=4, **TEXT).build(CONTEXT)
-    asked = [next(task.answer(PreparedRow([[1]])))[0].params.values for task in (own, shorter)]
-    assert [values.get("dimensions") for values in asked] == [None, 4]
+    sent = [next(task.answer(PreparedRow([[1]])))[0].params.values for task in (full, shorter)]
+    assert [values.get("dimensions") for values in sent] == [None, 4]
 
 
 @pytest.mark.parametrize(
@@ -304,20 +303,20 @@ def test_shorter_embeddings_are_asked_of_the_model() -> None:
         {},
     ],
 )
-def test_dimensions_that_the_model_does_not_have_are_refused(config: dict[str, Any]) -> None:
-    """Before the first row, in place of every row's reject."""
+def test_unsupported_dimensions_are_an_error(config: dict[str, Any]) -> None:
+    """The error comes before the first row, so that not every row is rejected."""
     with pytest.raises(UserError, match=r"task\.dimensions: "):
         step("embed", dimensions=4, **TEXT).build(TaskContext(FakeTokenizer(), 64, config))
 
 
-def test_chunks_join_to_one_vector() -> None:
-    """The mean of the chunks', again of length 1."""
+def test_chunk_vectors_are_averaged() -> None:
+    """The mean of the chunks' vectors is scaled to length 1."""
     parts = [{"embedding": np.array([1, 0])}, {"embedding": np.array([0, 1])}]
     vector = joined(parts, "embed", **TEXT)["embedding"]
     assert vector.tolist() == pytest.approx([math.sqrt(0.5)] * 2)
 
 
-def test_a_reward_is_of_the_prompt_and_the_completion() -> None:
+def test_a_reward_covers_the_prompt_and_the_completion() -> None:
     """The completion is the chat's last turn, or follows the plain text."""
     chat = step("reward", prompt={"user": "{{ text }}"}, completion="{{ answer }}").build(CONTEXT)
     row = {"text": "a question", "answer": "an answer"}
@@ -329,21 +328,21 @@ def test_a_reward_is_of_the_prompt_and_the_completion() -> None:
     assert ask(plain, {"text": "abc", "answer": "defghi"}, number) == {"reward": 3}
 
 
-def test_a_text_alone_has_a_reward_too() -> None:
-    """As a quality model gives it, which knows no prompt."""
+def test_a_text_alone_has_a_reward() -> None:
+    """Quality models judge a text without a completion."""
     task = step("reward", **TEXT).build(CONTEXT)
     assert ask(task, {"text": "abcdef"}, number) == {"reward": 2}
 
 
-def test_a_list_of_completions_has_a_list_of_rewards_and_a_best() -> None:
+def test_a_list_of_completions_has_rewards_and_a_best_index() -> None:
     """A null completion has a null reward and is never the best."""
     task = step("reward", completions="answers", **TEXT).build(CONTEXT)
     row = {"text": "abc", "answers": ["abc", None, "abcdefghi", "abcdef"]}
     assert ask(task, row, number) == {"rewards": [2, None, 4, 3], "best_index": 2}
 
 
-def test_a_completion_that_fails_leaves_the_others_their_rewards() -> None:
-    """Only a row none of whose completions can be judged is rejected."""
+def test_a_failed_completion_does_not_affect_the_others() -> None:
+    """A row is rejected only if none of its completions can be judged."""
     task = step("reward", completions="answers", **TEXT).build(CONTEXT)
     failure = Reject(RejectClass.PROMPT_TOO_LONG, "too long")
 
@@ -357,59 +356,59 @@ def test_a_completion_that_fails_leaves_the_others_their_rewards() -> None:
 
 @pytest.mark.parametrize("answers", [None, [], [None]])
 def test_a_row_without_completions_is_rejected(answers: list[str | None] | None) -> None:
-    """There is nothing to judge."""
+    """A null list, an empty list, and a list of nulls are empty inputs."""
     task = step("reward", completions="answers", **TEXT).build(CONTEXT)
     reject = ask(task, {"text": "abc", "answers": answers}, number)
     assert reject.reject_class is RejectClass.EMPTY_INPUT
 
 
-def test_a_column_of_texts_is_no_list_of_completions() -> None:
-    """Else each letter would be judged; a mistake of the job stops the run."""
+def test_a_text_column_as_completions_is_an_error() -> None:
+    """Otherwise each character would be judged. An error in the job stops the run."""
     task = step("reward", completions="answers", **TEXT).build(CONTEXT)
-    with pytest.raises(UserError, match=r"task\.completions: the column answers holds no lists"):
+    with pytest.raises(UserError, match=r"task\.completions: the column answers is not a list"):
         task.prepare([{"text": "abc", "answers": "abc"}])
 
 
 @settings(deadline=None)
 @given(st.lists(st.none() | st.floats(allow_nan=False)))
-def test_the_best_is_the_first_of_the_largest(rewards: list[float | None]) -> None:
-    """None where nothing was judged."""
+def test_the_best_is_the_first_of_the_largest_rewards(rewards: list[float | None]) -> None:
+    """`best_index` is None if no completion was judged."""
     best = best_index(rewards)
-    known = [reward for reward in rewards if reward is not None]
+    present = [reward for reward in rewards if reward is not None]
     if best is None:
-        assert not known
+        assert not present
     else:
-        assert rewards[best] == max(known)
-        assert rewards.index(max(known)) == best
+        assert rewards[best] == max(present)
+        assert rewards.index(max(present)) == best
 
 
 @pytest.mark.parametrize("kind", ["reward", "rerank"])
-def test_a_model_with_several_labels_gives_no_number(kind: str) -> None:
-    """A classifier's label would be taken for a reward."""
+def test_a_model_with_several_labels_is_an_error(kind: str) -> None:
+    """The score of a classifier's first label would pass for a reward."""
     keys = TEXT if kind == "reward" else {"query": "{{ q }}", "document": "{{ d }}"}
-    tools = TaskContext(FakeTokenizer(), 64, {"num_labels": 3})
-    with pytest.raises(UserError, match="3 labels"):
-        step(kind, **keys).build(tools)
+    context = TaskContext(FakeTokenizer(), 64, {"num_labels": 3})
+    with pytest.raises(UserError, match="3"):
+        step(kind, **keys).build(context)
 
 
-def test_a_token_reward_model_is_read_at_the_last_token() -> None:
-    """These models give a number a token."""
+def test_a_token_reward_model_uses_the_last_token() -> None:
+    """These models return one reward per token."""
     config = {"architectures": ["Qwen2ForRewardModel"], "num_labels": 2}
     task = step("reward", **TEXT).build(TaskContext(FakeTokenizer(), 64, config))
-    asked: list[Request] = []
+    requests: list[Request] = []
 
     def by_token(request: Request) -> Completion:
-        asked.append(request)
+        requests.append(request)
         vector = np.array([[1], [2], [5]], np.float32)
         return Completion(0, "", "stop", 3, 0, None, vector=vector)
 
     assert ask(task, {"text": "abc"}, by_token) == {"reward": 5}
-    assert isinstance(asked[0].params, Pooling)
-    assert asked[0].params.task == "token_classify"
+    assert isinstance(requests[0].params, Pooling)
+    assert requests[0].params.task == "token_classify"
 
 
 def test_a_pair_is_one_prompt_with_token_types() -> None:
-    """A cross-encoder knows by them where the document begins."""
+    """Token types mark where the document begins."""
     task = step("rerank", query="{{ q }}", document="{{ d }}").build(CONTEXT)
     (entry,) = task.prepare([{"q": "abcdef", "d": "ghi"}])
     assert isinstance(entry, PreparedRow)
@@ -422,10 +421,10 @@ def test_a_pair_is_one_prompt_with_token_types() -> None:
 
 
 def test_rerank_has_no_prompt() -> None:
-    """Its query and document are what it asks by; a prompt beside them would be a mistake."""
+    """A rerank task has a query and a document; a prompt as well is an error."""
     keys = {"kind": "rerank", "query": "{{ q }}", "document": "{{ d }}"}
-    made = job(task=keys)
-    assert made.steps[0].columns == {"q": "task.query", "d": "task.document"}
+    rerank = job(task=keys)
+    assert rerank.steps[0].columns == {"q": "task.query", "d": "task.document"}
     with pytest.raises(ValidationError, match="rerank tasks have no prompt"):
         job(task={**keys, **TEXT})
     with pytest.raises(ValidationError, match="the task does not ask by one"):
@@ -433,17 +432,20 @@ def test_rerank_has_no_prompt() -> None:
 
 
 def test_rewards_of_chunks_are_averaged() -> None:
-    """Each chunk weighs the same."""
+    """Every chunk has the same weight."""
     assert joined([{"reward": 1.0}, {"reward": 2.0}], "reward", **TEXT) == {"reward": 1.5}
 
 
-def run(made: Job, engine: Any, rows: pa.Table) -> pa.Table:
-    """A table through all stages but Ray's."""
-    side = TaskContext(FakeTokenizer(), 64, fake_config(FakeSettings()))
-    tools = TaskContext(
-        FakeTokenizer(), 8192, side.config, dict.fromkeys(made.auxiliary_models, side)
+def run(job: Job, engine: Any, rows: pa.Table) -> pa.Table:
+    """Run a table through render, scheduler and table stages, without Ray."""
+    auxiliary = TaskContext(FakeTokenizer(), 64, fake_config(FakeSettings()))
+    context = TaskContext(
+        FakeTokenizer(),
+        8192,
+        auxiliary.config,
+        dict.fromkeys(job.auxiliary_models, auxiliary),
     )
-    tasks = RowTasks(made.steps, tools)
+    tasks = RowTasks(job.steps, context)
     rows = rows.append_column(ROW_COLUMN, pa.array(range(len(rows)), pa.int64()))
     rendered = Renderer(tasks, []).render(rows)
     scheduler = Scheduler(engine, tasks)
@@ -469,40 +471,40 @@ TWO_MODELS: dict[str, Any] = {
 }
 
 
-def test_a_second_model_judges_what_the_first_has_written() -> None:
-    """Both stand in one job; a request goes to the engine of its task's model."""
-    made = job(**TWO_MODELS)
-    assert list(made.auxiliary_models) == ["tasks.check.model"]
-    assert made.runner == "generate"
-    asked: dict[str, list[Request]] = {"writer": [], "judge": []}
-    team = MultiModelEngine(
-        _Listener(SETTINGS, asked["writer"]),
-        {"tasks.check.model": _Listener(FakeSettings(max_model_len=64), asked["judge"])},
+def test_a_second_model_judges_the_answers_of_the_first() -> None:
+    """Each request goes to the engine of its task's model."""
+    two_models = job(**TWO_MODELS)
+    assert list(two_models.auxiliary_models) == ["tasks.check.model"]
+    assert two_models.runner == "generate"
+    requests: dict[str, list[Request]] = {"writer": [], "judge": []}
+    engine = MultiModelEngine(
+        _RecordingEngine(SETTINGS, requests["writer"]),
+        {"tasks.check.model": _RecordingEngine(FakeSettings(max_model_len=64), requests["judge"])},
     )
-    table = run(made, team, pa.table({"text": ["one", "two"]}))
+    table = run(two_models, engine, pa.table({"text": ["one", "two"]}))
     assert table.column("error").null_count == 2
     assert all(isinstance(reward, float) for reward in table.column("check_reward").to_pylist())
-    assert {type(request.params).__name__ for request in asked["writer"]} == {"Sampling"}
-    assert {type(request.params).__name__ for request in asked["judge"]} == {"Pooling"}
-    assert len(asked["judge"]) == 2
+    assert {type(request.params).__name__ for request in requests["writer"]} == {"Sampling"}
+    assert {type(request.params).__name__ for request in requests["judge"]} == {"Pooling"}
+    assert len(requests["judge"]) == 2
 
 
 def test_each_model_has_its_own_context() -> None:
-    """A row that is too long for the judge says so, by the judge's place in the job."""
-    team = MultiModelEngine(
+    """A row too long for the judge is rejected, and the message names the judge's key."""
+    engine = MultiModelEngine(
         FakeEngine(SETTINGS), {"tasks.check.model": FakeEngine(FakeSettings(max_model_len=10))}
     )
-    assert team.info.beside == {"tasks.check.model": 10}
-    table = run(job(**TWO_MODELS), team, pa.table({"text": ["one " * 20]}))
+    assert engine.info.beside == {"tasks.check.model": 10}
+    table = run(job(**TWO_MODELS), engine, pa.table({"text": ["one " * 20]}))
     (error,) = table.column("error").to_pylist()
     assert error["class"] == "prompt_too_long"
     assert "tasks.check.model.engine.max_model_len" in error["message"]
 
 
-def test_an_engine_without_work_is_left_alone() -> None:
-    """A step of vLLM with nothing to do would wait for ever in a process of its own."""
+def test_an_engine_without_work_is_not_stepped() -> None:
+    """A step of vLLM without requests would wait forever in its own process."""
 
-    class Waiting(FakeEngine):
+    class StrictEngine(FakeEngine):
         open = 0
 
         def add(self, key: int, request: Request) -> None:
@@ -511,21 +513,21 @@ def test_an_engine_without_work_is_left_alone() -> None:
 
         def step(self) -> Sequence[Completion]:
             assert self.open
-            ended = super().step()
-            self.open -= len(ended)
-            return ended
+            completions = super().step()
+            self.open -= len(completions)
+            return completions
 
-    team = MultiModelEngine(Waiting(SETTINGS), {"judge": Waiting(SETTINGS)})
-    ended = []
+    engine = MultiModelEngine(StrictEngine(SETTINGS), {"judge": StrictEngine(SETTINGS)})
+    completions: list[Completion] = []
     for key, model in enumerate(["judge", None, "judge"]):
-        team.add(key, Request([key], Pooling("classify"), model=model))
-        ended += team.step()
-    ended += team.step()
-    assert [completion.key for completion in ended] == [0, 1, 2]
+        engine.add(key, Request([key], Pooling("classify"), model=model))
+        completions += engine.step()
+    completions += engine.step()
+    assert [completion.key for completion in completions] == [0, 1, 2]
 
 
-def test_a_judge_beside_a_writer_needs_a_model_of_its_own() -> None:
-    """One engine cannot both write and judge; nor can a job do without its own model."""
+def test_a_judge_next_to_a_writer_needs_its_own_model() -> None:
+    """One engine cannot both write and judge, and some task must use the job's own model."""
     with pytest.raises(ValidationError, match="give the tasks of one kind a model of their own"):
         job(
             tasks=[{**task, "model": None} for task in TWO_MODELS["tasks"]],
@@ -536,8 +538,8 @@ def test_a_judge_beside_a_writer_needs_a_model_of_its_own() -> None:
         job(task={"kind": "embed", "model": {"source": "fake"}, **TEXT})
 
 
-def test_how_fast_a_second_model_is_may_change_between_runs() -> None:
-    """Its memory is no part of what the answers depend on; its context is."""
+def test_a_second_models_speed_is_not_in_the_fingerprint() -> None:
+    """Answers do not depend on its memory, but they depend on its context."""
     first, faster, other = (
         job(
             **{
@@ -554,8 +556,8 @@ def test_how_fast_a_second_model_is_may_change_between_runs() -> None:
     assert first != other
 
 
-def test_a_judge_sends_its_requests_to_its_model() -> None:
-    """As a task does that chooses the best of its own answers."""
+def test_a_judge_sends_requests_to_its_model() -> None:
+    """A judge with a model key addresses that model and passes rejects through."""
     judge = RewardJudge(CONTEXT, model="task.best_of.reward")
     dialogue = judge.rewards([[1, 2], Reject(RejectClass.BAD_TEXT, "no"), [1, 2, 3]])
     requests = next(dialogue)
@@ -566,7 +568,7 @@ def test_a_judge_sends_its_requests_to_its_model() -> None:
 
 
 def test_tasks_of_the_same_model_share_its_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two places that name one model are one engine, which answers the requests of both."""
+    """Two keys with the same model share one engine, which answers the requests of both."""
     loaded: list[FakeEngine] = []
 
     def load(settings: FakeSettings) -> FakeEngine:
@@ -576,18 +578,18 @@ def test_tasks_of_the_same_model_share_its_engine(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(loading, "FakeEngine", load)
     judges = [{**TWO_MODELS["tasks"][1], "name": name} for name in ("judge", "again")]
     two = job(**{**TWO_MODELS, "tasks": [TWO_MODELS["tasks"][0], *judges]})
-    team = loading.load_engine(two, EngineResources(0, 1))
+    engine = loading.load_engine(two, EngineResources(0, 1))
     assert len(loaded) == 2
     for key, name in enumerate(("judge", "again")):
-        team.add(key, Request([1], Pooling("classify"), model=f"tasks.{name}.model"))
-    ended: list[Completion] = []
-    while len(ended) < 2:
-        ended += team.step()
-    assert sorted(completion.key for completion in ended) == [0, 1]
+        engine.add(key, Request([1], Pooling("classify"), model=f"tasks.{name}.model"))
+    completions: list[Completion] = []
+    while len(completions) < 2:
+        completions += engine.step()
+    assert sorted(completion.key for completion in completions) == [0, 1]
 
 
 def test_models_share_a_gpus_memory() -> None:
-    """What a job does not set is shared out; a job that leaves nothing is refused."""
+    """Memory that the job does not assign is divided; a job that leaves none is an error."""
     assert memory_shares({}, {}) == {None: 0.95}
     assert memory_shares({}, {"a": {}}) == {None: 0.7, "a": 0.25}
     assert memory_shares({}, {"a": {"gpu_memory_utilization": 0.5}}) == {None: 0.45, "a": 0.5}
@@ -596,15 +598,15 @@ def test_models_share_a_gpus_memory() -> None:
         memory_shares({}, {"a": {"gpu_memory_utilization": 0.95}})
 
 
-class _Listener(FakeEngine):
-    """The fake engine, and what it was asked."""
+class _RecordingEngine(FakeEngine):
+    """The fake engine, recording its requests."""
 
     info: EngineInfo
 
-    def __init__(self, settings: FakeSettings, asked: list[Request]) -> None:
+    def __init__(self, settings: FakeSettings, requests: list[Request]) -> None:
         super().__init__(settings)
-        self._asked = asked
+        self._requests = requests
 
     def add(self, key: int, request: Request) -> None:
-        self._asked.append(request)
+        self._requests.append(request)
         super().add(key, request)

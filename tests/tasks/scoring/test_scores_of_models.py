@@ -1,4 +1,4 @@
-"""Numbers of real engines, four in one replica, against transformers on the same rows."""
+"""Compare the scores of real engines, four in one replica, with transformers on the same rows."""
 
 import json
 import math
@@ -27,12 +27,12 @@ SMOLLM2, MINILM = "bundled:smollm2-135m", "bundled:minilm-l6"
 
 
 def job(reward: Path, rerank: Path) -> dict[str, Any]:
-    """Every kind of number, each pooling model beside the one that scores."""
+    """A job with every scoring task: one model that scores, and three auxiliary pooling models."""
     text = {"text": "{{ text }}"}
-    # Small spaces: four engines stand on one machine. No model is 32 bits by default.
+    # Small caches: four engines share one machine. float32, because no model defaults to it.
     engine = {"dtype": "float32", "kv_cache_memory_bytes": 2**28}
 
-    def beside(source: str | Path) -> dict[str, Any]:
+    def auxiliary(source: str | Path) -> dict[str, Any]:
         return {"source": str(source), "engine": engine}
 
     return {
@@ -48,27 +48,27 @@ def job(reward: Path, rerank: Path) -> dict[str, Any]:
                 "prompt": {"user": "{{ title }}"},
                 "completion": "{{ text }}",
             },
-            {"name": "vector", "kind": "embed", "prompt": text, "model": beside(MINILM)},
+            {"name": "vector", "kind": "embed", "prompt": text, "model": auxiliary(MINILM)},
             {
                 "name": "judge",
                 "kind": "reward",
                 "prompt": {"user": "{{ title }}"},
                 "completions": "answers",
-                "model": beside(reward),
+                "model": auxiliary(reward),
             },
             {
                 "name": "best",
                 "kind": "generate",
                 "prompt": {"user": "{{ title }}"},
                 "sampling": {"temperature": 1, "max_tokens": 6, "seed": 1},
-                "best_of": {"n": 3, "by": "reward", "model": beside(reward)},
+                "best_of": {"n": 3, "by": "reward", "model": auxiliary(reward)},
             },
             {
                 "name": "pair",
                 "kind": "rerank",
                 "query": "{{ title }}",
                 "document": "{{ text }}",
-                "model": beside(rerank),
+                "model": auxiliary(rerank),
             },
         ],
         "output": {"path": "out"},
@@ -87,7 +87,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The models' folders by what they do."""
+    """The models' folders by role."""
     tiny = tmp_path_factory.mktemp("models")
     bundled = [str(fetch_model(ModelSource(source=source))) for source in (SMOLLM2, MINILM)]
     script = ROOT / "tests" / "helpers" / "tiny_models.py"
@@ -103,7 +103,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def documents(corpus: Path) -> list[dict[str, Any]]:
-    """Texts of a few languages that fit every model, each with two answers to judge."""
+    """Texts in a few languages that fit every model, each with two answers to judge."""
     table = ds.dataset(corpus).to_table(columns=["title", "text"])
     rows = [row for row in table.to_pylist() if row["title"] and len(row["text"] or "") > 100]
     rows = [row for row in rows if len(row["text"]) < 600][:10]
@@ -116,7 +116,7 @@ def answered(
     documents: list[dict[str, Any]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> list[dict[str, Any]]:
-    """The rows of one run of all kinds."""
+    """The output rows of one run of all tasks."""
     folder = tmp_path_factory.mktemp("run")
     pq.write_table(pa.Table.from_pylist(documents), folder / "corpus.parquet")
     data = job(Path(folders["reward"]), Path(folders["rerank"]))
@@ -138,7 +138,7 @@ def reference(
     answered: list[dict[str, Any]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, list[Any]]:
-    """What others make of the same rows, and of the answers that were chosen."""
+    """The reference libraries' values for the same rows and for the chosen answers."""
     folder = tmp_path_factory.mktemp("reference")
     (folder / "models.json").write_text(json.dumps(folders))
     rows = [
@@ -154,54 +154,54 @@ def reference(
 
 
 @pytest.mark.parametrize("task", ["text", "windows", "answer"])
-def test_scores_are_those_of_transformers(
+def test_scores_match_transformers(
     answered: Sequence[dict[str, Any]],
     documents: Sequence[dict[str, Any]],
     reference: dict[str, list[Any]],
     task: str,
 ) -> None:
-    """Of a text, of one in windows as its perplexity guide cuts them, of a chat's answer."""
+    """A text, a text in windows (as in its perplexity guide), and the answer to a chat."""
     for row, document, (total, count) in zip(answered, documents, reference[task], strict=True):
         assert row[f"{task}_num_scored_tokens"] == count
         assert row[f"{task}_mean_logprob"] == pytest.approx(total / count, abs=1e-3)
         assert row[f"{task}_perplexity"] == pytest.approx(math.exp(-total / count), rel=1e-3)
         size = len(document["text"].encode())
         bits = -total / math.log(2)
-        # Without a token for the beginning, a text's first word is not in it.
+        # Without a begin-of-text token, the first token of a text is not scored.
         assert bits / size <= row[f"{task}_bits_per_byte"] + 1e-3
         if task == "answer":
             assert row["answer_bits_per_byte"] == pytest.approx(bits / size, abs=1e-3)
 
 
-def test_embeddings_are_those_of_sentence_transformers(
+def test_embeddings_match_sentence_transformers(
     answered: Sequence[dict[str, Any]], reference: dict[str, list[Any]]
 ) -> None:
-    """As they come from its own `encode`, to length 1."""
+    """Vectors equal the normalized output of its `encode`."""
     vectors = np.array([row["vector_embedding"] for row in answered])
     assert vectors.shape == (len(answered), 384)
     assert np.abs(vectors - np.array(reference["vector"])).max() < 1e-3
 
 
-def test_rewards_are_those_of_transformers(
+def test_rewards_match_transformers(
     answered: Sequence[dict[str, Any]], reference: dict[str, list[Any]]
 ) -> None:
-    """Of each completion as the chat's last turn; the best is the largest."""
+    """Each completion is the chat's last turn; `best_index` is the position of the largest."""
     for row, rewards in zip(answered, reference["rewards"], strict=True):
         assert row["judge_rewards"] == pytest.approx(rewards, abs=1e-3)
         assert row["judge_best_index"] == int(np.argmax(rewards))
 
 
-def test_the_best_answer_has_the_reward_of_transformers(
+def test_the_reward_of_the_best_answer_matches_transformers(
     answered: Sequence[dict[str, Any]], reference: dict[str, list[Any]]
 ) -> None:
-    """The judge beside the writer reads the chat with the answer that it chose."""
+    """The judge's reward for the chosen answer is that of the chat with this answer."""
     assert [row["best_reward"] for row in answered] == pytest.approx(reference["best"], abs=1e-3)
 
 
-def test_relevances_are_those_of_transformers(
+def test_relevances_match_transformers(
     answered: Sequence[dict[str, Any]], reference: dict[str, list[Any]]
 ) -> None:
-    """A pair with its token types; without them the numbers are others."""
+    """Pairs are encoded with token types, which change the scores."""
     relevances = [row["pair_relevance"] for row in answered]
     assert relevances == pytest.approx(reference["pair"], abs=1e-3)
     assert np.std(relevances) > 0.1
@@ -217,7 +217,7 @@ def run(name: str, corpus: Path, output: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.shipped
 def test_the_perplexity_job_scores_the_demo_corpus(corpus: Path, tmp_path: Path) -> None:
-    """Every text that is one has its numbers; a text that says the same again is the likeliest."""
+    """Every nonempty text has scores, and the repetitive text is the likeliest."""
     rows = run("perplexity", corpus, tmp_path / "out")
     scored = [row for row in rows if row["error"] is None]
     assert {row["doc_id"] for row in rows} - {row["doc_id"] for row in scored} == {
@@ -231,7 +231,7 @@ def test_the_perplexity_job_scores_the_demo_corpus(corpus: Path, tmp_path: Path)
 
 @pytest.mark.shipped
 def test_the_embeddings_job_embeds_the_demo_corpus(corpus: Path, tmp_path: Path) -> None:
-    """The files' schema has the dimensions; a text beyond the model's 256 tokens says so."""
+    """The schema has the dimensions; a text longer than the model's 256 tokens is rejected."""
     rows = run("embeddings", corpus, tmp_path / "out")
     schema = ds.dataset(tmp_path / "out" / "data", format="parquet").schema
     assert schema.field("embedding").type == pa.list_(pa.float32(), 384)
@@ -251,10 +251,10 @@ def test_the_embeddings_job_embeds_the_demo_corpus(corpus: Path, tmp_path: Path)
         ("best_by_reward", "reward"),
     ],
 )
-def test_the_jobs_with_models_of_the_hub_run(
+def test_the_shipped_jobs_with_hub_models_run(
     corpus: Path, tmp_path: Path, name: str, column: str
 ) -> None:
-    """With the fake engine in place of models that only the hub has."""
+    """The fake engine replaces models that are only on the Hub."""
     done = invoke(
         *("run", ROOT / "jobs" / f"{name}.yaml", "--set", "model.source=fake"),
         *("--input", corpus, "--output", tmp_path / "out"),

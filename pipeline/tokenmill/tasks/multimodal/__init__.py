@@ -1,1 +1,1 @@
-"""`describe` and `transcribe`: images and audio."""
+"""The `describe` and `transcribe` tasks, which read images and audio."""

@@ -1,4 +1,4 @@
-"""Describe: a question about a row's image, answered by a model that sees."""
+"""The `describe` task: asks a vision model about a row's image."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -20,28 +20,30 @@ from tokenmill.tasks.section import has_stops
 from tokenmill.tasks.starter import Starter, StarterModel
 from tokenmill.tasks.task import Cells, Dialogue, PreparedRow, Row, TaskContext
 
-# What config.json calls the part that sees, by model: vision_config, img_processor, visual, …
-_SEEING = ("vision", "image", "img", "visual")
+# Parts of the config.json keys of vision models: vision_config, img_processor, visual, …
+_VISION_WORDS = ("vision", "image", "img", "visual")
 
 
 class Describe(MediaSection):
-    """`task: {kind: describe}`: text about an image."""
+    """`task: {kind: describe}`: a text about an image."""
 
     kind: Literal["describe"]
-    image: str = Field(min_length=1, description="The column with an image's bytes or path.")
+    image: str = Field(min_length=1, description="Column with the bytes or path of an image.")
     max_pixels: int = Field(
-        default=2**22, ge=1, description="Images with more are scaled down before the model's own."
+        default=2**22,
+        ge=1,
+        description="Larger images are scaled down to this before the model's own scaling.",
     )
 
 
 def _fields(section: Describe) -> tuple[pa.Field, ...]:
-    """The text and how it ended; if the sampling has stops, by which."""
+    """The text, its finish reason and, if the sampling has stops, its stop reason."""
     fields = (pa.field("description", pa.string()), pa.field("finish_reason", pa.string()))
     return (*fields, pa.field("stop_reason", pa.string())) if has_stops(section) else fields
 
 
 def _templates(step: TaskStep[Describe]) -> Templates:
-    """The prompt, which may use no column: the image differs from row to row."""
+    """Compile the prompt, which need not use a column, because the image differs by row."""
     prompt = step.prompt
     prefix = f"{step.prompt_prefix}prompt."
     sources = {f"{prefix}{name}": source for name, source in prompt.templates.items()}
@@ -49,10 +51,10 @@ def _templates(step: TaskStep[Describe]) -> Templates:
 
 
 def _build(step: TaskStep[Describe], context: TaskContext) -> "Describer":
-    if not any(word in key.lower() for key in context.config for word in _SEEING):
+    if not any(word in key.lower() for key in context.config for word in _VISION_WORDS):
         raise UserError(
-            f"{step.model_key or 'model'}: its config.json tells of no images; describe "
-            "needs a model that takes them"
+            f"{step.model_key or 'model'}: config.json has no vision settings; describe "
+            "needs a model that reads images"
         )
     return Describer(step, context)
 
@@ -86,7 +88,7 @@ task:
 
 
 class Describer:
-    """One request a row: the prompt, and its image in the place that the prompt has for it."""
+    """Sends one request per row: the prompt with its image."""
 
     def __init__(self, step: TaskStep[Describe], context: TaskContext) -> None:
         self._section = step.section
@@ -126,8 +128,8 @@ class Describer:
 
 
 def _prepared(prompt: Any, media: Any) -> PreparedRow | Reject:
-    """The row, or the first reason why it is none."""
-    for part in (media, prompt):
-        if isinstance(part, Reject):
-            return part
+    """Combine a row's prompt and media, or return the first reject."""
+    for item in (media, prompt):
+        if isinstance(item, Reject):
+            return item
     return PreparedRow([prompt], media=media)

@@ -1,4 +1,4 @@
-"""What the tasks over a row's image or audio have in common in the job file."""
+"""The keys of a job file that the tasks over images and audio share."""
 
 from typing import Any
 
@@ -12,21 +12,21 @@ from tokenmill.tasks.section import TaskSection
 
 
 class MediaSection(TaskSection):
-    """A task that takes its media whole; what a row may name is the job's to say."""
+    """A task over a row's image or audio file."""
 
-    complete: bool = Field(
-        default=False, description="An answer that max_tokens cuts off does not do."
+    complete: bool = Field(default=False, description="Reject answers that max_tokens cuts off.")
+    media: MediaAccess = Field(
+        default=MediaAccess(), description="Which files and URLs a row may name."
     )
-    media: MediaAccess = Field(default=MediaAccess(), description="What a row may name.")
 
 
 def check_media(step: TaskStep[Any]) -> None:
-    """Raise `ValueError` for a length policy that cuts text, or retries that never happen."""
+    """Raise `ValueError` for a length policy that cuts text, or for retries that cannot happen."""
     length = step.section.length
     if isinstance(length, Truncate | Chunk):
-        # The media is what is long, not the text.
+        # The media is long, not the text.
         raise ValueError(  # noqa: TRY004 - a mistake in the job
-            f"{step.key_prefix}length: {step.kind.name} takes its media whole; leave "
-            f"{length.policy} out, or give this task length: {{policy: reject}}"
+            f"{step.key_prefix}length: {step.kind.name} cannot {length.policy} media; "
+            "remove length, or set length: {policy: reject} for this task"
         )
     check_whole_answers(step, complete=step.section.complete)

@@ -1,4 +1,4 @@
-"""Transcribe: a row's audio as text, by Whisper and its kin."""
+"""The `transcribe` task: turns a row's audio into text with a Whisper model."""
 
 import importlib.util
 from collections.abc import Iterator, Sequence
@@ -20,15 +20,14 @@ from tokenmill.tasks.retries import ask_until_valid, cut_off
 from tokenmill.tasks.starter import Starter, StarterModel
 from tokenmill.tasks.task import Cells, Dialogue, PreparedRow, Row, TaskContext, gather
 
-# Whisper hears so much at a time (Radford et al. 2022, Robust Speech Recognition via Large-Scale
-# Weak Supervision, 2.2).
+# Samples that Whisper reads at once (Radford et al. 2022, Robust Speech Recognition via Large-Scale
+# Weak Supervision, section 2.2).
 _WINDOW = 30 * SAMPLE_RATE
-# Where in a full window's end the cut is looked for, and how long the quiet must be.
-_SEARCHED, _FRAME = 5 * SAMPLE_RATE, SAMPLE_RATE // 10
-# Languages that put no space between words.
+# A full window is cut in its last 5 s, in the quietest frame of 0.1 s.
+_CUT_RANGE, _FRAME = 5 * SAMPLE_RATE, SAMPLE_RATE // 10
+# Languages written without spaces between words.
 _UNSPACED = frozenset({"zh", "yue", "ja", "th", "lo", "my", "km", "bo"})
-_NOTE = "seconds"
-# The text, how it ended, and the length of the audio.
+_SECONDS_NOTE = "seconds"
 _FIELDS = (
     pa.field("transcript", pa.string()),
     pa.field("finish_reason", pa.string()),
@@ -37,12 +36,14 @@ _FIELDS = (
 
 
 class Transcribe(MediaSection):
-    """`task: {kind: transcribe}`: the words of an audio file."""
+    """`task: {kind: transcribe}`: the words spoken in an audio file."""
 
     kind: Literal["transcribe"]
-    audio: str = Field(min_length=1, description="The column with an audio file's bytes or path.")
-    language: str = Field(pattern=r"^[a-z]{2,3}$", description="What is spoken: en, fr, …")
-    max_seconds: float = Field(default=600.0, gt=0, description="Longer audio is a reject.")
+    audio: str = Field(min_length=1, description="Column with the bytes or path of an audio file.")
+    language: str = Field(pattern=r"^[a-z]{2,3}$", description="Spoken language: en, fr, …")
+    max_seconds: float = Field(
+        default=600.0, gt=0, description="Rows with longer audio are rejected."
+    )
 
 
 def _build(step: TaskStep[Transcribe], context: TaskContext) -> "Transcriber":
@@ -52,15 +53,16 @@ def _build(step: TaskStep[Transcribe], context: TaskContext) -> "Transcriber":
     model = context.config.get("model_type")
     if model != "whisper":
         raise UserError(
-            f"{step.model_key or 'model'}: transcribe is for Whisper models; this one is {model}"
+            f"{step.model_key or 'model'}: transcribe needs a Whisper model; this one is {model}"
         )
     tokens = ("<|startoftranscript|>", f"<|{step.section.language}|>", "<|transcribe|>")
     special = context.tokenizer.special_tokens
     for token in tokens:
-        # The fake model has none.
+        # The fake model has no special tokens.
         if special and token not in special:
             raise UserError(
-                f"{step.key_of('language')}: the model has no token {token}; choose another"
+                f"{step.key_of('language')}: the model has no token {token}; "
+                "choose a language that it supports"
             )
     (prompt,) = context.tokenizer.encode_continuations(["".join((*tokens, "<|notimestamps|>"))])
     return Transcriber(step, context, prompt)
@@ -79,7 +81,7 @@ TRANSCRIBE = TaskKind(
     starter=Starter(
         "transcripts",
         """\
-# Whisper's decoder holds 448 tokens, of which 4 begin each window.
+# Whisper's decoder holds 448 tokens; 4 of them start each window.
 sampling: {temperature: 0, max_tokens: 444}
 task:
   kind: transcribe
@@ -94,7 +96,7 @@ task:
 
 
 class Transcriber:
-    """One request for each window of a row's audio, all in one round."""
+    """Sends one request per window of a row's audio, all in one round."""
 
     def __init__(
         self, step: TaskStep[Transcribe], context: TaskContext, prompt: Sequence[int]
@@ -103,7 +105,7 @@ class Transcriber:
         self._storage = context.storage
         self._prompt = list(prompt)
         self._samplings = step.samplings
-        self._joint = "" if step.section.language in _UNSPACED else " "
+        self._separator = "" if step.section.language in _UNSPACED else " "
 
     def prepare(self, rows: Sequence[Row]) -> list[PreparedRow | Reject]:
         column = self._section.audio
@@ -112,23 +114,23 @@ class Transcriber:
         return [media if isinstance(media, Reject) else self._prepared(media) for media in read]
 
     def answer(self, prepared: PreparedRow) -> Dialogue[Cells | Reject]:
-        heard = yield from gather(
+        answers = yield from gather(
             [
-                ask_until_valid(self._prompt, self._samplings, self._whole, window)
+                ask_until_valid(self._prompt, self._samplings, self._check, window)
                 for window in prepared.media
             ]
         )
         texts = []
         reasons = []
-        for answer in heard:
+        for answer in answers:
             if isinstance(answer, Reject):
                 return answer
             texts.append(answer.text.strip())
             reasons.append(answer.finish_reason)
         return {
-            "transcript": self._joint.join(filter(None, texts)),
+            "transcript": self._separator.join(filter(None, texts)),
             "finish_reason": "length" if "length" in reasons else reasons[-1],
-            "audio_seconds": prepared.notes[_NOTE],
+            "audio_seconds": prepared.notes[_SECONDS_NOTE],
         }
 
     def _windows(self, data: bytes) -> list[Media]:
@@ -137,19 +139,19 @@ class Transcriber:
 
     def _prepared(self, media: Sequence[Media]) -> PreparedRow:
         num_samples = sum(len(window.data) for window in media) // 2
-        return PreparedRow([self._prompt], {_NOTE: num_samples / SAMPLE_RATE}, media)
+        return PreparedRow([self._prompt], {_SECONDS_NOTE: num_samples / SAMPLE_RATE}, media)
 
-    def _whole(self, answer: Completion) -> Completion | Reject:
+    def _check(self, answer: Completion) -> Completion | Reject:
         cut = cut_off(answer) if self._section.complete else None
         return answer if cut is None else cut
 
 
 def audio_windows(samples: npt.NDArray[np.int16]) -> Iterator[npt.NDArray[np.int16]]:
-    """Audio in pieces of 30 s at most, cut where the last 5 s of each are quietest."""
+    """Cut audio into windows of at most 30 s, each at the quietest point of its last 5 s."""
     while len(samples) > _WINDOW:
-        frames = samples[_WINDOW - _SEARCHED : _WINDOW].astype(np.float32).reshape(-1, _FRAME)
+        frames = samples[_WINDOW - _CUT_RANGE : _WINDOW].astype(np.float32).reshape(-1, _FRAME)
         quietest = int(np.square(frames).sum(axis=1).argmin())
-        cut = _WINDOW - _SEARCHED + quietest * _FRAME + _FRAME // 2
+        cut = _WINDOW - _CUT_RANGE + quietest * _FRAME + _FRAME // 2
         yield samples[:cut]
         samples = samples[cut:]
     yield samples

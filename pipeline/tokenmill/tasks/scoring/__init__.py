@@ -1,1 +1,1 @@
-"""`score`, `embed`, `reward` and `rerank`: numbers instead of text."""
+"""The `score`, `embed`, `reward` and `rerank` tasks, which write numbers instead of text."""

@@ -1,4 +1,4 @@
-"""The template of a completion, next to the prompt that it answers."""
+"""Templates for tasks that read a prompt and, optionally, its completion."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from tokenmill.tasks.kind import TaskStep, Templates, prompt_templates
 
 
 def completion_templates(step: TaskStep[Any]) -> Templates:
-    """The step's prompt and, if its section has one, its `completion`."""
+    """Compile the step's prompt and, if the section sets it, its `completion` template."""
     templates = prompt_templates(step)
     completion = step.section.completion
     if completion is None:

@@ -1,4 +1,4 @@
-"""Embed: a text as a vector of fixed length, from a pooling model."""
+"""The `embed` task: turns a text into a vector of fixed length with a pooling model."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -21,18 +21,20 @@ _TYPES = {"float32": pa.float32(), "float16": pa.float16()}
 
 
 class Embed(TaskSection):
-    """`task: {kind: embed}`: one vector a row, as sentence-transformers gives it."""
+    """`task: {kind: embed}`: one vector per row, equal to the one from sentence-transformers."""
 
     kind: Literal["embed"]
     dimensions: int | None = Field(
-        default=None, ge=1, description="By default the model's; fewer for a Matryoshka model."
+        default=None,
+        ge=1,
+        description="Length of the vector. Default: the model's. Less needs a Matryoshka model.",
     )
-    normalize: bool = Field(default=True, description="To length 1.")
+    normalize: bool = Field(default=True, description="Scale vectors to length 1.")
     dtype: Literal["float32", "float16"] = "float32"
 
 
 def _fields(section: Embed) -> tuple[pa.Field, ...]:
-    """A list of fixed size once the dimensions are known (`TaskKind.resolve`)."""
+    """One list column, of fixed size once `TaskKind.resolve` has set the dimensions."""
     size = -1 if section.dimensions is None else section.dimensions
     return (pa.field("embedding", pa.list_(_TYPES[section.dtype], size)),)
 
@@ -54,7 +56,7 @@ def _build(step: TaskStep[Embed], context: TaskContext) -> "Embedder":
 
 
 def _join(section: Embed) -> Join:
-    """The mean of the chunks' vectors, scaled to length 1 if they are."""
+    """Average the chunks' vectors, and scale the mean to length 1 if `normalize` is set."""
 
     def cells(parts: Sequence[Cells]) -> Cells | Reject:
         mean = np.mean([np.asarray(part["embedding"], np.float32) for part in parts], axis=0)
@@ -78,10 +80,10 @@ EMBED = TaskKind(
     starter=Starter(
         "embeddings",
         """\
-prompt: {text: $text}             # with a prefix where the model wants one: "query: …"
+prompt: {text: $text}             # add the prefix your model expects, such as "query: "
 task:
   kind: embed
-  # dimensions: 256               # shorter vectors, of models that were trained for it
+  # dimensions: 256               # shorter vectors, if the model was trained for them
 """,
         StarterModel("bundled:minilm-l6", "Qwen/Qwen3-Embedding-0.6B"),
     ),
@@ -89,7 +91,7 @@ task:
 
 
 class Embedder:
-    """One request a row."""
+    """Sends one request per row."""
 
     def __init__(self, encoder: PromptEncoder, pooling: Pooling, dtype: str) -> None:
         self._encoder = encoder
@@ -107,25 +109,25 @@ class Embedder:
         if isinstance(answer, Reject):
             return answer
         if answer.vector is None:
-            raise ValueError("the engine gave no vector")
+            raise ValueError("the engine returned no vector")
         return _cells(answer.vector, self._dtype)
 
 
 def _cells(vector: npt.NDArray[np.float32], dtype: str) -> Cells | Reject:
     with np.errstate(over="ignore"):
-        numbers = vector.astype(dtype)
-    if not np.isfinite(numbers).all():
-        reason = f"the vector has numbers that are not finite as {dtype}"
+        values = vector.astype(dtype)
+    if not np.isfinite(values).all():
+        reason = f"the vector contains values that are not finite in {dtype}"
         return Reject(RejectClass.TASK_ERROR, reason, attempts=1)
-    return {"embedding": numbers}
+    return {"embedding": values}
 
 
 def _model_dimensions(step: TaskStep[Embed], config: Mapping[str, Any]) -> int:
     size = config.get("embedding_size")
     if not isinstance(size, int):
         raise UserError(
-            f"{step.key_of('dimensions')}: the model's config.json does not say how long its "
-            "vectors are; set it"
+            f"{step.key_of('dimensions')}: config.json does not give the length of the "
+            "model's vectors; set it here"
         )
     return size
 
@@ -133,12 +135,13 @@ def _model_dimensions(step: TaskStep[Embed], config: Mapping[str, Any]) -> int:
 def _check_matryoshka(
     dimensions: int | None, full: int, config: Mapping[str, Any], key: str
 ) -> None:
-    """Check shorter vectors before a run; vLLM would refuse each row."""
+    """Raise `UserError` for an unsupported length, for which vLLM would reject every row."""
     allowed = config.get("matryoshka_dimensions")
     if not (allowed or config.get("is_matryoshka")):
         raise UserError(
-            f"{key}: the model gives {full} and says nothing of shorter vectors; leave it out"
+            f"{key}: the model returns {full} dimensions and supports no other length; "
+            "remove the key"
         )
     if dimensions is None or dimensions > full or (allowed and dimensions not in allowed):
-        choices = ", ".join(map(str, allowed)) if allowed else f"1 to {full}"
-        raise UserError(f"{key}: {dimensions} is none of the model's ({choices})")
+        supported = ", ".join(map(str, allowed)) if allowed else f"1 to {full}"
+        raise UserError(f"{key}: the model does not support {dimensions}; use {supported}")

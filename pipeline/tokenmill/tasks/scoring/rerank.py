@@ -1,4 +1,4 @@
-"""Rerank: a cross-encoder's number for how well a document answers a query."""
+"""The `rerank` task: scores how well a document answers a query, with a cross-encoder."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -18,13 +18,14 @@ from tokenmill.tasks.task import Cells, Dialogue, PreparedRow, Row, TaskContext
 
 
 class Rerank(TaskSection):
-    """`task: {kind: rerank}`: two templates in place of a prompt."""
+    """`task: {kind: rerank}`: scores a document for a query. Both are templates; no prompt."""
 
     kind: Literal["rerank"]
-    query: str = Field(min_length=1, description="A template.")
-    document: str = Field(min_length=1, description="A template.")
+    query: str = Field(min_length=1, description="Template of the query.")
+    document: str = Field(min_length=1, description="Template of the document.")
     activation: bool = Field(
-        default=False, description="The model's own activation (a sigmoid, unless it says else)."
+        default=False,
+        description="Apply the model's own activation, a sigmoid unless its config sets another.",
     )
 
 
@@ -33,7 +34,7 @@ def _templates(step: TaskStep[Rerank]) -> Templates:
     sources = {"query": section.query, "document": section.document}
     templates = compile_templates({step.key_of(key): text for key, text in sources.items()})
     if not templates.columns:
-        raise UserError(f"{step.key_of('document')}: no template uses a column")
+        raise UserError(f"{step.key_of('document')}: neither query nor document uses a column")
     return {"pair": templates}
 
 
@@ -45,23 +46,23 @@ def _build(step: TaskStep[Rerank], context: TaskContext) -> "Reranker":
     num_labels = context.config.get("num_labels", 1)
     if num_labels != 1:
         raise UserError(
-            f"{step.model_key or 'model'}: a cross-encoder gives one number; this one has "
-            f"{num_labels} labels"
+            f"{step.model_key or 'model'}: rerank needs a cross-encoder with one label; this model "
+            f"has {num_labels}"
         )
-    # A tokenizer that encodes no pairs raises here, before the first row.
+    # A tokenizer that cannot encode pairs raises here, before the first row.
     context.tokenizer.encode_pairs([])
     return Reranker(step.encoder(context, "pair"), activation=step.section.activation)
 
 
 def _best(parts: Sequence[Cells]) -> Cells:
-    """A document is as relevant as its best chunk."""
+    """Give a document the relevance of its best chunk."""
     return {"relevance": max(part["relevance"] for part in parts)}
 
 
 RERANK = TaskKind(
     name="rerank",
     section=Rerank,
-    # The larger the better. Only numbers of one model compare with each other.
+    # Larger is better. Values are comparable only within one model.
     fields=lambda _: (pa.field("relevance", pa.float64()),),
     build=_build,
     writes_text=False,
@@ -76,7 +77,7 @@ RERANK = TaskKind(
         """\
 task:
   kind: rerank
-  query: What is this about?      # a template too; the same for all rows, or from a column
+  query: What is this about?      # a template: the same for all rows, or a column
   document: $text
 """,
         StarterModel("cross-encoder/ms-marco-MiniLM-L6-v2", "BAAI/bge-reranker-v2-m3"),
@@ -85,22 +86,22 @@ task:
 
 
 class Reranker:
-    """One request a row: both texts as one prompt."""
+    """Sends one request per row, with both texts in one prompt."""
 
-    def __init__(self, prompter: PromptEncoder, *, activation: bool) -> None:
-        self._prompter = prompter
+    def __init__(self, encoder: PromptEncoder, *, activation: bool) -> None:
+        self._encoder = encoder
         self._activation = activation
-        # By where the second text's token types begin.
+        # By the position at which the second text's token types begin.
         self._poolings: dict[int | None, Pooling] = {}
 
     def prepare(self, rows: Sequence[Row]) -> list[PreparedRow | Reject]:
-        contents = self._prompter.render(rows)
-        texts = [(one[0], one[1]) for one in contents if not isinstance(one, Reject)]
-        pairs = iter(self._prompter.tokenizer.encode_pairs(texts))
+        contents = self._encoder.render(rows)
+        texts = [(item[0], item[1]) for item in contents if not isinstance(item, Reject)]
+        pairs = iter(self._encoder.tokenizer.encode_pairs(texts))
         entries: list[PreparedRow | Reject] = []
-        for one in contents:
-            if isinstance(one, Reject):
-                entries.append(one)
+        for item in contents:
+            if isinstance(item, Reject):
+                entries.append(item)
             else:
                 pair = next(pairs)
                 entries.append(PreparedRow([pair.token_ids], {"second": pair.second_start}))
@@ -112,14 +113,14 @@ class Reranker:
         if isinstance(answer, Reject):
             return answer
         if answer.vector is None:
-            raise ValueError("the engine gave no number")
+            raise ValueError("the engine returned no score")
         return {"relevance": float(answer.vector[0])}
 
     def _pooling(self, second: int | None) -> Pooling:
         if second not in self._poolings:
             values: dict[str, Any] = {"use_activation": self._activation}
             if second is not None:
-                # What vLLM makes its token types of.
+                # vLLM builds its token type ids from this position.
                 values["extra_kwargs"] = {"compressed_token_type_ids": second}
             self._poolings[second] = Pooling("classify", values)
         return self._poolings[second]

@@ -1,6 +1,6 @@
-"""Reward: a reward model's number for a prompt and its completion, or for each of several.
+"""The `reward` task: scores prompts and completions with a reward model.
 
-`RewardJudge` is also what other tasks choose the best of several completions by.
+Other tasks use `RewardJudge` to choose the best of several completions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,31 +21,32 @@ from tokenmill.tasks.section import TaskSection
 from tokenmill.tasks.starter import Starter, StarterModel
 from tokenmill.tasks.task import Cells, Dialogue, PreparedRow, Row, TaskContext
 
-# These give a number for each token; the last one's is that of the whole.
+# These models return a reward per token; the last token's is the reward of the whole text.
 _TOKEN_REWARD_ARCHITECTURES = frozenset({"InternLM2ForRewardModel", "Qwen2ForRewardModel"})
 
 
 class Reward(TaskSection):
-    """`task: {kind: reward}`: of the prompt alone, of it and a completion, or of several."""
+    """`task: {kind: reward}`: rewards for a prompt, one completion, or a list of completions."""
 
     kind: Literal["reward"]
-    completion: str | None = Field(default=None, description="A template: the answer to judge.")
+    completion: str | None = Field(default=None, description="Template of the answer to judge.")
     completions: str | None = Field(
-        default=None, description="A column with a list of answers, each of them judged."
+        default=None, description="Column with a list of answers to judge, each separately."
     )
     activation: bool = Field(
-        default=False, description="The model's own activation (a sigmoid, unless it says else)."
+        default=False,
+        description="Apply the model's own activation, a sigmoid unless its config sets another.",
     )
 
     @model_validator(mode="after")
     def _one_form(self) -> "Reward":
         if self.completion is not None and self.completions is not None:
-            raise ValueError("give one of completion and completions")
+            raise ValueError("set completion or completions, not both")
         return self
 
 
 def _fields(section: Reward) -> tuple[pa.Field, ...]:
-    """One number; for several completions a list, and the position of the best."""
+    """One reward; for `completions` a list of rewards and the position of the best."""
     if section.completions is None:
         return (pa.field("reward", pa.float64()),)
     return (pa.field("rewards", pa.list_(pa.float64())), pa.field("best_index", pa.int32()))
@@ -68,11 +69,11 @@ def _build(step: TaskStep[Reward], context: TaskContext) -> "Rewarder":
     if section.completions is not None:
         return ListRewarder(encoder, judge, section.completions, step.key_of("completions"))
     completion = None if section.completion is None else step.encoder(context, "completion")
-    return OneRewarder(encoder, judge, completion)
+    return SingleRewarder(encoder, judge, completion)
 
 
 def _mean(parts: Sequence[Cells]) -> Cells:
-    """A row's number from those of its chunks."""
+    """Average the rewards of a row's chunks."""
     return {"reward": sum(part["reward"] for part in parts) / len(parts)}
 
 
@@ -84,7 +85,7 @@ REWARD = TaskKind(
     writes_text=False,
     joins_by_prompt=False,
     runner=lambda _: "pooling",
-    # A list of numbers has no mean.
+    # Lists of rewards cannot be averaged.
     join=lambda section: Join("mean", _mean) if section.completions is None else None,
     templates=completion_templates,
     columns=_columns,
@@ -92,10 +93,10 @@ REWARD = TaskKind(
     starter=Starter(
         "rewards",
         """\
-prompt: {user: $text}             # what is judged; or, with a completion, what it answers
+prompt: {user: $text}             # the text to judge or, with a completion, its question
 task:
   kind: reward
-  # completion: $text             # a template: the answer to judge
+  # completion: $text             # template of the answer to judge
 """,
         StarterModel(
             "Skywork/Skywork-Reward-V2-Qwen3-0.6B",
@@ -109,7 +110,7 @@ task:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What a judge reads: a prompt's contents, by roles where it is a chat, and an answer."""
+    """What a judge reads: a prompt's contents, their roles (none for plain text), and an answer."""
 
     roles: Sequence[str]
     contents: Sequence[str]
@@ -117,10 +118,11 @@ class Judged:
 
 
 class RewardJudge:
-    """A reward model: prompts and completions in, numbers out.
+    """A reward model: takes prompts and completions, and returns rewards.
 
-    `key` is the model's key in the job. `model` is the same key for an auxiliary model, which its
-    requests name; None for the task's own model.
+    `key` is the model's key in the job. `model` is the same key if the judge is an auxiliary model,
+    to which its requests are sent, or None if it is the task's own model. Raises `UserError` for a
+    model with several labels.
     """
 
     def __init__(
@@ -136,7 +138,7 @@ class RewardJudge:
         by_token = bool(architectures & _TOKEN_REWARD_ARCHITECTURES)
         if num_labels != 1 and not by_token:
             raise UserError(
-                f"{key}: a reward model gives one number; this one has {num_labels} labels"
+                f"{key}: a reward model has one label; this model has {num_labels} labels"
             )
         task: Literal["classify", "token_classify"] = "token_classify" if by_token else "classify"
         self._pooling = Pooling(task, {"use_activation": activation})
@@ -144,15 +146,17 @@ class RewardJudge:
         self._model = model
 
     def encode(self, judged: Sequence[Judged]) -> list[Sequence[int] | Reject]:
-        """Each one's token ids: a chat whose last turn is the completion, or a plain text."""
-        chats = [_chat(one) for one in judged if one.roles]
-        texts = ["".join([*one.contents, one.completion or ""]) for one in judged if not one.roles]
-        of_chats = iter(self._tokenizer.encode_answered_chats(chats) if chats else ())
-        of_texts = iter(self._tokenizer.encode_texts(texts) if texts else ())
-        return [next(of_chats if one.roles else of_texts) for one in judged]
+        """Encode each item: a chat whose last turn is the completion, or a plain text."""
+        chats = [_chat(item) for item in judged if item.roles]
+        texts = [
+            "".join([*item.contents, item.completion or ""]) for item in judged if not item.roles
+        ]
+        encoded_chats = iter(self._tokenizer.encode_answered_chats(chats) if chats else ())
+        encoded_texts = iter(self._tokenizer.encode_texts(texts) if texts else ())
+        return [next(encoded_chats if item.roles else encoded_texts) for item in judged]
 
     def rewards(self, prompts: Sequence[Sequence[int] | Reject]) -> Dialogue[list[float | Reject]]:
-        """Each prompt's number."""
+        """Request the reward of each prompt."""
         requests = [
             Request(prompt, self._pooling, model=self._model)
             for prompt in prompts
@@ -160,15 +164,15 @@ class RewardJudge:
         ]
         answers = iter((yield requests) if requests else ())
         return [
-            prompt if isinstance(prompt, Reject) else _number(next(answers)) for prompt in prompts
+            prompt if isinstance(prompt, Reject) else _reward(next(answers)) for prompt in prompts
         ]
 
 
 class Rewarder:
-    """What both forms share: contents of the prompt, and a judge."""
+    """What both forms share: the prompt's encoder and the judge."""
 
-    def __init__(self, prompter: PromptEncoder, judge: RewardJudge) -> None:
-        self._prompter = prompter
+    def __init__(self, encoder: PromptEncoder, judge: RewardJudge) -> None:
+        self._encoder = encoder
         self._judge = judge
 
     def prepare(self, rows: Sequence[Row]) -> list[PreparedRow | Reject]:
@@ -178,29 +182,29 @@ class Rewarder:
         raise NotImplementedError
 
     def judged(self, contents: Sequence[str], completion: str | None) -> Judged:
-        return Judged(self._prompter.templates.roles, contents, completion)
+        return Judged(self._encoder.templates.roles, contents, completion)
 
 
-class OneRewarder(Rewarder):
-    """One request a row."""
+class SingleRewarder(Rewarder):
+    """Sends one request per row."""
 
     def __init__(
-        self, prompter: PromptEncoder, judge: RewardJudge, completion: PromptEncoder | None
+        self, encoder: PromptEncoder, judge: RewardJudge, completion: PromptEncoder | None
     ) -> None:
-        super().__init__(prompter, judge)
+        super().__init__(encoder, judge)
         self._completion = completion
 
     def prepare(self, rows: Sequence[Row]) -> list[PreparedRow | Reject]:
-        judged = [
+        pairs = [
             _both(contents, completion)
             for contents, completion in zip(
-                self._prompter.render(rows), self._completions(rows), strict=True
+                self._encoder.render(rows), self._completions(rows), strict=True
             )
         ]
-        readable = [self.judged(*one) for one in judged if not isinstance(one, Reject)]
+        readable = [self.judged(*pair) for pair in pairs if not isinstance(pair, Reject)]
         prompts = iter(self._judge.encode(readable))
-        encoded = [one if isinstance(one, Reject) else next(prompts) for one in judged]
-        return [one if isinstance(one, Reject) else PreparedRow([one]) for one in encoded]
+        encoded = [pair if isinstance(pair, Reject) else next(prompts) for pair in pairs]
+        return [item if isinstance(item, Reject) else PreparedRow([item]) for item in encoded]
 
     def _completions(self, rows: Sequence[Row]) -> Sequence[list[str] | Reject | None]:
         return [None] * len(rows) if self._completion is None else self._completion.render(rows)
@@ -211,48 +215,49 @@ class OneRewarder(Rewarder):
 
 
 class ListRewarder(Rewarder):
-    """One request a completion, all in one round; null where a completion is null or too long."""
+    """Sends one request per completion, all in one round.
 
-    def __init__(
-        self, prompter: PromptEncoder, judge: RewardJudge, column: str, place: str
-    ) -> None:
-        super().__init__(prompter, judge)
+    The reward of a completion that is null or rejected is null.
+    """
+
+    def __init__(self, encoder: PromptEncoder, judge: RewardJudge, column: str, key: str) -> None:
+        super().__init__(encoder, judge)
         self._column = column
-        self._place = place
+        self._key = key
 
     def prepare(self, rows: Sequence[Row]) -> list[PreparedRow | Reject]:
         return [
             contents if isinstance(contents, Reject) else self._prepared(contents, row)
-            for contents, row in zip(self._prompter.render(rows), rows, strict=True)
+            for contents, row in zip(self._encoder.render(rows), rows, strict=True)
         ]
 
     def _prepared(self, contents: Sequence[str], row: Row) -> PreparedRow | Reject:
         completions = row[self._column]
         if not isinstance(completions, list | tuple | None):
-            raise UserError(f"{self._place}: the column {self._column} holds no lists of texts")
-        at = [place for place, text in enumerate(completions or ()) if text is not None]
-        if not completions or not at:
-            reason = f"the column {self._column} holds no completion"
+            raise UserError(f"{self._key}: the column {self._column} is not a list of texts")
+        positions = [i for i, text in enumerate(completions or ()) if text is not None]
+        if not completions or not positions:
+            reason = f"the column {self._column} has no completion"
             return Reject(RejectClass.EMPTY_INPUT, reason)
-        guard = self._prompter.tokenizer.control_tokens.escape
-        texts = [guard(str(completions[place])) for place in at]
+        escape = self._encoder.tokenizer.control_tokens.escape
+        texts = [escape(str(completions[position])) for position in positions]
         prompts = self._judge.encode([self.judged(contents, text) for text in texts])
         readable = [
-            (place, prompt)
-            for place, prompt in zip(at, prompts, strict=True)
+            (position, prompt)
+            for position, prompt in zip(positions, prompts, strict=True)
             if not isinstance(prompt, Reject)
         ]
         if not readable:
             return next(prompt for prompt in prompts if isinstance(prompt, Reject))
-        notes = {"at": [place for place, _ in readable], "count": len(completions)}
+        notes = {"positions": [position for position, _ in readable], "count": len(completions)}
         return PreparedRow([prompt for _, prompt in readable], notes)
 
     def answer(self, prepared: PreparedRow) -> Dialogue[Cells | Reject]:
         answers = yield from self._judge.rewards(prepared.prompts)
         rewards: list[float | None] = [None] * prepared.notes["count"]
-        for place, reward in zip(prepared.notes["at"], answers, strict=True):
+        for position, reward in zip(prepared.notes["positions"], answers, strict=True):
             if not isinstance(reward, Reject):
-                rewards[place] = reward
+                rewards[position] = reward
         best = best_index(rewards)
         if best is None:
             return next(answer for answer in answers if isinstance(answer, Reject))
@@ -260,9 +265,9 @@ class ListRewarder(Rewarder):
 
 
 def best_index(rewards: Sequence[float | None]) -> int | None:
-    """The place of the largest, the first of equals; None where there is none."""
-    known = [(reward, -place) for place, reward in enumerate(rewards) if reward is not None]
-    return -max(known)[1] if known else None
+    """The position of the largest reward, the first if several are equal; None if all are None."""
+    ranked = [(reward, -i) for i, reward in enumerate(rewards) if reward is not None]
+    return -max(ranked)[1] if ranked else None
 
 
 def _both(
@@ -280,9 +285,9 @@ def _chat(judged: Judged) -> list[tuple[str, str]]:
     return turns if judged.completion is None else [*turns, ("assistant", judged.completion)]
 
 
-def _number(answer: Answer) -> float | Reject:
+def _reward(answer: Answer) -> float | Reject:
     if isinstance(answer, Reject):
         return answer
     if answer.vector is None or not answer.vector.size:
-        raise ValueError("the engine gave no number")
+        raise ValueError("the engine returned no reward")
     return float(answer.vector.reshape(-1)[-1])

@@ -1,6 +1,6 @@
-"""Score: how likely a model finds a text, or a completion given a prompt.
+"""The `score` task: how likely a model finds a text, or a completion given its prompt.
 
-A text that is longer than the context is read in overlapping windows, each token scored once.
+A text longer than the context is read in overlapping windows, and each token is scored once.
 """
 
 import math
@@ -22,14 +22,14 @@ from tokenmill.tasks.section import TaskSection
 from tokenmill.tasks.starter import Starter
 from tokenmill.tasks.task import Cells, Dialogue, PreparedRow, Row, TaskContext
 
-# Natural log-probability per token; bits per byte of UTF-8 of the tokens scored.
+# `mean_logprob` is natural, per token. `bits_per_byte` counts the UTF-8 bytes of scored tokens.
 _FIELDS = (
     pa.field("mean_logprob", pa.float64()),
     pa.field("perplexity", pa.float64()),
     pa.field("bits_per_byte", pa.float64()),
     pa.field("num_scored_tokens", pa.int64()),
 )
-# The one token that an engine writes in any case is dropped.
+# An engine always generates at least one token; it is ignored.
 _SAMPLING = {
     "max_tokens": 1,
     "temperature": 0,
@@ -37,22 +37,27 @@ _SAMPLING = {
     "logprobs": None,
     "detokenize": False,
 }
-# Beyond it `exp` has no float.
-_MOST_NATS = 700
+# `math.exp` overflows above about 709.
+_MAX_NATS = 700
 
 
 class Score(TaskSection):
-    """`task: {kind: score}`: of the prompt's text, or of `completion` given the prompt."""
+    """`task: {kind: score}`: the likelihood of the prompt's text, or of a completion."""
 
     kind: Literal["score"]
     completion: str | None = Field(
-        default=None, description="A template; by default the prompt's text itself is scored."
+        default=None,
+        description="Template of the text to score, given the prompt. Default: score the prompt.",
     )
     window: int | None = Field(
-        default=None, ge=2, description="Tokens of a long text read at once; by default all."
+        default=None,
+        ge=2,
+        description="Tokens of a long text read at once. Default: as many as fit.",
     )
     stride: int | None = Field(
-        default=None, ge=1, description="Tokens between windows; by default half of one."
+        default=None,
+        ge=1,
+        description="Tokens from one window's start to the next. Default: half a window.",
     )
 
     @model_validator(mode="after")
@@ -68,20 +73,20 @@ class Score(TaskSection):
 def _check(step: TaskStep[Score]) -> None:
     if step.section.completion is None and step.prompt.text is None:
         raise ValueError(
-            f"{step.key_prefix}prompt: a text is scored as it is: write prompt.text, or give the "
-            "answer to the chat as completion"
+            f"{step.key_prefix}prompt: score reads plain text; write prompt.text, or set "
+            "completion to score an answer to the chat"
         )
 
 
 def _build(step: TaskStep[Score], context: TaskContext) -> "Scorer":
     section = step.section
-    # The engine needs room for the token that it writes.
-    longest = context.max_model_len - 1
-    window = longest if section.window is None else section.window
-    if not 1 < window <= longest:
+    # The engine needs room for the token that it generates.
+    max_window = context.max_model_len - 1
+    window = max_window if section.window is None else section.window
+    if not 1 < window <= max_window:
         raise UserError(
-            f"{step.key_of('window')}: a window of {window} tokens does not fit into the "
-            f"context of {context.max_model_len} with one token to write"
+            f"{step.key_of('window')}: must be between 2 and {max_window}: the context of "
+            f"{context.max_model_len} tokens needs room for one generated token"
         )
     stride = max(1, window // 2) if section.stride is None else section.stride
     if stride >= window:
@@ -95,7 +100,7 @@ def _build(step: TaskStep[Score], context: TaskContext) -> "Scorer":
 
 
 def _joined(parts: Sequence[Cells]) -> Cells:
-    """A row's score from those of its chunks: as if they were one text."""
+    """Combine the scores of a row's chunks as if they were one text."""
     total = math.fsum(part["mean_logprob"] * part["num_scored_tokens"] for part in parts)
     num_bytes = math.fsum(_num_bytes(part) for part in parts)
     return score_cells(total, sum(part["num_scored_tokens"] for part in parts), num_bytes)
@@ -108,7 +113,7 @@ SCORE = TaskKind(
     build=_build,
     writes_text=False,
     joins_by_prompt=False,
-    # Chunks of a completion's prompt are not one text.
+    # With a completion, the prompt is what is chunked, and every chunk scores the same answer.
     join=lambda section: Join("mean", _joined) if section.completion is None else None,
     templates=completion_templates,
     params=lambda _: (Sampling(_SAMPLING),),
@@ -116,10 +121,10 @@ SCORE = TaskKind(
     starter=Starter(
         "scores",
         """\
-prompt: {text: $text}             # how likely the model finds the text, as it is
+prompt: {text: $text}             # the text to score, as it is
 task:
   kind: score
-  window: 1024                    # tokens of a long text that are read at once
+  window: 1024                    # tokens of a long text read at once
   stride: 512
 """,
         cuts=False,
@@ -128,7 +133,7 @@ task:
 
 
 class Scorer:
-    """One request a window, all in one round. `prepare` is the subclasses' business."""
+    """Sends one request per window, all in one round. Subclasses implement `prepare`."""
 
     def __init__(self, window: int, stride: int) -> None:
         self._window = window
@@ -139,13 +144,19 @@ class Scorer:
         raise NotImplementedError
 
     def prepared(self, span: TextSpan) -> PreparedRow | Reject:
-        """A row's windows."""
+        """Split a row's span into windows. Rejects a span without a token to score."""
         if span.start >= span.end:
-            return Reject(RejectClass.EMPTY_INPUT, "the text has no token that follows another")
-        cuts = list(scoring_windows(span.start, span.end, self._window, self._stride))
+            return Reject(
+                RejectClass.EMPTY_INPUT,
+                "the text is too short to score: a token needs one before it",
+            )
+        windows = list(scoring_windows(span.start, span.end, self._window, self._stride))
         return PreparedRow(
-            [span.token_ids[cut.begin : cut.end] for cut in cuts],
-            {"skip": [cut.first - cut.begin for cut in cuts], "num_bytes": span.num_bytes},
+            [span.token_ids[window.begin : window.end] for window in windows],
+            {
+                "skip": [window.first - window.begin for window in windows],
+                "num_bytes": span.num_bytes,
+            },
         )
 
     def answer(self, prepared: PreparedRow) -> Dialogue[Cells | Reject]:
@@ -156,8 +167,8 @@ class Scorer:
             if isinstance(answer, Reject):
                 return answer
             if answer.prompt_logprobs is None:
-                raise ValueError("the engine gave no log-probabilities of the prompt")
-            # The window's first token has none.
+                raise ValueError("the engine returned no log-probabilities for the prompt")
+            # The window's first token has no log-probability.
             scored = answer.prompt_logprobs[skip - 1 :]
             total += math.fsum(scored)
             count += len(scored)
@@ -165,16 +176,16 @@ class Scorer:
 
 
 class TextScorer(Scorer):
-    """Scores the prompt's own text."""
+    """Scores the text of the prompt itself."""
 
-    def __init__(self, prompter: PromptEncoder, window: int, stride: int) -> None:
+    def __init__(self, encoder: PromptEncoder, window: int, stride: int) -> None:
         super().__init__(window, stride)
-        self._prompter = prompter
+        self._encoder = encoder
 
     def prepare(self, rows: Sequence[Row]) -> list[PreparedRow | Reject]:
-        contents = self._prompter.render(rows)
+        contents = self._encoder.render(rows)
         texts = [content[0] for content in contents if not isinstance(content, Reject)]
-        spans = iter(self._prompter.tokenizer.encode_spans(texts))
+        spans = iter(self._encoder.tokenizer.encode_spans(texts))
         return [
             content if isinstance(content, Reject) else self.prepared(next(spans))
             for content in contents
@@ -182,46 +193,46 @@ class TextScorer(Scorer):
 
 
 class CompletionScorer(Scorer):
-    """Scores a completion's tokens behind the prompt's, which are read and not scored."""
+    """Scores a completion's tokens after those of the prompt, which are read but not scored."""
 
     def __init__(
-        self, prompter: PromptEncoder, completions: PromptEncoder, window: int, stride: int
+        self, encoder: PromptEncoder, completion_encoder: PromptEncoder, window: int, stride: int
     ) -> None:
         super().__init__(window, stride)
-        self._prompter = prompter
-        self._completions = completions
+        self._encoder = encoder
+        self._completion_encoder = completion_encoder
 
     def prepare(self, rows: Sequence[Row]) -> list[PreparedRow | Reject]:
-        prompts = self._prompter.encode(rows)
-        contents = self._completions.render(rows)
+        prompts = self._encoder.encode(rows)
+        contents = self._completion_encoder.render(rows)
         texts = [content[0] for content in contents if not isinstance(content, Reject)]
-        token_ids = self._completions.tokenizer.encode_continuations(texts)
+        token_ids = self._completion_encoder.tokenizer.encode_continuations(texts)
         encoded = iter(zip(texts, token_ids, strict=True))
         entries: list[PreparedRow | Reject] = []
         for prompt, content in zip(prompts, contents, strict=True):
-            behind = None if isinstance(content, Reject) else next(encoded)
+            completion = None if isinstance(content, Reject) else next(encoded)
             if isinstance(prompt, Reject):
                 entries.append(prompt)
             elif isinstance(content, Reject):
                 entries.append(content)
-            elif behind is not None:
-                text, tokens = behind
-                text = self._completions.tokenizer.control_tokens.unescape(text)
-                entries.append(self._both(prompt, tokens, len(text.encode())))
+            elif completion is not None:
+                text, tokens = completion
+                text = self._completion_encoder.tokenizer.control_tokens.unescape(text)
+                entries.append(self._after(prompt, tokens, len(text.encode())))
         return entries
 
-    def _both(
+    def _after(
         self, prompt: Sequence[int], tokens: Sequence[int], num_bytes: int
     ) -> PreparedRow | Reject:
         if not prompt:
-            return Reject(RejectClass.EMPTY_INPUT, "no token stands before the completion")
+            return Reject(RejectClass.EMPTY_INPUT, "the prompt before the completion has no tokens")
         ids = [*prompt, *tokens]
         return self.prepared(TextSpan(ids, len(prompt), len(ids), num_bytes))
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Tokens `begin` to `end` are read; those from `first` on are scored."""
+    """Tokens `begin` to `end` (exclusive) are read; those from `first` on are scored."""
 
     begin: int
     first: int
@@ -229,10 +240,10 @@ class Window:
 
 
 def scoring_windows(start: int, end: int, length: int, stride: int) -> Iterator[Window]:
-    """Windows of at most `length` tokens over a text whose tokens `start` to `end` are scored.
+    """Yield windows of at most `length` tokens that score tokens `start` to `end` of a text.
 
-    Each token is scored in one window, behind at least `length - stride` tokens, or behind all that
-    there are before it.
+    Each token is scored in exactly one window, with a context of at least `length - stride` tokens,
+    or of all preceding tokens if there are fewer.
     """
     begin = 0 if end <= length else max(0, start - (length - stride))
     first = start
@@ -244,17 +255,17 @@ def scoring_windows(start: int, end: int, length: int, stride: int) -> Iterator[
 
 
 def score_cells(total: float, count: int, num_bytes: float) -> Cells:
-    """The columns, from a sum of natural log-probabilities over tokens that stand for bytes."""
+    """The cells for `count` tokens of `num_bytes` bytes; `total` sums their natural logprobs."""
     mean = total / count
     return {
         "mean_logprob": mean,
-        "perplexity": math.exp(-mean) if -mean < _MOST_NATS else math.inf,
+        "perplexity": math.exp(-mean) if -mean < _MAX_NATS else math.inf,
         "bits_per_byte": -total / math.log(2) / num_bytes if num_bytes else None,
         "num_scored_tokens": count,
     }
 
 
 def _num_bytes(part: Mapping[str, Any]) -> float:
-    """The bytes behind a score, which no column holds."""
+    """The number of scored bytes, which has no column, derived from the cells."""
     bits = -part["mean_logprob"] * part["num_scored_tokens"] / math.log(2)
     return bits / part["bits_per_byte"] if part["bits_per_byte"] else 0.0
