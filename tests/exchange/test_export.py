@@ -1,4 +1,4 @@
-"""Export: every row once and in order, in each form; the target is whole or not there."""
+"""Export: every row once and in order, in each format; a target is complete or missing."""
 
 import base64
 import json
@@ -58,7 +58,7 @@ TEXTS = ["one", "", "three"]
 
 
 def output_of(folder: Path, keep: list[str] | None = None, **changes: Any) -> OpenedOutput:
-    """An output of three rows, the second rejected, in two units."""
+    """An output of three rows in two units; the second row is rejected."""
     shard = pa.Table.from_arrays(
         [pa.array([row.get(field.name) for row in ROWS], field.type) for field in KEPT],
         schema=KEPT,
@@ -75,6 +75,7 @@ def output_of(folder: Path, keep: list[str] | None = None, **changes: Any) -> Op
 
 
 def stored(opened: OpenedOutput) -> pa.Table:
+    """The rows of all units of the output."""
     tables = [pq.read_table(Path(opened.store.url, unit.key)) for unit in opened.plan.units]
     return pa.concat_tables(tables)
 
@@ -84,9 +85,9 @@ def lines(path: Path | str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in store.read(key).decode().splitlines()]
 
 
-def read_back(target: Path, form: ExportFormat) -> list[dict[str, Any]]:
-    """The rows as a program that knows the form finds them."""
-    match form:
+def read_back(target: Path, format_: ExportFormat) -> list[dict[str, Any]]:
+    """The rows as read by the format's own library."""
+    match format_:
         case ExportFormat.JSONL | ExportFormat.OPENAI_BATCH:
             return lines(target)
         case ExportFormat.PARQUET:
@@ -98,33 +99,33 @@ def read_back(target: Path, form: ExportFormat) -> list[dict[str, Any]]:
         case ExportFormat.HF_DATASET:
             datasets.disable_progress_bars()
             cache = target.with_name("cache")
-            found = datasets.load_dataset(str(target), split="train", cache_dir=str(cache))
-            return list(found)
+            dataset = datasets.load_dataset(str(target), split="train", cache_dir=str(cache))
+            return list(dataset)
 
 
 def test_parquet_holds_the_same_table(tmp_path: Path) -> None:
-    """One file has all rows with the columns, types and values of the objects."""
+    """The file has the columns, types and values of the output's objects."""
     opened, target = output_of(tmp_path), tmp_path / "all.parquet"
     assert export(opened, target, ExportFormat.PARQUET) == len(ROWS)
-    found, wanted = pq.read_table(target), stored(opened)
-    assert found.schema.equals(wanted.schema)
+    exported, expected = pq.read_table(target), stored(opened)
+    assert exported.schema.equals(expected.schema)
     # NaN is not equal to itself.
-    columns = [name for name in wanted.schema.names if name != "number"]
-    assert found.select(columns).equals(wanted.select(columns))
-    assert repr(found.column("number").to_pylist()) == repr([math.nan, None, -0.25])
+    columns = [name for name in expected.schema.names if name != "number"]
+    assert exported.select(columns).equals(expected.select(columns))
+    assert repr(exported.column("number").to_pylist()) == repr([math.nan, None, -0.25])
 
 
 def test_json_lines_hold_every_value(tmp_path: Path) -> None:
-    """Each column is in each line, and reads back as the value that the object has."""
+    """Each line has all columns, and each value reads back as the output holds it."""
     opened, target = output_of(tmp_path), tmp_path / "all.jsonl"
     assert export(opened, target, ExportFormat.JSONL) == len(ROWS)
-    found, wanted = lines(target), stored(opened)
-    assert [list(row) for row in found] == [wanted.schema.names] * len(ROWS)
-    simple = [name for name in wanted.schema.names if name not in KEPT.names or name == "custom_id"]
-    assert [{name: row[name] for name in simple} for row in found] == wanted.select(
-        simple
-    ).to_pylist()
-    first, second, third = found
+    exported, expected = lines(target), stored(opened)
+    names = expected.schema.names
+    assert [list(row) for row in exported] == [names] * len(ROWS)
+    simple = [name for name in names if name not in KEPT.names or name == "custom_id"]
+    simple_rows = [{name: row[name] for name in simple} for row in exported]
+    assert simple_rows == expected.select(simple).to_pylist()
+    first, second, third = exported
     assert base64.b64decode(first["blob"]) == ROWS[0]["blob"]
     assert first["at"] == "2023-11-14T22:13:20.123456789Z"
     assert datetime.fromisoformat(first["day"]).replace(tzinfo=UTC).timestamp() == 86_400
@@ -134,35 +135,35 @@ def test_json_lines_hold_every_value(tmp_path: Path) -> None:
     assert (third["blob"], third["number"], third["nested"]) == ("", -0.25, {"values": []})
 
 
-@pytest.mark.parametrize("form", list(ExportFormat))
-def test_rejects_can_be_left_out(tmp_path: Path, form: ExportFormat) -> None:
-    """Without rejects just the rows with an answer are written."""
+@pytest.mark.parametrize("format_", list(ExportFormat))
+def test_rejects_can_be_left_out(tmp_path: Path, format_: ExportFormat) -> None:
+    """Without rejects only the answered rows are written."""
     target = tmp_path / "answers"
     opened = output_of(tmp_path, keep=["custom_id", "blob", "nested"])
-    assert export(opened, target, form, rejects=False) == 2
-    rows = read_back(target, form)
+    assert export(opened, target, format_, rejects=False) == 2
+    rows = read_back(target, format_)
     assert [row["error"] for row in rows] == [None, None]
     assert "första" in [row["custom_id"] for row in rows]
 
 
 @pytest.mark.parametrize(
-    "form", [ExportFormat.HF_DATASET, ExportFormat.DELTA, ExportFormat.ICEBERG]
+    "format_", [ExportFormat.HF_DATASET, ExportFormat.DELTA, ExportFormat.ICEBERG]
 )
-def test_tables_hold_the_same_rows(tmp_path: Path, form: ExportFormat) -> None:
-    """Each column reads back in the format's own library as the output holds it."""
+def test_tables_hold_the_same_rows(tmp_path: Path, format_: ExportFormat) -> None:
+    """Read by the format's own library, each value is as the output holds it."""
     keep = ["custom_id", "blob", "day", "big", "price", "nested"]
     opened, target = output_of(tmp_path, keep=keep), tmp_path / "table"
-    assert export(opened, target, form) == len(ROWS)
-    # A table has no order of its own.
-    found = sorted(read_back(target, form), key=lambda row: row["source_row"])
-    assert found == stored(opened).to_pylist()
+    assert export(opened, target, format_) == len(ROWS)
+    # A table has no row order.
+    rows = sorted(read_back(target, format_), key=lambda row: row["source_row"])
+    assert rows == stored(opened).to_pylist()
 
 
 @pytest.mark.parametrize("place", ["local", ON_S3])
-def test_errors_may_have_their_own_file(
+def test_errors_can_have_a_separate_file(
     tmp_path: Path, place: str, request: pytest.FixtureRequest
 ) -> None:
-    """The two files together hold each row once; in S3 as on a disk, where names stay too."""
+    """The two files together hold each row once; existing files are not overwritten."""
     folder = str(tmp_path)
     if place == "s3":
         folder = f"s3://{request.getfixturevalue('s3_bucket')}/exports"
@@ -173,85 +174,85 @@ def test_errors_may_have_their_own_file(
     assert all(line["error"] is None for line in lines(target))
     (line,) = lines(errors)
     assert (line["custom_id"], line["response"]) == ("empty", None)
-    said = refusal(UserError, lambda: export(opened, target, ExportFormat.JSONL))
-    assert said.startswith(f"{target} is there already")
-    said = refusal(
+    message = refusal(UserError, lambda: export(opened, target, ExportFormat.JSONL))
+    assert message.startswith(target)
+    message = refusal(
         UserError, lambda: export(opened, f"{folder}/new", ExportFormat.OPENAI_BATCH, errors=errors)
     )
-    assert said.startswith(f"{errors} is there already")
-    for form, rejects in ((ExportFormat.JSONL, True), (ExportFormat.OPENAI_BATCH, False)):
-        said = refusal(
+    assert message.startswith(errors)
+    for format_, rejects in ((ExportFormat.JSONL, True), (ExportFormat.OPENAI_BATCH, False)):
+        message = refusal(
             UserError,
-            lambda form=form, rejects=rejects: export(
-                opened, f"{folder}/new", form, rejects=rejects, errors=f"{folder}/other"
+            lambda format_=format_, rejects=rejects: export(
+                opened, f"{folder}/new", format_, rejects=rejects, errors=f"{folder}/other"
             ),
         )
-        assert said.startswith("--errors goes with")
+        assert message.startswith("--errors needs")
     store, _ = open_object(target)
-    left = {item.key for item in store.list() if item.key.endswith(("new", "other"))}
-    assert left == set()
+    assert [item.key for item in store.list() if item.key.endswith(("new", "other"))] == []
 
 
 @pytest.mark.parametrize("samples", [1, 2])
 def test_batch_lines_hold_generated_texts(tmp_path: Path, samples: int) -> None:
-    """A row's answers are choices beside its tokens; a reject is an error; ids are the user's."""
+    """A row's answers are choices, a reject is an error, and ids come from the input."""
     task = {"kind": "generate", "name": "short", "n": samples, "prompt": {"user": "{{ text }}"}}
     task["sampling"] = {"max_tokens": 4}
     opened, target = output_of(tmp_path, task=task), tmp_path / "batch.jsonl"
     assert export(opened, target, ExportFormat.OPENAI_BATCH) == len(ROWS)
-    found, rows = lines(target), stored(opened).to_pylist()
-    assert [line["custom_id"] for line in found] == ["första", "empty", "a.parquet:2"]
-    assert len({line["id"] for line in found}) == len(ROWS)
-    assert found[1]["response"] is None
+    exported, rows = lines(target), stored(opened).to_pylist()
+    assert [line["custom_id"] for line in exported] == ["första", "empty", "a.parquet:2"]
+    assert len({line["id"] for line in exported}) == len(ROWS)
+    assert exported[1]["response"] is None
     error = rows[1]["error"]
-    assert found[1]["error"] == {"code": error["class"], "message": error["message"]}
-    for at in (0, 2):
-        body, row = found[at]["response"]["body"], rows[at]
-        record = read_record(opened.store, opened.plan.units[at // 2].key)
-        assert found[at]["error"] is None
+    assert exported[1]["error"] == {"code": error["class"], "message": error["message"]}
+    for number in (0, 2):
+        body, row = exported[number]["response"]["body"], rows[number]
+        record = read_record(opened.store, opened.plan.units[number // 2].key)
+        assert exported[number]["error"] is None
         assert (body["model"], body["created"]) == (record.model, int(record.written_at))
-        asked, made = row["num_input_tokens"], row["num_generated_tokens"]
+        num_input, num_output = row["num_input_tokens"], row["num_generated_tokens"]
         assert body["usage"] == {
-            "prompt_tokens": asked,
-            "completion_tokens": made,
-            "total_tokens": asked + made,
+            "prompt_tokens": num_input,
+            "completion_tokens": num_output,
+            "total_tokens": num_input + num_output,
         }
         texts = [choice["message"]["content"] for choice in body["choices"]]
         reasons = [choice["finish_reason"] for choice in body["choices"]]
         if samples == 1:
-            wanted = [row["short_generated_text"]], [row["short_finish_reason"]]
+            expected = [row["short_generated_text"]], [row["short_finish_reason"]]
         else:
-            wanted = row["short_generated_texts"], row["short_finish_reasons"]
-        assert (texts, reasons) == wanted
+            expected = row["short_generated_texts"], row["short_finish_reasons"]
+        assert (texts, reasons) == expected
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_batch_lines_hold_embeddings(tmp_path: Path, dtype: str) -> None:
-    """A vector is the one entry of a list, number by number."""
+    """A vector is the only element of a list response."""
     task = {"kind": "embed", "dtype": dtype, "prompt": {"text": "{{ text }}"}}
     opened, target = output_of(tmp_path, keep=["big"], task=task), tmp_path / "batch.jsonl"
     export(opened, target, ExportFormat.OPENAI_BATCH)
-    found, rows = lines(target), stored(opened).to_pylist()
-    assert [line["custom_id"] for line in found] == [f"a.parquet:{row}" for row in range(3)]
-    (entry,) = found[0]["response"]["body"]["data"]
+    exported, rows = lines(target), stored(opened).to_pylist()
+    assert [line["custom_id"] for line in exported] == [f"a.parquet:{row}" for row in range(3)]
+    body = exported[0]["response"]["body"]
+    (entry,) = body["data"]
     assert entry["embedding"] == [float(number) for number in rows[0]["embedding"]]
-    asked = rows[0]["num_input_tokens"]
-    assert found[0]["response"]["body"]["usage"] == {"prompt_tokens": asked, "total_tokens": asked}
+    num_input = rows[0]["num_input_tokens"]
+    assert body["usage"] == {"prompt_tokens": num_input, "total_tokens": num_input}
     export(opened, tmp_path / "all.parquet", ExportFormat.PARQUET)
     assert pq.read_table(tmp_path / "all.parquet").equals(stored(opened))
 
 
-def test_other_tasks_have_no_batch_form(tmp_path: Path) -> None:
-    """Labels are refused before anything is written."""
+def test_the_batch_format_is_for_generate_and_embed(tmp_path: Path) -> None:
+    """For another task the export is an error before anything is written."""
     task = {"kind": "classify", "choices": ["a", "b"], "prompt": {"user": "{{ text }}"}}
     opened, target = output_of(tmp_path, task=task), tmp_path / "batch.jsonl"
-    said = refusal(UserError, lambda: export(opened, target, ExportFormat.OPENAI_BATCH))
-    assert "generate or embed" in said
+    message = refusal(UserError, lambda: export(opened, target, ExportFormat.OPENAI_BATCH))
+    assert "generate or embed" in message
     assert not target.exists()
 
 
-def test_an_unfinished_output_needs_a_word(tmp_path: Path) -> None:
-    """With units missing it is refused, and `partial` takes those that are there."""
+def test_an_unfinished_output_is_exported_only_with_partial(tmp_path: Path) -> None:
+    """With missing units the export is an error, unless `partial` is set."""
     opened, target = output_of(tmp_path), tmp_path / "all.jsonl"
     Path(opened.store.url, opened.plan.units[0].key).unlink()
     assert "--partial" in refusal(UserError, lambda: export(opened, target, ExportFormat.JSONL))
@@ -260,12 +261,12 @@ def test_an_unfinished_output_needs_a_word(tmp_path: Path) -> None:
     assert [row["source_row"] for row in lines(target)] == [2]
 
 
-@pytest.mark.parametrize("form", list(ExportFormat))
+@pytest.mark.parametrize("format_", list(ExportFormat))
 @pytest.mark.parametrize("whole_footer", [True, False])
-def test_a_failure_half_way_leaves_nothing(
-    tmp_path: Path, form: ExportFormat, whole_footer: bool
+def test_a_failed_export_leaves_nothing(
+    tmp_path: Path, format_: ExportFormat, whole_footer: bool
 ) -> None:
-    """If a later unit is damaged, neither the target nor a part of it is there."""
+    """If a later unit is damaged, neither the target nor a part of it exists."""
     opened = output_of(tmp_path, keep=["big"])
     damaged = Path(opened.store.url, opened.plan.units[-1].key)
     data = damaged.read_bytes()
@@ -273,13 +274,13 @@ def test_a_failure_half_way_leaves_nothing(
     damaged.write_bytes(b"\xff" * body + data[body:] if whole_footer else data[:body])
     folder = tmp_path / "exports"
     folder.mkdir()
-    said = refusal(UserError, lambda: export(opened, folder / "all", form))
-    assert opened.plan.units[-1].key in said
+    message = refusal(UserError, lambda: export(opened, folder / "all", format_))
+    assert opened.plan.units[-1].key in message
     assert list(folder.iterdir()) == []
 
 
-def test_a_file_that_is_there_stays(tmp_path: Path) -> None:
-    """A taken name and a folder that is missing are told in one line by the command."""
+def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
+    """An existing target and a missing folder are errors; the command exits with 2."""
     opened, target = output_of(tmp_path), tmp_path / "all.jsonl"
     target.write_text("mine")
     done = CliRunner().invoke(app, ["export", opened.store.url, str(target)])
@@ -293,18 +294,18 @@ def test_a_file_that_is_there_stays(tmp_path: Path) -> None:
     assert (done.exit_code, done.stdout.strip()) == (0, f"{tmp_path / 'new'}: 2 rows")
 
 
-def test_a_form_that_there_is_not_is_told_in_one_line(tmp_path: Path) -> None:
-    """It is refused with those that there are, and nothing is written."""
+def test_an_unknown_format_is_an_error(tmp_path: Path) -> None:
+    """One line lists the known formats, and nothing is written."""
     opened, target = output_of(tmp_path), tmp_path / "all.csv"
     done = CliRunner().invoke(app, ["export", opened.store.url, str(target), "--to", "csv"])
     assert done.exit_code == ExitCode.USER_ERROR
     (line,) = done.stderr.splitlines()
-    assert all(form in line for form in ExportFormat)
+    assert all(format_ in line for format_ in ExportFormat)
     assert not target.exists()
 
 
-def test_cells_are_as_json_has_them() -> None:
-    """Maps are pairs, durations their text, a flag stays a flag."""
+def test_values_become_json() -> None:
+    """Maps become pairs, times ISO 8601, infinity null; a boolean stays a boolean."""
     assert as_json([("a", True), ("b", None)]) == [["a", True], ["b", None]]
     assert as_json(datetime(2024, 5, 6, tzinfo=UTC)) == "2024-05-06T00:00:00+00:00"
     assert as_json(-math.inf) is None

@@ -1,4 +1,4 @@
-"""Tables of other formats: every value that the format can hold, and a line for those it cannot."""
+"""Tables in other formats hold every value, or the export ends with a one-line error."""
 
 import datetime as dt
 import os
@@ -16,12 +16,11 @@ import pytest
 from helpers.stores import refusal
 from pyiceberg.table import StaticTable
 from tokenmill.errors import UserError
-from tokenmill.exchange import table_formats
 from tokenmill.exchange.table_formats import write_dataset, write_delta, write_iceberg
 
 Write = Callable[[Iterator[pa.RecordBatch], pa.Schema, str], None]
 WRITERS: list[Write] = [write_dataset, write_delta, write_iceberg]
-#: One column of each type that neither table format has, or has by another name.
+#: A column of each type that the table formats lack, or call by another name.
 COLUMNS: dict[str, tuple[list[Any], pa.DataType]] = {
     "half": ([1.5, None], pa.float16()),
     "vector": ([[1.5, -2.0], None], pa.list_(pa.float16(), 2)),
@@ -41,13 +40,13 @@ COLUMNS: dict[str, tuple[list[Any], pa.DataType]] = {
 TABLE = pa.table({name: pa.array(*column) for name, column in COLUMNS.items()})
 
 
-def of(**columns: pa.Array) -> tuple[Iterator[pa.RecordBatch], pa.Schema]:
+def batches_of(**columns: pa.Array) -> tuple[Iterator[pa.RecordBatch], pa.Schema]:
     table = pa.table(columns)
     return iter(table.to_batches()), table.schema
 
 
 def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A table has no order of its own; the row of nulls is the last."""
+    """The rows of a table, which has no order: the row of nulls is the last."""
     return sorted(rows, key=lambda row: row["half"] is None)
 
 
@@ -66,37 +65,37 @@ def iceberg_rows(target: str, **options: str) -> list[dict[str, Any]]:
 def test_wider_types_hold_the_same_values(
     tmp_path: Path, write: Write, read: Callable[[str], list[dict[str, Any]]]
 ) -> None:
-    """What a format has no type for comes back, value by value, from one that it has."""
+    """A value of a type that the format lacks reads back from a wider type unchanged."""
     target = str(tmp_path / "table")
     write(iter(TABLE.to_batches(max_chunksize=1)), TABLE.schema, target)
     assert in_order(read(target)) == TABLE.to_pylist()
 
 
-def test_a_dataset_has_files_of_some_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many rows are divided among files, which together hold each row once, in order."""
-    monkeypatch.setattr(table_formats, "_FILE_BYTES", 1000)
+def test_a_dataset_is_divided_into_files(tmp_path: Path) -> None:
+    """The files have about the given size, and together hold each row once, in order."""
     rows = pa.table({"x": range(2000)})
     target = tmp_path / "dataset"
-    write_dataset(iter(rows.to_batches(max_chunksize=100)), rows.schema, str(target))
+    batches = iter(rows.to_batches(max_chunksize=100))
+    write_dataset(batches, rows.schema, str(target), file_bytes=1000)
     assert len(list((target / "data").iterdir())) > 1
     datasets.disable_progress_bars()
     cache = str(tmp_path / "cache")
-    found = datasets.load_dataset(str(target), split="train", cache_dir=cache)
-    assert found["x"][:] == list(range(2000))
+    dataset = datasets.load_dataset(str(target), split="train", cache_dir=cache)
+    assert dataset["x"][:] == list(range(2000))
 
 
 @pytest.mark.parametrize("write", WRITERS)
-def test_a_table_may_be_named_by_a_file_url(tmp_path: Path, write: Write) -> None:
-    """`file://` names the same folder as its path, and another scheme is refused by name."""
+def test_a_table_can_be_named_by_a_file_url(tmp_path: Path, write: Write) -> None:
+    """`file://` names the same folder as its path; the error names an unknown scheme."""
     write(iter(()), pa.schema([pa.field("text", pa.string())]), f"file://{tmp_path}/table")
     assert [path.name for path in tmp_path.iterdir()] == ["table"]
-    table = partial(write, *of(x=pa.array([1])), "gs://bucket/table")
+    table = partial(write, *batches_of(x=pa.array([1])), "gs://bucket/table")
     assert "gs://" in refusal(UserError, table)
 
 
 @pytest.mark.parametrize("write", WRITERS)
-def test_no_rows_are_a_table_too(tmp_path: Path, write: Write) -> None:
-    """An output whose rows are all filtered out or rejected has a table with its columns."""
+def test_a_table_can_be_empty(tmp_path: Path, write: Write) -> None:
+    """If all rows are filtered out or rejected, the table has columns and no rows."""
     write(iter(()), pa.schema([pa.field("text", pa.string())]), str(tmp_path / "table"))
     assert [path.name for path in tmp_path.iterdir()] == ["table"]
 
@@ -114,44 +113,45 @@ def test_no_rows_are_a_table_too(tmp_path: Path, write: Write) -> None:
 def test_a_type_that_the_format_lacks_is_named(
     tmp_path: Path, write: Write, column: pa.Array
 ) -> None:
-    """The column and its type are told before anything is written."""
-    said = refusal(UserError, lambda: write(*of(odd=column), str(tmp_path / "table")))
-    assert said.startswith("the column odd: ")
-    assert str(column.type) in said
+    """The error names the column and its type before anything is written."""
+    message = refusal(UserError, lambda: write(*batches_of(odd=column), str(tmp_path / "table")))
+    assert message.startswith("column odd: ")
+    assert str(column.type) in message
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("write", [write_delta, write_iceberg])
-def test_nanoseconds_are_not_lost_in_silence(tmp_path: Path, write: Write) -> None:
-    """A time that microseconds cannot tell ends the export, and leaves nothing."""
+def test_nanoseconds_are_not_lost_silently(tmp_path: Path, write: Write) -> None:
+    """A time between two microseconds ends the export, which leaves nothing."""
     at = pa.array([1_700_000_000_123_456_789], pa.timestamp("ns"))
-    said = refusal(UserError, lambda: write(*of(at=at), str(tmp_path / "table")))
-    assert said.startswith("the column at: ")
+    message = refusal(UserError, lambda: write(*batches_of(at=at), str(tmp_path / "table")))
+    assert message.startswith("column at: ")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("write", WRITERS)
-def test_a_folder_that_is_there_stays(tmp_path: Path, write: Write) -> None:
-    """A taken name is refused, and a folder in no folder too."""
+def test_an_existing_folder_is_not_overwritten(tmp_path: Path, write: Write) -> None:
+    """An existing target is an error, and so is a target in a missing folder."""
     target = tmp_path / "table"
     target.mkdir()
-    said = refusal(UserError, lambda: write(*of(x=pa.array([1])), str(target)))
-    assert "is there already" in said
+    message = refusal(UserError, lambda: write(*batches_of(x=pa.array([1])), str(target)))
+    assert message.startswith(str(target))
     assert list(tmp_path.rglob("*")) == [target]
-    refusal(UserError, lambda: write(*of(x=pa.array([1])), str(tmp_path / "no" / "table")))
+    refusal(UserError, lambda: write(*batches_of(x=pa.array([1])), str(tmp_path / "no" / "table")))
     assert list(tmp_path.rglob("*")) == [target]
 
 
 @pytest.mark.parametrize(
     ("write", "module"), [(write_delta, "deltalake"), (write_iceberg, "pyiceberg.catalog.memory")]
 )
-def test_a_library_that_is_missing_is_told_with_its_extra(
+def test_the_error_for_a_missing_library_names_the_extra(
     tmp_path: Path, write: Write, module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the extra the line says how to get it."""
+    """Without the extra the error says how to install it."""
     monkeypatch.setitem(sys.modules, module, None)
-    said = refusal(UserError, lambda: write(*of(x=pa.array([1])), str(tmp_path / "table")))
-    assert "tokenmill[export]" in said
+    target = str(tmp_path / "table")
+    message = refusal(UserError, lambda: write(*batches_of(x=pa.array([1])), target))
+    assert "tokenmill[export]" in message
     assert list(tmp_path.iterdir()) == []
 
 
@@ -161,19 +161,19 @@ def failing() -> Iterator[pa.RecordBatch]:
 
 
 @pytest.mark.integration
-def test_tables_stand_in_s3(s3_bucket: str) -> None:
-    """Both table formats are written and read there; a prefix that holds something is refused."""
+def test_tables_can_be_in_s3(s3_bucket: str) -> None:
+    """Both table formats are written and read there; a prefix with objects is an error."""
     root = f"s3://{s3_bucket}"
     for name, write in (("delta", write_delta), ("iceberg", write_iceberg)):
         write(iter(TABLE.to_batches()), TABLE.schema, f"{root}/{name}")
         again = partial(write, iter(()), TABLE.schema, f"{root}/{name}")
-        assert refusal(UserError, again).startswith(f"{root}/{name} is there already")
+        assert refusal(UserError, again).startswith(f"{root}/{name} ")
         broken = partial(
             write, failing(), pa.schema([pa.field("x", pa.int64())]), f"{root}/no/{name}"
         )
         assert refusal(UserError, broken).startswith("the second batch cannot be read")
     assert in_order(delta_rows(f"{root}/delta", AWS_ALLOW_HTTP="true")) == TABLE.to_pylist()
-    place = {"s3.endpoint": os.environ["AWS_ENDPOINT_URL"], "s3.region": "us-east-1"}
-    assert in_order(iceberg_rows(f"{root}/iceberg", **place)) == TABLE.to_pylist()
-    dataset = partial(write_dataset, *of(x=pa.array([1])), f"{root}/dataset")
-    assert "export to a folder" in refusal(UserError, dataset)
+    options = {"s3.endpoint": os.environ["AWS_ENDPOINT_URL"], "s3.region": "us-east-1"}
+    assert in_order(iceberg_rows(f"{root}/iceberg", **options)) == TABLE.to_pylist()
+    dataset = partial(write_dataset, *batches_of(x=pa.array([1])), f"{root}/dataset")
+    assert "export to a local folder" in refusal(UserError, dataset)

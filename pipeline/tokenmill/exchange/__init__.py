@@ -1,1 +1,1 @@
-"""Outputs in other programs' formats, and batch files in OpenAI's."""
+"""Exports to other programs' formats, and batch files in OpenAI's format."""

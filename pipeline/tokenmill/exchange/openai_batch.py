@@ -1,19 +1,19 @@
-"""A batch file answered by an ordinary run: its requests as Parquet, a job, the two answer files.
+"""Runs a batch file as an ordinary job: its requests as Parquet, a run, two files of results.
 
-    WORK/requests/requests.parquet   the requests, made once; bears the file's checksum
-    WORK/output                      the output of the run, which is resumed as any other is
+    WORK/requests/requests.parquet   the requests, written once; holds the file's checksum
+    WORK/output                      the output of the run, which resumes like any other
 
-The answer files are written last, from the output and the lines beside it, so that the same command
-goes on wherever it was stopped.
+The result files are written last, from the output. Until then the same command resumes, wherever
+it was stopped.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import IO, Any
 
 import pyarrow as pa
@@ -22,16 +22,9 @@ import yaml
 
 from tokenmill.errors import ExitCode, UserError
 from tokenmill.exchange.export import answer_files
-from tokenmill.exchange.openai_answers import answered_line, body_of, refused_line
-from tokenmill.exchange.openai_requests import (
-    SCHEMAS,
-    BatchRequest,
-    Endpoint,
-    RefusedLine,
-    RequestReader,
-    Wanted,
-    wanted_by,
-)
+from tokenmill.exchange.openai_answers import answered_line, body_builder, refused_line
+from tokenmill.exchange.openai_bodies import Endpoint, RefusedLine
+from tokenmill.exchange.openai_requests import SCHEMAS, BatchRequest, JobNeeds, RequestReader
 from tokenmill.job.job import Job
 from tokenmill.job.loader import stored_job
 from tokenmill.observe.screen import Interface
@@ -43,34 +36,50 @@ from tokenmill.output.verify import expected_output
 from tokenmill.run.run import run_job
 from tokenmill.run.summary import Summary
 from tokenmill.stages.executor import Executor
-from tokenmill.storage.base import Store
+from tokenmill.storage.base import Store, name_taken
 from tokenmill.storage.open import open_object, open_store
 
-_REQUESTS = "requests/requests.parquet"
+_REQUESTS_KEY = "requests/requests.parquet"
 _METADATA_KEY = "tokenmill_batch"
-# In memory at a time.
-_MOST_ROWS = 2048
-_MOST_BYTES = 2**22
-_Requests = Iterator[tuple[int, BatchRequest | RefusedLine]]
+# What is held in memory at a time.
+_MAX_REQUESTS = 2048
+_MAX_BYTES = 2**22
+#: Opens the file at a path or URL for reading.
+FileOpener = Callable[[str], AbstractContextManager[IO[bytes]]]
+_Lines = Iterator[tuple[int, BatchRequest | RefusedLine]]
 _Rows = Iterator[tuple[UnitRecord, Mapping[str, Any]]]
+
+
+@contextmanager
+def open_file(url: str) -> Iterator[IO[bytes]]:
+    """Open a file for reading. Raises `UserError` if it does not exist."""
+    store, key = open_object(url)
+    try:
+        opened = store.open(key)
+    except FileNotFoundError as error:
+        raise UserError(f"{url}: no such file; check the path") from error
+    with opened as file:
+        yield file
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What is answered and where to: paths or s3:// URLs. Errors go to the answers without a file.
+    """The files of a batch, as paths or s3:// URLs.
 
-    `work` is a folder or prefix for what is between.
+    Errors are written to `errors`, or to `answers` if that is None. `work` is a folder or prefix
+    for intermediate files. `open_requests` opens the requests each time they are read.
     """
 
     requests: str
     answers: str
     errors: str | None
     work: str
+    open_requests: FileOpener = open_file
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The lines that were written, and the run's summary; None if it had nothing to do."""
+    """The number of lines written, and the summary of the run; None if nothing had to be run."""
 
     answered: int
     failed: int
@@ -78,44 +87,60 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class _Facts:
-    """What the Parquet of the requests says of itself; `wanted` is None where no line is asked."""
+class _Conversion:
+    """What is stored with the converted requests: the checksum of their file, and their needs.
+
+    `needs` is None if no line can be run.
+    """
 
     sha256: str
-    wanted: Wanted | None
+    needs: JobNeeds | None
+
+    def to_json(self) -> str:
+        needs = None if self.needs is None else asdict(self.needs)
+        return json.dumps({"sha256": self.sha256, "wanted": needs})
+
+    @classmethod
+    def from_json(cls, text: bytes) -> "_Conversion":
+        stored = json.loads(text)
+        needs = stored["wanted"]
+        if needs is not None:
+            needs = JobNeeds(**{**needs, "endpoint": Endpoint(needs["endpoint"])})
+        return cls(stored["sha256"], needs)
 
 
 def run_batch(
     batch: Batch, model: str, overrides: Sequence[str], executor: Executor, interface: Interface
 ) -> Outcome | None:
-    """Answer all requests of a batch file: None if the files are there already.
+    """Run all requests of a batch file; None if its result files already exist.
 
-    Raises as `run_job` does; then the same call goes on where it stopped. Without answer files the
-    summary says that more rows were rejected than `overrides` allow.
+    Raises as `run_job` does; then the same call resumes. If more rows were rejected than
+    `overrides` allow, the summary says so and no result file is written.
     """
     work = open_store(batch.work)
-    facts = _standing(batch, work)
+    conversion = _stored_conversion(batch, work)
     if _exists(batch.answers):
-        if facts is None or not _is_run(work, facts):
-            raise UserError(f"{batch.answers} is there already; remove it or name another file")
+        if conversion is None or not _is_run(work, conversion):
+            raise name_taken(batch.answers)
         interface.say(f"{batch.answers} is finished. Nothing to do.")
         return None
     if batch.errors is not None and _exists(batch.errors):
-        raise UserError(f"{batch.errors} is there already; remove it or name another file")
-    if facts is None:
-        facts = _convert(batch, work)
-    if facts.wanted is None:
-        return _write(batch, facts, None, None)
-    job = _job(work, facts.wanted, model, overrides)
+        raise name_taken(batch.errors)
+    if conversion is None:
+        conversion = _convert(batch, work)
+    if conversion.needs is None:
+        return _write_results(batch, conversion, None, None)
+    job = _job(work, conversion.needs, model, overrides)
     summary = run_job(job, executor, interface)
     if summary is not None and summary.exit_code != ExitCode.FINISHED:
         return Outcome(0, 0, summary)
-    return _write(batch, facts, open_output(open_store(job.output.path)), summary)
+    opened = open_output(open_store(job.output.path))
+    return _write_results(batch, conversion, opened, summary)
 
 
-def _is_run(work: Store, facts: _Facts) -> bool:
-    """Whether all that is asked has been run to its end."""
-    return facts.wanted is None or read_success(open_store(f"{work.url}/output")) is not None
+def _is_run(work: Store, conversion: _Conversion) -> bool:
+    """Whether the run of the requests is finished."""
+    return conversion.needs is None or read_success(open_store(f"{work.url}/output")) is not None
 
 
 def _exists(url: str) -> bool:
@@ -127,49 +152,36 @@ def _exists(url: str) -> bool:
     return True
 
 
-def _standing(batch: Batch, work: Store) -> _Facts | None:
-    """What was made of the batch before. Raises `UserError` if it was of another file."""
+def _stored_conversion(batch: Batch, work: Store) -> _Conversion | None:
+    """The conversion by an earlier call. Raises `UserError` if it was of another file."""
     try:
-        with work.open(_REQUESTS) as file:
+        with work.open(_REQUESTS_KEY) as file:
             metadata = pq.read_metadata(file).metadata or {}
-        stored = json.loads(metadata[_METADATA_KEY.encode()])
+        conversion = _Conversion.from_json(metadata[_METADATA_KEY.encode()])
     except FileNotFoundError:
         return None
     except (pa.ArrowException, KeyError, ValueError) as error:
-        raise UserError(f"{work.url}/{_REQUESTS} is not ours; name another --work") from error
-    wanted = stored["wanted"]
-    if wanted is not None:
-        wanted = Wanted(**{**wanted, "endpoint": Endpoint(wanted["endpoint"])})
-    digest = hashlib.sha256()
-    with _opened(batch.requests) as file:
-        while data := file.read(_MOST_BYTES):
-            digest.update(data)
-    facts = _Facts(stored["sha256"], wanted)
-    _refuse_other(batch, facts, digest)
-    return facts
-
-
-def _refuse_other(batch: Batch, facts: _Facts, digest: Any) -> None:
-    if digest.hexdigest() != facts.sha256:
         raise UserError(
-            f"{batch.work} holds the work on another file, or {batch.requests} has changed; "
-            "name another --work, or remove it"
+            f"{work.url}/{_REQUESTS_KEY} was not written by tokenmill; choose another --work"
+        ) from error
+    digest = hashlib.sha256()
+    with batch.open_requests(batch.requests) as file:
+        while data := file.read(_MAX_BYTES):
+            digest.update(data)
+    _require_same_file(batch, conversion, digest.hexdigest())
+    return conversion
+
+
+def _require_same_file(batch: Batch, conversion: _Conversion, sha256: str) -> None:
+    if sha256 != conversion.sha256:
+        raise UserError(
+            f"{batch.work} belongs to another batch file, or {batch.requests} has changed since; "
+            "choose another --work, or remove it"
         )
 
 
-@contextmanager
-def _opened(url: str) -> Iterator[IO[bytes]]:
-    store, key = open_object(url)
-    try:
-        opened = store.open(key)
-    except FileNotFoundError as error:
-        raise UserError(f"{url}: no such file; mend the path") from error
-    with opened as file:
-        yield file
-
-
-def _requests(file: IO[bytes], digest: Any) -> _Requests:
-    """The requests of a file, or why a line is none, with its number; blank lines are none."""
+def _parse(file: IO[bytes], digest: Any) -> _Lines:
+    """Each line's number with its request, or with its error; blank lines are skipped."""
     reader = RequestReader()
     for number, data in enumerate(_split(file, digest), start=1):
         if not data.strip():
@@ -181,87 +193,87 @@ def _requests(file: IO[bytes], digest: Any) -> _Requests:
 
 
 def _split(file: IO[bytes], digest: Any) -> Iterator[bytes]:
-    """The lines of a file; of one in S3 each `readline` would ask for single bytes."""
+    """The lines of a file. Its own `readline` would ask S3 for single bytes."""
     rest = b""
-    while data := file.read(_MOST_BYTES):
+    while data := file.read(_MAX_BYTES):
         digest.update(data)
         *lines, rest = (rest + data).split(b"\n")
         yield from lines
     yield rest
 
 
-def _convert(batch: Batch, work: Store) -> _Facts:
-    """Make the run's input, whole or not at all."""
+def _convert(batch: Batch, work: Store) -> _Conversion:
+    """Write the run's input: whole, or not at all."""
     digest = hashlib.sha256()
-    wanted: Wanted | None = None
-    with _opened(batch.requests) as file, work.open_new(_REQUESTS) as target:
-        lines = _requests(file, digest)
-        first = next((line for _, line in lines if isinstance(line, BatchRequest)), None)
-        endpoint = Endpoint.CHAT if first is None else first.endpoint
-        schema = SCHEMAS[endpoint]
+    needs: JobNeeds | None = None
+    with batch.open_requests(batch.requests) as file, work.open_new(_REQUESTS_KEY) as target:
+        lines = _parse(file, digest)
+        requests = (line for _, line in lines if isinstance(line, BatchRequest))
+        first = next(requests, None)
+        schema = SCHEMAS[Endpoint.CHAT if first is None else first.endpoint]
+        all_requests = chain(() if first is None else (first,), requests)
         with pq.ParquetWriter(target, schema, compression="zstd") as writer:
-            if first is not None:
-                wanted = wanted_by(first, None)
-                writer.write_table(pa.Table.from_pylist(list(first.rows), schema))
-            while chunk := list(islice(lines, _MOST_ROWS)):
-                requests = [line for _, line in chunk if isinstance(line, BatchRequest)]
-                for request in requests:
-                    wanted = wanted_by(request, wanted)
-                rows = [row for request in requests for row in request.rows]
+            while chunk := list(islice(all_requests, _MAX_REQUESTS)):
+                for request in chunk:
+                    needs = JobNeeds.of(request).merged(needs)
+                rows = [row for request in chunk for row in request.rows]
                 writer.write_table(pa.Table.from_pylist(rows, schema))
-            facts = _Facts(digest.hexdigest(), wanted)
-            writer.add_key_value_metadata({_METADATA_KEY: json.dumps(asdict(facts))})
-    return facts
+            conversion = _Conversion(digest.hexdigest(), needs)
+            writer.add_key_value_metadata({_METADATA_KEY: conversion.to_json()})
+    return conversion
 
 
-def _job(work: Store, wanted: Wanted, model: str, overrides: Sequence[str]) -> Job:
+def _job(work: Store, needs: JobNeeds, model: str, overrides: Sequence[str]) -> Job:
     keys: Mapping[str, Any] = {
         "name": "import-batch",
         "input": {"path": f"{work.url}/requests", "keep": ["line", "custom_id"]},
         "model": {"source": model},
         "output": {"path": f"{work.url}/output"},
-        # What gets no answer has its place in the error file.
+        # Rejects are lines of the error file.
         "max_reject_rate": 1.0,
-        **wanted.job_keys,
+        **needs.job_keys,
     }
     return stored_job(yaml.safe_dump(keys), "import-batch", overrides)
 
 
-def _write(
-    batch: Batch, facts: _Facts, opened: OpenedOutput | None, summary: Summary | None
+def _write_results(
+    batch: Batch, conversion: _Conversion, opened: OpenedOutput | None, summary: Summary | None
 ) -> Outcome:
-    """The answer files, a line for each of the requests and in their order."""
-    counts = {True: 0, False: 0}
+    """Write the result files: a line for each request, in the order of the requests."""
+    answered, failed = 0, 0
     digest = hashlib.sha256()
     with (
-        _opened(batch.requests) as file,
-        answer_files(batch.answers, batch.errors) as (answered, failed),
+        batch.open_requests(batch.requests) as file,
+        answer_files(batch.answers, batch.errors) as (answers, errors),
     ):
-        for line in _lines(_requests(file, digest), opened):
-            is_answered = line["error"] is None
-            counts[is_answered] += 1
-            write_line(line, answered if is_answered else failed)
-        _refuse_other(batch, facts, digest)
-        if not sum(counts.values()):
+        for line in _results(_parse(file, digest), opened):
+            if line["error"] is None:
+                answered += 1
+                write_line(line, answers)
+            else:
+                failed += 1
+                write_line(line, errors)
+        _require_same_file(batch, conversion, digest.hexdigest())
+        if not answered + failed:
             raise UserError(f"{batch.requests} holds no requests")
-    return Outcome(counts[True], counts[False], summary)
+    return Outcome(answered, failed, summary)
 
 
-def _lines(requests: _Requests, opened: OpenedOutput | None) -> Iterator[dict[str, Any]]:
-    """What came of each request; those that were asked have their rows in the output, in order."""
-    rows: _Rows = iter(()) if opened is None else _rows(opened)
-    body = None if opened is None else body_of(opened.job.steps)
-    for number, request in requests:
-        if isinstance(request, RefusedLine):
-            yield refused_line(number, request)
+def _results(lines: _Lines, opened: OpenedOutput | None) -> Iterator[dict[str, Any]]:
+    """The result of each line. The output's rows are in the order of the requests."""
+    rows: _Rows = iter(()) if opened is None else _output_rows(opened)
+    build_body = None if opened is None else body_builder(opened.job.steps)
+    for number, line in lines:
+        if isinstance(line, RefusedLine):
+            yield refused_line(number, line)
             continue
-        own = list(islice(rows, len(request.rows)))
-        if body is None or {row["line"] for _, row in own} != {number}:
-            raise UserError(f"line {number} has no row in the output; name another --work")
-        yield answered_line(request, own, body)
+        answers = list(islice(rows, len(line.rows)))
+        if build_body is None or {row["line"] for _, row in answers} != {number}:
+            raise UserError(f"line {number} has no row in the output; choose another --work")
+        yield answered_line(line, answers, build_body)
 
 
-def _rows(opened: OpenedOutput) -> _Rows:
+def _output_rows(opened: OpenedOutput) -> _Rows:
     names = expected_output(opened).schema.names
     for unit in opened.plan.units:
         for record, batch in batches_with_record(opened.store, unit, names):

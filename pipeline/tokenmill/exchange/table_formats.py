@@ -1,7 +1,7 @@
-"""Rows as a table of another format: for `datasets`, Delta Lake, Iceberg.
+"""Writes rows as a dataset for `datasets`, a Delta Lake table or an Iceberg table.
 
-Each is written by its own library, batch by batch. What a format has no type for is widened where
-that loses nothing, and refused otherwise.
+Each format's own library writes the rows, batch by batch. A type that a format lacks is widened if
+that loses nothing; otherwise the export ends with an error.
 """
 
 import os
@@ -21,7 +21,9 @@ from tokenmill.storage.local import TEMPORARY_PREFIX
 from tokenmill.storage.open import disk_path, file_url, is_remote, open_store
 
 Batches = Iterator[pa.RecordBatch]
-# Of a dataset's files; readers share them out.
+#: A type that is not nested, as a format stores it. Raises `TypeError` if it cannot.
+TypeConversion = Callable[[pa.DataType], pa.DataType]
+# Several files, so that readers can share a dataset; of this size, so that each read is long.
 _FILE_BYTES = 2**29
 _CARD = """\
 ---
@@ -34,42 +36,47 @@ configs:
 
 Made by tokenmill. `datasets.load_dataset` reads this folder.
 """
-# Without which a reader that has no catalog must be told the metadata's file.
+# Readers without a catalog find the current metadata by this file.
 _VERSION_HINT = "metadata/version-hint.text"
 
 
-def write_dataset(batches: Batches, schema: pa.Schema, target: str) -> None:
-    """A folder of Parquet files that `datasets.load_dataset` reads. Raises `UserError`."""
+def write_dataset(
+    batches: Batches, schema: pa.Schema, target: str, *, file_bytes: int = _FILE_BYTES
+) -> None:
+    """Write a folder of Parquet files that `datasets.load_dataset` reads.
+
+    A new file is begun once one holds `file_bytes`. Raises `UserError`.
+    """
     stream = _Stream(batches, schema, _for_datasets)
     with _new_folder(target, "hf-dataset") as folder, stream.own_errors():
         Path(folder, "data").mkdir()
-        left, number = iter(stream), 0
+        remaining, number = iter(stream), 0
         while True:
             path = Path(folder, "data", f"train-{number:05d}.parquet")
-            if not _write_file(left, stream.schema, path):
+            if not _write_file(remaining, stream.schema, path, file_bytes):
                 break
             number += 1
         Path(folder, "README.md").write_text(_CARD, encoding="utf-8")
 
 
-def _write_file(batches: Batches, schema: pa.Schema, path: Path) -> bool:
-    """One file of as many batches as it should hold: whether there may be more."""
+def _write_file(batches: Batches, schema: pa.Schema, path: Path, file_bytes: int) -> bool:
+    """Write batches until the file holds `file_bytes`; False if there were no more batches."""
     with path.open("xb") as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for batch in batches:
             writer.write_batch(batch)
-            if file.tell() >= _FILE_BYTES:
+            if file.tell() >= file_bytes:
                 return True
     return False
 
 
 def write_delta(batches: Batches, schema: pa.Schema, target: str) -> None:
-    """A Delta Lake table in a new folder or S3 prefix. Raises `UserError`."""
-    with _extra("delta"):
-        import deltalake  # noqa: PLC0415 - comes with an extra
+    """Write a Delta Lake table to a new folder or S3 prefix. Raises `UserError`."""
+    with _require_extra("delta"):
+        import deltalake  # noqa: PLC0415 - optional
 
     stream = _Stream(batches, schema, _for_delta)
     if not is_remote(target):
-        # A table names its files relative to itself, so that it can be moved into its place.
+        # A Delta table holds relative paths, so it can be written elsewhere and renamed.
         with _new_folder(target, "delta") as folder, stream.own_errors():
             deltalake.write_deltalake(folder, stream.reader())
         return
@@ -81,9 +88,12 @@ def write_delta(batches: Batches, schema: pa.Schema, target: str) -> None:
 
 
 def write_iceberg(batches: Batches, schema: pa.Schema, target: str) -> None:
-    """An Iceberg table in a new folder or S3 prefix, ready for any catalog. Raises `UserError`."""
-    with _extra("iceberg"):
-        from pyiceberg.catalog.memory import InMemoryCatalog  # noqa: PLC0415 - an extra's
+    """Write an Iceberg table to a new folder or S3 prefix. Any catalog can register it.
+
+    Raises `UserError`.
+    """
+    with _require_extra("iceberg"):
+        from pyiceberg.catalog.memory import InMemoryCatalog  # noqa: PLC0415 - optional
 
     stream = _Stream(batches, schema, _for_iceberg)
     options: dict[str, Any] = {"py-io-impl": "pyiceberg.io.pyarrow.PyArrowFileIO"}
@@ -93,11 +103,11 @@ def write_iceberg(batches: Batches, schema: pa.Schema, target: str) -> None:
         named = {"s3.endpoint": _endpoint(), "s3.region": region}
         options |= {name: value for name, value in named.items() if value is not None}
     else:
-        # An Iceberg table names its files by their whole paths: it is written where it stays.
+        # An Iceberg table holds absolute paths, so it is written in its final folder.
         target = os.path.abspath(os.path.expanduser(disk_path(target)))
-        location, place = file_url(target), _own_folder(target)
+        location, place = file_url(target), _created_folder(target)
     with place, stream.own_errors():
-        # It is this table's catalog while it is written, and gone afterwards.
+        # The library needs a catalog; this one exists only while the table is written.
         catalog = InMemoryCatalog("tokenmill", warehouse=location, **options)
         catalog.create_namespace("tokenmill")
         table = catalog.create_table("tokenmill.rows", stream.schema, location=location)
@@ -107,15 +117,13 @@ def write_iceberg(batches: Batches, schema: pa.Schema, target: str) -> None:
 
 
 class _Stream:
-    """Batches in the types of a format, and the error of ours that ended them, if one did.
+    """Batches in a format's types. Keeps the error that ended them.
 
-    A library that reads them through Arrow's C interface gives back but the error's text.
+    A library that reads batches through Arrow's C interface passes on only an error's text.
     """
 
-    def __init__(
-        self, batches: Batches, schema: pa.Schema, stored: Callable[[pa.DataType], pa.DataType]
-    ) -> None:
-        fields = [_stored_field(field, stored) for field in schema]
+    def __init__(self, batches: Batches, schema: pa.Schema, convert: TypeConversion) -> None:
+        fields = [_converted_field(field, convert) for field in schema]
         self.schema = pa.schema(fields)
         self._batches = batches
         self._error: TokenmillError | None = None
@@ -129,12 +137,12 @@ class _Stream:
             raise
 
     def reader(self) -> pa.RecordBatchReader:
-        """The batches for a library."""
+        """The batches as a library takes them."""
         return pa.RecordBatchReader.from_batches(self.schema, iter(self))
 
     @contextmanager
     def own_errors(self) -> Iterator[None]:
-        """Let an error of ours through as it was raised, whatever a library made of it."""
+        """Raise the error that ended the batches, instead of what a library made of it."""
         try:
             yield
         finally:
@@ -147,49 +155,49 @@ class _Stream:
             try:
                 columns.append(column.cast(field.type))
             except pa.ArrowInvalid as error:
-                raise UserError(f"the column {field.name}: {error}; export to parquet") from error
+                raise UserError(f"column {field.name}: {error}; export to parquet") from error
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
 
-def _stored_field(field: pa.Field, stored: Callable[[pa.DataType], pa.DataType]) -> pa.Field:
+def _converted_field(field: pa.Field, convert: TypeConversion) -> pa.Field:
     try:
-        return field.with_type(_within(field.type, stored))
+        return field.with_type(_converted(field.type, convert))
     except TypeError as error:
         raise UserError(
-            f"the column {field.name}: the form has no type for {error}; export to parquet, or "
+            f"column {field.name}: the format has no type for {error}; export to parquet, or "
             "leave the column out of input.keep"
         ) from error
 
 
-def _within(type_: pa.DataType, stored: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
-    """The type with those inside of it as the format stores them."""
+def _converted(type_: pa.DataType, convert: TypeConversion) -> pa.DataType:
+    """The type with its innermost types converted."""
     if pa.types.is_dictionary(type_):
-        return _within(type_.value_type, stored)
+        return _converted(type_.value_type, convert)
     if pa.types.is_string_view(type_) or pa.types.is_large_string(type_):
         return pa.string()
     if pa.types.is_binary_view(type_) or pa.types.is_large_binary(type_):
         return pa.binary()
     if pa.types.is_struct(type_):
-        return pa.struct([each.with_type(_within(each.type, stored)) for each in type_])
+        return pa.struct([field.with_type(_converted(field.type, convert)) for field in type_])
     if pa.types.is_map(type_):
-        key, value = (_within(each, stored) for each in (type_.key_type, type_.item_type))
-        return stored(pa.map_(key, value))
+        key, value = (_converted(part, convert) for part in (type_.key_type, type_.item_type))
+        return convert(pa.map_(key, value))
     if pa.types.is_fixed_size_list(type_):
-        return pa.list_(_within(type_.value_type, stored), type_.list_size)
+        return pa.list_(_converted(type_.value_type, convert), type_.list_size)
     if pa.types.is_list(type_) or pa.types.is_large_list(type_):
-        return pa.list_(_within(type_.value_type, stored))
-    return stored(type_)
+        return pa.list_(_converted(type_.value_type, convert))
+    return convert(type_)
 
 
 def _for_datasets(type_: pa.DataType) -> pa.DataType:
     if pa.types.is_map(type_):
-        # It knows no maps.
+        # `datasets` has no maps.
         pair = [pa.field("key", type_.key_type), pa.field("value", type_.item_type)]
         return pa.list_(pa.struct(pair))
     return type_
 
 
-# Neither table format has these; the wider ones hold every value.
+# Types that both table formats lack, with types that hold all their values.
 _WIDER: Mapping[pa.DataType, pa.DataType] = {
     pa.float16(): pa.float32(),
     pa.uint8(): pa.int16(),
@@ -202,7 +210,7 @@ _WIDER: Mapping[pa.DataType, pa.DataType] = {
 
 def _for_tables(type_: pa.DataType) -> pa.DataType:
     if pa.types.is_timestamp(type_):
-        # A cast that would lose nanoseconds fails, and names the value.
+        # A cast that would lose nanoseconds fails, and its error names the value.
         return pa.timestamp("us", type_.tz)
     is_wide = pa.types.is_decimal256(type_)
     if is_wide or pa.types.is_duration(type_) or pa.types.is_interval(type_):
@@ -225,23 +233,25 @@ def _for_iceberg(type_: pa.DataType) -> pa.DataType:
 
 
 @contextmanager
-def _new_folder(target: str, form: str) -> Iterator[str]:
-    """A folder beside the target that takes its name at the end, and is gone after an error."""
+def _new_folder(target: str, format_: str) -> Iterator[str]:
+    """A temporary folder that is renamed to the target at the end, and removed after an error."""
     if is_remote(target):
-        raise UserError(f"--to {form}: {target} would be made file by file; export to a folder")
+        raise UserError(
+            f"--to {format_}: cannot be written to {target}; export to a local folder and copy it"
+        )
     target = os.path.abspath(os.path.expanduser(disk_path(target)))
-    _refuse_taken(target)
-    beside = os.path.join(os.path.dirname(target), f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
-    with _own_folder(beside):
-        yield beside
-        _refuse_taken(target)
-        os.rename(beside, target)
+    _require_absent(target)
+    temporary = os.path.join(os.path.dirname(target), f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+    with _created_folder(temporary):
+        yield temporary
+        _require_absent(target)
+        os.rename(temporary, target)
 
 
 @contextmanager
-def _own_folder(folder: str) -> Iterator[None]:
-    """A new folder, which an error takes away again."""
-    _refuse_taken(folder)
+def _created_folder(folder: str) -> Iterator[None]:
+    """Create a folder, and remove it after an error."""
+    _require_absent(folder)
     try:
         os.mkdir(folder)
     except OSError as error:
@@ -253,39 +263,39 @@ def _own_folder(folder: str) -> Iterator[None]:
         raise
 
 
-def _refuse_taken(target: str) -> None:
+def _require_absent(target: str) -> None:
     if os.path.lexists(target):
         raise name_taken(target)
 
 
 @contextmanager
 def _new_prefix(target: str) -> Iterator[None]:
-    """An empty prefix in S3; after an error what is left in it is told of."""
+    """Require an empty prefix in S3. After an error, report the files that are left in it."""
     store = open_store(target)
     if next(iter(store.list()), None) is not None:
         raise name_taken(store.url)
     try:
         yield
     except Exception as error:
-        left = sum(1 for _ in store.list())
-        if not left:
+        num_files = sum(1 for _ in store.list())
+        if not num_files:
             raise
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"{' '.join(str(error).split())}; {left:,} files of no table are left at {store.url}, "
-            "remove them"
+            f"{reason}; remove the {num_files:,} files of the incomplete table at {store.url}"
         ) from error
 
 
 def _endpoint() -> str | None:
-    """Where S3 is; the libraries have names of their own for it."""
+    """The endpoint of S3; the libraries take it by names of their own."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
 @contextmanager
-def _extra(form: str) -> Iterator[None]:
+def _require_extra(format_: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
         raise UserError(
-            f"--to {form} needs {error.name}: pip install 'tokenmill[export]'"
+            f"--to {format_} needs {error.name}; run: pip install 'tokenmill[export]'"
         ) from error
