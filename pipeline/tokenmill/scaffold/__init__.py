@@ -1,1 +1,1 @@
-"""`init`: a job file made for an input."""
+"""`tokenmill init`: a job file for an input."""

@@ -1,4 +1,4 @@
-"""A look at an input that no job is for yet: its size, its columns, and what stands in them."""
+"""Surveys an input before there is a job: its size, its columns and some of their values."""
 
 import re
 from collections.abc import Sequence
@@ -16,19 +16,19 @@ from tokenmill.plan.plan import Shard, Unit
 from tokenmill.row_columns import PROVENANCE_FIELDS
 from tokenmill.storage.base import Store
 
-_MOST_ROWS = 100
-# Columns of these names are texts even if another one is longer, up to so many times.
+_MAX_ROWS = 100
+# A column with such a name is chosen over another with texts up to _PREFERENCE times as long.
 _TEXT_NAME = re.compile(r"(?i)(.*_)?(text|content|body|document|article|abstract|message|review)s?")
 _PREFERENCE = 4.0
 _KEY_NAME = re.compile(r"(?i)(.*[_-])?(id|key|uuid|guid|url|uri)|.*[a-z]I[dD]")
-_MOST_KEYS = 3
+_MAX_KEYS = 3
 _IMAGE_NAME = re.compile(r"(?i)(.*_)?(image|img|photo|picture)s?(_.*)?")
 _AUDIO_NAME = re.compile(r"(?i)(.*_)?(audio|recording|speech|sound)s?(_.*)?")
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of the input, and its values in some of its first rows; nulls are left out."""
+    """A column of the input, and its values in the first rows, without nulls."""
 
     name: str
     type: pa.DataType
@@ -36,33 +36,34 @@ class Column:
 
     @property
     def is_text(self) -> bool:
-        """Whether it holds strings."""
+        """Whether the column holds strings."""
         return self.type in (pa.string(), pa.large_string())
 
     @property
     def is_binary(self) -> bool:
-        """Whether it holds bytes, such as an image's."""
+        """Whether the column holds bytes, such as images."""
         return self.type in (pa.binary(), pa.large_binary())
 
     @property
     def mean_length(self) -> float:
-        """Of its texts, in characters."""
+        """The mean length of the column's texts in characters."""
         return mean(map(len, self.values)) if self.is_text and self.values else 0.0
 
     @property
     def is_key(self) -> bool:
-        """Whether its name and its values are like those of a key."""
-        simple = self.is_text or pa.types.is_integer(self.type)
-        distinct = simple and len(set(self.values)) == len(self.values)
-        return bool(distinct and self.values and _KEY_NAME.fullmatch(self.name))
+        """Whether the column's name and values look like those of a key."""
+        is_simple = self.is_text or pa.types.is_integer(self.type)
+        is_distinct = is_simple and len(set(self.values)) == len(self.values)
+        return bool(is_distinct and self.values and _KEY_NAME.fullmatch(self.name))
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What an input holds; `root` is where its shards stand, `bad_shards` those of no use.
+    """What an input holds.
 
-    `shards` counts those with rows, as a plan does.
-    `recursive` tells that files in folders below the root are in it too.
+    `root` is the folder of its shards. `shards` counts the shards with rows, as a plan does, and
+    `bad_shards` those that cannot be read. `recursive` is true if the input includes the files in
+    folders below the root.
     """
 
     path: str
@@ -75,25 +76,25 @@ class Survey:
 
     @property
     def text(self) -> Column | None:
-        """The column that is most likely the one to ask about."""
+        """The column that is most likely the text to process."""
         texts = [column for column in self.columns if column.mean_length]
         return max(texts, key=_likelihood, default=None)
 
     @property
     def keys(self) -> tuple[Column, ...]:
-        """Columns by which a row is known elsewhere."""
+        """Columns that identify a row."""
         reserved = {field.name for field in PROVENANCE_FIELDS}
         keys = [column for column in self.columns if column.is_key and column.name not in reserved]
-        return tuple(keys[:_MOST_KEYS])
+        return tuple(keys[:_MAX_KEYS])
 
     @property
     def image(self) -> Column | None:
-        """The column that is most likely one of images: of bytes or paths."""
+        """The first column that looks like images, as bytes or paths."""
         return _media(self.columns, _IMAGE_NAME)
 
     @property
     def audio(self) -> Column | None:
-        """The column that is most likely one of recordings: of bytes or paths."""
+        """The first column that looks like recordings, as bytes or paths."""
         return _media(self.columns, _AUDIO_NAME)
 
 
@@ -108,11 +109,13 @@ def _media(columns: Sequence[Column], names: re.Pattern[str]) -> Column | None:
 
 
 def survey(path: str) -> Survey:
-    """Look at all footers of an input and at some of its first rows. Raises `UserError`."""
+    """Read all footers of an input and its first rows. Raises `UserError`."""
     listing = list_input(path, None)
     footers = read_shared_columns(listing)
     if not footers.schema.names:
-        raise UserError(f"{listing.store.url}: its shards have no column in common; name one file")
+        raise UserError(
+            f"{listing.store.url}: its shards have no column in common; choose one file"
+        )
     filled = [shard for shard in footers.shards if _num_rows(shard)]
     sample = _first_rows(listing.store, filled[0], footers.schema) if filled else None
     return Survey(
@@ -131,7 +134,7 @@ def _num_rows(shard: Shard) -> int:
 
 
 def _first_rows(store: Store, shard: Shard, schema: pa.Schema) -> pa.Table:
-    rows = min(_num_rows(shard), _MOST_ROWS)
+    rows = min(_num_rows(shard), _MAX_ROWS)
     unit = Unit(shard.path, shard.size, shard.version, 0, rows, 0)
     return Source(store, schema, None).read(unit)
 
@@ -142,6 +145,6 @@ def _column(field: pa.Field, sample: pa.Table | None) -> Column:
         try:
             values = sample.column(field.name).drop_null().to_pylist()
         except (ValueError, OverflowError):
-            # Text that is no UTF-8, dates beyond the calendar: rows of it will be rejects.
+            # Text that is not UTF-8, or dates outside of the calendar: a run rejects such rows.
             values = []
     return Column(field.name, field.type, values)

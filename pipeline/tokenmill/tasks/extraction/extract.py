@@ -137,20 +137,20 @@ EXTRACT = TaskKind(
     starter=Starter(
         "fields",
         """\
-prompt:                           # Jinja2 over the row's columns
+prompt:                           # Jinja2 templates over the row's columns
   system: You list the people and places that a text names, and its subject, as JSON.
   user: $text
 sampling: {temperature: 0, max_tokens: 256}
 task:
   kind: extract
-  json_schema:                    # each property is a column of the output
+  json_schema:                    # each property becomes a column of the output
     type: object
     properties:
       subject: {type: string, maxLength: 80}
       people: {type: array, items: {type: string, maxLength: 40}, maxItems: 4}
       places: {type: array, items: {type: string, maxLength: 40}, maxItems: 4}
     required: [subject, people, places]
-  # retries: {times: 1, sampling: {max_tokens: 512}}   # for answers that were cut off
+  # retries: {times: 1, sampling: {max_tokens: 512}}   # retry answers that were cut off
 """,
     ),
 )

@@ -217,11 +217,11 @@ GENERATE = TaskKind(
     starter=Starter(
         "summaries",
         """\
-prompt:                           # Jinja2 over the row's columns
+prompt:                           # Jinja2 templates over the row's columns
   system: You write one-sentence summaries.
   user: $text
-sampling: {temperature: 0, max_tokens: 64}   # vLLM's SamplingParams
-# task: {kind: generate, complete: true}     # an answer that max_tokens cuts off is a reject
+sampling: {temperature: 0, max_tokens: 64}   # arguments of vLLM's SamplingParams
+# task: {kind: generate, complete: true}     # reject answers that are cut off at max_tokens
 """,
     ),
 )

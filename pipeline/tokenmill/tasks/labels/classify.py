@@ -135,17 +135,17 @@ CLASSIFY = TaskKind(
     starter=Starter(
         "labels",
         """\
-prompt:                           # Jinja2 over the row's columns
-  system: You tell the mood of a text.
+prompt:                           # Jinja2 templates over the row's columns
+  system: You classify the mood of a text.
   user: $text
 task:
   kind: classify
-  choices:                        # label: what it is for
+  choices:                        # label: description
     positive: the writer is pleased
     neutral: a plain report or question
     negative: the writer is angry, sad or worried
-  # calibrate: true               # takes off what the model prefers whatever the text says
-  # abstain_below: 0.4            # no label where none stands out
+  # calibrate: true               # subtract what the model prefers without a text
+  # abstain_below: 0.4            # no label if the most likely one is less probable than this
 """,
     ),
 )

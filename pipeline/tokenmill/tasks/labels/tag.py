@@ -131,16 +131,16 @@ TAG = TaskKind(
     starter=Starter(
         "tags",
         """\
-prompt:                           # Jinja2 over the row's columns
+prompt:                           # Jinja2 templates over the row's columns
   system: You sort texts by topic.
   user: $text
 task:
   kind: tag
-  choices:                        # tag: what it is for; a row has any number of them
+  choices:                        # tag: description; a row can have several tags or none
     business: companies, money and trade
     science: research, nature and health
     sports: matches, races and their results
-  threshold: 0.5                  # the least probability of a tag
+  threshold: 0.5                  # smallest probability of a tag
   # max_tags: 2
 """,
     ),

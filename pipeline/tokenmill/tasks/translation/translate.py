@@ -109,10 +109,10 @@ TRANSLATE = TaskKind(
 sampling: {temperature: 0, max_tokens: 320}
 task:
   kind: translate
-  from: en                        # a language code, {column: NAME} with each row's, or null
+  from: en                        # a language code, {column: NAME} or null (unknown)
   to: fr
   column: $column
-  # glossary: {invoice: facture}  # or a YAML, CSV or TSV file of terms
+  # glossary: {invoice: facture}  # or the path of a YAML, CSV or TSV file
 """,
         cuts=False,
     ),
