@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
-from helpers.inprocess import DriverDied, Quiet, ScriptedExecutor
+from helpers.inprocess import DriverCrashed, Quiet, ScriptedExecutor
 from helpers.openai_lines import line
 from helpers.stores import refusal
 from tokenmill.cli import app
@@ -182,9 +182,9 @@ def test_a_stopped_run_is_resumed(tmp_path: Path) -> None:
 
     def interrupted(execution: InProcessExecution, spec: RunSpec) -> Iterator[Any]:
         yield next(execution.commits(spec))
-        raise DriverDied
+        raise DriverCrashed
 
-    with pytest.raises(DriverDied):
+    with pytest.raises(DriverCrashed):
         run(batch, executor=ScriptedExecutor(interrupted))
     assert not Path(batch.answers).exists()
     outcome = run(batch)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
-from helpers.inprocess import DriverDied, drive, drive_retry, job_over, write_corpus
+from helpers.inprocess import DriverCrashed, drive, drive_retry, job_over, write_corpus
 from helpers.stores import Crash, CrashingStore, StubS3, keys
 from tokenmill.errors import ExitCode
 from tokenmill.job.job import Job
@@ -59,7 +59,7 @@ def each_death(
         for after in (False, True):
             folder = fresh(f"{'after' if after else 'before'} {number} {name}")
             store = CrashingStore(LocalStore(str(folder)), number, after)
-            with pytest.raises((Crash, DriverDied)):
+            with pytest.raises((Crash, DriverCrashed)):
                 begin(store)
             yield folder
 

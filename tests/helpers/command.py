@@ -1,4 +1,4 @@
-"""The command line as a user runs it: in a process of its own, its output captured."""
+"""The command line as a user runs it: in its own process, with its output captured."""
 
 import os
 import select
@@ -23,7 +23,7 @@ _TIMEOUT_S = 600
 def tokenmill(
     *arguments: str | Path, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run `tokenmill` to its end."""
+    """Run `tokenmill` until it ends."""
     return subprocess.run(
         command(*arguments),
         cwd=ROOT,
@@ -40,7 +40,7 @@ def start_tokenmill(
 ) -> subprocess.Popen[str]:
     """Start `tokenmill` in the background; the caller ends it."""
     return subprocess.Popen(
-        # Whoever runs the tests in a shell's background has them ignore Ctrl-C, and us with them.
+        # A shell starts background processes with Ctrl-C ignored, and this process inherits that.
         ["/usr/bin/env", "--default-signal=INT", *command(*arguments)],
         cwd=ROOT,
         env={**os.environ, **(env or {})},
@@ -51,7 +51,7 @@ def start_tokenmill(
 
 
 def wait_for_commit(process: subprocess.Popen[str], output: Path) -> None:
-    """Return as soon as a unit is committed; fail if the run ends without."""
+    """Return once a unit is committed; fail if the run ends before that."""
     while not list(output.glob("data/*/*.parquet")):
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=0.1)
@@ -61,7 +61,7 @@ def wait_for_commit(process: subprocess.Popen[str], output: Path) -> None:
 def workers(process: subprocess.Popen[str]) -> list[int]:
     """Handles (pidfd) of the processes that the run has started.
 
-    Without Ray's agents, which look for their node for a minute before they end.
+    Ray's agents are left out: they search for their node for a minute before they end.
     """
     handles = []
     for child in psutil.Process(process.pid).children(recursive=True):
@@ -72,7 +72,7 @@ def workers(process: subprocess.Popen[str]) -> list[int]:
 
 
 def all_end(handles: list[int]) -> bool:
-    """Whether the processes behind the handles end within a minute each."""
+    """Whether each of the processes ends within a minute."""
     ended = [bool(select.select([handle], [], [], 60)[0]) for handle in handles]
     for handle in handles:
         os.close(handle)
@@ -84,13 +84,13 @@ def command(*arguments: str | Path) -> list[str]:
 
 
 def output_rows(output: Path) -> list[dict[str, Any]]:
-    """All rows below an output's `data/`, by file and position."""
+    """All rows of an output, by file and position."""
     rows = ds.dataset(output / "data", format="parquet").to_table().to_pylist()
     return sorted(rows, key=lambda row: (row["source_file"], row["source_row"]))
 
 
 def input_positions(corpus: Path) -> list[tuple[str, int]]:
-    """Every input row's file and position: what an output must hold once each."""
+    """The file and position of every input row; an output must hold each once."""
     return [
         (shard.name, row)
         for shard in sorted(corpus.glob("*.parquet"))
@@ -103,14 +103,14 @@ def positions(rows: list[dict[str, Any]]) -> list[tuple[str, int]]:
 
 
 def program(name: str) -> str:
-    """The path of a program that set-up installs for the tests."""
-    found = shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
-    assert found, f"{name} is not installed: make setup"
-    return found
+    """The path of a program that `make setup` installs for the tests."""
+    path = shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
+    assert path, f"{name} is not installed: make setup"
+    return path
 
 
 def findings(linter: str, *arguments: str | Path) -> str:
-    """What a linter has to say."""
+    """The output of a linter."""
     command = [program(linter), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     return done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""A whole run or retry in this process: the same stages as on Ray, one unit after another."""
+"""Runs and retries in this process, with the same stages as on Ray, one unit after another."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,39 +24,39 @@ from typer.testing import CliRunner, Result
 
 from helpers.stores import Crash
 
-#: Two shards, among whose rows is each kind of text that there is nothing to answer to.
+#: Two shards, with each kind of empty text among their rows.
 CORPUS: dict[str, Sequence[str | None]] = {
     "a.parquet": ["one", "", "three", None, "five"],
     "b/c.parquet": ["six", "seven", "   "],
 }
 
 
-class DriverDied(Exception):
-    """The crash of a store, as an error that ends the run."""
+class DriverCrashed(Exception):
+    """A store's crash, as an exception that ends the run."""
 
 
 class CrashingExecutor(InProcessExecutor):
-    """Runs units in this process, over a store that may crash."""
+    """Runs units in this process, on a store that may crash."""
 
     def start(self, job: Job) -> "CrashingExecution":
         return CrashingExecution(job)
 
 
 class CrashingExecution(InProcessExecution):
-    """Turns a store's crash, which no handler catches, into the end of the run."""
+    """Turns a store's `Crash`, which no handler catches, into `DriverCrashed`."""
 
     def commits(self, spec: RunSpec) -> Iterator[Commit]:
         try:
             yield from super().commits(spec)
         except Crash as crash:
-            raise DriverDied from crash
+            raise DriverCrashed from crash
 
 
 @dataclass(frozen=True)
 class ScriptedExecutor(InProcessExecutor):
-    """Runs units in this process; `around` yields the commits, of the execution or none of them.
+    """Runs units in this process; `around` yields the commits of the execution it is given.
 
-    Metrics go to `recorder`.
+    Metrics are recorded in `recorder`.
     """
 
     around: Callable[[InProcessExecution, RunSpec], Iterator[Commit]] = InProcessExecution.commits
@@ -67,7 +67,7 @@ class ScriptedExecutor(InProcessExecutor):
 
 
 class ScriptedExecution(InProcessExecution):
-    """What a `ScriptedExecutor` starts."""
+    """The execution of a `ScriptedExecutor`."""
 
     def __init__(self, job: Job, script: ScriptedExecutor) -> None:
         super().__init__(job)
@@ -80,15 +80,15 @@ class ScriptedExecution(InProcessExecution):
 
 @dataclass
 class Quiet:
-    """An interface that keeps what was said, and shows nothing."""
+    """An interface that shows nothing, and keeps the lines that it was given."""
 
-    said: list[str] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
 
     def say(self, line: str) -> None:
-        self.said.append(line)
+        self.lines.append(line)
 
     def event(self, event: Mapping[str, Any]) -> None:
-        """Not kept: it stands in the output."""
+        """Not kept: events are in the output."""
 
     @contextmanager
     def watch(self, _log: Path) -> Iterator[Screen]:
@@ -96,23 +96,23 @@ class Quiet:
 
 
 def drive(job: Job, store: Store) -> Summary | None:
-    """Run the job on an output behind this store."""
+    """Run the job; its output is in this store."""
     return run_job(job, CrashingExecutor(), Quiet(), output=store)
 
 
 def drive_retry(store: Store, selection: Selection, *overrides: str) -> Summary | None:
-    """Answer rows of the output behind this store again."""
+    """Retry rows of the output in this store."""
     return retry_rejects(store, selection, overrides, CrashingExecutor(), Quiet())
 
 
 def invoke(*arguments: str | Path, env: Mapping[str, str] | None = None) -> Result:
-    """The command line with these arguments, its exit code and what it wrote."""
+    """The result of the command line with these arguments, with units run in this process."""
     executor = InProcessExecutor()
     return CliRunner().invoke(app, list(map(str, arguments)), env=env, obj=executor)
 
 
 def write_corpus(folder: Path, corpus: Mapping[str, Sequence[str | None]] | None = None) -> Path:
-    """Shards of a column of texts beside a number for each row."""
+    """Write shards with a column of texts and a number for each row."""
     for name, texts in (corpus or CORPUS).items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ def write_corpus(folder: Path, corpus: Mapping[str, Sequence[str | None]] | None
 
 
 def job_over(corpus: Path, output: Path | str, **changes: Any) -> dict[str, Any]:
-    """A job's keys: short answers of the fake engine, units of two rows."""
+    """The keys of a job with short answers of the fake engine and units of two rows."""
     return {
         "name": "tiny",
         "input": {"path": str(corpus), "keep": ["id"]},

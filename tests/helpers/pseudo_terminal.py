@@ -1,7 +1,7 @@
-"""The command line on a pseudo terminal, as often as one likes for one import.
+"""The command line on a pseudo terminal, imported once for many runs.
 
-A process of its own has imported the command line and forks for each screen: a fork of the tests'
-process would take its threads along.
+A separate process imports the command line and forks for each run. The process of the tests cannot
+be forked safely, because it has threads.
 """
 
 import base64
@@ -20,23 +20,23 @@ import pyte
 
 from helpers.command import ROOT
 
-# Higher than any screen, so that nothing scrolls away.
+# More lines than any screen has, so that nothing scrolls away.
 _LINES = 400
-# Wider than any terminal here: what does not fit is seen instead of broken.
-_SEEN_COLUMNS = 1000
+# Wider than any terminal in the tests: a line that is too long is seen whole, not wrapped.
+_READ_COLUMNS = 1000
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What a command wrote, and what it ended with."""
+    """What a command wrote, and its exit code."""
 
     data: bytes
     exit_code: int
 
     @property
     def lines(self) -> list[str]:
-        """What stands on the terminal at the end."""
-        screen = pyte.Screen(_SEEN_COLUMNS, _LINES)
+        """The lines on the terminal at the end."""
+        screen = pyte.Screen(_READ_COLUMNS, _LINES)
         pyte.ByteStream(screen).feed(self.data)
         lines = [line.rstrip() for line in screen.display]
         while lines and not lines[-1]:
@@ -45,7 +45,7 @@ class Shown:
 
 
 class PseudoTerminal:
-    """Runs commands in a folder, with no more of an environment than is said here."""
+    """Runs commands in a folder, with a minimal environment."""
 
     def __init__(self, folder: Path) -> None:
         env = {
@@ -70,68 +70,68 @@ class PseudoTerminal:
         env: Mapping[str, str] | None = None,
         piped: bool = False,
     ) -> Shown:
-        """Run `tokenmill` to its end; `piped` writes into a pipe in place of the terminal."""
-        asked = {"arguments": arguments, "columns": columns, "env": env or {}, "piped": piped}
+        """Run `tokenmill` to its end, on the terminal or, with `piped`, writing to a pipe."""
+        request = {"arguments": arguments, "columns": columns, "env": env or {}, "piped": piped}
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(f"{json.dumps(asked)}\n")
+        self._process.stdin.write(f"{json.dumps(request)}\n")
         self._process.stdin.flush()
-        told = json.loads(self._process.stdout.readline())
-        return Shown(base64.b64decode(told["data"]), told["exit_code"])
+        reply = json.loads(self._process.stdout.readline())
+        return Shown(base64.b64decode(reply["data"]), reply["exit_code"])
 
     def close(self) -> None:
-        """End the process behind it."""
+        """End the process that runs the commands."""
         self._process.communicate()
 
 
 def _serve() -> None:
-    """Read what is asked, a line each, and answer with a line."""
-    # Once, for all forks.
+    """Read requests, one per line, and reply to each with a line."""
+    # Imported here once, for all forks.
     import tokenmill.cli  # noqa: F401, PLC0415
     import typer.rich_utils  # noqa: F401, PLC0415
 
     for line in sys.stdin:
-        asked = json.loads(line)
-        read, write = _channel(asked["columns"], asked["piped"])
+        request = json.loads(line)
+        read, write = _channel(request["columns"], request["piped"])
         child = os.fork()
         if not child:
             os.close(read)
-            _become(write, asked)
+            _run_command(write, request)
         os.close(write)
         data = _read_to_end(read)
         status = os.waitpid(child, 0)[1]
-        told = {
+        reply = {
             "data": base64.b64encode(data).decode(),
             "exit_code": os.waitstatus_to_exitcode(status),
         }
-        sys.stdout.write(f"{json.dumps(told)}\n")
+        sys.stdout.write(f"{json.dumps(reply)}\n")
         sys.stdout.flush()
 
 
 def _channel(columns: int, piped: bool) -> Sequence[int]:
-    """The end that is read, and the one that a command writes to."""
+    """The end to read from, and the end that a command writes to."""
     if piped:
         return os.pipe()
-    ours, theirs = os.openpty()
-    termios.tcsetwinsize(theirs, (_LINES, columns))
-    return ours, theirs
+    controller, terminal = os.openpty()
+    termios.tcsetwinsize(terminal, (_LINES, columns))
+    return controller, terminal
 
 
-def _become(channel: int, asked: Mapping[str, Any]) -> None:
-    """Be the command, with the channel as its terminal; never comes back."""
+def _run_command(channel: int, request: Mapping[str, Any]) -> None:
+    """Run the command in this process, with the channel as its terminal. Does not return."""
     from tokenmill.cli import main  # noqa: PLC0415
 
     exit_code = 70
     try:
-        if not asked["piped"]:
+        if not request["piped"]:
             os.login_tty(channel)
-        for handle in (1, 2) if asked["piped"] else ():
+        for handle in (1, 2) if request["piped"] else ():
             os.dup2(channel, handle)
-        os.environ.update(asked["env"])
+        os.environ.update(request["env"])
         sys.stdin, sys.stdout, sys.stderr = (
             os.fdopen(handle, mode, encoding="utf-8", closefd=False)
             for handle, mode in enumerate(("r", "w", "w"))
         )
-        sys.argv = ["tokenmill", *asked["arguments"]]
+        sys.argv = ["tokenmill", *request["arguments"]]
         main()
     except SystemExit as ended:
         exit_code = ended.code if isinstance(ended.code, int) else 0
@@ -143,7 +143,7 @@ def _become(channel: int, asked: Mapping[str, Any]) -> None:
 
 def _read_to_end(handle: int) -> bytes:
     parts = []
-    # Linux's word for a terminal that nobody has open any more is an error.
+    # On Linux, reading from a terminal that no process has open any more is an error.
     with suppress(OSError):
         while part := os.read(handle, 65536):
             parts.append(part)

@@ -1,4 +1,4 @@
-"""A run driven by hand: planned, rendered, answered by the fake engine, committed, proved."""
+"""A run step by step: planned, rendered, answered by the fake engine, committed, verified."""
 
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,13 @@ from tokenmill.tasks.unit_tables import answered_table
 
 
 def planned(job: Job) -> PreparedRun:
-    """Everything that is done before Ray or an engine starts."""
+    """The run after all that happens before Ray or an engine starts."""
     check_job(job)
     return prepare(job, open_store(job.output.path), has_gpus=False)
 
 
 def run_unit(opened: OpenedOutput, tasks: RowTasks, unit: Unit) -> None:
-    """One unit's way from its shard to its object."""
+    """Read, render, answer and commit one unit."""
     job = opened.job
     rendered = Renderer(tasks, job.input.keep).render(opened.source.read(unit))
     scheduler = Scheduler(FakeEngine(fake_settings(job.model.engine)), tasks)
@@ -50,7 +50,7 @@ def run_unit(opened: OpenedOutput, tasks: RowTasks, unit: Unit) -> None:
 
 
 def run(job: Job, prepared: PreparedRun) -> pa.Table:
-    """All units; the output's rows in the input's order, proved to be the input's."""
+    """Run all units and verify the output; returns its rows in the order of the input."""
     tasks = load_tasks(job)
     for unit in prepared.missing:
         run_unit(prepared.opened, tasks, unit)

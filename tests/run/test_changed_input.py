@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from helpers.inprocess import DriverDied, Quiet, ScriptedExecutor, drive, job_over, write_corpus
+from helpers.inprocess import DriverCrashed, Quiet, ScriptedExecutor, drive, job_over, write_corpus
 from helpers.stores import Crash, CrashingStore, contents
 from tokenmill.errors import ExitCode, RunFailed, UserError
 from tokenmill.job.job import Job
@@ -211,7 +211,7 @@ def test_a_night_may_die_at_every_call(corpus: Path, tmp_path: Path) -> None:
         for after in (False, True):
             output = began(f"{number} {name} {after}")
             store = CrashingStore(LocalStore(str(output)), number, after)
-            with pytest.raises((Crash, DriverDied)):
+            with pytest.raises((Crash, DriverCrashed)):
                 drive(following(corpus, output), store)
             if (output / SUCCESS_KEY).exists() and answers(output) != expected:
                 # Still the former night's.
@@ -288,7 +288,7 @@ def test_who_adds_units_runs_them(corpus: Path, tmp_path: Path) -> None:
     summary = run_job(job, overtaken_by(stopped_night), interface)
     assert summary is not None and summary.exit_code == ExitCode.FINISHED
     assert summary.totals is None
-    assert any("another run has added 1 unit to" in line for line in interface.said)
+    assert any("another run has added 1 unit to" in line for line in interface.lines)
     assert not (tmp_path / "out" / SUCCESS_KEY).exists()
     last = night(job)
     assert last is not None and last.rows == 1

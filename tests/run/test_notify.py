@@ -93,7 +93,7 @@ def test_who_cannot_be_told_fails_no_run(tmp_path: Path, monkeypatch: pytest.Mon
     summary = run_job(job, InProcessExecutor(), interface)
     assert summary is not None and summary.exit_code == ExitCode.FINISHED
     assert (tmp_path / "out" / "_SUCCESS").exists()
-    told = [line for line in interface.said if line.startswith("notify.")]
+    told = [line for line in interface.lines if line.startswith("notify.")]
     assert len(told) == 2
     assert "no-such-program" in told[0] and "NIGHT_HOOK holds no URL" in told[1]
 
