@@ -174,11 +174,11 @@ def test_errors_may_have_their_own_file(
     (line,) = lines(errors)
     assert (line["custom_id"], line["response"]) == ("empty", None)
     said = refusal(UserError, lambda: export(opened, target, ExportFormat.JSONL))
-    assert said.startswith(f"{target} is there already")
+    assert said.startswith(f"{target} already exists")
     said = refusal(
         UserError, lambda: export(opened, f"{folder}/new", ExportFormat.OPENAI_BATCH, errors=errors)
     )
-    assert said.startswith(f"{errors} is there already")
+    assert said.startswith(f"{errors} already exists")
     for form, rejects in ((ExportFormat.JSONL, True), (ExportFormat.OPENAI_BATCH, False)):
         said = refusal(
             UserError,

@@ -136,7 +136,7 @@ def test_a_folder_that_is_there_stays(tmp_path: Path, write: Write) -> None:
     target = tmp_path / "table"
     target.mkdir()
     said = refusal(UserError, lambda: write(*of(x=pa.array([1])), str(target)))
-    assert "is there already" in said
+    assert "already exists" in said
     assert list(tmp_path.rglob("*")) == [target]
     refusal(UserError, lambda: write(*of(x=pa.array([1])), str(tmp_path / "no" / "table")))
     assert list(tmp_path.rglob("*")) == [target]
@@ -167,7 +167,7 @@ def test_tables_stand_in_s3(s3_bucket: str) -> None:
     for name, write in (("delta", write_delta), ("iceberg", write_iceberg)):
         write(iter(TABLE.to_batches()), TABLE.schema, f"{root}/{name}")
         again = partial(write, iter(()), TABLE.schema, f"{root}/{name}")
-        assert refusal(UserError, again).startswith(f"{root}/{name} is there already")
+        assert refusal(UserError, again).startswith(f"{root}/{name} already exists")
         broken = partial(
             write, failing(), pa.schema([pa.field("x", pa.int64())]), f"{root}/no/{name}"
         )
