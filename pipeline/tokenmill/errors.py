@@ -1,20 +1,20 @@
-"""What can go wrong with a run, and the exit code it ends with.
+"""The errors of a run, and its exit codes.
 
-    TokenmillError          anything we report in one line
-    ├── UserError           the user's mistake: job file, input, output, rights
+    TokenmillError          any error that is reported in one line
+    ├── UserError           the user can fix it: job file, input, output, rights
     └── RunFailed           the run stopped; the same command resumes it
-        ├── NoSpace         it stopped at a full disk, which waiting does not mend
-        └── OverBudget      it stopped for more rejects than the job allows
+        ├── NoSpace         the disk is full, which waiting does not change
+        └── OverBudget      more rows were rejected than the job allows
 
-A row's fault is not here: it is data (`schema.Reject`) and stays in its row.
-Every class takes one positional message, so that it survives pickling between processes.
+The error of a row is data, not an exception: see `reject.Reject`.
+Every class takes one positional message, so that it can be pickled between processes.
 """
 
 from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What `tokenmill` ends with."""
+    """The exit code of `tokenmill`."""
 
     FINISHED = 0
     FAILED = 1
@@ -24,50 +24,50 @@ class ExitCode(IntEnum):
 
 
 class TokenmillError(Exception):
-    """Reported to the user in one line, without a traceback."""
+    """An error that is reported to the user in one line, without a traceback."""
 
     exit_code = ExitCode.FAILED
 
 
 class UserError(TokenmillError):
-    """The user can mend it: the message says what is wrong, where, and what to do."""
+    """An error that the user can fix. The message says what is wrong, where, and what to do."""
 
     exit_code = ExitCode.USER_ERROR
 
 
 class RunFailed(TokenmillError):
-    """The run cannot go on; what is committed stays, and the same command resumes."""
+    """The run cannot continue. Committed units stay, and the same command resumes it."""
 
 
 class NoSpace(RunFailed):
-    """The disk or the user's share of it is full; trying again would not help."""
+    """The disk or the user's quota is full, so a retry would not help."""
 
 
 class OverBudget(RunFailed):
-    """More rows were rejected than the job allows, whatever becomes of the rest."""
+    """More rows have already been rejected than the job allows."""
 
     exit_code = ExitCode.OVER_REJECT_BUDGET
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The error of ours, or of the operating system, beneath what Ray wraps around it."""
-    seen: list[BaseException] = []
+    """The `TokenmillError`, or else the `OSError`, inside the errors that Ray wraps around it."""
+    layers: list[BaseException] = []
     layer: BaseException | None = error
-    while layer is not None and layer not in seen:
-        seen.append(layer)
-        # Ray's name for it; others keep text or numbers under the same name.
+    while layer is not None and layer not in layers:
+        layers.append(layer)
+        # Ray's errors have this attribute; other libraries keep text or numbers in it.
         cause = getattr(layer, "cause", None)
-        named = cause if isinstance(cause, BaseException) else None
-        layer = named or layer.__cause__ or _context(layer)
-    for candidate in seen:
+        ray_cause = cause if isinstance(cause, BaseException) else None
+        layer = ray_cause or layer.__cause__ or _context(layer)
+    for candidate in layers:
         if isinstance(candidate, TokenmillError):
             return candidate
-    for candidate in seen:
+    for candidate in layers:
         if isinstance(candidate, OSError):
             return candidate
-    return seen[-1]
+    return layers[-1]
 
 
 def _context(error: BaseException) -> BaseException | None:
-    """What was being handled when the error was raised, unless it was raised `from None`."""
+    """The error that was being handled when this one was raised, unless raised `from None`."""
     return None if error.__suppress_context__ else error.__context__

@@ -1,15 +1,15 @@
-"""What this machine has: GPUs and CPU instructions."""
+"""The hardware of this machine: GPUs and CPU instructions."""
 
 from pathlib import Path
 
 
 def has_local_gpus() -> bool:
-    """Whether this machine has GPUs for engines."""
+    """Whether this machine has NVIDIA GPUs."""
     return Path("/dev/nvidiactl").exists()
 
 
 def cpu_has_bf16() -> bool:
-    """Whether bfloat16 is fast here; emulated, it is 6 to 9 times slower than float32."""
+    """Whether the CPU computes in bfloat16. Emulated, it is 6 to 9 times slower than float32."""
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -18,7 +18,7 @@ def cpu_has_bf16() -> bool:
 
 
 def cpu_flags() -> frozenset[str]:
-    """What an x86 CPU can do, in Linux's words; nothing where Linux does not tell."""
+    """The instruction sets of an x86 CPU, as named by Linux; empty if Linux does not list them."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Why a row has no answer: the classes of rejects, and the `error` column."""
+"""Why a row has no answer: classes of rejects, and the `error` column."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ ERROR_TYPE = pa.struct(
 
 
 class RejectClass(StrEnum):
-    """Why a row got no answer. Stable names: users filter on them."""
+    """Why a row has no answer. The names are stable, since users filter by them."""
 
     EMPTY_INPUT = "empty_input"
     BAD_TEXT = "bad_text"
@@ -37,7 +37,7 @@ class RejectClass(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A row that got no answer. `attempts` counts the tries in an engine (0: never sent)."""
+    """A row without an answer. `attempts` is how often it was sent to an engine (0: never)."""
 
     reject_class: RejectClass
     message: str
@@ -45,13 +45,13 @@ class Reject:
 
 
 def error_array(rejects: Sequence[Reject | None]) -> pa.StructArray:
-    """The `error` column: null where the row has an answer."""
+    """The `error` column: null for a row with an answer."""
     cells = [
         None
         if reject is None
         else {
             "class": str(reject.reject_class),
-            # A message may quote text that is no Unicode, and Arrow would refuse the whole unit.
+            # A message may quote text that is not valid Unicode; Arrow would refuse the whole unit.
             "message": reject.message.encode(errors="backslashreplace").decode(),
             "attempts": reject.attempts,
         }
@@ -61,7 +61,7 @@ def error_array(rejects: Sequence[Reject | None]) -> pa.StructArray:
 
 
 def reject_from_cell(cell: Mapping[str, object] | None) -> Reject | None:
-    """The inverse of one cell of `error_array`."""
+    """The reject of one cell of `error_array`."""
     if cell is None:
         return None
     return Reject(RejectClass(str(cell["class"])), str(cell["message"]), int(str(cell["attempts"])))

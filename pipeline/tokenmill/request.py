@@ -1,7 +1,4 @@
-"""The nouns that every stage shares, and the Arrow types they have at rest.
-
-Ground floor: imports nothing of ours.
-"""
+"""Requests to an engine and its completions, which all stages share."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,30 +12,30 @@ from tokenmill.reject import Reject
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Sampling:
-    """How text is generated: vLLM's `SamplingParams` by name, `max_tokens` among them.
+    """How text is generated: vLLM's `SamplingParams` by name, including `max_tokens`.
 
-    Compared by identity: a task makes few of them, an engine translates each once.
+    Compared by identity: a task creates few of them, and an engine converts each once.
     """
 
     values: Mapping[str, Any]
 
     @property
     def max_tokens(self) -> int | None:
-        """The longest answer in tokens; None for what the context leaves."""
+        """The longest answer in tokens. None: as long as the context allows."""
         limit: int | None = self.values["max_tokens"]
         return limit
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Pooling:
-    """What a pooling model computes: vLLM's pooling task, and its `PoolingParams` by name."""
+    """What a pooling model computes: vLLM's pooling task and `PoolingParams` by name."""
 
     task: Literal["embed", "classify", "token_classify"]
     values: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def max_tokens(self) -> int:
-        """A pooling model writes nothing."""
+        """0: a pooling model generates no tokens."""
         return 0
 
 
@@ -47,10 +44,10 @@ Params = Sampling | Pooling
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """A checked image or piece of audio beside a prompt.
+    """A decoded and checked image or audio clip that belongs to a prompt.
 
-    An image is a PNG in RGB; audio is one channel of 16,000 samples a second, each a signed integer
-    of 16 bits, little-endian.
+    An image is a PNG in RGB. Audio is one channel with 16,000 samples per second, each a signed
+    16-bit integer, little-endian.
     """
 
     kind: Literal["image", "audio"]
@@ -59,11 +56,11 @@ class Media:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One engine call: a prompt's token ids, and how it is to be answered.
+    """One engine call: a prompt's token ids, and how to answer it.
 
-    `model` is the place in the job of the model that answers, None for the job's own; `adapter`
-    the name of the LoRA adapter that it wears, if any; `media` what stands in the place of the
-    prompt's one placeholder, or is the input of a model whose prompt begins its answer.
+    `model` is the job key of an auxiliary model, or None for the job's own model. `adapter` is the
+    name of a LoRA adapter. `media` replaces the one placeholder in the prompt; for a model whose
+    prompt starts its answer, such as Whisper, it is the input.
     """
 
     prompt_token_ids: Sequence[int]
@@ -75,7 +72,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A generated token as text, its log-probability, and the most likely ones in its place."""
+    """A generated token as text, its log-probability, and the likeliest tokens at its position."""
 
     token: str
     logprob: float
@@ -84,15 +81,18 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The engine's answer to the request that was added under `key`.
+    """The engine's answer to the request that was added with `key`.
 
-    Log-probabilities are natural. `cumulative_logprob` is the sum over the generated tokens; None
-    when the sampling turns log-probabilities off. The others are there where the request's
-    sampling asked for them: `choice_logprobs` holds those of `logprob_token_ids` at the first
-    generated token; `prompt_logprobs` those of the prompt's tokens, the first of which has none;
-    `tokens` those of all generated tokens, where the sampling itself names `logprobs`.
-    `stop_reason` is the stop string or the id of the stop token that ended the answer.
-    `vector` is a pooling model's answer, float32.
+    Log-probabilities are natural logarithms. `cumulative_logprob` is their sum over the generated
+    tokens, or None if the sampling turns them off. The other log-probabilities are set if the
+    request's sampling asks for them:
+
+    - `choice_logprobs`: by token id, those of `logprob_token_ids` at the first generated token.
+    - `prompt_logprobs`: those of the prompt's tokens except the first, which has none.
+    - `tokens`: those of all generated tokens, if the sampling has `logprobs`.
+
+    `stop_reason` is the stop string or the id of the stop token that ended the answer. `vector` is
+    the answer of a pooling model, in float32.
     """
 
     key: int
@@ -108,9 +108,9 @@ class Completion:
     vector: npt.NDArray[np.float32] | None = None
 
     def job_stop(self, stop_token_ids: Collection[int]) -> str | None:
-        """The stop string or token of the job's that ended the answer; a model's own end is none.
+        """The job's stop string or stop token that ended the answer, if one did.
 
-        `stop_token_ids` are the job's.
+        `stop_token_ids` are the job's. The model's own end token does not count.
         """
         reason = self.stop_reason
         return str(reason) if isinstance(reason, str) or reason in stop_token_ids else None

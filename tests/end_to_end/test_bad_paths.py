@@ -124,7 +124,7 @@ def test_an_output_that_may_not_be_written_is_named(job: Path, tmp_path: Path) -
     locked.mkdir(mode=0o555)
     line = refused(job, "--output", locked / "out")
     assert f"{locked}/out" in line
-    assert "no permission" in line
+    assert "permission denied" in line
 
 
 def test_a_shard_that_may_not_be_read_is_named(job: Path, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_shard_that_may_not_be_read_is_named(job: Path, tmp_path: Path) -> Non
     shard.chmod(0)
     line = refused(job, "--set", "input.on_bad_shard=skip")
     assert str(shard) in line
-    assert "no permission" in line
+    assert "permission denied" in line
 
 
 def test_a_folder_that_may_not_be_listed_is_named(job: Path, tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_folder_that_may_not_be_listed_is_named(job: Path, tmp_path: Path) -> 
     corpus.chmod(0)
     line = refused(job)
     corpus.chmod(0o755)
-    assert f"{corpus}: no permission" in line
+    assert f"{corpus}: permission denied" in line
 
 
 def test_a_job_that_may_not_be_read_is_named(job: Path) -> None:

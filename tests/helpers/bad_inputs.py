@@ -463,11 +463,11 @@ _BAD_FOLDERS = (
         KEEP_TEXT | FIRST_ROWS,
     ),
     BadInput("5,000 columns", _wide, Unchanged(), KEEP_TEXT),
-    BadInput("a shard that vanishes", _texts(GOOD), Stopped("is gone"), during=_gone),
+    BadInput("a shard that vanishes", _texts(GOOD), Stopped("deleted"), during=_gone),
     BadInput("a shard that is replaced", _texts(GOOD), Stopped("has changed"), during=_replaced),
     BadInput("a shard that is cut", _texts(GOOD), Stopped("has changed"), during=_cut),
     BadInput("a shard of other bytes", _texts(GOOD), Stopped("has changed"), during=_same_size),
-    BadInput("an input that vanishes", _texts(GOOD), Stopped("is gone"), during=shutil.rmtree),
+    BadInput("an input that vanishes", _texts(GOOD), Stopped("deleted"), during=shutil.rmtree),
     BadInput(
         "names that differ only in their suffix",
         lambda folder: [_texts(GOOD)(folder), _one(pa.table({"text": [GOOD]}), "a.pq")(folder)][0],

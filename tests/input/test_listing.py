@@ -189,7 +189,7 @@ def test_a_footer_may_be_long(tmp_path: Path) -> None:
 
 def test_shards_are_read_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More shards than are read at a time stay in the order of their keys, bad ones left out."""
-    monkeypatch.setattr("tokenmill.input.footers._BATCH", 2)
+    monkeypatch.setattr("tokenmill.input.footers._BATCH_OBJECTS", 2)
     for name in "abcdefg":
         write(tmp_path / f"{name}.parquet", {"text": [name] * (ord(name) - 96)})
     (tmp_path / "d.parquet").write_bytes(b"PAR1")
@@ -242,7 +242,10 @@ def test_a_missing_column_is_told_with_those_there_are(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", {"body": ["x"], "id": [1]})
     message = refusal(tmp_path)
     assert str(tmp_path / "a.parquet") in message
-    assert "prompt.user names the column text, which is not there; there are: body, id" in message
+    assert (
+        "prompt.user names the column text, which does not exist; the shard has: body, id"
+        in message
+    )
     write(tmp_path / "b.parquet")
     assert [shard.path for shard in footers(tmp_path).bad] == ["a.parquet"]
 
@@ -251,7 +254,7 @@ def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     """Of two columns with the name that is asked for, none is guessed; others may be doubled."""
     table = pa.table([["a"], ["b"], [1]], names=["text", "text", "id"])
     pq.write_table(table, tmp_path / "a.parquet")
-    assert "prompt.user names the column text, which is there more than once" in refusal(tmp_path)
+    assert "prompt.user names the column text, which occurs more than once" in refusal(tmp_path)
     assert footers(tmp_path, {"id": "input.keep"}).schema.names == ["id"]
 
 

@@ -259,7 +259,7 @@ def test_a_missing_shard_is_refused(tmp_path: Path) -> None:
     table = pa.table({"n": [1]})
     unit = write(tmp_path, table)
     (tmp_path / KEY).unlink()
-    with pytest.raises(UserError, match="is gone since the plan") as refused:
+    with pytest.raises(UserError, match="has been deleted since the plan") as refused:
         source(tmp_path, table.schema).read(unit)
     assert str(tmp_path / KEY) in str(refused.value)
 

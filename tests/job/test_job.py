@@ -157,7 +157,7 @@ MISTAKES: list[tuple[str, dict[str, Any], list[str]]] = [
     (
         "system with messages",
         {"prompt": {"system": "x", "messages": [{"role": "user", "content": "y"}]}},
-        ["prompt", "system", "message of that role"],
+        ["prompt", "system", "role system"],
     ),
     ("no messages", {"prompt": {"messages": []}}, ["prompt.messages"]),
     ("message without content", {"prompt": {"messages": [{"role": "user"}]}}, ["content"]),

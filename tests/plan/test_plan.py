@@ -372,7 +372,7 @@ def test_what_is_no_plan_is_refused(data: bytes) -> None:
 def test_a_later_format_is_refused() -> None:
     """A plan in another format is refused with both formats' numbers."""
     data = parquet_with({b"tokenmill": b'{"format": 99}', b"tokenmill.schema": b""})
-    with pytest.raises(UserError, match=r"s3://out/plan: .*format 99.*reads 1"):
+    with pytest.raises(UserError, match=r"s3://out/plan: .*format 99.*reads format 1"):
         plan_from_bytes(data, "s3://out/plan")
 
 

@@ -119,7 +119,7 @@ def test_a_shard_that_is_gone_is_refused(corpus: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     night(following(corpus, output))
     (corpus / "b.parquet").unlink()
-    with pytest.raises(UserError, match=r"b.parquet: the shard is gone"):
+    with pytest.raises(UserError, match=r"b.parquet: the shard has been deleted"):
         night(following(corpus, output))
 
 

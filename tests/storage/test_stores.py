@@ -100,7 +100,7 @@ def test_a_name_that_is_taken_stays(store: Store) -> None:
         said = refusal(
             UserError, lambda key=key: write(key, lambda: store.put_if_absent(key, b"first"))
         )
-        assert said.endswith(f"{key} is there already; remove it or name another one")
+        assert said.endswith(f"{key} already exists; remove it or choose another name")
     assert contents(store) == {"data/a": b"first", "data/b": b"first"}
 
 
@@ -196,7 +196,7 @@ def test_the_end_of_an_object_that_is_gone_is_refused(store: Store) -> None:
     store.put_if_absent("a", b"1")
     items = [*store.list(), ObjectInfo("b", 1, "v1")]
     message = refusal(RunFailed, lambda: store.read_ends(items, 4))
-    assert f"{store.url}/b: is gone" in message
+    assert f"{store.url}/b: has been deleted" in message
 
 
 @pytest.mark.parametrize("operation", ["info", "read", "open"])

@@ -1,1 +1,1 @@
-"""Parts of a job file that tasks and engines know too; no I/O."""
+"""Sections of a job file that tasks and engines use too. No I/O."""

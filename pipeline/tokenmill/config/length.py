@@ -1,4 +1,4 @@
-"""`length`: what becomes of a row whose text is too long for the model, as the job says it."""
+"""The `length` section: what to do with a row whose text is too long for the model."""
 
 from typing import Annotated, Any, Literal
 
@@ -8,77 +8,94 @@ from pydantic import Field, model_validator
 from tokenmill.config.prompt import Prompt
 from tokenmill.config.sampling import check_sampling
 from tokenmill.config.section import Section
+from tokenmill.row_columns import NUM_CHUNKS, TRUNCATED_TOKENS
 
-#: How a task's cells of several chunks become the row's.
+#: How the cells of a row's chunks are combined into the row's cells.
 JoinKind = Literal["concatenate", "union", "mean", "max"]
-#: The variable that holds the chunks' answers in `join.prompt`.
+#: The variable in `join.prompt` that holds the list of the chunks' answers.
 PARTS = "parts"
-#: Stand behind the columns of a task whose policy cuts or divides.
+#: The last columns of a task with the policy `truncate` or `chunk`.
 LENGTH_FIELDS = (
-    pa.field("truncated_tokens", pa.int32()),
-    pa.field("num_chunks", pa.int32()),
+    pa.field(TRUNCATED_TOKENS, pa.int32()),
+    pa.field(NUM_CHUNKS, pa.int32()),
 )
 Keep = Literal["head", "tail", "middle"]
 Boundary = Literal["paragraphs", "sentences", "tokens"]
 
 
 class RejectLong(Section):
-    """`{policy: reject}`: the row is rejected with `prompt_too_long`."""
+    """`{policy: reject}` rejects the row with the class `prompt_too_long`."""
 
     policy: Literal["reject"] = "reject"
 
 
 class Truncate(Section):
-    """`{policy: truncate, column: text}`: a part of the column is left out."""
+    """`{policy: truncate, column: text}` removes a part of the column's text."""
 
     policy: Literal["truncate"] = "truncate"
-    column: str = Field(description="The column that is cut; the prompt uses it.")
-    keep: Keep = Field(default="head", description="middle keeps both ends.")
-    marker: str = Field(default=" […] ", description="Stands where text was left out.")
+    column: str = Field(description="The column to shorten. The prompt must use it.")
+    keep: Keep = Field(
+        default="head",
+        description="Which part stays: the start (`head`), the end (`tail`) or both (`middle`).",
+    )
+    marker: str = Field(default=" […] ", description="Text that replaces the removed part.")
     max_tokens: Annotated[int, Field(ge=1)] | None = Field(
         default=None,
-        description="Of the column with its marker; by default what the context leaves.",
+        description="Longest text with its marker, in tokens. By default, what the context leaves.",
     )
 
 
 class JoinPrompt(Section):
-    """A second prompt, over the chunks' answers in the list `parts` and the row's columns."""
+    """A second prompt, which combines the answers of the chunks.
+
+    Its templates see the answers as the list `parts`, and the row's columns.
+    """
 
     prompt: Prompt
-    sampling: dict[str, Any] | None = Field(default=None, description="By default the task's.")
+    sampling: dict[str, Any] | None = Field(
+        default=None, description="Sampling parameters of this prompt. By default, the task's."
+    )
 
     @model_validator(mode="after")
-    def _whole_sampling(self) -> "JoinPrompt":
+    def _check_sampling(self) -> "JoinPrompt":
         if self.sampling is not None:
             check_sampling(self.sampling)
         return self
 
 
 class Chunk(Section):
-    """`{policy: chunk, column: text, join: …}`: the task answers for each chunk of the column."""
+    """`{policy: chunk, column: text, join: …}` runs the task on each chunk of the column's text.
+
+    The answers are then combined as `join` says.
+    """
 
     policy: Literal["chunk"] = "chunk"
-    column: str = Field(description="The column that is divided; the prompt uses it.")
-    by: Boundary = Field(default="paragraphs", description="Where a chunk ends, if it can.")
+    column: str = Field(description="The column to split. The prompt must use it.")
+    by: Boundary = Field(
+        default="paragraphs",
+        description="Where a chunk ends if possible. A single long paragraph is split further.",
+    )
     max_tokens: Annotated[int, Field(ge=8)] | None = Field(
-        default=None, description="Of the column in one chunk; by default what the context leaves."
+        default=None,
+        description="Longest text of a chunk, in tokens. By default, what the context leaves.",
     )
     overlap: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="Tokens, at most, that a chunk repeats of the one before."
+        default=0, description="How many tokens of the previous chunk a chunk may repeat."
     )
-    join: JoinKind | JoinPrompt
+    join: JoinKind | JoinPrompt = Field(description="How the chunks' answers are combined.")
     separator: str | None = Field(
-        default=None, description="Between concatenated texts; by default a blank line."
+        default=None, description="Text between concatenated answers. By default, a blank line."
     )
 
     @model_validator(mode="after")
-    def _overlap_leaves_room(self) -> "Chunk":
+    def _check_overlap_and_separator(self) -> "Chunk":
         if self.max_tokens is not None and self.overlap > self.max_tokens // 2:
             raise ValueError(
-                f"overlap ({self.overlap}) is more than half of max_tokens ({self.max_tokens})"
+                f"overlap ({self.overlap}) is more than half of max_tokens ({self.max_tokens}); "
+                "reduce it"
             )
         if self.join != "concatenate" and self.separator is not None:
-            raise ValueError("separator goes with join: concatenate")
+            raise ValueError("separator goes with join: concatenate; remove it")
         return self
 
 

@@ -1,4 +1,4 @@
-"""Which model answers: its source, revision and engine arguments."""
+"""The source, revision and engine arguments of a model."""
 
 from pathlib import Path
 from typing import Any
@@ -7,32 +7,36 @@ from pydantic import Field, model_validator
 
 from tokenmill.config.section import Section
 
-#: `source` of the engine without a model, for tests and dry runs.
+#: The `source` of the fake engine, which needs no model: for tests and dry runs.
 FAKE_SOURCE = "fake"
 
 
 class ModelSource(Section):
-    """A model, and how its engine is started."""
+    """Where a model comes from, and how its engine is started."""
 
     source: str = Field(
         min_length=1,
-        description="bundled:NAME, a local folder, a hub id, an s3:// prefix, or fake.",
+        description="`bundled:NAME`, a local folder, a hub id, an s3:// prefix, or `fake`.",
     )
     revision: str | None = Field(default=None, description="Branch, tag or commit of a hub id.")
-    engine: dict[str, Any] = Field(default_factory=dict, description="vLLM's engine arguments.")
+    engine: dict[str, Any] = Field(
+        default_factory=dict, description="Engine arguments of vLLM, such as `max_model_len`."
+    )
 
     @model_validator(mode="after")
-    def _own_keys(self) -> "ModelSource":
+    def _check_engine_and_revision(self) -> "ModelSource":
         for key in ("model", "revision", "tokenizer_revision"):
             if key in self.engine:
-                raise ValueError(f"engine.{key} is set by model.source and model.revision")
+                raise ValueError(
+                    f"engine.{key} is set by model.source and model.revision; remove it"
+                )
         if isinstance(self.engine.get("hf_token"), str):
-            raise ValueError(  # noqa: TRY004 - what pydantic reports
-                "engine.hf_token: jobs are stored with their output; set HF_TOKEN in the "
-                "environment instead"
+            raise ValueError(  # noqa: TRY004 - pydantic expects it
+                "engine.hf_token would be stored with the output; set HF_TOKEN in the environment "
+                "instead"
             )
         if self.revision is not None and not self.is_hub_id:
-            raise ValueError(f"revision applies to hub ids only, not to {self.source}")
+            raise ValueError(f"revision applies to hub ids only, not to {self.source}; remove it")
         return self
 
     @property
@@ -41,7 +45,7 @@ class ModelSource(Section):
 
     @property
     def is_hub_id(self) -> bool:
-        """`owner/name` that is no local folder."""
+        """Whether the source is `owner/name` on the hub: not a path, a URL or a local folder."""
         return not (
             self.is_fake
             or self.source.startswith(("bundled:", "/", "./", "../", "~"))

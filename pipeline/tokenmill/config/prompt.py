@@ -1,4 +1,4 @@
-"""The prompt section of a job file: templates, messages or whole chats."""
+"""The `prompt` section of a job file: templates, messages or whole chats."""
 
 from pydantic import Field, model_validator
 
@@ -8,40 +8,44 @@ from tokenmill.config.section import Section
 class Message(Section):
     """One turn of a chat; its content is a template."""
 
-    role: str = Field(min_length=1)
-    content: str
+    role: str = Field(min_length=1, description="`system`, `user` or `assistant`.")
+    content: str = Field(description="A Jinja2 template over the row's columns.")
 
 
 class Prompt(Section):
-    """Jinja2 templates over the row's columns: `system` and `user`, or `messages`, or `text`.
+    """How a row becomes a prompt: Jinja2 templates over its columns, or a column of chats.
 
-    Or `chat`, a column of whole chats.
+    Give one of `user` (with or without `system`), `messages`, `text` and `chat`.
     """
 
-    system: str | None = None
-    user: str | None = None
-    messages: tuple[Message, ...] | None = Field(default=None, min_length=1)
+    system: str | None = Field(default=None, description="Template of the system message.")
+    user: str | None = Field(default=None, description="Template of the user message.")
+    messages: tuple[Message, ...] | None = Field(
+        default=None, min_length=1, description="All messages of the chat, in order."
+    )
     text: str | None = Field(
-        default=None, description="A prompt as it is, without the model's chat template."
+        default=None, description="Template of a prompt without the model's chat template."
     )
     chat: str | None = Field(
         default=None,
         min_length=1,
-        description="For generate: the column with a row's messages, a list of {role, content}.",
+        description="For `generate`: a column with each row's chat, a list of {role, content}.",
     )
 
     @model_validator(mode="after")
-    def _one_form(self) -> "Prompt":
+    def _check_one_form(self) -> "Prompt":
         forms = (self.user, self.messages, self.text, self.chat)
         if sum(form is not None for form in forms) != 1:
             raise ValueError("give one of user (with or without system), messages, text, chat")
         if self.system is not None and self.user is None:
-            raise ValueError("system goes with user; with messages write a message of that role")
+            raise ValueError(
+                "system goes with user; with messages, write a message with the role system"
+            )
         return self
 
     @property
     def turns(self) -> tuple[Message, ...]:
-        """The chat's messages; empty for a plain `text`, and where each row has its own."""
+        """The messages of the chat. Empty for `text`, and for `chat` (each row has its own)."""
         if self.messages is not None:
             return self.messages
         if self.user is None:
@@ -51,7 +55,7 @@ class Prompt(Section):
 
     @property
     def templates(self) -> dict[str, str]:
-        """The templates by the place below `prompt` that names them, in order."""
+        """The templates by their key below `prompt`, in order."""
         if self.text is not None:
             return {"text": self.text}
         if self.messages is not None:

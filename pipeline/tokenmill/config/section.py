@@ -1,4 +1,4 @@
-"""What all sections of a job file are made of: strict, frozen models."""
+"""The base class of all sections of a job file: strict, frozen models."""
 
 from typing import Annotated
 
@@ -9,13 +9,13 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    """A mapping in the job file: unknown keys are errors, values do not change."""
+    """A mapping in the job file. Unknown keys are errors; values cannot be changed."""
 
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
         protected_namespaces=(),
         serialize_by_alias=True,
-        # Each process of a run imports these; many validate none, and nested ones are built once.
+        # Every process of a run imports the sections, and few validate any of them.
         defer_build=True,
     )

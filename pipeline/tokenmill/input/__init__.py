@@ -1,1 +1,1 @@
-"""From a corpus to rows: listing, footers, filter, reader."""
+"""From a corpus to rows: list the shards, read their footers, filter and read rows."""

@@ -1,6 +1,7 @@
-"""Find the input's shards and read their footers; no row is read here.
+"""Read the footers of the input's shards. No row is read here.
 
-A shard that cannot be read, or lacks a column, is a `BadShard`: the caller stops or skips.
+A shard that cannot be read or that lacks a column becomes a `BadShard`; the caller stops or skips
+it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,21 +17,22 @@ from tokenmill.input.parquet_footer import END_BYTES, num_end_bytes, read_footer
 from tokenmill.plan.plan import BadShard, RowGroup, Shard
 from tokenmill.storage.base import ObjectInfo, Store
 
-# What a prompt says of a value: 5 is not 5.0, and a text is not its bytes.
+# A column must have one kind in all shards, since a prompt prints 5 and 5.0, or a text and its
+# bytes, differently.
 _KINDS: tuple[Callable[[pa.DataType], bool], ...] = (
     pa.types.is_integer,
     pa.types.is_decimal,
     lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind),
 )
-# Objects whose ends are in memory at a time, and how many such batches: while the footers of one
-# are looked at, the other's are read.
-_BATCH = 512
-_BATCHES = 2
+# Objects whose ends are in memory at a time. While the footers of one batch are parsed, the next
+# batch is read.
+_BATCH_OBJECTS = 512
+_NUM_BATCHES = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Footers:
-    """What all footers tell: the readable shards, the others, and the columns' common types."""
+    """The content of all footers: readable shards, bad shards, and the columns' common types."""
 
     shards: tuple[Shard, ...]
     bad: tuple[BadShard, ...]
@@ -38,18 +40,18 @@ class Footers:
 
 
 def read_footers(listing: Listing, columns: Mapping[str, str], measured: frozenset[str]) -> Footers:
-    """The footers of all shards, read at once.
+    """Read the footers of all shards, concurrently.
 
-    `columns` maps each column that the job needs to the place that names it; `measured` are those
-    whose text counts into the estimate. Raises `UserError` if no shard can be used or a column's
-    type is not the same in all.
+    `columns` maps each column that the job needs to the job key that names it. `measured` are the
+    columns whose text counts in the estimate. Raises `UserError` if no shard can be used or if a
+    column has different types in two shards.
     """
     read, bad = _read_all(listing, measured)
     usable = []
     for shard, schema in read:
-        wrong = [name for name in columns if schema.names.count(name) != 1]
-        if wrong:
-            bad.append(BadShard(shard.path, _wrong_column(wrong[0], columns, schema)))
+        bad_names = [name for name in columns if schema.names.count(name) != 1]
+        if bad_names:
+            bad.append(BadShard(shard.path, _wrong_column(bad_names[0], columns, schema)))
         else:
             usable.append((shard, schema))
     if not usable:
@@ -61,7 +63,7 @@ def read_footers(listing: Listing, columns: Mapping[str, str], measured: frozens
 
 
 def read_shared_columns(listing: Listing) -> Footers:
-    """All footers, and the columns that every readable shard has: once, and of one type.
+    """Read all footers; `schema` has the columns that every shard has once, with one type.
 
     Raises `UserError` if no shard can be read.
     """
@@ -79,18 +81,20 @@ def read_shared_columns(listing: Listing) -> Footers:
 def _read_all(
     listing: Listing, measured: frozenset[str]
 ) -> tuple[list[tuple[Shard, pa.Schema]], list[BadShard]]:
-    """The readable shards with their schemas, and the others."""
+    """The readable shards with their schemas, and the bad shards."""
     store, objects = listing.store, listing.objects
-    batches = [objects[at : at + _BATCH] for at in range(0, len(objects), _BATCH)]
+    batches = [
+        objects[start : start + _BATCH_OBJECTS] for start in range(0, len(objects), _BATCH_OBJECTS)
+    ]
     readable: list[tuple[Shard, pa.Schema]] = []
     bad: list[BadShard] = []
-    # Most shards have the same columns, and a schema of hundreds of them takes 100 KiB.
-    known: dict[pa.Schema, pa.Schema] = {}
-    with ThreadPoolExecutor(_BATCHES) as pool:
+    # Most shards have equal schemas, and one of hundreds of columns takes 100 KiB.
+    unique: dict[pa.Schema, pa.Schema] = {}
+    with ThreadPoolExecutor(_NUM_BATCHES) as pool:
         for outcomes in pool.map(lambda batch: _read_batch(store, batch, measured), batches):
             for shard, schema in outcomes:
                 if isinstance(shard, Shard):
-                    readable.append((shard, known.setdefault(schema, schema)))
+                    readable.append((shard, unique.setdefault(schema, schema)))
                 else:
                     bad.append(shard)
     return readable, bad
@@ -128,24 +132,24 @@ def _read_footer(
 
 
 def _top_level(path: str, schema: pa.Schema) -> str:
-    """The column that a leaf belongs to; a dot may be part of a column's own name."""
+    """The column that a leaf belongs to. A column's name may contain a dot."""
     return path if path in schema.names else path.split(".", maxsplit=1)[0]
 
 
 def _wrong_column(name: str, columns: Mapping[str, str], schema: pa.Schema) -> str:
     if name in schema.names:
-        return f"{columns[name]} names the column {name}, which is there more than once"
+        return f"{columns[name]} names the column {name}, which occurs more than once"
     return (
-        f"{columns[name]} names the column {name}, which is not there; "
-        f"there are: {', '.join(schema.names)}"
+        f"{columns[name]} names the column {name}, which does not exist; "
+        f"the shard has: {', '.join(schema.names)}"
     )
 
 
 def _common_schema(usable: Sequence[tuple[Shard, pa.Schema]], columns: Sequence[str]) -> pa.Schema:
-    """One type per column. Widths may differ (int32 and int64); kinds may not."""
+    """One type per column. Widths may differ between shards (int32 and int64), kinds may not."""
     fields = []
     for name in columns:
-        first, field = usable[0][0], usable[0][1].field(name)
+        widest, field = usable[0][0], usable[0][1].field(name)
         for shard, schema in usable[1:]:
             other = schema.field(name)
             if other.type == field.type:
@@ -153,12 +157,11 @@ def _common_schema(usable: Sequence[tuple[Shard, pa.Schema]], columns: Sequence[
             common = _common_field(field, other)
             if common is None:
                 raise UserError(
-                    f"the column {name} is {field.type} in {first.path} and {other.type} in "
-                    f"{shard.path}; make the types equal, or give one of the shards a job of its "
-                    "own"
+                    f"the column {name} is {field.type} in {widest.path} and {other.type} in "
+                    f"{shard.path}; make the types equal, or use a separate job for one of them"
                 )
             if common.type != field.type:
-                first, field = shard, common
+                widest, field = shard, common
         fields.append(field.with_nullable(True).remove_metadata())
     return pa.schema(fields)
 

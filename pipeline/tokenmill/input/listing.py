@@ -1,4 +1,4 @@
-"""The files of an input: a file, a folder or a glob, local or in an object store."""
+"""List the shards of an input: a file, a folder or a glob, local or in an object store."""
 
 import re
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _WILDCARD = re.compile(r"[*?\[]")
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The input's objects below one root; `pattern` is set where a glob chose them."""
+    """The input's objects below one root. `recursive` if later objects at any depth would match."""
 
     store: Store
     objects: tuple[ObjectInfo, ...]
@@ -23,10 +23,10 @@ class Listing:
 
 
 def list_input(path: str, endpoint_url: str | None) -> Listing:
-    """The shards that a file, folder, glob or s3:// URL names, by key.
+    """List the shards of a file, folder or glob, as a path or a URL, in the order of their keys.
 
-    In a folder these are the Parquet files at any depth; names that begin with `_` or `.` are
-    skipped, as every Parquet reader does. Raises `UserError` where there are none.
+    In a folder these are the Parquet files at any depth. Names that begin with `_` or `.` are
+    skipped, as Parquet readers do. Raises `UserError` if there is none.
     """
     wildcard = _WILDCARD.search(path)
     if wildcard is not None:
@@ -34,31 +34,31 @@ def list_input(path: str, endpoint_url: str | None) -> Listing:
     else:
         listing = _list_named(path, endpoint_url)
     for item in listing.objects:
-        _refuse_unreadable_name(listing.store, item.key)
+        _require_utf8_name(listing.store, item.key)
     return listing
 
 
 def _list_named(path: str, endpoint_url: str | None) -> Listing:
-    """A folder whatever its name: Spark writes folders that are called `corpus.parquet`."""
+    """List a folder, whatever its name: Spark writes folders named `corpus.parquet`."""
     store = open_store(path, endpoint_url)
-    found = _list_folder(store)
-    single = None if found else _find_single(path, endpoint_url)
+    in_folder = _list_folder(store)
+    single = None if in_folder else _find_single(path, endpoint_url)
     if single is not None:
         return single
     objects = tuple(
-        item for item in found if item.key.lower().endswith(_SUFFIXES) and _visible(item.key)
+        item for item in in_folder if item.key.lower().endswith(_SUFFIXES) and _visible(item.key)
     )
     if not objects:
         raise UserError(
-            f"input.path: {path}: no such file, or a folder without Parquet files; mend the path"
+            f"input.path: {path}: no such file, or a folder without Parquet files; fix the path"
         )
     return Listing(store, objects, recursive=True)
 
 
 def _list_folder(store: Store) -> list[ObjectInfo]:
-    """What lies below the store's root: nothing if that is a file."""
+    """The objects below the store's root; none if the root is a file."""
     try:
-        # In S3 a file is listed too, with an empty key.
+        # S3 lists a file too, with an empty key.
         return [item for item in store.list() if item.key]
     except UserError as error:
         if isinstance(error.__cause__, NotADirectoryError):
@@ -73,7 +73,7 @@ def _list_glob(path: str, fixed: str, endpoint_url: str | None) -> Listing:
     matches = re.compile(glob_translate(pattern)).fullmatch
     objects = tuple(item for item in store.list() if matches(item.key) and _visible(item.key))
     if not objects:
-        raise UserError(f"input.path: {path}: no file matches; mend the pattern or the folder")
+        raise UserError(f"input.path: {path}: no file matches; fix the pattern or the folder")
     return Listing(store, objects, recursive="**" in pattern)
 
 
@@ -89,14 +89,14 @@ def _find_single(path: str, endpoint_url: str | None) -> Listing | None:
         return None
 
 
-def _refuse_unreadable_name(store: Store, key: str) -> None:
+def _require_utf8_name(store: Store, key: str) -> None:
     try:
         key.encode()
     except UnicodeEncodeError:
         readable = key.encode(errors="backslashreplace").decode()
         raise UserError(
-            f"{store.url}/{readable}: the file's name is not UTF-8, and its output could not be "
-            "named after it; rename it"
+            f"{store.url}/{readable}: the file name is not UTF-8, so the output cannot be named "
+            "after it; rename the file"
         ) from None
 
 
@@ -105,11 +105,11 @@ def _visible(key: str) -> bool:
 
 
 def check_output_outside(listing: Listing, output_url: str) -> None:
-    """Raise `UserError` if a later listing of the input would find the output's own files."""
+    """Raise `UserError` if a later listing of the input would include the output's files."""
     root = listing.store.url.rstrip("/")
     inside = output_url == root or output_url.startswith(root + "/")
     if listing.recursive and inside:
         raise UserError(
-            f"output.path: {output_url} lies inside the input {root}, and a later run would read "
-            "its own results; choose a path outside"
+            f"output.path: {output_url} is inside the input {root}, so a later run would read its "
+            "own results; choose a path outside"
         )

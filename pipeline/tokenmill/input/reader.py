@@ -1,4 +1,4 @@
-"""Read one unit's rows from its shard: only the columns needed, filtered, each with its position.
+"""Read a unit's rows from its shard: filtered, with the needed columns and each row's position.
 
 Memory is bounded by the unit and one batch, whatever the size of the shard's row groups.
 """
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tokenmill.errors import RunFailed, UserError
+from tokenmill.errors import RunFailed
 from tokenmill.input.where import where_expression
 from tokenmill.plan.diff import changed_shard_error
 from tokenmill.plan.plan import Unit
@@ -23,9 +23,9 @@ _BATCH_ROWS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where units are read from, and which of their columns and rows.
+    """The store that units are read from, the columns to read, and the filter of rows.
 
-    `schema` holds the needed columns with the types that all shards share.
+    `schema` has the needed columns with the common types of all shards.
     """
 
     store: Store
@@ -33,12 +33,12 @@ class Source:
     where: str | None
 
     def read(self, unit: Unit) -> pa.Table:
-        """The unit's rows that pass the filter, in order: the columns of `schema`, `ROW_COLUMN`.
+        """Read the unit's rows that pass the filter: the columns of `schema` and `ROW_COLUMN`.
 
-        Raises `UserError` if the shard is not the one that was planned, `RunFailed` if it cannot
-        be read.
+        Raises `UserError` if the shard has changed since it was planned, and `RunFailed` if it
+        cannot be read.
         """
-        self._refuse_changed(unit)
+        self._check_unchanged(unit)
         try:
             with self.store.open(unit.shard) as file:
                 return self._read_rows(file, unit)
@@ -46,27 +46,27 @@ class Source:
             reason = " ".join(str(error).split())
             raise RunFailed(
                 f"{self.store.url}/{unit.shard}: rows {unit.first_row} to {unit.end_row} cannot be "
-                f"read: {reason}; mend the shard, or plan a new output without it"
+                f"read: {reason}; repair the shard, or start a new output without it"
             ) from error
 
-    def _refuse_changed(self, unit: Unit) -> None:
+    def _check_unchanged(self, unit: Unit) -> None:
         try:
-            now = self.store.info(unit.shard)
+            current = self.store.info(unit.shard)
         except FileNotFoundError:
-            raise UserError(changed_shard_error(self.store, unit.shard, "is gone")) from None
-        if (now.size, now.version) != (unit.size, unit.version):
-            raise UserError(changed_shard_error(self.store, unit.shard, "has changed"))
+            raise changed_shard_error(self.store, unit.shard, "has been deleted") from None
+        if (current.size, current.version) != (unit.size, unit.version):
+            raise changed_shard_error(self.store, unit.shard, "has changed")
 
     def _read_rows(self, file: BinaryIO, unit: Unit) -> pa.Table:
-        # Whose pages bear no checksums is read without.
+        # Pages without a checksum are read without verification.
         parquet = pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True)
         where = None if self.where is None else where_expression(self.where, self.schema)
         schema = self.schema.append(pa.field(ROW_COLUMN, pa.int64(), nullable=False))
         pieces = [schema.empty_table()]
-        # In the common types: to a condition on texts, a shard of nulls would be of a wrong type.
-        wanted = None if where is None else _possible_groups(file, where, self.schema)
+        # With the common types: in a shard of nulls, a column of texts has another type.
+        possible = None if where is None else _possible_groups(file, where, self.schema)
         for group, group_start in _overlapping_groups(parquet, unit):
-            if wanted is not None and group not in wanted:
+            if possible is not None and group not in possible:
                 continue
             position = group_start
             for batch in parquet.iter_batches(
@@ -75,7 +75,7 @@ class Source:
                 piece = _slice(pa.Table.from_batches([batch]), position, unit)
                 position += batch.num_rows
                 if piece.num_rows:
-                    # By name: a Parquet reader gives columns in the file's order.
+                    # The Parquet reader returns columns in the file's order.
                     piece = piece.select(schema.names).cast(schema)
                     pieces.append(piece if where is None else piece.filter(where))
                 if position >= unit.end_row:
@@ -84,7 +84,7 @@ class Source:
 
 
 def _overlapping_groups(parquet: pq.ParquetFile, unit: Unit) -> Iterator[tuple[int, int]]:
-    """The row groups that hold rows of the unit, with each one's first row."""
+    """Yield the row groups that contain rows of the unit, with each one's first row."""
     start = 0
     for group in range(parquet.metadata.num_row_groups):
         end = start + parquet.metadata.row_group(group).num_rows
@@ -95,7 +95,7 @@ def _overlapping_groups(parquet: pq.ParquetFile, unit: Unit) -> Iterator[tuple[i
 
 def _possible_groups(file: BinaryIO, where: pc.Expression, schema: pa.Schema) -> frozenset[int]:
     """The row groups whose statistics do not rule the filter out."""
-    # pandas comes with it, half a second that `tokenmill --help` must not cost.
+    # It imports pandas, which takes half a second; `tokenmill --help` must not wait for it.
     import pyarrow.dataset as ds  # noqa: PLC0415
 
     fragment = ds.ParquetFileFormat().make_fragment(file)
@@ -104,7 +104,7 @@ def _possible_groups(file: BinaryIO, where: pc.Expression, schema: pa.Schema) ->
 
 
 def _slice(table: pa.Table, position: int, unit: Unit) -> pa.Table:
-    """The part of `table`, whose first row is row `position` of the shard, that is the unit's."""
+    """The unit's part of `table`, whose first row is row `position` of the shard."""
     first = max(unit.first_row - position, 0)
     end = min(unit.end_row - position, table.num_rows)
     piece = table.slice(first, max(end - first, 0))

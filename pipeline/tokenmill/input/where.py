@@ -1,6 +1,6 @@
-"""`input.where`: a SQL condition as an Arrow expression that Parquet readers push down.
+"""Translate `input.where`, a SQL condition, to an Arrow expression that skips row groups.
 
-Nulls follow SQL: a comparison with null is neither true nor false, and its row is left out.
+Nulls follow SQL: a comparison with null is neither true nor false, and excludes the row.
 """
 
 import operator
@@ -29,22 +29,23 @@ _JOINS: dict[type[exp.Expression], Callable[[Any, Any], Any]] = {
     exp.Or: operator.or_,
 }
 _SUPPORTED = "=, <>, <, <=, >, >=, AND, OR, NOT, IN, BETWEEN, LIKE, IS NULL, columns and literals"
-# A node with another part (the table of `meta.a`, BETWEEN's SYMMETRIC) says what is not translated.
-_PARTS = frozenset({"this", "expression", "expressions", "low", "high", "negate", "quoted"})
-_PARTS_OF_LITERALS = frozenset({"this", "is_string"})
-# Longer lists are looked up in a set. A chain of comparisons skips row groups, but Arrow recurses
-# into it, and one of some 9,000 overflows the stack.
-_LONG_LIST = 100
-_LONGEST_CHAIN = 2_000
+# The translated parts of a node. A node with another part (the table of `meta.a`, SYMMETRIC of
+# BETWEEN) is refused.
+_NODE_PARTS = frozenset({"this", "expression", "expressions", "low", "high", "negate", "quoted"})
+_LITERAL_PARTS = frozenset({"this", "is_string"})
+# Longer lists are looked up in a set, which cannot skip row groups as a chain of comparisons can.
+# Arrow recurses into a chain, and one of some 9,000 comparisons overflows the stack.
+_MAX_COMPARED_LIST = 100
+_MAX_CHAIN = 2_000
 
 
 def where_columns(where: str) -> frozenset[str]:
-    """The columns that a condition names. Raises `UserError` if it does not parse."""
+    """The columns in a condition. Raises `UserError` if it does not parse."""
     return frozenset(column.name for column in _parse(where).find_all(exp.Column))
 
 
 def where_expression(where: str, schema: pa.Schema) -> pc.Expression:
-    """The condition over columns of these types. Raises `UserError` for what it cannot say."""
+    """Translate a condition over columns of `schema`. Raises `UserError` if it is not supported."""
     expression = _Translation(where, schema).of(_parse(where))
     try:
         empty = schema.empty_table()
@@ -59,20 +60,20 @@ def _parse(where: str) -> exp.Expression:
         tree = sqlglot.parse_one(where)
     except sqlglot.errors.SqlglotError as error:
         raise UserError(
-            f"input.where: {where!r} is not a SQL condition{_place(error)}; write it like "
+            f"input.where: {where!r} is not a SQL condition{_position(error)}; write it like "
             "language = 'en' AND year > 2000"
         ) from error
     except RecursionError:
         raise UserError("input.where: the condition is nested too deeply; flatten it") from None
     for node in tree.walk():
-        known = _PARTS_OF_LITERALS if isinstance(node, exp.Literal) else _PARTS
-        if any(part and name not in known for name, part in node.args.items()):
+        parts = _LITERAL_PARTS if isinstance(node, exp.Literal) else _NODE_PARTS
+        if any(part and name not in parts for name, part in node.args.items()):
             raise _unsupported(node, where)
     return tree
 
 
-def _place(error: sqlglot.errors.SqlglotError) -> str:
-    """Where it ceases to be one; what else the parser says is of its own classes."""
+def _position(error: sqlglot.errors.SqlglotError) -> str:
+    """The position of a parse error. The rest of the parser's message names its own classes."""
     errors = error.errors if isinstance(error, sqlglot.errors.ParseError) else []
     return f" (see character {errors[0]['col']})" if errors else ""
 
@@ -87,11 +88,11 @@ class _Translation:
         self._schema = schema
 
     def of(self, node: exp.Expression) -> pc.Expression:
-        """One condition, its parts translated first."""
+        """Translate a condition."""
         condition = self._as_written(node)
         return ~condition if node.args.get("negate") else condition
 
-    def _as_written(self, node: exp.Expression) -> pc.Expression:  # noqa: C901 - a case a kind
+    def _as_written(self, node: exp.Expression) -> pc.Expression:  # noqa: C901 - one case for each kind of node
         match node:
             case exp.Paren():
                 return self.of(node.this)
@@ -122,26 +123,26 @@ class _Translation:
     def _join(
         self, how: Callable[[Any, Any], Any], parts: Sequence[pc.Expression]
     ) -> pc.Expression:
-        if len(parts) > _LONGEST_CHAIN:
+        if len(parts) > _MAX_CHAIN:
             raise UserError(
                 f"input.where: {len(parts):,} conditions in one chain are too many (at most "
-                f"{_LONGEST_CHAIN:,}); a list of values may be as long as you like: column IN (…)"
+                f"{_MAX_CHAIN:,}); use column IN (…), whose list can have any length"
             )
-        # As a balanced tree, so that its depth stays small.
+        # A balanced tree keeps the depth small.
         while len(parts) > 1:
             parts = [reduce(how, parts[start : start + 2]) for start in range(0, len(parts), 2)]
         return parts[0]
 
     def _one_of(self, column: exp.Expression, items: Sequence[exp.Expression]) -> pc.Expression:
-        if len(items) <= _LONG_LIST:
+        if len(items) <= _MAX_COMPARED_LIST:
             equal = [self._compare(exp.EQ, column, item) for item in items]
             return self._join(operator.or_, equal)
         field, kind = self._field(column), self._type(column)
-        # A number that the column's type cannot hold equals none of its values.
+        # A number that the column's type cannot represent equals none of its values.
         values = [value for item in items if (value := self._value(item, kind)).type == kind]
-        found = field.isin(pa.array(values, kind))
-        # Arrow's isin calls null a value that is not in the list; to SQL it is unknown.
-        return pc.if_else(field.is_valid(), found, pc.scalar(pa.scalar(None, pa.bool_())))
+        is_in = field.isin(pa.array(values, kind))
+        # For null, Arrow's isin is false; in SQL it is unknown.
+        return pc.if_else(field.is_valid(), is_in, pc.scalar(pa.scalar(None, pa.bool_())))
 
     def _like(self, node: exp.Like) -> pc.Expression:
         pattern = node.expression
@@ -172,8 +173,8 @@ class _Translation:
             return pa.scalar(value) if as_type is None else pa.scalar(value).cast(as_type)
         except pa.ArrowException as error:
             raise UserError(
-                f"input.where: {node.sql()} in {self._where!r} is not of the column's type "
-                f"{as_type}"
+                f"input.where: {node.sql()} in {self._where!r} does not fit the column's type "
+                f"{as_type}; compare with a value of that type"
             ) from error
 
     def _field(self, node: exp.Expression) -> pc.Expression:
@@ -196,17 +197,17 @@ class _Translation:
 
 
 def _number(value: int | Decimal, as_type: pa.DataType | None) -> pa.Scalar:
-    """In the column's own type, by which readers skip row groups; exact where it does not fit."""
+    """The number in the column's type, which skips row groups; exact if it does not fit."""
     if as_type is not None and pa.types.is_floating(as_type):
         return pa.scalar(float(Decimal(value))).cast(as_type)
     exact = pa.scalar(Decimal(value))
     if as_type is None:
         return exact
     if not (pa.types.is_integer(as_type) or pa.types.is_decimal(as_type)):
-        # Arrow would take it for a number of days or microseconds.
-        raise pa.ArrowInvalid("a number")
+        # Arrow would treat it as a number of days or microseconds.
+        raise pa.ArrowInvalid("not a number")
     try:
         return exact.cast(as_type)
     except pa.ArrowInvalid:
-        # With the widest precision, or Arrow finds no type for both sides.
+        # The widest precision; otherwise Arrow finds no common type for both sides.
         return exact.cast(pa.decimal256(exact.type.precision, exact.type.scale))

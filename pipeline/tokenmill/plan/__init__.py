@@ -1,1 +1,1 @@
-"""From shards to units. Pure functions; nothing is read or written."""
+"""Cut shards into units. Pure functions: nothing is read or written."""

@@ -1,7 +1,7 @@
-"""A run cut into units: pure functions from shards' footers to a `Plan`, and back from its file.
+"""The plan of an output: its units, and its form as a Parquet file.
 
-A plan is immutable and covers every row of every shard exactly once. It is written once, and it
-carries the job's fingerprint, so that it alone decides what an output is the output of.
+A plan is immutable and covers every row of every shard exactly once. It is written once and
+contains the job's fingerprint: the plan alone determines which job an output belongs to.
 """
 
 import io
@@ -30,7 +30,7 @@ _COLUMNS = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class RowGroup:
-    """What a footer tells of one row group; `num_bytes` counts the prompt's columns, unpacked."""
+    """A row group of a shard. `num_bytes` is the uncompressed size of the prompt's columns."""
 
     num_rows: int
     num_bytes: int
@@ -38,7 +38,7 @@ class RowGroup:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One input Parquet file: its key below the input's root, size in bytes, version, groups."""
+    """One input Parquet file. `path` is its key below the input's root, `size` is in bytes."""
 
     path: str
     size: int
@@ -48,7 +48,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class BadShard:
-    """A shard that was left out of the plan, and why."""
+    """A shard that is not in the plan, and why."""
 
     path: str
     reason: str
@@ -56,7 +56,7 @@ class BadShard:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Contiguous rows of one shard: what is dispatched, committed and resumed as a whole."""
+    """Contiguous rows of one shard, which are dispatched, committed and resumed as a whole."""
 
     shard: str
     size: int
@@ -67,21 +67,21 @@ class Unit:
 
     @property
     def end_row(self) -> int:
-        """The row behind the last one."""
+        """The position after the last row."""
         return self.first_row + self.num_rows
 
     @property
     def key(self) -> str:
-        """The output object's key; it is the unit's identity."""
+        """The key of the output object, which identifies the unit."""
         return f"{output_folder(self.shard)}/rows-{self.first_row:012d}-{self.end_row:012d}.parquet"
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The units of an output, and what they are units of.
+    """The units of an output, and the job and input that they belong to.
 
-    `answer_fields` is what the job's fingerprint covers; `schema` the Arrow types of the columns
-    that the job reads, the same for all shards.
+    `answer_fields` are the job's values that the fingerprint covers. `schema` has the columns that
+    the job reads, with the common types of all shards.
     """
 
     input_url: str
@@ -97,12 +97,12 @@ class Plan:
 
     @property
     def num_shards(self) -> int:
-        """The shards that units are of."""
+        """The number of shards that have units."""
         return len({unit.shard for unit in self.units})
 
 
 def plan_to_bytes(plan: Plan) -> bytes:
-    """The plan as a Parquet file; equal plans give equal bytes."""
+    """Encode the plan as a Parquet file. Equal plans give equal bytes."""
     metadata = {
         "format": PLAN_FORMAT,
         "input_url": plan.input_url,
@@ -110,7 +110,7 @@ def plan_to_bytes(plan: Plan) -> bytes:
         "answer_fields": plan.answer_fields,
         "skipped": [asdict(shard) for shard in plan.skipped],
     }
-    # The columns' types lie beside it as an Arrow message: JSON has no words for them.
+    # The types of the columns are an Arrow message, since JSON cannot express them.
     types = plan.schema.serialize().to_pybytes()
     table = pa.Table.from_pylist([asdict(unit) for unit in plan.units], schema=_COLUMNS)
     table = table.replace_schema_metadata(
@@ -122,7 +122,7 @@ def plan_to_bytes(plan: Plan) -> bytes:
 
 
 def plan_from_bytes(data: bytes, where: str) -> Plan:
-    """The inverse of `plan_to_bytes`. Raises `UserError` naming `where` if it is no plan."""
+    """The inverse of `plan_to_bytes`. Raises `UserError` naming `where` if it is not a plan."""
     try:
         table = pq.read_table(io.BytesIO(data))
         metadata = json.loads((table.schema.metadata or {})[b"tokenmill"])
@@ -132,8 +132,8 @@ def plan_from_bytes(data: bytes, where: str) -> Plan:
         raise UserError(f"{where}: not a tokenmill plan ({error}); use another output") from error
     if plan_format != PLAN_FORMAT:
         raise UserError(
-            f"{where}: written in plan format {plan_format}, this version reads "
-            f"{PLAN_FORMAT}; use the tokenmill that began this output, or another output"
+            f"{where}: has plan format {plan_format}, but this version reads format {PLAN_FORMAT}; "
+            "use the tokenmill version that started this output, or another output"
         )
     return Plan(
         input_url=metadata["input_url"],

@@ -1,4 +1,4 @@
-"""Cutting shards into units, and how many units a replica needs at a time."""
+"""Cut shards into units, and compute how many units a replica needs at a time."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,28 +12,30 @@ from tokenmill.errors import UserError
 from tokenmill.plan.keys import output_folder
 from tokenmill.plan.plan import RowGroup, Shard, Unit
 
-# Bytes of text a token, for estimates only: English runs at 4 to 5 with the usual vocabularies.
+# For estimates only. English text has 4 to 5 bytes per token with the usual vocabularies.
 _BYTES_PER_TOKEN = 4
-# No unit holds more rows than this, however short they are: a unit is built in memory.
-_MOST_ROWS = 100_000
-# Of a replica: rows for its engine, and units of which only the longest rows are left.
+# A unit is built in memory, so its rows are limited however short they are.
+_MAX_ROWS = 100_000
+# For each replica: batches of its engine, and units of which only the longest rows remain.
 _BATCHES_IN_FLIGHT = 8
-_UNITS_AT_THEIR_END = 3
-# Each of them waits in a thread.
-_MOST_UNITS_IN_FLIGHT = 64
-# About a minute of one replica: 300 tokens a second on two cores, some 20,000 on a large GPU.
+_FINISHING_UNITS = 3
+# Each unit in flight takes a thread.
+_MAX_UNITS_IN_FLIGHT = 64
+# About a minute of one replica: 300 tokens/s on two cores, some 20,000 tokens/s on a large GPU.
 _UNIT_TOKENS_CPU = 16_384
 _UNIT_TOKENS_GPU = 1_000_000
 
 
 class Units(Section):
-    """How large a unit is: `rows`, or estimated `tokens`."""
+    """The size of a unit: give one of `rows` and `tokens`."""
 
-    rows: Annotated[int, Field(ge=1)] | None = None
-    tokens: Annotated[int, Field(ge=1)] | None = None
+    rows: Annotated[int, Field(ge=1)] | None = Field(default=None, description="Rows of a unit.")
+    tokens: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Estimated tokens of a unit, input and output."
+    )
 
     @model_validator(mode="after")
-    def _one(self) -> "Units":
+    def _check_one(self) -> "Units":
         if (self.rows is None) == (self.tokens is None):
             raise ValueError("give one of rows and tokens")
         return self
@@ -41,25 +43,25 @@ class Units(Section):
 
 @dataclass(frozen=True, slots=True)
 class UnitSize:
-    """How large units are cut: exactly `rows`, or about `tokens`."""
+    """The size of units: exactly `rows`, or about `tokens`."""
 
     rows: int | None = None
     tokens: int | None = None
 
 
 def cut_shard(shard: Shard, size: UnitSize, overhead_tokens: int) -> Iterator[Unit]:
-    """The units of one shard, covering each of its rows once, in order.
+    """Yield the units of one shard, which cover each of its rows once, in order.
 
-    By tokens, units follow row groups (so that few groups are read twice): small groups are
-    joined, large ones split evenly. `overhead_tokens` is what each row costs beyond its text:
-    the template and the answer.
+    If the size is in tokens, units follow row groups, so that few groups are read twice: small
+    groups are joined, large ones are split evenly. `overhead_tokens` are each row's tokens beyond
+    its text: those of the template and the answer.
     """
     if size.rows is not None:
-        pieces = list(_equal_rows(shard.row_groups, size.rows, overhead_tokens))
+        ranges = list(_equal_rows(shard.row_groups, size.rows, overhead_tokens))
     else:
-        pieces = list(_near_tokens(shard.row_groups, size.tokens or 1, overhead_tokens))
+        ranges = list(_near_tokens(shard.row_groups, size.tokens or 1, overhead_tokens))
     first_row = 0
-    for num_rows, tokens in pieces:
+    for num_rows, tokens in ranges:
         yield Unit(shard.path, shard.size, shard.version, first_row, num_rows, tokens)
         first_row += num_rows
 
@@ -84,11 +86,11 @@ def _near_tokens(
     open_rows = open_tokens = 0
     for group in groups:
         group_tokens = _tokens(group, overhead_tokens)
-        fits = open_tokens + group_tokens <= tokens and open_rows + group.num_rows <= _MOST_ROWS
+        fits = open_tokens + group_tokens <= tokens and open_rows + group.num_rows <= _MAX_ROWS
         if open_rows and not fits:
             yield open_rows, open_tokens
             open_rows = open_tokens = 0
-        parts = max(math.ceil(group_tokens / tokens), math.ceil(group.num_rows / _MOST_ROWS))
+        parts = max(math.ceil(group_tokens / tokens), math.ceil(group.num_rows / _MAX_ROWS))
         if parts > 1:
             yield from _split_evenly(group.num_rows, group_tokens, min(parts, group.num_rows))
         else:
@@ -105,39 +107,38 @@ def _split_evenly(num_rows: int, tokens: int, parts: int) -> Iterator[tuple[int,
 
 
 def plan_units(shards: Sequence[Shard], size: UnitSize, overhead_tokens: int) -> tuple[Unit, ...]:
-    """All units, shard by shard. Raises `UserError` where two shards would share an output."""
+    """All units, shard by shard. Raises `UserError` if two shards would share a folder."""
     check_distinct_folders(shard.path for shard in shards)
     return tuple(unit for shard in shards for unit in cut_shard(shard, size, overhead_tokens))
 
 
 def check_distinct_folders(paths: Iterable[str]) -> None:
-    """Raise `UserError` for two shards whose output would stand in the same folder."""
+    """Raise `UserError` for two shards whose output would be in the same folder."""
     folders: dict[str, str] = {}
     for path in paths:
         other = folders.setdefault(output_folder(path), path)
         if other != path:
             raise UserError(
-                f"the shards {other} and {path} differ only in their suffix and would "
-                f"write to the same folder {output_folder(path)}; rename one"
+                f"the shards {other} and {path} differ only in their suffix, so both would be "
+                f"written to {output_folder(path)}; rename one"
             )
 
 
 def units_in_flight(units: Sequence[Unit], max_num_seqs: int) -> int:
-    """How many units a replica has at a time, so that its engine's batch is always full.
+    """How many units a replica needs at a time to keep its engine's batch full.
 
-    A unit's place is taken until its last row is answered, and with log-normal lengths (sigma 1)
+    A unit occupies its slot until its last row is answered, and with log-normal lengths (sigma 1)
     the longest of a hundred rows takes ten times the mean. Eight batches and three units keep the
-    batch full then. Four batches leave it so empty that a run of 64 sequences takes 1.6 times as
-    long (`python -m bench tail`). More would only wait: what a slow replica has been given is no
-    other's any more.
+    batch full even then. With four batches, a run of 64 sequences takes 1.6 times as long
+    (`python -m bench tail`). More units would only wait, and no other replica could take them.
     """
     rows_per_unit = max(1, sum(unit.num_rows for unit in units) // len(units))
     ahead = math.ceil(_BATCHES_IN_FLIGHT * max_num_seqs / rows_per_unit)
-    return min(_MOST_UNITS_IN_FLIGHT, ahead + _UNITS_AT_THEIR_END)
+    return min(_MAX_UNITS_IN_FLIGHT, ahead + _FINISHING_UNITS)
 
 
 def first_rows(shards: Sequence[Shard], limit: int) -> tuple[Shard, ...]:
-    """The shards, the last one cut short, that hold the first `limit` rows."""
+    """The shards that contain the first `limit` rows; the last one is cut short."""
     kept = []
     for shard in shards:
         groups = []
@@ -152,7 +153,7 @@ def first_rows(shards: Sequence[Shard], limit: int) -> tuple[Shard, ...]:
 
 
 def unit_size(units: Units | None, has_gpus: bool) -> UnitSize:
-    """The size of units: what the job says, or a default for the hardware."""
+    """The size of units: the job's, or a default for the hardware."""
     if units is None:
         return UnitSize(tokens=_UNIT_TOKENS_GPU if has_gpus else _UNIT_TOKENS_CPU)
     return UnitSize(rows=units.rows, tokens=units.tokens)

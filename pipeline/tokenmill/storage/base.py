@@ -1,9 +1,9 @@
-"""Objects under one root: list, read, write once, replace. Local folders and S3.
+"""The interface of all stores: objects under one root, in a local folder, S3 or memory.
 
-Knows nothing of jobs, plans or Parquet. The one operation that everything rests on is
-`put_if_absent`: it makes an object exist whole or not at all, and says whether it was the first.
-On S3 that is one PUT with `If-None-Match: *`; on a local disk a hidden temporary file in the same
-folder, fsync, and `os.link`, which fails if the name exists.
+A store knows nothing of jobs, plans or Parquet. Everything rests on one operation,
+`put_if_absent`: it creates an object whole or not at all, and returns whether this call created it.
+On S3 that is one PUT with `If-None-Match: *`. On a local disk it is a hidden temporary file in the
+same folder, fsync, and `os.link`, which fails if the name exists.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,15 +14,16 @@ from typing import BinaryIO, Protocol
 
 from tokenmill.errors import RunFailed, UserError
 
-# Small reads that wait for a network; the figure is for S3, and harmless on a disk.
+# For small reads over a network; harmless on a disk.
 _READ_THREADS = 32
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """One object: its key below the root, size in bytes, and a version that changes with it.
+    """An object's key below the root, its size in bytes, and its version.
 
-    The version is the ETag on S3 and the modification time in nanoseconds on a local disk.
+    Every write changes the version: the ETag on S3, the modification time in nanoseconds on a disk,
+    a counter in memory.
     """
 
     key: str
@@ -31,72 +32,75 @@ class ObjectInfo:
 
 
 class Store(Protocol):
-    """Objects under `url`; keys are relative to it, with `/` between their parts.
+    """Objects under `url`. A key is relative to it, with `/` between its parts.
 
-    Raises `UserError` for what the user can mend (rights, bucket, credentials) and `RunFailed` for
-    what a later run may survive (network; a full disk is `NoSpace`). A missing object is
-    `FileNotFoundError`.
+    Methods raise `FileNotFoundError` for a missing object, `UserError` for what the user can fix
+    (rights, bucket, credentials), and `RunFailed` for what may be gone in a later run (network; a
+    full disk is `NoSpace`).
     """
 
     url: str
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Every object whose key starts with the folder `prefix`, in the order of the keys."""
+        """Yield all objects in the folder `prefix`, at any depth, in the order of their keys."""
 
     def info(self, key: str) -> ObjectInfo:
-        """One object's size and version."""
+        """Return an object's size and version."""
 
     def read(self, key: str) -> bytes:
-        """A whole object."""
+        """Return a whole object."""
 
     def open(self, key: str) -> BinaryIO:
-        """An object for random access, closed by the caller."""
+        """Open an object for random access. The caller closes it."""
 
     def read_ends(self, items: Sequence[ObjectInfo], num_bytes: int) -> Sequence[bytes]:
-        """The last bytes of each object, or all of a shorter one, many at a time.
+        """Return the last `num_bytes` of each object, or all of a shorter one.
 
-        Raises `RunFailed` for an object that is not the one that was listed any more.
+        The objects are read concurrently. Raises `RunFailed` if one has changed since it was
+        listed.
         """
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Make the object exist, whole, if it does not: True if this call made it."""
+        """Create the object if it does not exist. Returns whether this call created it."""
 
     def open_new(self, key: str) -> AbstractContextManager[BinaryIO]:
-        """Write a new object in pieces; it exists, whole, if the context ends without an error.
+        """Write a new object in pieces. It appears when the context ends without an error.
 
-        Raises `UserError` where the name is taken, before anything is written or at the end.
+        Raises `UserError` if the object exists, at the start or at the end.
         """
 
     def replace(self, key: str, data: bytes) -> None:
-        """Write the object whole, whether it exists or not."""
+        """Write the object, whether it exists or not. Readers see the old or the new one, whole."""
 
     def put_if_match(self, key: str, data: bytes, version: str) -> bool:
-        """Write the object whole in the place of its `version`: False if it has another by now."""
+        """Replace the object if it still has this `version`. Returns whether it was replaced."""
 
     def delete(self, key: str) -> None:
-        """Have no such object, whether it is there or not."""
+        """Delete the object if it exists."""
 
 
 def read_each(read: Callable[[ObjectInfo], bytes], items: Sequence[ObjectInfo]) -> list[bytes]:
-    """Read many objects at a time; results in the order of the items."""
+    """Read objects concurrently. Results are in the order of the items."""
     with ThreadPoolExecutor(_READ_THREADS) as pool:
         return list(pool.map(read, items))
 
 
 def changed_error(where: str) -> RunFailed:
-    """The error for an object that was replaced while it was read."""
+    """The error for an object that was replaced while it was being read."""
     return RunFailed(f"{where}: changed while it was read; run the command again")
 
 
 @contextmanager
 def gone_as_run_failed(where: str) -> Iterator[None]:
-    """Turn a missing object that a listing had into `RunFailed`."""
+    """Raise `RunFailed` if an object that was listed is missing."""
     try:
         yield
     except FileNotFoundError as error:
-        raise RunFailed(f"{where}: is gone since it was listed; run the command again") from error
+        raise RunFailed(
+            f"{where}: has been deleted since it was listed; run the command again"
+        ) from error
 
 
-def name_taken(place: str) -> UserError:
-    """The error for a name that something has already."""
-    return UserError(f"{place} is there already; remove it or name another one")
+def name_taken(where: str) -> UserError:
+    """The error for a new object whose name is taken."""
+    return UserError(f"{where} already exists; remove it or choose another name")

@@ -20,14 +20,14 @@ from tokenmill.storage.base import (
     read_each,
 )
 
-#: Temporary files of the local store; readers of Parquet folders skip names that begin with a dot.
+#: How names of temporary files begin. Readers of Parquet folders skip names with a leading dot.
 TEMPORARY_PREFIX = ".tokenmill-"
-# What FAT, some network and some user-space file systems answer to `os.link`.
+# The errors of `os.link` on FAT and on some network and user-space file systems.
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 
 
 class LocalStore:
-    """A folder on this machine, or on a file system that it shares with the workers."""
+    """A folder on this machine, or on a file system shared with the workers."""
 
     def __init__(self, url: str) -> None:
         self.url = os.path.abspath(os.path.expanduser(url))
@@ -38,7 +38,7 @@ class LocalStore:
     def _walk(self, folder: Path) -> Iterator[ObjectInfo]:
         try:
             with _local_errors(str(folder)):
-                entries = sorted(os.scandir(folder), key=_place_in_listing)
+                entries = sorted(os.scandir(folder), key=_sort_key)
         except FileNotFoundError:
             return
         for entry in entries:
@@ -50,10 +50,10 @@ class LocalStore:
     def info(self, key: str) -> ObjectInfo:
         path = self._path(key)
         with _local_errors(path):
-            found = os.stat(path)
-        if stat.S_ISDIR(found.st_mode):
-            raise FileNotFoundError(errno.ENOENT, "a folder is no object", path)
-        return ObjectInfo(key, found.st_size, str(found.st_mtime_ns))
+            status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
+            raise FileNotFoundError(errno.ENOENT, "a folder is not an object", path)
+        return ObjectInfo(key, status.st_size, str(status.st_mtime_ns))
 
     def read(self, key: str) -> bytes:
         with _local_errors(self._path(key)), open(self._path(key), "rb") as file:
@@ -69,15 +69,15 @@ class LocalStore:
     def _read_end(self, item: ObjectInfo, num_bytes: int) -> bytes:
         path = self._path(item.key)
         with gone_as_run_failed(path), _local_errors(path), open(path, "rb") as file:
-            found = os.fstat(file.fileno())
-            if (found.st_size, str(found.st_mtime_ns)) != (item.size, item.version):
+            status = os.fstat(file.fileno())
+            if (status.st_size, str(status.st_mtime_ns)) != (item.size, item.version):
                 raise changed_error(path)
             file.seek(max(item.size - num_bytes, 0))
             return file.read(num_bytes)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         target = self._path(key)
-        with _local_errors(target), _temporary_beside(target, data) as temporary:
+        with _local_errors(target), _temporary_with(target, data) as temporary:
             return _linked(temporary, target)
 
     @contextmanager
@@ -96,18 +96,18 @@ class LocalStore:
 
     def replace(self, key: str, data: bytes) -> None:
         target = self._path(key)
-        with _local_errors(target), _temporary_beside(target, data) as temporary:
+        with _local_errors(target), _temporary_with(target, data) as temporary:
             os.replace(temporary, target)
             _sync_folder(os.path.dirname(target))
 
     def put_if_match(self, key: str, data: bytes, version: str) -> bool:
         target = self._path(key)
         lock = os.path.join(os.path.dirname(target), f"{TEMPORARY_PREFIX}lock")
-        # No local file system compares and renames in one step; all of ours take the lock first.
-        with _local_errors(target), FileLock(lock), _temporary_beside(target, data) as temporary:
+        # No local file system compares and renames in one step, so all our writers take this lock.
+        with _local_errors(target), FileLock(lock), _temporary_with(target, data) as temporary:
             if self.info(key).version != version:
                 return False
-            # Two changes within one tick of the system's clock must not bear the same version.
+            # Two changes within one tick of the system's clock must not have the same version.
             changed_at = max(os.stat(temporary).st_mtime_ns, int(version) + 1)
             os.utime(temporary, ns=(changed_at, changed_at))
             os.replace(temporary, target)
@@ -124,14 +124,14 @@ class LocalStore:
         return os.path.join(self.url, key)
 
 
-def _place_in_listing(entry: os.DirEntry[str]) -> str:
-    """What sorts a folder's entries as the keys below them: `a-b` stands before `a/z`."""
+def _sort_key(entry: os.DirEntry[str]) -> str:
+    """Sorts a folder's entries in the order of the keys below them: `a-b` before `a/z`."""
     return f"{entry.name}/" if entry.is_dir() else entry.name
 
 
 @contextmanager
-def _temporary_beside(target: str, data: bytes) -> Iterator[str]:
-    """A synced file with `data` in `target`'s folder; gone afterwards unless it was renamed."""
+def _temporary_with(target: str, data: bytes) -> Iterator[str]:
+    """A synced file with `data` in `target`'s folder. It is deleted afterwards unless renamed."""
     os.makedirs(os.path.dirname(target), exist_ok=True)
     with _temporary_for(target) as path:
         with open(path, "xb") as file:
@@ -142,7 +142,7 @@ def _temporary_beside(target: str, data: bytes) -> Iterator[str]:
 
 @contextmanager
 def _temporary_for(target: str) -> Iterator[str]:
-    """A hidden name in `target`'s folder; what bears it is gone afterwards."""
+    """The path of a hidden file in `target`'s folder, which is deleted afterwards."""
     path = os.path.join(os.path.dirname(target), f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
     try:
         yield path
@@ -152,13 +152,13 @@ def _temporary_for(target: str) -> Iterator[str]:
 
 
 def _sync(file: BinaryIO) -> None:
-    """Make what was written survive a power cut."""
+    """Make the written bytes survive a power failure."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def _linked(temporary: str, target: str) -> bool:
-    """Give a file its name, unless that is taken: whether it has it."""
+    """Link `temporary` to `target`. Returns False if `target` exists."""
     try:
         os.link(temporary, target)
     except FileExistsError:
@@ -174,7 +174,7 @@ def _linked(temporary: str, target: str) -> bool:
 
 
 def _sync_folder(folder: str) -> None:
-    """Make a new name in `folder` survive a power cut."""
+    """Make a new name in `folder` survive a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -187,7 +187,7 @@ def _local_errors(where: str) -> Iterator[None]:
     try:
         yield
     except PermissionError as error:
-        raise UserError(f"{where}: no permission; check the folder's owner and mode") from error
+        raise UserError(f"{where}: permission denied; check the folder's owner and mode") from error
     except (NotADirectoryError, IsADirectoryError, FileExistsError) as error:
         raise UserError(f"{where}: {(error.strerror or '').lower()}; use another path") from error
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""From a URL to a store. With the stores themselves, the only file that knows URL schemes."""
+"""Opens the store of a URL. Only this file and the stores know URL schemes."""
 
 import os
 

@@ -18,33 +18,33 @@ from tokenmill.storage.base import (
 
 # S3's limit for one PUT: below it an object is one request, and so one atomic step.
 _SINGLE_PUT_BYTES = 5 * 2**30
-# Per request, with exponential backoff; s3fs tries as often again where it was throttled. More
-# would make a mistyped endpoint hang for minutes.
+# Tries of one request, with exponential backoff; s3fs repeats them if it is throttled. With more, a
+# mistyped endpoint would hang for minutes.
 _S3_RETRIES = {"max_attempts": 5, "mode": "standard"}
 
 
 class S3Store:
     """A prefix in a bucket. Credentials, profile, region and endpoint come from the AWS chain.
 
-    `endpoint_url`, where given, wins over AWS_ENDPOINT_URL.
+    `endpoint_url` takes precedence over AWS_ENDPOINT_URL.
     """
 
     def __init__(self, url: str, endpoint_url: str | None = None) -> None:
         self._root = url.removeprefix("s3://").rstrip("/")
         self.url = f"s3://{self._root}"
         if not self._root.split("/")[0]:
-            raise UserError(f"{url}: names no bucket; write s3://bucket/prefix")
+            raise UserError(f"{url}: has no bucket; write s3://bucket/prefix")
         self._endpoint_url = endpoint_url
         self._connected: Any = None
 
     def __reduce__(self) -> tuple[type["S3Store"], tuple[str, str | None]]:
-        # A connection does not cross processes; each makes its own.
+        # A connection cannot be sent to another process; each process opens its own.
         return S3Store, (self.url, self._endpoint_url)
 
     @property
     def _fs(self) -> Any:
         if self._connected is None:
-            # Imported late: local jobs need not pay for it.
+            # Imported here, so that local jobs do not pay for it.
             import s3fs  # noqa: PLC0415
 
             s3fs.core.set_custom_error_handler(_is_conflict)
@@ -58,23 +58,23 @@ class S3Store:
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         with _s3_errors(self.url):
-            found = self._fs.find(self._path(prefix), detail=True)
-        for path in sorted(found):
-            # Consoles make folders out of empty objects whose keys end so. s3fs tells of the folder
-            # itself where its first object was made right after a listing that found nothing.
-            if not path.endswith("/") and found[path]["type"] != "directory":
-                yield self._info(path, found[path])
+            entries = self._fs.find(self._path(prefix), detail=True)
+        for path in sorted(entries):
+            # S3 consoles create empty objects named `folder/`. s3fs lists the folder itself if its
+            # first object was created right after an empty listing.
+            if not path.endswith("/") and entries[path]["type"] != "directory":
+                yield self._info(path, entries[path])
 
     def info(self, key: str) -> ObjectInfo:
         path = self._path(key)
         with _s3_errors(self._url(key)):
             entry = self._fs.info(path)
             if entry["type"] == "directory":
-                raise FileNotFoundError(errno.ENOENT, "a folder is no object", path)
+                raise FileNotFoundError(errno.ENOENT, "a folder is not an object", path)
             return self._info(path, entry)
 
     def _info(self, path: str, entry: dict[str, Any]) -> ObjectInfo:
-        # s3fs lists a lone object below its own name; ours is the empty key then.
+        # An object at the root itself has the empty key.
         key = path.removeprefix(self._root).removeprefix("/")
         return ObjectInfo(key, int(entry["size"]), str(entry["ETag"]).strip('"'))
 
@@ -84,25 +84,25 @@ class S3Store:
 
     def open(self, key: str) -> BinaryIO:
         with _s3_errors(self._url(key)):
-            # pyarrow asks for the exact ranges that it needs; a read-ahead would fetch more.
+            # pyarrow asks for exactly the ranges that it needs; a read-ahead would fetch more.
             file = self._fs.open(self._path(key), "rb", cache_type="none")
         return cast(BinaryIO, _S3File(file, self._url(key)))
 
     def read_ends(self, items: Sequence[ObjectInfo], num_bytes: int) -> Sequence[bytes]:
-        # Imported late, as s3fs is.
+        # Imported here, like s3fs.
         from fsspec.asyn import sync  # noqa: PLC0415
 
         from tokenmill.storage.s3_suffix_reads import ObjectEnd, read_ends  # noqa: PLC0415
 
-        wanted = [
+        objects = [
             ObjectEnd(self._path(item.key), max(item.size - num_bytes, 0), item.size, item.version)
             for item in items
         ]
         with _s3_errors(self.url):
-            ends = sync(self._fs.loop, read_ends, self._fs, wanted)
-        left = [item for item, end in zip(items, ends, strict=True) if end is None]
-        asked_again = iter(read_each(lambda item: self._read_end(item, num_bytes), left))
-        return [next(asked_again) if end is None else end for end in ends]
+            ends = sync(self._fs.loop, read_ends, self._fs, objects)
+        missing = [item for item, end in zip(items, ends, strict=True) if end is None]
+        reread = iter(read_each(lambda item: self._read_end(item, num_bytes), missing))
+        return [next(reread) if end is None else end for end in ends]
 
     def _read_end(self, item: ObjectInfo, num_bytes: int) -> bytes:
         where = self._url(item.key)
@@ -128,7 +128,7 @@ class S3Store:
         with _s3_errors(where):
             if self._fs.exists(self._path(key)):
                 raise name_taken(where)
-            # In parts of some megabytes; the last request makes the object, if there is none yet.
+            # Uploads parts of some megabytes. The last request creates the object if none exists.
             file = self._fs.open(self._path(key), "xb")
         try:
             with _s3_errors(where):
@@ -140,10 +140,10 @@ class S3Store:
                         raise name_taken(where) from error
                     raise
         except BaseException:
-            # What went wrong matters more than parts that nobody sees.
+            # The error matters more than uploaded parts, which no reader sees.
             with suppress(OSError):
                 file.discard()
-            # Whoever drops it would upload what is left.
+            # Otherwise its finalizer would upload the rest.
             file.closed = True
             raise
 
@@ -180,7 +180,7 @@ class S3Store:
 
 
 class _S3File(io.RawIOBase):
-    """An open object whose reads raise as the store does: a network's fault is not the file's."""
+    """An open object whose reads raise the store's errors, which no reader takes for a bad file."""
 
     def __init__(self, file: Any, where: str) -> None:
         self._file = file
@@ -212,26 +212,26 @@ class _S3File(io.RawIOBase):
 
 
 def _answer_to(error: BaseException | None) -> tuple[str | None, int | None]:
-    """The code and the HTTP status that S3 answered with, if it did."""
+    """The error code and the HTTP status of S3's answer, if there is one."""
     response = getattr(error, "response", None) or {}
     status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     return response.get("Error", {}).get("Code"), status
 
 
 def _is_precondition_failed(error: OSError) -> bool:
-    """Whether S3 answered 412: the object is there. s3fs gives two types for it."""
+    """Whether S3 answered 412: the condition does not hold. s3fs raises two types for it."""
     _, status = _answer_to(error.__cause__)
     return isinstance(error, FileExistsError) or status == HTTPStatus.PRECONDITION_FAILED
 
 
 def _is_conflict(error: Exception) -> bool:
-    """Whether to try again: another conditional write of the same key was under way."""
+    """Whether another conditional write of the same key was in progress, so that s3fs retries."""
     return _answer_to(error) == ("ConditionalRequestConflict", HTTPStatus.CONFLICT)
 
 
 @contextmanager
 def _s3_errors(where: str) -> Iterator[None]:
-    # botocore comes with s3fs and takes half a second to import.
+    # botocore takes half a second to import.
     from botocore.exceptions import (  # noqa: PLC0415
         BotoCoreError,
         NoCredentialsError,
@@ -248,18 +248,18 @@ def _s3_errors(where: str) -> Iterator[None]:
         ) from error
     except PermissionError as error:
         raise UserError(
-            f"{where}: refused by the store ({error}); renew the credentials if they have expired, "
-            "check their rights, and run the command again"
+            f"{where}: access denied ({error}); check that the credentials are valid and allow "
+            "this, and run the command again"
         ) from error
     except FileNotFoundError as error:
         if _answer_to(error.__cause__)[0] == "NoSuchBucket":
-            raise UserError(f"{where}: {error}; create the bucket or mend the URL") from error
+            raise UserError(f"{where}: {error}; create the bucket or fix the URL") from error
         raise
     except (ValueError, ParamValidationError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{where}: {reason}; mend the URL or the endpoint") from error
+        raise UserError(f"{where}: {reason}; fix the URL or the endpoint") from error
     except (BotoCoreError, OSError) as error:
         if getattr(error, "errno", None) == errno.EBUSY:
-            # s3fs's word for an ETag that is not the one with which reading began.
+            # s3fs raises this if the ETag has changed since reading began.
             raise changed_error(where) from error
         raise RunFailed(f"{where}: {error}; check the store and run the command again") from error

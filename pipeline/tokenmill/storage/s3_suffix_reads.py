@@ -1,9 +1,9 @@
-"""The last bytes of many S3 objects, by plain signed requests: planning asks for them by thousands.
+"""Read the last bytes of thousands of S3 objects with plain signed requests, for planning.
 
-A request through s3fs costs four times the Python, most of it botocore's models and hooks. Here
-botocore signs and aiohttp sends, which both come with s3fs; endpoint, region, credentials, proxies
-and timeouts are those of s3fs. Nothing is tried again and no error is told: what is not answered
-plainly is None, and the store asks for it through s3fs.
+A request through s3fs takes four times the CPU time, most of it in botocore's models and hooks.
+Here botocore signs and aiohttp sends; both come with s3fs. Endpoint, region, credentials, proxies
+and timeouts are those of s3fs. Nothing is retried and no error is raised: the result of a request
+that fails is None, and the store reads that object through s3fs.
 """
 
 import asyncio
@@ -19,13 +19,13 @@ from botocore.awsrequest import AWSRequest
 from botocore.utils import get_environ_proxies
 from yarl import URL
 
-# Objects that are asked for at a time, each over a connection of its own.
+# Concurrent requests, each over its own connection.
 _CONNECTIONS = 32
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectEnd:
-    """Where an object's last bytes are: its bucket and key, the first byte, its size and ETag."""
+    """A range to read: the object's bucket and key, the first byte, the object's size and ETag."""
 
     path: str
     start: int
@@ -33,8 +33,8 @@ class ObjectEnd:
     etag: str
 
 
-class _NotPlain(Exception):
-    """An answer that is not the bytes of the very object that was asked for."""
+class _UnexpectedAnswer(Exception):
+    """An answer other than the requested bytes of the listed object."""
 
 
 class _Sender:
@@ -45,19 +45,19 @@ class _Sender:
         scheme = self._endpoint.partition(":")[0]
         self.proxy: str | None = get_environ_proxies(self._endpoint).get(scheme)
         region = meta.region_name
-        # botocore's name for the region of a client that was told none.
+        # botocore uses `aws-global` for a client without a region.
         region = "us-east-1" if region in (None, "aws-global") else region
         self._auth = S3SigV4Auth(credentials, "s3", region)
 
     async def read(
         self,
         session: aiohttp.ClientSession,
-        left: Iterator[tuple[int, ObjectEnd]],
-        found: list[bytes | None],
+        ends: Iterator[tuple[int, ObjectEnd]],
+        results: list[bytes | None],
     ) -> None:
-        """Take what is left, one by one, and put its bytes in its place."""
-        for place, end in left:
-            found[place] = await self._get(session, end) if end.size else b""
+        """Read the next end until none remains. `results` gets the bytes by index."""
+        for index, end in ends:
+            results[index] = await self._get(session, end) if end.size else b""
 
     async def _get(self, session: aiohttp.ClientSession, end: ObjectEnd) -> bytes:
         url = f"{self._endpoint}/{quote(end.path, safe='/~')}"
@@ -69,26 +69,26 @@ class _Sender:
         ) as answer:
             etag = answer.headers.get("ETag", "").strip('"')
             if answer.status != HTTPStatus.PARTIAL_CONTENT or etag != end.etag:
-                raise _NotPlain
+                raise _UnexpectedAnswer
             data = await answer.read()
         if len(data) != end.size - end.start:
-            raise _NotPlain
+            raise _UnexpectedAnswer
         return data
 
 
-async def read_ends(fs: Any, wanted: Sequence[ObjectEnd]) -> list[bytes | None]:
-    """The bytes, or None.
+async def read_ends(fs: Any, ends: Sequence[ObjectEnd]) -> list[bytes | None]:
+    """Read the ends through the connection of `fs`, an `S3FileSystem`.
 
-    With the first that fails no more are asked for: a store that is slow or down is s3fs's to wait
-    for.
+    After the first failure, the other results are None: s3fs knows how to wait for a store that is
+    slow or down.
     """
-    found: list[bytes | None] = [None] * len(wanted)
+    results: list[bytes | None] = [None] * len(ends)
     client = await fs.set_session()
     credentials = await fs.session.get_credentials()
     if credentials is None:
-        return found
+        return results
     sender = _Sender(client.meta, await credentials.get_frozen_credentials())
-    left = iter(enumerate(wanted))
+    remaining = iter(enumerate(ends))
     timeout = aiohttp.ClientTimeout(
         total=None, sock_connect=fs.connect_timeout, sock_read=fs.read_timeout
     )
@@ -97,14 +97,14 @@ async def read_ends(fs: Any, wanted: Sequence[ObjectEnd]) -> list[bytes | None]:
             aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=_CONNECTIONS),
                 timeout=timeout,
-                # aiohttp itself would look the environment's up for each request, in a thread.
+                # aiohttp would look up the environment's proxy for each request, in a thread.
                 proxy=sender.proxy,
                 auto_decompress=False,
             ) as session,
             asyncio.TaskGroup() as group,
         ):
-            for _ in range(min(_CONNECTIONS, len(wanted))):
-                group.create_task(sender.read(session, left, found))
-    except* (_NotPlain, aiohttp.ClientError, OSError):
+            for _ in range(min(_CONNECTIONS, len(ends))):
+                group.create_task(sender.read(session, remaining, results))
+    except* (_UnexpectedAnswer, aiohttp.ClientError, OSError):
         pass
-    return found
+    return results
