@@ -47,6 +47,7 @@ SLOW = [
     "pyiceberg",
     "pandas",
     "opentelemetry",
+    "stdnum",
 ]
 
 

@@ -167,12 +167,13 @@ def test_nfc_is_unicodes_own(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "unit", ["a", ".", "@", "0 1", "A1", ":", "<", "&", " ", "\n ", "\x1b[", "+1", "a@"]
+    "unit",
+    ["a", ".", "@", "0 1", "A1", ":", "<", "&", " ", "\n ", "\x1b[", "+1", "a@", "AB12 ", "0033 "],
 )
 def test_repetitive_texts_take_no_longer_than_others(unit: str) -> None:
     """Every step is linear in the length of a text; with quadratic time these take minutes."""
     for step in (nfc, control, whitespace, html, pii):
-        step(unit * 100_000)
+        step((unit * 100_000)[:200_000])
 
 
 def test_steps_are_applied_in_order() -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 # Digits of a national number that begins with the trunk prefix 0: 98 % of the example numbers in
 # phonenumbers are in this range. Shorter sequences are mostly standards, versions and fractions.
 _NATIONAL_DIGITS = range(8, 14)
+_MAX_INTERNATIONAL_DIGITS = 15  # E.164, with the country code
 _MIN_CARD_DIGITS = 13
 _ISBN_DIGITS = 13
 _MIN_IBAN_LENGTH = 15  # Norway's
@@ -100,9 +101,12 @@ def _international_length(match: str) -> int:
     import phonenumbers  # noqa: PLC0415
 
     possible = 0
-    for end, digits in _prefixes(match):
+    for end, dialed in _prefixes(match):
+        digits = dialed.removeprefix("00")
+        if len(digits) > _MAX_INTERNATIONAL_DIGITS:
+            continue
         try:
-            number = phonenumbers.parse("+" + digits.removeprefix("00"))
+            number = phonenumbers.parse(f"+{digits}")
         except phonenumbers.NumberParseException:
             continue
         if phonenumbers.is_valid_number(number):
