@@ -16,7 +16,7 @@ pytestmark = pytest.mark.integration
 
 ROWS = [
     {"text": "I was charged twice this month. Please refund the second payment."},
-    {"text": "The package has been on its way for two weeks and nobody knows where it is."},
+    {"text": "The package has been on its way for two weeks and the depot cannot find it."},
     {"text": "The keeper saved a penalty in the last minute, and the cup stays in town."},
 ]
 LABELS = ["billing", "shipping", "sports"]
