@@ -1,4 +1,4 @@
-"""Generate: one answer, several, the best; thinking split off; stop strings; tokens told."""
+"""Generate: one answer, several, or the best; reasoning, stop reasons and token columns."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,17 +27,17 @@ def generate(**keys: Any) -> dict[str, Any]:
 
 
 def one(answer: Answer, *, row: dict[str, Any] = ROW, **keys: Any) -> Asked:
-    """A row whose every request gets this answer."""
-    return Asked(one_step(**keys), row, lambda _request, _at: answer)
+    """A row whose requests all get the same answer."""
+    return Asked(one_step(**keys), row, lambda _request, _index: answer)
 
 
 def several(answers: Sequence[Answer], **keys: Any) -> Asked:
-    """A row whose requests get these answers in their order."""
-    return Asked(one_step(**keys), ROW, lambda _request, at: answers[at])
+    """A row whose requests get these answers, in order."""
+    return Asked(one_step(**keys), ROW, lambda _request, index: answers[index])
 
 
-def test_one_answer_has_todays_columns() -> None:
-    """Without options a row has its text, why it ended and its log-probabilities, as scalars."""
+def test_one_answer_has_scalar_columns() -> None:
+    """By default a row has its text, finish reason and log-probabilities, as scalars."""
     asked = one(
         completion(
             "an elm", cumulative_logprob=-6.0, num_generated_tokens=4, finish_reason="length"
@@ -53,10 +53,10 @@ def test_one_answer_has_todays_columns() -> None:
 
 
 def test_n_answers_are_lists_in_the_order_of_the_requests() -> None:
-    """`n: 3` asks the same prompt three times; each column is a list with a place for each."""
+    """`n: 3` sends the same prompt three times; each column is a list with an item per answer."""
     answers = [
-        completion(text, cumulative_logprob=-at, num_generated_tokens=2)
-        for at, text in enumerate("abc")
+        completion(text, cumulative_logprob=-i, num_generated_tokens=2)
+        for i, text in enumerate("abc")
     ]
     asked = several(answers, task=generate(n=3), sampling=WARM)
     assert asked.cells == {
@@ -74,20 +74,20 @@ def test_n_answers_are_lists_in_the_order_of_the_requests() -> None:
     ]
 
 
-def test_samples_have_seeds_of_their_own() -> None:
-    """With a seed in the job the samples have this one and those after it; without one, none."""
+def test_samples_have_their_own_seeds() -> None:
+    """With a seed in the job, samples use consecutive seeds; without one, none."""
     seeded = one(completion(), task=generate(n=3), sampling={**WARM, "seed": 5})
     assert seeded.sampled("seed") == [5, 6, 7]
     assert one(completion(), task=generate(n=3), sampling=WARM).sampled("seed") == [None] * 3
 
 
 @given(st.lists(st.booleans(), min_size=2, max_size=6))
-def test_a_sample_that_fails_is_null_in_its_place(succeed: list[bool]) -> None:
-    """A failed sample touches no other; the row is a reject only if all of them failed."""
-    answers = [completion(str(at)) if good else FAILED for at, good in enumerate(succeed)]
+def test_a_failed_sample_is_null_at_its_position(succeed: list[bool]) -> None:
+    """A failed sample does not affect the others; the row is rejected only if all fail."""
+    answers = [completion(str(i)) if good else FAILED for i, good in enumerate(succeed)]
     asked = several(answers, task=generate(n=len(succeed)), sampling=WARM)
     if any(succeed):
-        expected = [str(at) if good else None for at, good in enumerate(succeed)]
+        expected = [str(i) if good else None for i, good in enumerate(succeed)]
         assert asked.cells["generated_texts"] == expected
     else:
         assert asked.reject.reject_class is RejectClass.ENGINE_ERROR
@@ -98,16 +98,16 @@ def test_a_sample_that_fails_is_null_in_its_place(succeed: list[bool]) -> None:
 def test_the_best_has_the_highest_log_probability_per_token(
     samples: list[tuple[int, float] | None],
 ) -> None:
-    """`best_of` gives the sample that no other exceeds, as scalars, and of how many it is."""
+    """`best_of` returns the likeliest sample as scalars, and the number of valid samples."""
     answers: list[Answer] = [
         FAILED
         if sample is None
-        else completion(str(at), num_generated_tokens=sample[0], cumulative_logprob=sample[1])
-        for at, sample in enumerate(samples)
+        else completion(str(i), num_generated_tokens=sample[0], cumulative_logprob=sample[1])
+        for i, sample in enumerate(samples)
     ]
     best_of = {"n": len(samples), "by": "mean_logprob"}
     asked = several(answers, task=generate(best_of=best_of), sampling=WARM)
-    means = {at: sample[1] / sample[0] for at, sample in enumerate(samples) if sample is not None}
+    means = {i: sample[1] / sample[0] for i, sample in enumerate(samples) if sample is not None}
     if not means:
         assert asked.reject.reject_class is RejectClass.ENGINE_ERROR
         return
@@ -118,7 +118,7 @@ def test_the_best_has_the_highest_log_probability_per_token(
 
 
 def test_an_empty_sample_is_not_the_best() -> None:
-    """A sample without tokens has no log-probability and stands behind all that have one."""
+    """A sample without tokens has no mean log-probability and ranks last."""
     answers = [
         completion("", num_generated_tokens=0, cumulative_logprob=0.0),
         completion("an elm", cumulative_logprob=-50.0),
@@ -131,15 +131,15 @@ REWARD = {"n": 3, "by": "reward", "model": {"source": "fake"}}
 
 
 def judged(rewards: Sequence[float | None], **keys: Any) -> Asked:
-    """A row with the answers `answer 0`, `answer 1`, …, and a judge's numbers for them."""
+    """A row with the answers `answer 0`, `answer 1`, …, and their rewards."""
 
-    def answer(request: Request, at: int) -> Answer:
+    def answer(request: Request, index: int) -> Answer:
         if request.model is None:
-            return completion(f"answer {at}")
-        number = rewards[at - len(rewards)]
-        if number is None:
+            return completion(f"answer {index}")
+        reward = rewards[index - len(rewards)]
+        if reward is None:
             return FAILED
-        return completion("", vector=np.array([number]))
+        return completion("", vector=np.array([reward]))
 
     best_of = {**REWARD, "n": len(rewards)}
     return Asked(one_step(task=generate(best_of=best_of), sampling=WARM, **keys), ROW, answer)
@@ -147,30 +147,32 @@ def judged(rewards: Sequence[float | None], **keys: Any) -> Asked:
 
 @given(st.lists(st.none() | st.floats(-9, 9), min_size=2, max_size=5))
 def test_a_reward_model_chooses_the_best(rewards: list[float | None]) -> None:
-    """It reads the prompt and each answer; the one with the largest number stands, with it."""
+    """It reads the prompt with each answer; the row has the answer with the largest reward."""
     asked = judged(rewards)
-    of_judge = [request for request in asked.requests if request.model == "task.best_of.model"]
-    assert len(of_judge) == len(rewards)
+    judge_requests = [
+        request for request in asked.requests if request.model == "task.best_of.model"
+    ]
+    assert len(judge_requests) == len(rewards)
     decode = FakeTokenizer().decode
-    read = [decode(request.prompt_token_ids) for request in of_judge]
-    assert read == [f"{ROW['text']}answer {at}" for at in range(len(rewards))]
-    known = [number for number in rewards if number is not None]
-    if not known:
+    prompts = [decode(request.prompt_token_ids) for request in judge_requests]
+    assert prompts == [f"{ROW['text']}answer {i}" for i in range(len(rewards))]
+    present = [reward for reward in rewards if reward is not None]
+    if not present:
         assert asked.reject.reject_class is RejectClass.ENGINE_ERROR
         return
-    assert asked.cells["reward"] == max(known)
-    assert asked.cells["generated_text"] == f"answer {rewards.index(max(known))}"
+    assert asked.cells["reward"] == max(present)
+    assert asked.cells["generated_text"] == f"answer {rewards.index(max(present))}"
     assert asked.cells["num_samples"] == len(rewards)
 
 
-def test_what_a_row_varies_does_not_reach_its_judge() -> None:
-    """An adapter is the writer's."""
+def test_a_rows_adapter_does_not_reach_its_judge() -> None:
+    """An adapter belongs to the model that writes, so requests to the judge have none."""
     model = {"source": "fake", "adapters": {"a": "folder"}}
     task = generate(best_of=REWARD, adapter="style")
     step = one_step(task=task, sampling=WARM, model=model)
-    one_number = completion("an elm", vector=np.array([1.0]))
+    answer = completion("an elm", vector=np.array([1.0]))
     row = {**ROW, "style": "a"}
-    asked = Asked(step, row, lambda _request, _at: one_number, adapters=["a"])
+    asked = Asked(step, row, lambda _request, _index: answer, adapters=["a"])
     assert [(request.model, request.adapter) for request in asked.requests] == [
         *[(None, "a")] * 3,
         *[("task.best_of.model", None)] * 3,
@@ -178,64 +180,67 @@ def test_what_a_row_varies_does_not_reach_its_judge() -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "message"),
     [
-        ({"task": generate(best_of={"n": 2, "by": "reward"})}, "by: reward goes with"),
-        ({"task": generate(best_of={"n": 2, "model": {"source": "fake"}})}, "by: reward goes with"),
+        ({"task": generate(best_of={"n": 2, "by": "reward"})}, "by: reward and model"),
+        ({"task": generate(best_of={"n": 2, "model": {"source": "fake"}})}, "by: reward and model"),
         ({"task": generate(n=0)}, "greater than or equal to 1"),
-        ({"task": generate(n=2, best_of={"n": 2})}, "one of n and best_of"),
-        ({"task": generate(n=2), "sampling": {"max_tokens": 1, "temperature": 0}}, "are alike"),
-        ({"task": generate(n=2), "sampling": {"max_tokens": 1, "top_k": 1}}, "are alike"),
+        ({"task": generate(n=2, best_of={"n": 2})}, "n or best_of, not both"),
+        ({"task": generate(n=2), "sampling": {"max_tokens": 1, "temperature": 0}}, "are equal"),
+        ({"task": generate(n=2), "sampling": {"max_tokens": 1, "top_k": 1}}, "are equal"),
         (
             {"task": generate(best_of={"n": 2}), "sampling": {"max_tokens": 1, "temperature": 0}},
-            "are alike",
+            "are equal",
         ),
         (
             {"task": generate(best_of={"n": 2}), "sampling": {"max_tokens": 1, "logprobs": None}},
-            "best_of compares them",
+            "best_of needs log-probabilities",
         ),
         ({"task": generate(n=2), "overrides": {"seed": "s"}}, "set sampling.seed as well"),
         (
             {"task": generate(tokens={"top": 2}), "sampling": {"max_tokens": 1, "logprobs": 2}},
-            "sampling.logprobs: tokens.top says it",
+            "sampling.logprobs: tokens.top already sets it",
         ),
         ({"task": generate(tokens={"top": 21})}, "less than or equal to 20"),
-        ({"task": generate(reasoning={"end": "<think>"})}, "one of start and end holds the other"),
+        ({"task": generate(reasoning={"end": "<think>"})}, "neither may contain the other"),
         ({"sampling": {"max_tokens": 1, "n": 2}}, "set n or best_of in the task"),
     ],
 )
-def test_a_section_that_cannot_work_is_refused(keys: dict[str, Any], said: str) -> None:
-    """What contradicts itself is said when the job is read."""
-    with pytest.raises(ValidationError) as caught:
+def test_impossible_sections_are_errors(keys: dict[str, Any], message: str) -> None:
+    """Contradictions are found when the job is read."""
+    with pytest.raises(ValidationError) as raised:
         make_job(**keys)
-    assert said in str(caught.value)
+    assert message in str(raised.value)
 
 
-def test_the_rows_cost_counts_all_samples() -> None:
-    """A plan sizes its units by the longest answers of all samples."""
-    assert [known.max_tokens for known in one_step(task=generate(n=3), sampling=WARM).params] == (
-        [16] * 3
-    )
+def test_a_rows_cost_counts_all_samples() -> None:
+    """The plan sizes units by the maximum length of all samples."""
+    step = one_step(task=generate(n=3), sampling=WARM)
+    assert [params.max_tokens for params in step.params] == [16] * 3
 
 
 STOPPING = {"max_tokens": 16, "stop": ["\n"], "stop_token_ids": [28]}
 
 
-@pytest.mark.parametrize(("reason", "told"), [("\n", "\n"), (28, "28"), (2, None), (None, None)])
-def test_the_stop_reason_is_the_jobs_own(reason: str | int | None, told: str | None) -> None:
-    """The stop string or token of the job that ended the answer; null for the model's own end."""
-    assert one(completion(stop_reason=reason), sampling=STOPPING).cells["stop_reason"] == told
+@pytest.mark.parametrize(
+    ("reason", "expected"), [("\n", "\n"), (28, "28"), (2, None), (None, None)]
+)
+def test_the_stop_reason_is_the_stop_of_the_job(
+    reason: str | int | None, expected: str | None
+) -> None:
+    """It is the job's stop string or token that ended the answer; null for any other end."""
+    assert one(completion(stop_reason=reason), sampling=STOPPING).cells["stop_reason"] == expected
 
 
-def test_a_job_without_stops_has_no_column_for_them() -> None:
-    """`stop_reason` is a column where the sampling, or a row's, can stop."""
+def test_a_job_without_stops_has_no_stop_reason() -> None:
+    """`stop_reason` is a column only if the sampling or a row's overrides can set stops."""
     names = [field.name for field in one_step(overrides={"stop": "until"}).fields]
     assert "stop_reason" in names
     assert "stop_reason" not in [field.name for field in one_step().fields]
 
 
-class Marked(FakeTokenizer):
-    """A tokenizer whose marks are special tokens, among others."""
+class ReasoningTokenizer(FakeTokenizer):
+    """A tokenizer with the reasoning markers among its special tokens."""
 
     @property
     def special_tokens(self) -> frozenset[str]:
@@ -261,45 +266,45 @@ OPEN = {"text": "Name a tree.\n<think>\n"}
         (" An elm.", ROW, None, " An elm."),
     ],
 )
-def test_thinking_is_told_from_the_answer(
+def test_reasoning_is_split_from_the_answer(
     text: str, row: dict[str, str], reasoning: str | None, answer: str
 ) -> None:
-    """Wherever the thinking was opened, it goes to its column and the answer stands alone."""
+    """Reasoning goes to its own column, whether the prompt or the answer opens it."""
     asked = one(completion(text), row=row, task=generate(reasoning=True))
     assert asked.cells["reasoning_text"] == reasoning
     assert asked.cells["generated_text"] == answer
 
 
 @pytest.mark.parametrize(
-    ("text", "row", "finish", "said"),
+    ("text", "row", "finish", "message"),
     [
-        ("<think>Trees are", ROW, "length", "no answer within 1,234 tokens of thinking"),
+        ("<think>Trees are", ROW, "length", "no answer within 1,234 tokens of reasoning"),
         ("Trees are", OPEN, "length", "raise sampling.max_tokens"),
-        ("<think>Trees are", ROW, "stop", "the model ended inside of its thinking"),
+        ("<think>Trees are", ROW, "stop", "the model stopped before the end of its reasoning"),
     ],
 )
-def test_unfinished_thinking_is_no_answer(
-    text: str, row: dict[str, str], finish: str, said: str
+def test_unfinished_reasoning_is_rejected(
+    text: str, row: dict[str, str], finish: str, message: str
 ) -> None:
-    """Thinking without its end is a reject that keeps the thinking's end."""
+    """Without an end marker the row is rejected, and the message keeps the end of the reasoning."""
     answer = completion(text, num_generated_tokens=1234, finish_reason=finish)
     reject = one(answer, row=row, task=generate(reasoning=True)).reject
     assert reject.reject_class is RejectClass.TRUNCATED_ANSWER
-    assert said in reject.message
+    assert message in reject.message
     assert reject.message.endswith("Trees are")
     assert reject.attempts == 1
 
 
 def test_a_rejects_message_is_bounded() -> None:
-    """Of ten thousand words of thinking the message keeps the last ones."""
+    """Of ten thousand words of reasoning, the message keeps the last ones."""
     answer = completion("<think>" + "tree " * 10_000 + "last", finish_reason="length")
     message = one(answer, task=generate(reasoning=True)).reject.message
     assert len(message) < 2200
     assert message.endswith("last")
 
 
-def test_unfinished_thinking_of_one_sample_touches_no_other() -> None:
-    """Among several samples, one without an answer is null in all lists."""
+def test_unfinished_reasoning_does_not_affect_other_samples() -> None:
+    """A sample without an answer is null in all lists."""
     answers = [completion("<think>Trees", finish_reason="length"), completion("<think>a</think>b")]
     cells = several(answers, task=generate(n=2, reasoning=True), sampling=WARM).cells
     assert cells["generated_texts"] == [None, "b"]
@@ -307,19 +312,22 @@ def test_unfinished_thinking_of_one_sample_touches_no_other() -> None:
     assert cells["finish_reasons"] == [None, "stop"]
 
 
-def test_other_marks_may_be_given() -> None:
-    """The marks are the model's own."""
+def test_a_job_can_set_other_markers() -> None:
+    """Markers other than `<think>` are split in the same way."""
     task = generate(reasoning={"start": "[THINK]", "end": "[/THINK]"})
     cells = one(completion("[THINK]Trees.[/THINK]An elm."), task=task).cells
     assert (cells["reasoning_text"], cells["generated_text"]) == ("Trees.", "An elm.")
 
 
-def test_marks_that_are_special_tokens_are_asked_for() -> None:
-    """VLLM leaves special tokens out of texts, so they are asked for; the others are taken out."""
+def test_markers_that_are_special_tokens_are_requested() -> None:
+    """Requests keep special tokens in the text, and the other special tokens are removed."""
     text = "<think>Trees.<|end|></think>An elm.<|end|>"
     answer = completion(text)
     asked = Asked(
-        one_step(task=generate(reasoning=True)), ROW, lambda _request, _at: answer, Marked()
+        one_step(task=generate(reasoning=True)),
+        ROW,
+        lambda _request, _index: answer,
+        ReasoningTokenizer(),
     )
     assert asked.sampled("skip_special_tokens") == [False]
     assert asked.cells["reasoning_text"] == "Trees."
@@ -329,23 +337,23 @@ def test_marks_that_are_special_tokens_are_asked_for() -> None:
     assert plain.cells["generated_text"] == "An elm.<|end|>"
 
 
-def test_leaving_out_special_tokens_that_are_marks_is_refused() -> None:
-    """A job that says both is refused when it meets the model."""
+def test_skipping_special_tokens_that_are_markers_is_an_error() -> None:
+    """The contradiction is found once the model's tokenizer is known."""
     sampling = {"max_tokens": 4, "skip_special_tokens": True}
     step = one_step(task=generate(reasoning=True), sampling=sampling)
     with pytest.raises(UserError, match="skip_special_tokens"):
-        Asked(step, ROW, lambda _request, _at: completion(), Marked())
+        Asked(step, ROW, lambda _request, _index: completion(), ReasoningTokenizer())
 
 
-TOLD = [
+TOKENS = [
     TokenLogprob("An", -0.5, [("An", -0.5), ("The", -1.0)]),
     TokenLogprob(" elm", -2.5, [(" oak", -0.1), (" ash", -2.0)]),
 ]
 
 
-def test_tokens_are_told_with_what_else_was_likely() -> None:
-    """`tokens: {top: 2}` asks for two alternatives and lays them out as nested columns."""
-    asked = one(completion(tokens=TOLD), task=generate(tokens={"top": 2}))
+def test_tokens_have_their_alternatives() -> None:
+    """`tokens: {top: 2}` requests two alternatives per token and stores them as nested lists."""
+    asked = one(completion(tokens=TOKENS), task=generate(tokens={"top": 2}))
     assert asked.sampled("logprobs") == [2]
     assert asked.cells["tokens"] == [
         {
@@ -362,14 +370,14 @@ def test_tokens_are_told_with_what_else_was_likely() -> None:
 
 
 def test_the_tokens_of_several_samples_are_lists_of_lists() -> None:
-    """With n the column is a list of each sample's tokens, null for one that failed."""
-    answers = [completion(tokens=TOLD), FAILED]
+    """With `n`, the column is a list of each sample's tokens, null for a failed sample."""
+    answers = [completion(tokens=TOKENS), FAILED]
     cells = several(answers, task=generate(n=2, tokens={}), sampling=WARM).cells
-    assert [None if told is None else len(told) for told in cells["tokens"]] == [2, None]
+    assert [None if tokens is None else len(tokens) for tokens in cells["tokens"]] == [2, None]
 
 
-def test_likeliest_tokens_and_labels_do_not_go_together() -> None:
-    """Requests that break each other's numbers in one engine are told by their parameters."""
+def test_likeliest_tokens_and_labels_cannot_share_an_engine() -> None:
+    """Requests that corrupt each other's log-probabilities are found by their parameters."""
     top = one_step(task=generate(tokens={"top": 1})).params
     plain = one_step(task=generate(tokens={"top": 0})).params
     labels = one_step(task={"kind": "tag", "choices": ["a"]}, sampling=None).params
@@ -383,19 +391,19 @@ def fake_answers(requests: Sequence[Request]) -> list[Any]:
     engine = FakeEngine(FakeSettings(output_tokens=20))
     for key, request in enumerate(requests):
         engine.add(key, request)
-    done: dict[int, Any] = {}
-    while len(done) < len(requests):
-        done.update((answer.key, answer) for answer in engine.step())
-    return [done[key] for key in range(len(requests))]
+    answers: dict[int, Any] = {}
+    while len(answers) < len(requests):
+        answers.update((answer.key, answer) for answer in engine.step())
+    return [answers[key] for key in range(len(requests))]
 
 
-def test_the_fake_engine_knows_seeds_adapters_stops_and_tokens() -> None:
-    """The twin answers another seed or adapter differently, stops and tells tokens as vLLM does."""
+def test_the_fake_engine_supports_seeds_adapters_stops_and_tokens() -> None:
+    """Seeds and adapters change its answers; stops and token log-probabilities work as in vLLM."""
 
     def ask(adapter: str | None = None, **values: Any) -> Request:
         return Request([1, 2, 3], Sampling({"max_tokens": 30, **values}), adapter=adapter)
 
-    plain, again, seeded, adapted, stopped, told = fake_answers(
+    plain, again, seeded, adapted, stopped, detailed = fake_answers(
         [ask(), ask(), ask(seed=0), ask("fr"), ask(stop=["h "]), ask(logprobs=3)]
     )
     assert plain.text == again.text
@@ -404,14 +412,16 @@ def test_the_fake_engine_knows_seeds_adapters_stops_and_tokens() -> None:
     if "h " in plain.text:
         assert stopped.text == plain.text.split("h ")[0]
         assert stopped.stop_reason == "h "
-    assert len(told.tokens) == told.num_generated_tokens
-    assert sum(token.logprob for token in told.tokens) == pytest.approx(told.cumulative_logprob)
-    assert {len(token.top) for token in told.tokens} == {3}
-    assert all(token.top[0] == (token.token, token.logprob) for token in told.tokens)
+    assert len(detailed.tokens) == detailed.num_generated_tokens
+    assert sum(token.logprob for token in detailed.tokens) == pytest.approx(
+        detailed.cumulative_logprob
+    )
+    assert {len(token.top) for token in detailed.tokens} == {3}
+    assert all(token.top[0] == (token.token, token.logprob) for token in detailed.tokens)
 
 
-def test_the_cells_of_chunks_become_one_rows() -> None:
-    """Texts follow each other; the mean is over the tokens of all; a cut part cuts the whole."""
+def test_the_cells_of_chunks_are_joined() -> None:
+    """Texts are concatenated, the mean covers all tokens, and one cut chunk cuts the row."""
     step = one_step(task=generate(tokens={"top": 1}, best_of={"n": 2}), sampling=WARM)
     parts = [
         several(
@@ -420,12 +430,12 @@ def test_the_cells_of_chunks_become_one_rows() -> None:
             sampling=WARM,
         )
         for answer in (
-            completion("An elm. ", cumulative_logprob=-2.0, num_generated_tokens=4, tokens=TOLD),
+            completion("An elm. ", cumulative_logprob=-2.0, num_generated_tokens=4, tokens=TOKENS),
             completion(
                 "An oak.",
                 cumulative_logprob=-10.0,
                 num_generated_tokens=2,
-                tokens=TOLD,
+                tokens=TOKENS,
                 finish_reason="length",
             ),
         )
@@ -439,8 +449,8 @@ def test_the_cells_of_chunks_become_one_rows() -> None:
     assert cells.keys() == parts[0].cells.keys()
 
 
-def test_chunks_without_log_probabilities_have_none_together() -> None:
-    """One part without them leaves the whole without."""
+def test_chunks_without_log_probabilities_have_none_when_joined() -> None:
+    """If one chunk has no log-probabilities, the row has none."""
     parts = [one(completion(cumulative_logprob=logprob)).cells for logprob in (-1.0, None)]
     cells = one_step().join.cells(parts)
     assert (cells["cumulative_logprob"], cells["mean_logprob"]) == (None, None)

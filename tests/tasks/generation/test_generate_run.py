@@ -1,4 +1,4 @@
-"""Real vLLM: samples, stops, thinking and tokens; rows with their own sampling and adapters."""
+"""Generate on vLLM: samples, stops, reasoning, tokens, and rows with overrides and adapters."""
 
 import json
 import math
@@ -25,26 +25,26 @@ QUESTIONS = [
     "Count to five.",
     "Tell a short story.",
 ]
-STYLES = [None, "a", "b", "nobody", None, "b", "a", None]
+STYLES = [None, "a", "b", "missing", None, "b", "a", None]
 MODEL = {
     "source": "bundled:smollm2-135m",
-    # One precision everywhere, and all rows in one batch.
+    # The same precision everywhere, and all rows in one batch.
     "engine": {"max_model_len": 1024, "dtype": "float32", "kv_cache_memory_bytes": 2**29},
 }
 GREEDY = {"temperature": 0, "max_tokens": 12}
 
 
 def make_adapter(folder: Path, seed: int) -> str:
-    """A random LoRA adapter for the attention of SmolLM2-135M, strong enough to be seen."""
+    """A random LoRA adapter for SmolLM2-135M, strong enough to change its answers."""
     draw = np.random.default_rng(seed)
     tensors = {}
     for layer in range(30):
         for name, rows in (("q_proj", 576), ("v_proj", 192)):
-            place = f"base_model.model.model.layers.{layer}.self_attn.{name}"
+            prefix = f"base_model.model.model.layers.{layer}.self_attn.{name}"
             for half, shape in (("A", (8, 576)), ("B", (rows, 8))):
                 scale = 0.3 / math.sqrt(576) if half == "A" else 0.3
                 weights = draw.standard_normal(shape) * scale
-                tensors[f"{place}.lora_{half}.weight"] = weights.astype(np.float32)
+                tensors[f"{prefix}.lora_{half}.weight"] = weights.astype(np.float32)
     folder.mkdir()
     save_file(tensors, folder / "adapter_model.safetensors")
     config = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}
@@ -73,19 +73,19 @@ def run(folder: Path, rows: pa.Table, **keys: Any) -> list[dict[str, Any]]:
 
 
 def test_rows_choose_their_adapter_and_their_length(tmp_path: Path) -> None:
-    """Rows of the model, of two adapters and of none that exists share an engine, untouched."""
-    rows = pa.table({"question": QUESTIONS * 2, "style": STYLES, "most": [None] * 7 + [2]})
+    """Rows with no adapter, two adapters and an unknown adapter share an engine independently."""
+    rows = pa.table({"question": QUESTIONS * 2, "style": STYLES, "limit": [None] * 7 + [2]})
     adapters = {name: make_adapter(tmp_path / name, seed) for seed, name in enumerate("ab")}
     mixed = run(
         tmp_path / "mixed",
         rows,
         model={**MODEL, "adapters": adapters},
         adapter="style",
-        overrides={"max_tokens": "most"},
+        overrides={"max_tokens": "limit"},
     )
     plain = run(tmp_path / "plain", rows)
     for row, base, style in zip(mixed[:-1], plain[:-1], STYLES[:-1], strict=True):
-        if style == "nobody":
+        if style == "missing":
             assert row["error"]["class"] == "unknown_adapter"
         elif style is None:
             assert row["generated_text"] == base["generated_text"]
@@ -93,7 +93,7 @@ def test_rows_choose_their_adapter_and_their_length(tmp_path: Path) -> None:
         else:
             assert abs(row["cumulative_logprob"] - base["cumulative_logprob"]) > 0.1
     texts = [row["generated_text"] for row in mixed]
-    # The same question of two adapters, and of one at two places.
+    # The same question has different answers from different adapters.
     assert texts[1] != texts[5]
     assert texts[2] != texts[6]
     assert mixed[-1]["num_generated_tokens"] == 2
@@ -101,7 +101,7 @@ def test_rows_choose_their_adapter_and_their_length(tmp_path: Path) -> None:
 
 
 def test_each_option_of_generate(tmp_path: Path, bundled_tokenizer: Any) -> None:
-    """Samples differ and come again by their seeds; stops, thinking and tokens are vLLM's own."""
+    """Samples differ and are reproducible by seed; stops, reasoning and tokens match the text."""
     opening, closing = "<repo_name>", "<reponame>"
     end = bundled_tokenizer.convert_tokens_to_ids(closing)
     warm = {"temperature": 0.9, "max_tokens": 8, "seed": 7}
@@ -111,13 +111,13 @@ def test_each_option_of_generate(tmp_path: Path, bundled_tokenizer: Any) -> None
         {"name": "many", "kind": "generate", "n": 3, "sampling": warm},
         {"name": "again", "kind": "generate", "n": 3, "sampling": warm},
         {"name": "best", "kind": "generate", "best_of": {"n": 3}, "sampling": warm},
-        {"name": "told", "kind": "generate", "tokens": {"top": 3}},
+        {"name": "tokens", "kind": "generate", "tokens": {"top": 3}},
         {
             "name": "thought",
             "kind": "generate",
             "reasoning": {"start": opening, "end": closing},
             "prompt": {"text": "{{ question }}" + opening},
-            # The model can write nothing but the end of its thinking.
+            # The model can only write the end marker.
             "sampling": {"max_tokens": 1, "allowed_token_ids": [end]},
         },
         {
@@ -156,15 +156,15 @@ def _check_samples(row: dict[str, Any]) -> None:
 
 
 def _check_tokens(row: dict[str, Any]) -> None:
-    tokens = row["told_tokens"]
-    assert "".join(token["token"] for token in tokens).startswith(row["told_generated_text"])
+    tokens = row["tokens_tokens"]
+    assert "".join(token["token"] for token in tokens).startswith(row["tokens_generated_text"])
     total = sum(token["logprob"] for token in tokens)
-    assert total == pytest.approx(row["told_cumulative_logprob"])
+    assert total == pytest.approx(row["tokens_cumulative_logprob"])
     for token in tokens:
         likeliest = token["top"]
         assert len(likeliest) == 3
         assert likeliest == sorted(likeliest, key=lambda other: -other["logprob"])
-        # Greedy: the token is the likeliest one.
+        # Greedy decoding chooses the likeliest token.
         assert (likeliest[0]["token"], likeliest[0]["logprob"]) == (
             token["token"],
             token["logprob"],
@@ -173,7 +173,7 @@ def _check_tokens(row: dict[str, Any]) -> None:
 
 @pytest.mark.shipped
 def test_the_shipped_job_for_the_best_of_several(tmp_path: Path) -> None:
-    """`jobs/best_of.yaml` gives each document of the demo one headline, the best of eight."""
+    """`jobs/best_of.yaml` writes one headline per document of the demo, the best of eight."""
     build = ROOT / "jobs" / "demo" / "build.py"
     subprocess.run([sys.executable, build, tmp_path / "corpus"], check=True, capture_output=True)
     job, output = ROOT / "jobs" / "best_of.yaml", tmp_path / "out"

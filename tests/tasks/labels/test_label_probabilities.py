@@ -1,4 +1,4 @@
-"""Label probabilities with real vLLM: those that transformers computes on the same prompts."""
+"""Compare label probabilities from vLLM with those from transformers on the same prompts."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,11 +16,11 @@ pytestmark = pytest.mark.integration
 
 ROWS = [
     {"text": "I was charged twice this month. Please refund the second payment."},
-    {"text": "The parcel has been on its way for two weeks and nobody knows where it is."},
+    {"text": "The package has been on its way for two weeks and the depot cannot find it."},
     {"text": "The keeper saved a penalty in the last minute, and the cup stays in town."},
 ]
 LABELS = ["billing", "shipping", "sports"]
-# The one is the start of the other, so each is followed by the end of the answer.
+# One label starts another, so the end of the turn is appended to each.
 NESTED = ["sports", "sports news", "shipping delays"]
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 LISTING = "\n\nAnswer with one of these labels and nothing else:\n"
@@ -33,7 +33,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model_folder, pairs = json.load(sys.stdin)
 tokenizer = AutoTokenizer.from_pretrained(model_folder)
 model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
-# Two processes with a thread for each core wait for each other most of the time.
+# Two processes with a thread per core would mostly wait for each other.
 torch.set_num_threads(1)
 
 @functools.cache
@@ -83,7 +83,7 @@ def job(model: str, task: Mapping[str, Any], **prompt: str) -> dict[str, Any]:
 
 
 def chat(content: str) -> str:
-    """SmolLM2's chat, up to the answer."""
+    """SmolLM2's chat template, up to the answer."""
     turns = [("system", SYSTEM), ("user", content)]
     text = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in turns)
     return text + "<|im_start|>assistant\n"
@@ -93,13 +93,13 @@ def listed(text: str, labels: Sequence[str]) -> str:
     return chat(text + LISTING + "\n".join(f"- {label}" for label in labels))
 
 
-def normalised(values: Sequence[float]) -> list[float]:
+def normalized(values: Sequence[float]) -> list[float]:
     weights = [math.exp(value) for value in values]
     return [weight / sum(weights) for weight in weights]
 
 
 class Answers:
-    """The answers of all jobs from one engine, and the reference of one run of transformers."""
+    """The answers of all jobs from one engine, and the references from one run of transformers."""
 
     def __init__(self) -> None:
         folder = invoke("models", "path", "bundled:smollm2-135m").stdout.strip()
@@ -112,16 +112,16 @@ class Answers:
             "text": job(folder, classify, text="{{ text }}\nTopic:"),
             "tag": job(folder, {"kind": "tag", "choices": LABELS, "threshold": 0.0}),
         }
-        # Prompts that begin alike share whole blocks, which on CPUs are longer than these.
+        # The prefix cache shares whole blocks, which by default on CPUs are longer than the prefix.
         statistics = {"disable_log_stats": False, "block_size": 32}
         tasks["sequence"]["model"]["engine"].update(statistics)
-        found, self.usage = answered_and_counted(list(tasks.values()), ROWS)
-        self.rows = dict(zip(tasks, found, strict=True))
+        rows, self.usage = answered_and_counted(list(tasks.values()), ROWS)
+        self.rows = dict(zip(tasks, rows, strict=True))
         pairs = list(self._pairs())
         self._logprobs = dict(zip(pairs, printed(REFERENCE, [folder, pairs]), strict=True))
 
     def logprobs(self, prompt: str, answer: str) -> list[float]:
-        """Of each of the answer's tokens, by transformers."""
+        """The log-probability of each of the answer's tokens, from transformers."""
         return self._logprobs[prompt, answer]
 
     @staticmethod
@@ -151,87 +151,87 @@ def scores(answers: Answers, name: str) -> list[dict[str, float]]:
     return [row["label_scores"] for row in answers.rows[name]]
 
 
-def test_sequence_probabilities_are_those_of_transformers(answers: Answers) -> None:
-    """A label's score is the product of its tokens' probabilities, over all labels' sum."""
-    for row, found in zip(ROWS, scores(answers, "sequence"), strict=True):
+def test_sequence_probabilities_match_transformers(answers: Answers) -> None:
+    """A label's score is the product of its tokens' probabilities, divided by the labels' sum."""
+    for row, actual in zip(ROWS, scores(answers, "sequence"), strict=True):
         sums = [sum(answers.logprobs(listed(row["text"], LABELS), label)) for label in LABELS]
-        assert found == pytest.approx(
-            dict(zip(LABELS, normalised(sums), strict=True)), abs=TOLERANCE
+        assert actual == pytest.approx(
+            dict(zip(LABELS, normalized(sums), strict=True)), abs=TOLERANCE
         )
 
 
-def test_an_engine_with_statistics_tells_what_its_prefix_cache_spared(answers: Answers) -> None:
-    """Prompts that begin alike are found in it so far; nothing is left in the engine."""
+def test_engine_statistics_count_prefix_cache_hits(answers: Answers) -> None:
+    """Common prefixes are cache hits, and no request is left in the engine."""
     usage = answers.usage
     assert 0 < usage.prefix_hit_tokens < usage.prefix_tokens
     assert (usage.num_running, usage.num_waiting) == (0, 0)
     assert usage.kv_cache_usage is not None and 0 <= usage.kv_cache_usage <= 1
 
 
-def test_first_token_probabilities_are_those_of_transformers(answers: Answers) -> None:
-    """With `first_token` a label's score is its first token's probability, over all labels' sum."""
-    for row, found in zip(ROWS, scores(answers, "first_token"), strict=True):
+def test_first_token_probabilities_match_transformers(answers: Answers) -> None:
+    """A label's score is its first token's probability, divided by the labels' sum."""
+    for row, actual in zip(ROWS, scores(answers, "first_token"), strict=True):
         firsts = [answers.logprobs(listed(row["text"], LABELS), label)[0] for label in LABELS]
-        expected = dict(zip(LABELS, normalised(firsts), strict=True))
-        assert found == pytest.approx(expected, abs=TOLERANCE)
+        expected = dict(zip(LABELS, normalized(firsts), strict=True))
+        assert actual == pytest.approx(expected, abs=TOLERANCE)
 
 
-def test_calibrated_and_normalised_probabilities_are_those_of_transformers(
+def test_calibrated_and_normalized_probabilities_match_transformers(
     answers: Answers,
 ) -> None:
-    """The log-probability under N/A is taken off, and what is left divided by the tokens."""
+    """The log-probability for N/A is subtracted, and the rest divided by the number of tokens."""
 
     def value(text: str, label: str) -> float:
         tokens = answers.logprobs(listed(text, LABELS), label)
         return (sum(tokens) - sum(answers.logprobs(listed("N/A", LABELS), label))) / len(tokens)
 
-    for row, found in zip(ROWS, scores(answers, "calibrated"), strict=True):
+    for row, actual in zip(ROWS, scores(answers, "calibrated"), strict=True):
         values = [value(row["text"], label) for label in LABELS]
-        expected = dict(zip(LABELS, normalised(values), strict=True))
-        assert found == pytest.approx(expected, abs=TOLERANCE)
+        expected = dict(zip(LABELS, normalized(values), strict=True))
+        assert actual == pytest.approx(expected, abs=TOLERANCE)
 
 
-def test_a_label_that_begins_another_is_ended(answers: Answers) -> None:
-    """Where a label is the start of another, all are compared with the end of the turn behind."""
-    for row, found in zip(ROWS, scores(answers, "nested"), strict=True):
+def test_a_label_that_starts_another_gets_an_end_token(answers: Answers) -> None:
+    """If a label starts another, all are scored with the end of the turn appended."""
+    for row, actual in zip(ROWS, scores(answers, "nested"), strict=True):
         prompt = listed(row["text"], NESTED)
         sums = [sum(answers.logprobs(prompt, label + "<|im_end|>")) for label in NESTED]
-        expected = dict(zip(NESTED, normalised(sums), strict=True))
-        assert found == pytest.approx(expected, abs=TOLERANCE)
+        expected = dict(zip(NESTED, normalized(sums), strict=True))
+        assert actual == pytest.approx(expected, abs=TOLERANCE)
 
 
-def test_behind_a_plain_text_a_label_stands_after_a_space(answers: Answers) -> None:
-    """`prompt.text` is asked as it is, and the labels are words behind it."""
-    for row, found in zip(ROWS, scores(answers, "text"), strict=True):
+def test_a_label_follows_a_plain_text_after_a_space(answers: Answers) -> None:
+    """`prompt.text` is sent unchanged, and the labels are the words after it."""
+    for row, actual in zip(ROWS, scores(answers, "text"), strict=True):
         sums = [sum(answers.logprobs(row["text"] + "\nTopic:", " " + label)) for label in LABELS]
-        expected = dict(zip(LABELS, normalised(sums), strict=True))
-        assert found == pytest.approx(expected, abs=TOLERANCE)
+        expected = dict(zip(LABELS, normalized(sums), strict=True))
+        assert actual == pytest.approx(expected, abs=TOLERANCE)
 
 
-def test_tag_probabilities_are_those_of_transformers(answers: Answers) -> None:
-    """A tag's score is the probability of the words for yes over that of yes and no."""
+def test_tag_probabilities_match_transformers(answers: Answers) -> None:
+    """A tag's score is the probability of yes divided by that of yes and no."""
 
     def mass(text: str, label: str, words: Sequence[str]) -> float:
         logprobs = [answers.logprobs(question(text, label), word) for word in words]
-        return sum(math.exp(each) for (each,) in logprobs)
+        return sum(math.exp(logprob) for (logprob,) in logprobs)
 
-    for row, found in zip(ROWS, answers.rows["tag"], strict=True):
-        assert found["error"] is None
+    for row, actual in zip(ROWS, answers.rows["tag"], strict=True):
+        assert actual["error"] is None
         for label in LABELS:
             yes = mass(row["text"], label, ("yes", "Yes", " yes", " Yes"))
             no = mass(row["text"], label, ("no", "No", " no", " No"))
-            assert found["tag_scores"][label] == pytest.approx(yes / (yes + no), abs=TOLERANCE)
-        by_score = sorted(LABELS, key=lambda label: -found["tag_scores"][label])
-        assert found["tags"] == by_score
+            assert actual["tag_scores"][label] == pytest.approx(yes / (yes + no), abs=TOLERANCE)
+        by_score = sorted(LABELS, key=lambda label: -actual["tag_scores"][label])
+        assert actual["tags"] == by_score
 
 
-def test_a_classification_models_probabilities_are_those_of_transformers(tmp_path: Path) -> None:
-    """`method: model` gives the labels of the model's config.json, with its softmax."""
+def test_a_classification_models_probabilities_match_transformers(tmp_path: Path) -> None:
+    """`method: model` returns the labels of config.json with the softmax of the logits."""
     words = tokenmill("models", "fetch", "bundled:minilm-l6").stdout.strip().splitlines()[-1]
     expected = printed(CLASSIFIER, [words, str(tmp_path), [row["text"] for row in ROWS]])
-    wanted = job(str(tmp_path), {"kind": "classify", "method": "model"}, text="{{ text }}")
-    wanted["model"]["engine"]["max_model_len"] = 128
-    (rows,) = answered([wanted], ROWS)
+    classify = job(str(tmp_path), {"kind": "classify", "method": "model"}, text="{{ text }}")
+    classify["model"]["engine"]["max_model_len"] = 128
+    (rows,) = answered([classify], ROWS)
     for row, probabilities in zip(rows, expected, strict=True):
         assert row["error"] is None
         named = dict(zip(["good", "bad", "neither"], probabilities, strict=True))
@@ -239,8 +239,8 @@ def test_a_classification_models_probabilities_are_those_of_transformers(tmp_pat
         assert row["label"] == max(named, key=lambda label: named[label])
 
 
-def test_the_sentiment_job_gives_each_text_a_mood_or_abstains() -> None:
-    """`jobs/sentiment.yaml`: three probabilities, and a label where the best is at least 0.4."""
+def test_the_sentiment_job_labels_each_text_or_abstains() -> None:
+    """`jobs/sentiment.yaml` gives three probabilities, and a label if the best is at least 0.4."""
     shipped = yaml.safe_load((ROOT / "jobs" / "sentiment.yaml").read_text())
     (rows,) = answered([shipped], [{**row, "title": "A letter"} for row in ROWS])
     for row in rows:

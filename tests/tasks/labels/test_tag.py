@@ -1,4 +1,4 @@
-"""Tag: one question a label behind a shared document; an engine is scripted."""
+"""Tag on a scripted engine: one question per label after a shared document."""
 
 import math
 import re
@@ -23,12 +23,12 @@ SCORES = st.dictionaries(st.sampled_from("abcdef"), st.floats(0, 1), min_size=1)
 CHOICES = {"news": "what happened", "sports": None}
 
 
-def section(**task: Any) -> TaskStep[Any]:
+def tag(**task: Any) -> TaskStep[Any]:
     return label_step(**{"kind": "tag", "choices": CHOICES, **task})
 
 
-def asked(step: TaskStep[Any], text: str = "T") -> list[str]:
-    """The texts of the requests about a row."""
+def request_texts(step: TaskStep[Any], text: str = "T") -> list[str]:
+    """The prompts of a row's requests."""
     task = step.build(CONTEXT)
     (entry,) = task.prepare([{"text": text}])
     _, (requests,) = rounds(task, entry, scripted(lambda _, __: -1.0))
@@ -39,47 +39,47 @@ def asked(step: TaskStep[Any], text: str = "T") -> list[str]:
     ]
 
 
-def test_each_label_has_its_question_behind_the_document() -> None:
-    """The document stands first and is the same in all requests; the question ends the turn."""
+def test_each_label_has_its_question_after_the_document() -> None:
+    """The document comes first and is the same in all requests; the question ends the turn."""
     document = "<|user|>\nT\n\n"
-    assert asked(section()) == [
+    assert request_texts(tag()) == [
         f'{document}Does the label "news" (what happened) fit this text? Answer yes or no.\n',
         f'{document}Does the label "sports" fit this text? Answer yes or no.\n',
     ]
 
 
 def test_the_document_is_the_same_tokens_in_every_request() -> None:
-    """What the requests share is a prefix of token ids, so the engine computes it once."""
-    task = section().build(CONTEXT)
+    """The requests share a prefix of token ids, so the engine computes it once."""
+    task = tag().build(CONTEXT)
     (entry,) = task.prepare([{"text": "A text of some length."}])
     assert isinstance(entry, PreparedRow)
     _, (requests,) = rounds(task, entry, scripted(lambda _, __: -1.0))
     head = list(entry.prompts[0])
-    assert [list(each.prompt_token_ids[: len(head)]) for each in requests] == [head, head]
+    assert [list(request.prompt_token_ids[: len(head)]) for request in requests] == [head, head]
 
 
 def test_the_question_ends_the_last_turn() -> None:
-    """Among several messages the last one asks."""
+    """With several messages, the question is at the end of the last one."""
     turns = [{"role": "system", "content": "first"}, {"role": "user", "content": "{{ text }}"}]
-    (_, second) = asked(section(prompt={"messages": turns}))
+    (_, second) = request_texts(tag(prompt={"messages": turns}))
     assert second == (
         '<|system|>\nfirst\n<|user|>\nT\n\nDoes the label "sports" fit this text? '
         "Answer yes or no.\n"
     )
 
 
-def test_a_plain_text_is_asked_for_its_next_word() -> None:
-    """Without a chat the question ends where the answer begins."""
-    (_, second) = asked(section(prompt={"text": "{{ text }}"}))
+def test_the_question_about_a_plain_text_leads_to_the_answer() -> None:
+    """Without a chat, the question ends with `Answer:`."""
+    (_, second) = request_texts(tag(prompt={"text": "{{ text }}"}))
     assert second == (
         'T\n\nQuestion: Does the label "sports" fit this text? Answer yes or no.\nAnswer:'
     )
 
 
-def test_the_question_may_be_the_jobs_own() -> None:
-    """A template over label and description; a document that holds the mark does no harm."""
-    step = section(question="{{ label | upper }}? {{ description or '' }}")
-    assert asked(step, "tokenmill-question") == [
+def test_a_job_can_set_the_question() -> None:
+    """The question is a template over label and description; the placeholder in a text is kept."""
+    step = tag(question="{{ label | upper }}? {{ description or '' }}")
+    assert request_texts(step, "tokenmill-question") == [
         "<|user|>\ntokenmill-question\n\nNEWS? what happened\n",
         "<|user|>\ntokenmill-question\n\nSPORTS? \n",
     ]
@@ -89,22 +89,22 @@ def test_the_question_may_be_the_jobs_own() -> None:
     ("question", "message"),
     [
         ("{{ text }}?", "task.question: text is not known here; .* description and label"),
-        ("Is it good?", "two labels have the same question; write {{ label }}"),
+        ("Is it good?", "two labels have the same question; use {{ label }}"),
         ("{{ label", "task.question, line 1"),
     ],
 )
-def test_a_question_that_cannot_be_meant_is_refused(question: str, message: str) -> None:
-    """Other variables, the same question for all, and templates that do not compile."""
+def test_an_invalid_question_is_an_error(question: str, message: str) -> None:
+    """Covers other variables, the same question for all labels, and invalid templates."""
     with pytest.raises(UserError, match=message):
-        section(question=question).build(CONTEXT)
+        tag(question=question).build(CONTEXT)
 
 
 def probability(yes: Mapping[str, float], no: Mapping[str, float]) -> float:
-    """A label's score where the words have these probabilities, all others next to none."""
+    """A label's score if the words have these probabilities and all others nearly none."""
     tokens = {
         FakeTokenizer().encode_continuations([word])[0][0]: p for word, p in {**yes, **no}.items()
     }
-    task = section(choices=["news"]).build(CONTEXT)
+    task = tag(choices=["news"]).build(CONTEXT)
     (entry,) = task.prepare([{"text": "T"}])
     engine = scripted(lambda _, token: math.log(tokens.get(token, 1e-12)))
     result, _ = rounds(task, entry, engine)
@@ -112,71 +112,71 @@ def probability(yes: Mapping[str, float], no: Mapping[str, float]) -> float:
 
 
 def test_a_score_is_the_share_of_yes() -> None:
-    """P(yes) over p(yes) + p(no), each summed over its words."""
+    """The score is p(yes) / (p(yes) + p(no)), each summed over its words."""
     assert probability({"yes": 0.3}, {"no": 0.1}) == pytest.approx(0.75)
-    found = probability({"yes": 0.1, "Yes": 0.1, " Ye": 0.1}, {"No": 0.1})
-    assert found == pytest.approx(0.75)
+    score = probability({"yes": 0.1, "Yes": 0.1, " Ye": 0.1}, {"No": 0.1})
+    assert score == pytest.approx(0.75)
 
 
 @settings(deadline=None)
 @given(st.floats(-5000, -1e-9), st.floats(-5000, -1e-9))
-def test_a_score_is_a_probability_however_unlikely_the_words(yes: float, no: float) -> None:
-    """Two words of next to no probability still compare; the score lies in 0 to 1."""
+def test_scores_of_unlikely_words_are_probabilities(yes: float, no: float) -> None:
+    """Even very unlikely words are compared, and the score is between 0 and 1."""
     words = {
         FakeTokenizer().encode_continuations([word])[0][0]
         for word in ("yes", "Yes", " yes", " Yes")
     }
-    task = section(choices=["news"]).build(CONTEXT)
+    task = tag(choices=["news"]).build(CONTEXT)
     (entry,) = task.prepare([{"text": "T"}])
     result, _ = rounds(task, entry, scripted(lambda _, token: yes if token in words else no))
     score = result["tag_scores"]["news"]
     assert 0 <= score <= 1
-    # Four words of yes ("yes" and "Yes" with and without a space) as of no.
+    # Yes has four words ("yes" and "Yes", with and without a space), and so has no.
     if abs(yes - no) < 30:
         number = len(words) / 4
         expected = 1 / (1 + math.exp(no - yes) / number)
         assert score == pytest.approx(expected, rel=1e-6)
 
 
-def test_words_that_cannot_be_told_apart_are_refused() -> None:
-    """A word for yes that begins as one for no would count for both."""
+def test_words_with_the_same_first_token_are_an_error() -> None:
+    """A first token that means both yes and no would count for both."""
     with pytest.raises(UserError, match=r"task\.yes_words: .* use other words"):
         answer_tokens(FakeTokenizer(), ["not bad"], ["not good"], "task.yes_words")
 
 
-def test_a_space_that_is_a_token_tells_nothing() -> None:
-    """The token that begins a yes and a no behind a space is left out; the words stay."""
-    tokens = answer_tokens(Words(), ["yes", "Yes"], ["no"], "task.yes_words")
+def test_a_space_that_is_a_token_is_left_out() -> None:
+    """A space token that starts both a yes and a no is not counted; the words are."""
+    tokens = answer_tokens(WordTokenizer(), ["yes", "Yes"], ["no"], "task.yes_words")
     assert tokens == (sorted([_PIECES["yes"], _PIECES["Yes"]]), [_PIECES["no"]])
 
 
 @settings(deadline=None)
 @given(SCORES, st.floats(0, 1), st.none() | st.integers(1, 3))
 def test_tags_are_the_likeliest_above_the_threshold(
-    scores: dict[str, float], threshold: float, most: int | None
+    scores: dict[str, float], threshold: float, max_tags: int | None
 ) -> None:
-    """By falling score, none below the threshold, none left out that is likelier than one kept."""
-    cells = Thresholds(threshold, {}, most).cells(scores)
+    """Tags are in descending order of score, at or above the threshold, and at most max_tags."""
+    cells = Thresholds(threshold, {}, max_tags).cells(scores)
     tags = cells["tags"]
     assert cells["tag_scores"] == scores
     assert [scores[tag] for tag in tags] == sorted((scores[tag] for tag in tags), reverse=True)
-    wanted = sorted((score for score in scores.values() if score >= threshold), reverse=True)
-    assert [scores[tag] for tag in tags] == wanted[:most]
+    expected = sorted((score for score in scores.values() if score >= threshold), reverse=True)
+    assert [scores[tag] for tag in tags] == expected[:max_tags]
 
 
 def test_a_label_may_have_its_own_threshold() -> None:
-    """`thresholds` stands instead of `threshold` for the labels that it names."""
+    """`thresholds` replaces `threshold` for the labels that it names."""
     cells = Thresholds(0.5, {"a": 0.9, "b": 0.1}, None).cells({"a": 0.8, "b": 0.2, "c": 0.6})
     assert cells["tags"] == ["c", "b"]
 
 
 @settings(deadline=None)
 @given(st.lists(st.lists(st.floats(0, 1), min_size=3, max_size=3), min_size=1, max_size=4))
-def test_parts_join_by_union(values: list[list[float]]) -> None:
-    """A tag of one part is a tag of the whole, with the best of its scores."""
+def test_chunks_join_by_union(values: list[list[float]]) -> None:
+    """A tag of one chunk is a tag of the text, with the highest of its scores."""
     thresholds = Thresholds(0.5, {}, None)
     parts = [thresholds.cells(dict(zip("abc", scores, strict=True))) for scores in values]
-    join = section(choices=["a", "b", "c"]).join
+    join = tag(choices=["a", "b", "c"]).join
     assert join is not None
     joined: Any = join.cells(parts)
     assert set(joined["tags"]) == {tag for part in parts for tag in part["tags"]}
@@ -184,10 +184,11 @@ def test_parts_join_by_union(values: list[list[float]]) -> None:
         assert joined["tag_scores"][label] == max(part["tag_scores"][label] for part in parts)
 
 
-class Words(FakeTokenizer):
-    """A token a word or a piece of white space, which at the end of a text is one more.
+class WordTokenizer(FakeTokenizer):
+    """One token per word and per run of white space.
 
-    As in GPT-2's tokenizer, of the space before a word the last character stands alone.
+    As in GPT-2's tokenizer, the last space before a word is a separate token, so white space at the
+    end of a text is encoded differently.
     """
 
     def encode_texts(self, texts: Sequence[str]) -> list[Sequence[int] | Reject]:
@@ -208,19 +209,19 @@ _PIECES: dict[str, int] = {}
 
 @pytest.mark.parametrize("prompt", [{"user": "{{ text }}"}, {"text": "{{ text }}"}])
 @pytest.mark.parametrize("text", ["some words", "a line\n", "Does", "tabs\t \t", "."])
-def test_head_and_question_are_the_tokens_of_the_whole(prompt: dict[str, str], text: str) -> None:
-    """The document is tokenized apart from the question, and as if it were not."""
-    step = section(prompt=prompt, choices=["news"])
-    tools = TaskContext(Words(), 8192)
-    task = step.build(tools)
+def test_head_and_question_match_the_tokens_of_the_whole(prompt: dict[str, str], text: str) -> None:
+    """Tokenizing the document and the question separately gives the tokens of the whole."""
+    step = tag(prompt=prompt, choices=["news"])
+    context = TaskContext(WordTokenizer(), 8192)
+    task = step.build(context)
     (entry,) = task.prepare([{"text": text}])
     _, ((request,),) = rounds(task, entry, scripted(lambda _, __: -1.0))
-    (whole,) = asked(step, text)
-    assert list(request.prompt_token_ids) == tools.tokenizer.encode_texts([whole])[0]
+    (whole,) = request_texts(step, text)
+    assert list(request.prompt_token_ids) == context.tokenizer.encode_texts([whole])[0]
 
 
 class ShoutingTokenizer(FakeTokenizer):
-    """A chat template that ends a turn otherwise after a shout, and forgets what is whispered."""
+    """A chat template that ends turns with HEY differently, and drops turns with psst."""
 
     def render_chats(self, chats: Sequence[Chat]) -> list[str | Reject]:
         texts = ["".join(content for _, content in chat) for chat in chats]
@@ -230,9 +231,9 @@ class ShoutingTokenizer(FakeTokenizer):
         ]
 
 
-def test_a_row_whose_turn_ends_otherwise_is_rejected() -> None:
-    """The questions are made once; a chat template that hangs on the row is found row by row."""
-    task = section().build(TaskContext(ShoutingTokenizer(), 8192))
+def test_a_row_whose_turn_ends_differently_is_rejected() -> None:
+    """Questions are tokenized once, so a row with another end of the turn is rejected."""
+    task = tag().build(TaskContext(ShoutingTokenizer(), 8192))
     rows = [{"text": "a"}, {"text": "HEY"}, {"text": None}, {"text": "psst"}, {"text": "b"}]
     entries = task.prepare(rows)
     assert [
@@ -247,20 +248,20 @@ def test_a_row_whose_turn_ends_otherwise_is_rejected() -> None:
     ]
 
 
-def test_a_chat_template_without_the_question_is_refused() -> None:
-    """A template that leaves the user's turn out cannot ask; that is said before the run."""
+def test_a_chat_template_without_the_question_is_an_error() -> None:
+    """A template that omits the user's turn is found before the run."""
 
-    class Deaf(FakeTokenizer):
+    class ConstantTemplate(FakeTokenizer):
         def render_chats(self, chats: Sequence[Chat]) -> list[str | Reject]:
             return ["silence" for _ in chats]
 
-    with pytest.raises(UserError, match="leaves the question out"):
-        section().build(TaskContext(Deaf(), 8192))
+    with pytest.raises(UserError, match="omits the question"):
+        tag().build(TaskContext(ConstantTemplate(), 8192))
 
 
-def test_a_refused_request_rejects_its_row() -> None:
-    """A label that was not asked about has no score, so the row has none."""
-    task = section().build(CONTEXT)
+def test_a_failed_request_rejects_its_row() -> None:
+    """A row needs the scores of all labels, so one failure rejects it."""
+    task = tag().build(CONTEXT)
     (entry,) = task.prepare([{"text": "T"}])
     assert rounds(task, entry, lambda _: BROKEN)[0] == BROKEN
     result, _ = rounds(task, entry, scripted(lambda _, __: math.nan))
@@ -270,15 +271,15 @@ def test_a_refused_request_rejects_its_row() -> None:
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        ({"thresholds": {"weather": 0.5}}, "thresholds: weather is none of the choices"),
+        ({"thresholds": {"finance": 0.5}}, "thresholds: finance is not one of the choices"),
         ({"threshold": 2}, "less than or equal to 1"),
         ({"max_tags": 0}, "greater than or equal to 1"),
         ({"yes_words": [True]}, "valid string"),
         ({"no_words": []}, "at least 1"),
     ],
 )
-def test_options_that_cannot_be_meant_are_refused(task: dict[str, Any], message: str) -> None:
-    """A mistake is found when the job is read."""
-    with pytest.raises(ValidationError) as refused:
-        section(**task)
-    assert message in str(refused.value.errors()[0]["msg"])
+def test_invalid_options_are_errors(task: dict[str, Any], message: str) -> None:
+    """Invalid options are found when the job is read."""
+    with pytest.raises(ValidationError) as raised:
+        tag(**task)
+    assert message in str(raised.value.errors()[0]["msg"])

@@ -1,1 +1,1 @@
-"""`generate`: text, one answer or several."""
+"""The `generate` task, which writes one or several answers per row."""

@@ -1,4 +1,4 @@
-"""The columns of a generated answer, and how chunks are joined in them."""
+"""The columns of a generated answer, and how the cells of chunks are joined."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ _TOKENS_TYPE = pa.list_(
 
 @dataclass(frozen=True, slots=True)
 class SampledAnswer:
-    """One answer of the engine, with the thinking told from it."""
+    """One completion, with its reasoning split off."""
 
     completion: Completion
     thought: Thought
@@ -34,7 +34,10 @@ class SampledAnswer:
 
 @dataclass(frozen=True, slots=True)
 class AnswerColumn:
-    """A fact of an answer: its column, the column of n answers' lists, type and cell."""
+    """One property of an answer.
+
+    `name` is its column if a row has one answer, `list_name` the column of lists if it has several.
+    """
 
     name: str
     list_name: str
@@ -42,29 +45,41 @@ class AnswerColumn:
     cell: Callable[[SampledAnswer], Any]
 
 
-#: All that may be told of an answer, in the output's order.
+#: All columns that an answer can have, in the order of the output.
 COLUMNS = (
-    AnswerColumn("generated_text", "generated_texts", pa.string(), lambda s: s.thought.answer),
-    AnswerColumn("reasoning_text", "reasoning_texts", pa.string(), lambda s: s.thought.reasoning),
     AnswerColumn(
-        "finish_reason", "finish_reasons", pa.string(), lambda s: s.completion.finish_reason
+        "generated_text", "generated_texts", pa.string(), lambda sample: sample.thought.answer
     ),
-    AnswerColumn("stop_reason", "stop_reasons", pa.string(), lambda s: s.stop_reason),
+    AnswerColumn(
+        "reasoning_text", "reasoning_texts", pa.string(), lambda sample: sample.thought.reasoning
+    ),
+    AnswerColumn(
+        "finish_reason",
+        "finish_reasons",
+        pa.string(),
+        lambda sample: sample.completion.finish_reason,
+    ),
+    AnswerColumn("stop_reason", "stop_reasons", pa.string(), lambda sample: sample.stop_reason),
     AnswerColumn(
         "cumulative_logprob",
         "cumulative_logprobs",
         pa.float64(),
-        lambda s: s.completion.cumulative_logprob,
+        lambda sample: sample.completion.cumulative_logprob,
     ),
     AnswerColumn(
-        "mean_logprob", "mean_logprobs", pa.float64(), lambda s: mean_logprob(s.completion)
+        "mean_logprob",
+        "mean_logprobs",
+        pa.float64(),
+        lambda sample: mean_logprob(sample.completion),
     ),
-    AnswerColumn("tokens", "tokens", _TOKENS_TYPE, lambda s: _token_cells(s.completion.tokens)),
+    AnswerColumn(
+        "tokens", "tokens", _TOKENS_TYPE, lambda sample: _token_cells(sample.completion.tokens)
+    ),
 )
 
 
 def mean_logprob(completion: Completion) -> float | None:
-    """Natural log-probability per generated token; None where there is none."""
+    """Natural log-probability per generated token; None without tokens or log-probabilities."""
     cumulative, num_tokens = completion.cumulative_logprob, completion.num_generated_tokens
     return None if cumulative is None or num_tokens == 0 else cumulative / num_tokens
 
@@ -83,7 +98,7 @@ def _token_cells(tokens: Sequence[TokenLogprob] | None) -> list[dict[str, Any]] 
 
 
 def joined_cells(parts: Sequence[Cells]) -> Cells:
-    """The cells of a long text's chunks as one row's, for one answer a row.
+    """Join the cells of a long text's chunks into one row's. Each chunk has one answer.
 
     Texts and tokens are concatenated. The finish reason is `length` if any chunk's is.
     """
@@ -92,7 +107,7 @@ def joined_cells(parts: Sequence[Cells]) -> Cells:
 
 
 def _joined_mean(parts: Sequence[Cells]) -> float | None:
-    """The mean over all tokens; a part's sum and mean give its number of tokens."""
+    """The mean over all tokens. A chunk's number of tokens is its sum divided by its mean."""
     sums_and_means: list[tuple[float | None, float | None]] = [
         (part["cumulative_logprob"], part["mean_logprob"]) for part in parts
     ]
@@ -104,16 +119,16 @@ def _joined_mean(parts: Sequence[Cells]) -> float | None:
 
 
 def _sum_of_all(numbers: Sequence[float | None]) -> float | None:
-    known = [number for number in numbers if number is not None]
-    return sum(known) if len(known) == len(numbers) else None
+    present = [number for number in numbers if number is not None]
+    return sum(present) if len(present) == len(numbers) else None
 
 
-def _one_after_another(lists: Sequence[list[Any] | None]) -> list[Any] | None:
-    known = [items for items in lists if items is not None]
-    return [item for items in known for item in items] if len(known) == len(lists) else None
+def _concatenated(lists: Sequence[list[Any] | None]) -> list[Any] | None:
+    present = [items for items in lists if items is not None]
+    return [item for items in present for item in items] if len(present) == len(lists) else None
 
 
-# How the cells of a text's chunks become one row's, by column.
+# Joins the cells of chunks, by column.
 _JOINS: Mapping[str, Callable[[Sequence[Any]], Any]] = {
     "generated_text": "".join,
     "reasoning_text": lambda texts: "\n\n".join(filter(None, texts)) or None,
@@ -121,7 +136,7 @@ _JOINS: Mapping[str, Callable[[Sequence[Any]], Any]] = {
     "stop_reason": lambda reasons: reasons[-1],
     "cumulative_logprob": _sum_of_all,
     "mean_logprob": lambda _: None,
-    "tokens": _one_after_another,
+    "tokens": _concatenated,
     "num_samples": min,
     "reward": statistics.fmean,
 }

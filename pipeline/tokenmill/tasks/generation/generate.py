@@ -1,7 +1,8 @@
-"""Generate: the prompt's answer as text, why it ended, and how likely the model found it.
+"""The `generate` task: writes an answer to the prompt, with finish reason and log-probabilities.
 
-Or several answers to the same prompt, all of them or the best. Each is a request of its own (the
-prompt is in the engine's prefix cache behind the first), so that one that fails touches no other.
+It can also write several answers and keep all of them, or only the best. Each is a separate
+request, so that a failure does not affect the others; the engine's prefix cache holds the prompt
+after the first one.
 """
 
 import math
@@ -33,54 +34,65 @@ from tokenmill.tasks.section import TaskSection, has_stops
 from tokenmill.tasks.starter import Starter
 from tokenmill.tasks.task import AuxiliaryModel, Cells, Dialogue, PreparedRow, Row, TaskContext
 
-# The prompt ends inside of the thinking.
+# Note: the prompt ends inside the reasoning.
 _OPEN_NOTE = "open"
-# The prompt as the judge of several answers reads it.
+# Note: the prompt's contents, for the reward model that chooses among the answers.
 _CONTENTS_NOTE = "contents"
-_MOST_SAMPLES = 1000
+_MAX_SAMPLES = 1000
 _JUDGE_KEY = "best_of.model"
 
 
 class BestOf(Section):
-    """`best_of: {n: 8, by: mean_logprob}`, or `{n: 8, by: reward, model: {source: …}}`."""
+    """`best_of: {n: 8, by: mean_logprob}`, or `{n: 8, by: reward, model: {source: …}}`.
 
-    n: int = Field(ge=2, le=_MOST_SAMPLES)
+    Generates n answers to each row and keeps the best.
+    """
+
+    n: int = Field(ge=2, le=_MAX_SAMPLES)
     by: Literal["mean_logprob", "reward"] = "mean_logprob"
-    model: ModelSource | None = Field(default=None, description="The reward model that chooses.")
+    model: ModelSource | None = Field(
+        default=None, description="Reward model that scores the answers. Required with by: reward."
+    )
 
     @model_validator(mode="after")
     def _judge_of_rewards(self) -> "BestOf":
         if (self.by == "reward") != (self.model is not None):
-            raise ValueError("by: reward goes with the reward model as model; give both or neither")
+            raise ValueError("by: reward and model (the reward model) must be set together")
         return self
 
 
 class Tokens(Section):
-    """`tokens: {top: 5}`."""
+    """`tokens: {top: 5}`: the generated tokens, each with the likeliest alternatives."""
 
     # vLLM's own limit.
-    top: int = Field(default=0, ge=0, le=20, description="Likeliest tokens in each one's place.")
+    top: int = Field(default=0, ge=0, le=20, description="Likeliest tokens per position.")
 
 
 class Generate(TaskSection):
-    """`task: {kind: generate}`, the task of a job that names none."""
+    """`task: {kind: generate}`: text per row. The default if a job has no task."""
 
     kind: Literal["generate"] = "generate"
-    n: int = Field(default=1, ge=1, le=_MOST_SAMPLES, description="Answers to each row, in lists.")
-    best_of: BestOf | None = Field(default=None, description="Of n answers the best alone.")
+    n: int = Field(
+        default=1,
+        ge=1,
+        le=_MAX_SAMPLES,
+        description="Answers per row. With several, columns are lists.",
+    )
+    best_of: BestOf | None = Field(
+        default=None, description="Generate several answers and keep the best."
+    )
     reasoning: ThinkingMarkers | None = Field(
-        default=None, description="Split the thinking off: true, or its marks as {start, end}."
+        default=None,
+        description="Move the reasoning to its own column: true, or its markers {start, end}.",
     )
     tokens: Tokens | None = Field(
-        default=None, description="The generated tokens with their log-probabilities."
+        default=None, description="Add the generated tokens and their log-probabilities."
     )
-    complete: bool = Field(
-        default=False, description="An answer that max_tokens cuts off does not do."
-    )
+    complete: bool = Field(default=False, description="Reject answers that max_tokens cuts off.")
 
     @field_validator("reasoning", mode="before")
     @classmethod
-    def _usual_marks(cls, reasoning: Any) -> Any:
+    def _default_markers(cls, reasoning: Any) -> Any:
         if isinstance(reasoning, bool):
             return ThinkingMarkers() if reasoning else None
         return reasoning
@@ -88,12 +100,12 @@ class Generate(TaskSection):
     @model_validator(mode="after")
     def _whole_samples(self) -> "Generate":
         if self.best_of is not None and self.n != 1:
-            raise ValueError("give one of n and best_of")
+            raise ValueError("set n or best_of, not both")
         return self
 
 
 def _num_samples(section: Generate) -> int:
-    """How many answers are requested for a row."""
+    """The number of answers that a row requests."""
     return section.n if section.best_of is None else section.best_of.n
 
 
@@ -103,7 +115,7 @@ def _judge_model(section: Generate) -> ModelSource | None:
 
 
 def _fields(section: Generate) -> tuple[pa.Field, ...]:
-    """The columns of one answer; with `n` each is a list."""
+    """The output columns. If `n` is above 1, each is a list."""
     columns = _answer_columns(section)
     if section.n > 1:
         return tuple(pa.field(column.list_name, pa.list_(column.type)) for column in columns)
@@ -138,10 +150,10 @@ def _auxiliary_models(section: Generate) -> dict[str, AuxiliaryModel]:
 
 
 def _override_problem(section: Generate, overrides: Mapping[str, Any]) -> str | None:
-    """Without randomness all samples would be equal."""
+    """Reject greedy sampling with several samples, which would all be equal."""
     greedy = overrides.get("temperature") == 0 or overrides.get("top_k") == 1
     if greedy and _num_samples(section) > 1:
-        return "temperature 0 (or top_k 1) makes all samples of the row alike"
+        return "temperature 0 (or top_k 1) makes all samples of the row equal"
     return None
 
 
@@ -149,30 +161,30 @@ def _check(step: TaskStep[Generate]) -> None:
     section, prefix = step.section, step.key_prefix
     num_samples = _num_samples(section)
     if section.retries is not None and num_samples > 1:
-        raise ValueError(f"{prefix}retries: several samples are tries enough; leave it out")
+        raise ValueError(f"{prefix}retries: cannot be used with several samples; remove it")
     check_whole_answers(step, complete=section.complete)
     sampling = section.sampling or {}
     if section.tokens is not None and "logprobs" in sampling:
-        raise ValueError(f"{prefix}sampling.logprobs: tokens.top says it; leave it out")
+        raise ValueError(f"{prefix}sampling.logprobs: tokens.top already sets it; remove it")
     if _judge_model(section) is not None and step.prompt.chat is not None:
-        raise ValueError(f"{prefix}best_of.by: a reward model reads templates, not chats")
+        raise ValueError(f"{prefix}best_of.by: reward needs a prompt of templates, not prompt.chat")
     if section.best_of is not None and sampling.get("logprobs", 0) is None:
-        raise ValueError(f"{prefix}sampling.logprobs: best_of compares them; leave it out")
+        raise ValueError(f"{prefix}sampling.logprobs: best_of needs log-probabilities; remove it")
     if num_samples == 1:
         return
     if sampling.get("temperature") == 0 or sampling.get("top_k") == 1:
         raise ValueError(
-            f"{prefix}n: at temperature 0 (or top_k 1) all samples are alike; raise it"
+            f"{prefix}n: at temperature 0 (or top_k 1) all samples are equal; raise temperature"
         )
     if "seed" in (section.overrides or {}) and sampling.get("seed") is None:
-        raise ValueError(f"{prefix}overrides.seed: with several samples set sampling.seed as well")
+        raise ValueError(f"{prefix}overrides.seed: with several samples, set sampling.seed as well")
 
 
 def _samplings(step: TaskStep[Generate], *, special_tokens: bool = False) -> tuple[Sampling, ...]:
-    """One for each answer, which differ in their seeds; or one for each attempt at one answer.
+    """The sampling parameters of each of several answers, or of each attempt at one answer.
 
-    `special_tokens` keeps the special tokens in the text, for a model whose thinking markers are
-    special tokens.
+    If a seed is set, samples use consecutive seeds. `special_tokens` keeps special tokens in the
+    text, for a model whose reasoning markers are special tokens.
     """
     section = step.section
     extra: dict[str, Any] = {} if section.tokens is None else {"logprobs": section.tokens.top}
@@ -182,7 +194,7 @@ def _samplings(step: TaskStep[Generate], *, special_tokens: bool = False) -> tup
     num_samples, seed = _num_samples(section), first.values.get("seed")
     if num_samples == 1 or seed is None:
         return (*(first,) * num_samples, *retries)
-    return tuple(Sampling({**first.values, "seed": seed + number}) for number in range(num_samples))
+    return tuple(Sampling({**first.values, "seed": seed + i}) for i in range(num_samples))
 
 
 def _build(step: TaskStep[Generate], context: TaskContext) -> "Generator":
@@ -191,16 +203,16 @@ def _build(step: TaskStep[Generate], context: TaskContext) -> "Generator":
     special = splitter is not None and splitter.needs_special_tokens
     if special and step.sampling.values.get("skip_special_tokens"):
         raise UserError(
-            f"{step.key_prefix}sampling.skip_special_tokens: reasoning needs the model's marks, "
-            "which are special tokens; leave it out"
+            f"{step.key_prefix}sampling.skip_special_tokens: reasoning needs the model's markers, "
+            "which are special tokens; remove it"
         )
     samplings = _samplings(step, special_tokens=special)
-    judge = None
+    chooser = None
     if _judge_model(section) is not None:
         key = step.key_of(_JUDGE_KEY)
         auxiliary = context.auxiliary[key]
-        judge = _RewardJudge(RewardJudge(auxiliary, key, model=key), step.encoder(auxiliary))
-    return Generator(section, step.encoder(context), splitter, samplings, judge)
+        chooser = _BestAnswer(RewardJudge(auxiliary, key, model=key), step.encoder(auxiliary))
+    return Generator(section, step.encoder(context), splitter, samplings, chooser)
 
 
 GENERATE = TaskKind(
@@ -228,22 +240,22 @@ sampling: {temperature: 0, max_tokens: 64}   # arguments of vLLM's SamplingParam
 
 
 class Generator:
-    """One request for each of a row's answers, all in one round; or one answer until it does."""
+    """Sends one request per answer, all in one round. A single answer can be retried."""
 
     def __init__(
         self,
         section: Generate,
-        prompter: PromptEncoder,
+        encoder: PromptEncoder,
         splitter: Splitter | None,
         samplings: Sequence[Sampling],
-        judge: "_RewardJudge | None",
+        chooser: "_BestAnswer | None",
     ) -> None:
         self._section = section
         self._columns = _answer_columns(section)
-        self._prompter = prompter
+        self._encoder = encoder
         self._splitter = splitter
         self._samplings = samplings
-        self._judge = judge
+        self._chooser = chooser
         self._stop_token_ids = frozenset(samplings[0].values.get("stop_token_ids") or ())
 
     def prepare(self, rows: Sequence[Row]) -> list[PreparedRow | Reject]:
@@ -251,13 +263,13 @@ class Generator:
             prompt
             if isinstance(prompt, Reject)
             else PreparedRow([prompt], self._notes(prompt, row))
-            for prompt, row in zip(self._prompter.encode(rows), rows, strict=True)
+            for prompt, row in zip(self._encoder.encode(rows), rows, strict=True)
         ]
 
     def answer(self, prepared: PreparedRow) -> Dialogue[Cells | Reject]:
         samples = yield from self._ask(prepared.prompts[0], _OPEN_NOTE in prepared.notes)
-        sound = [sample for sample in samples if isinstance(sample, SampledAnswer)]
-        if not sound:
+        valid = [sample for sample in samples if isinstance(sample, SampledAnswer)]
+        if not valid:
             return _all_failed([sample for sample in samples if isinstance(sample, Reject)])
         if self._section.n > 1:
             return {
@@ -268,14 +280,14 @@ class Generator:
                 for column in self._columns
             }
         if self._section.best_of is None:
-            return self._cells(sound[0])
-        counted = {"num_samples": len(sound)}
-        if self._judge is None:
-            return self._cells(max(sound, key=_likelihood)) | counted
-        choice = yield from self._judge.best(prepared.notes[_CONTENTS_NOTE], sound)
+            return self._cells(valid[0])
+        count = {"num_samples": len(valid)}
+        if self._chooser is None:
+            return self._cells(max(valid, key=_likelihood)) | count
+        choice = yield from self._chooser.best(prepared.notes[_CONTENTS_NOTE], valid)
         if isinstance(choice, Reject):
             return choice
-        return self._cells(choice.sample) | counted | {"reward": choice.reward}
+        return self._cells(choice.sample) | count | {"reward": choice.reward}
 
     def _cells(self, sample: SampledAnswer) -> dict[str, Any]:
         return {column.name: column.cell(sample) for column in self._columns}
@@ -296,8 +308,8 @@ class Generator:
         notes: dict[str, Any] = {}
         if self._splitter is not None and self._splitter.opens(prompt):
             notes[_OPEN_NOTE] = True
-        if self._judge is not None:
-            notes[_CONTENTS_NOTE] = self._judge.contents(row)
+        if self._chooser is not None:
+            notes[_CONTENTS_NOTE] = self._chooser.contents(row)
         return notes
 
     def _sample(self, answer: Completion, is_open: bool) -> SampledAnswer | Reject:
@@ -314,53 +326,59 @@ class Generator:
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    """The answer that a reward model prefers, and its number."""
+    """The answer that a reward model prefers, and its reward."""
 
     sample: SampledAnswer
     reward: float
 
 
-class _RewardJudge:
-    """Chooses among answers to a prompt, which it writes with its own model's tokenizer."""
+class _BestAnswer:
+    """Chooses the best of several answers with a reward model.
 
-    def __init__(self, judge: RewardJudge, prompter: PromptEncoder) -> None:
+    `encoder` renders the prompt for the reward model.
+    """
+
+    def __init__(self, judge: RewardJudge, encoder: PromptEncoder) -> None:
         self._judge = judge
-        self._prompter = prompter
+        self._encoder = encoder
 
     def contents(self, row: Row) -> list[str]:
-        """What the judge reads of a row whose prompt could be written."""
-        contents = self._prompter.render_row(row)
+        """The prompt's contents for a row whose prompt has already been rendered."""
+        contents = self._encoder.render_row(row)
         if isinstance(contents, Reject):
-            raise ValueError(contents.message)  # noqa: TRY004 - the same templates, the same row
+            raise ValueError(contents.message)  # noqa: TRY004 - these templates have rendered this row
         return contents
 
     def best(
         self, contents: Sequence[str], samples: Sequence[SampledAnswer]
     ) -> Dialogue[_Choice | Reject]:
-        """The sample with the largest number, the first of equals; the thinking is not judged."""
-        guard = self._prompter.tokenizer.control_tokens.escape
-        roles = self._prompter.templates.roles
+        """The sample with the largest reward, the first if several are equal.
+
+        The reward model does not read the reasoning.
+        """
+        escape = self._encoder.tokenizer.control_tokens.escape
+        roles = self._encoder.templates.roles
         prompts = self._judge.encode(
-            [Judged(roles, contents, guard(sample.thought.answer)) for sample in samples]
+            [Judged(roles, contents, escape(sample.thought.answer)) for sample in samples]
         )
         rewards = yield from self._judge.rewards(prompts)
-        known = [reward if isinstance(reward, float) else None for reward in rewards]
-        at = best_index(known)
-        reward = None if at is None else known[at]
-        if at is None or reward is None:
+        numbers = [reward if isinstance(reward, float) else None for reward in rewards]
+        best = best_index(numbers)
+        reward = None if best is None else numbers[best]
+        if best is None or reward is None:
             return next(reward for reward in rewards if isinstance(reward, Reject))
-        return _Choice(samples[at], reward)
+        return _Choice(samples[best], reward)
 
 
 def _all_failed(rejects: Sequence[Reject]) -> Reject:
     first = rejects[0]
     if len(rejects) == 1:
         return first
-    message = f"all {len(rejects)} samples failed, the first: {first.message}"
+    message = f"all {len(rejects)} samples failed; the first: {first.message}"
     return Reject(first.reject_class, message, first.attempts)
 
 
 def _likelihood(sample: SampledAnswer) -> float:
-    """What the best of several is chosen by; an empty answer is behind all others."""
+    """The key for the likeliest of several samples. An empty answer is the least likely."""
     mean = mean_logprob(sample.completion)
     return -math.inf if mean is None else mean

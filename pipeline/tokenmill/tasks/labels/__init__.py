@@ -1,1 +1,1 @@
-"""`classify` and `tag`: labels with probabilities."""
+"""The `classify` and `tag` tasks, which give labels with probabilities."""

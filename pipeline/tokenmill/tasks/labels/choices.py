@@ -1,7 +1,7 @@
-"""The labels of a task: how a job writes them, and how they come into its prompt.
+"""The labels of a task: parses them from the job file and adds them to the prompt.
 
-A file of labels is read when the job is: the resolved job, and so its fingerprint, holds the labels
-themselves.
+A label file is read together with the job, so the resolved job and its fingerprint contain the
+labels themselves.
 """
 
 import re
@@ -16,15 +16,15 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict
 from tokenmill.config.prompt import Message, Prompt
 from tokenmill.prompt.template import compile_prompt, literal_text_and_names
 
-#: What templates call the labels.
+#: The labels' name in templates.
 CHOICES = "choices"
-#: Stands behind a chat that does not name its labels.
+#: Appended to a chat that does not name its labels.
 LISTING = "\n\nAnswer with one of these labels and nothing else:\n{{ choices }}"
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A label, and what it means. Prints as the label."""
+    """A label and an optional description. Renders as the label."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -36,12 +36,12 @@ class Choice:
 
     @property
     def line(self) -> str:
-        """The label as a list shows it."""
+        """The label's line in a list: `- label: description`."""
         return f"- {self.label}" + (f": {self.description}" if self.description else "")
 
 
 class ChoiceList(tuple[Choice, ...]):
-    """What templates have as `choices`: prints as a list, one label with its description a line."""
+    """The value of `choices` in templates. Renders as a list with one label per line."""
 
     __slots__ = ()
 
@@ -50,7 +50,7 @@ class ChoiceList(tuple[Choice, ...]):
 
 
 def _read(value: Any) -> Any:
-    """Labels as a list of mappings: from a list, a mapping to descriptions, or a file of either."""
+    """Convert a list, a mapping from label to description, or a label file to label mappings."""
     if isinstance(value, str):
         value = _read_file(Path(value).expanduser())
     if isinstance(value, Mapping):
@@ -58,30 +58,30 @@ def _read(value: Any) -> Any:
     if not isinstance(value, Sequence) or isinstance(value, str):
         reason = "give a list of labels, a mapping from label to description, or a file"
         raise ValueError(reason)  # noqa: TRY004 - what pydantic reports
-    return [_readable(item) for item in value]
+    return [_label_mapping(item) for item in value]
 
 
 def _read_file(path: Path) -> Any:
-    """The labels in a file: YAML or JSON by its suffix, otherwise a label a line."""
+    """Read a label file: YAML or JSON by suffix, otherwise one label per line."""
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix in (".yaml", ".yml", ".json"):
             return yaml.safe_load(text)
     except OSError as error:
-        raise ValueError(f"cannot read the file of labels {path} ({error.strerror})") from error
+        raise ValueError(f"cannot read the label file {path} ({error.strerror})") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"cannot read the file of labels {path}: {reason}") from error
+        raise ValueError(f"cannot read the label file {path}: {reason}") from error
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def _readable(item: Any) -> Any:
+def _label_mapping(item: Any) -> Any:
     if isinstance(item, Choice):
         return item
     choice = dict(item) if isinstance(item, Mapping) else {"label": item}
     label = choice.get("label")
     if not isinstance(label, str):
-        # YAML reads yes and no as truth values, 1 as a number.
+        # YAML reads yes and no as booleans, and 1 as a number.
         reason = f"the label {label!r} is not text; put quotes around it"
         raise ValueError(reason)  # noqa: TRY004 - what pydantic reports
     return choice
@@ -91,16 +91,18 @@ def _distinct(choices: tuple[Choice, ...]) -> tuple[Choice, ...]:
     seen: set[str] = set()
     for label in labels_of(choices):
         if not label or label != label.strip() or not label.isprintable():
-            raise ValueError(f"the label {label!r} is empty, has space around it or a line break")
+            raise ValueError(
+                f"the label {label!r} is empty, or has surrounding space or a line break"
+            )
         if label in seen:
-            raise ValueError(f"the label {label!r} stands twice")
+            raise ValueError(f"the label {label!r} is duplicated")
         seen.add(label)
     if not seen:
-        raise ValueError("there are no labels")
+        raise ValueError("give at least one label")
     return choices
 
 
-#: `[a, b]`, `{a: what a means, b: …}`, or the path of a YAML, JSON or text file with them.
+#: `[a, b]`, `{a: what a means, b: …}`, or the path of a YAML, JSON or text file with either.
 Choices = Annotated[
     tuple[Choice, ...],
     BeforeValidator(_read, json_schema_input_type=list[str | Choice] | dict[str, str | None] | str),
@@ -113,20 +115,21 @@ def labels_of(choices: Sequence[Choice]) -> list[str]:
     return [choice.label for choice in choices]
 
 
-def with_listing(prompt: Prompt, choices: Sequence[Choice], place: str) -> Prompt:
-    """The prompt, with a list of the labels behind its last question where it lacks one.
+def with_listing(prompt: Prompt, choices: Sequence[Choice], key_prefix: str) -> Prompt:
+    """Append a list of the labels to the last user message of a chat that lacks them.
 
-    A prompt has them if it uses `choices`, or names every label and none has a description. A plain
-    text stays as it is. Raises `UserError` for templates that do not compile.
+    A chat has the labels if it uses `choices`, or if it names every label and none has a
+    description. A plain-text prompt is returned unchanged. Raises `UserError` for templates that do
+    not compile.
     """
-    compile_prompt(prompt, place, {CHOICES: ChoiceList(choices)})
+    compile_prompt(prompt, key_prefix, {CHOICES: ChoiceList(choices)})
     if not prompt.turns or _has_labels(prompt, choices):
         return prompt
     if prompt.user is not None:
         return prompt.model_copy(update={"user": prompt.user + LISTING})
     turns = list(prompt.turns)
-    asked = [at for at, turn in enumerate(turns) if turn.role == "user"]
-    last = asked[-1] if asked else len(turns) - 1
+    user_turns = [i for i, turn in enumerate(turns) if turn.role == "user"]
+    last = user_turns[-1] if user_turns else len(turns) - 1
     turns[last] = Message(role=turns[last].role, content=turns[last].content + LISTING)
     return Prompt(messages=tuple(turns))
 

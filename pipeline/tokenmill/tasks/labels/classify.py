@@ -1,7 +1,8 @@
-"""Classify: which one of the labels, how sure, and how all of them compare.
+"""The `classify` task: chooses one label and scores all of them.
 
-A label's likelihood is that of its tokens as the answer to the prompt; a sequence-classification
-model has a number for each label instead. Either way the scores are a softmax over the labels.
+A generative model scores a label by the log-probability of its tokens as the answer to the prompt.
+A sequence-classification model returns a logit per label. Either way, the scores are a softmax over
+the labels.
 """
 
 import math
@@ -25,9 +26,9 @@ from tokenmill.tasks.section import TaskSection
 from tokenmill.tasks.starter import Starter
 from tokenmill.tasks.task import Cells, Dialogue, PreparedRow, Row, TaskContext
 
-# Stands for every column in the prompt that asks about nothing (Zhao et al. 2021).
+# The value of every column in the content-free prompt (Zhao et al. 2021, Calibrate Before Use).
 _CONTENT_FREE = "N/A"
-# `label_scores` sums to 1; `margin` is the best score less the second; `entropy` is in nats.
+# `label_scores` sums to 1; `margin` is the best score minus the second; `entropy` is in nats.
 _FIELDS = (
     pa.field("label", pa.string()),
     pa.field("label_score", pa.float64()),
@@ -35,58 +36,58 @@ _FIELDS = (
     pa.field("margin", pa.float64()),
     pa.field("entropy", pa.float64()),
 )
-# Logits: the scores are a softmax, whatever the model's own activation.
+# Logits, because the scores are a softmax whatever the model's own activation is.
 _LOGITS = Pooling("classify", {"use_activation": False})
 
 
 class Classify(TaskSection):
-    """`task: {kind: classify, choices: [a, b]}`."""
+    """`task: {kind: classify, choices: [a, b]}`: one label per row, with scores."""
 
     kind: Literal["classify"] = "classify"
     choices: Choices | None = Field(
         default=None,
-        description="Labels, labels with descriptions, or a file; a model's own by default.",
+        description="Labels, labels with descriptions, or a file. method: model has its own.",
     )
     method: Literal["sequence", "first_token", "model"] = Field(
         default="sequence",
-        description="All of a label's tokens, its first alone, or a sequence-classification model.",
+        description="Score all tokens of a label, only its first, or use a classification model.",
     )
     normalize: bool = Field(
-        default=False, description="Mean log-probability per token, for labels of unlike lengths."
+        default=False, description="Use the mean per token, for labels of different lengths."
     )
     calibrate: bool = Field(
-        default=False, description="Divide by the probabilities under a prompt without content."
+        default=False, description="Divide by the probabilities for a content-free prompt."
     )
     abstain_below: Share | None = Field(
-        default=None, description="No label for a row whose best score is lower."
+        default=None, description="Leave the label null if the best score is lower."
     )
 
     @model_validator(mode="after")
     def _consistent(self) -> "Classify":
         if self.method == "model":
             if self.normalize or self.calibrate:
-                raise ValueError("normalize and calibrate do not go with method: model")
+                raise ValueError("normalize and calibrate cannot be used with method: model")
         elif self.choices is None:
-            raise ValueError("choices is missing: say which labels there are")
+            raise ValueError("choices is missing: list the labels")
         if self.normalize and self.method == "first_token":
-            raise ValueError("normalize goes with method: sequence")
+            raise ValueError("normalize requires method: sequence")
         if self.choices is not None and len(self.choices) == 1:
-            raise ValueError("choices: a single label leaves nothing to choose")
+            raise ValueError("choices: give at least two labels")
         return self
 
 
 def _params(step: TaskStep[Classify]) -> tuple[Params, ...]:
-    """Without a model the labels have no token ids yet."""
+    """The requests' parameters; without a model the labels have no token ids yet."""
     return (_LOGITS,) if step.section.method == "model" else (token_logprobs([]),)
 
 
 def _templates(step: TaskStep[Classify]) -> Templates:
-    """The prompt with `choices`; a chat that does not name the labels gets a list of them."""
+    """Compile the prompt with `choices`, listing the labels in a chat that does not name them."""
     prompt, choices = step.prompt, step.section.choices or ()
     if step.section.method != "model":
         prompt = with_listing(prompt, choices, step.prompt_prefix)
-    given = {CHOICES: ChoiceList(choices)}
-    return {"prompt": compile_prompt(prompt, step.prompt_prefix, given)}
+    variables = {CHOICES: ChoiceList(choices)}
+    return {"prompt": compile_prompt(prompt, step.prompt_prefix, variables)}
 
 
 def _build(step: TaskStep[Classify], context: TaskContext) -> "LabelChooser | ModelChooser":
@@ -103,19 +104,21 @@ def _build(step: TaskStep[Classify], context: TaskContext) -> "LabelChooser | Mo
     if section.method == "first_token":
         sequences = _first_tokens(labels, sequences, key)
     elif not is_prefix_free(sequences):
-        sequences = _ended(sequences, context, key)
-    baseline = _content_free(encoder, step.key_of("calibrate")) if section.calibrate else None
+        sequences = _with_end(sequences, context, key)
+    baseline = (
+        _content_free_prompt(encoder, step.key_of("calibrate")) if section.calibrate else None
+    )
     lengths = [len(tokens) if section.normalize else 1 for tokens in sequences]
     return LabelChooser(encoder, labels, LabelTrie(sequences), lengths, baseline, judge)
 
 
-def _content_free(encoder: PromptEncoder, key: str) -> Sequence[int]:
-    """The prompt with no content in its columns."""
+def _content_free_prompt(encoder: PromptEncoder, key: str) -> Sequence[int]:
+    """The prompt's token ids with `_CONTENT_FREE` in every column."""
     row = dict.fromkeys(encoder.templates.columns, _CONTENT_FREE)
     (prompt,) = encoder.encode([row])
     if isinstance(prompt, Reject):
         raise UserError(
-            f"{key}: the prompt cannot be asked about the text {_CONTENT_FREE!r} in every column: "
+            f"{key}: the prompt cannot be rendered with {_CONTENT_FREE!r} in every column: "
             f"{prompt.message}"
         )
     return prompt
@@ -152,13 +155,13 @@ task:
 
 
 class LabelJudge:
-    """Turns labels' scores into cells."""
+    """Turns scores into cells."""
 
     def __init__(self, abstain_below: float | None) -> None:
         self._abstain_below = abstain_below
 
     def cells(self, scores: Mapping[str, float]) -> Cells:
-        """The columns for scores that sum to 1; of equal ones the job's first label wins."""
+        """The cells for scores that sum to 1. In a tie, the job's first label wins."""
         label = max(scores, key=lambda name: scores[name])
         best, second = sorted(scores.values(), reverse=True)[:2]
         abstains = self._abstain_below is not None and best < self._abstain_below
@@ -171,7 +174,7 @@ class LabelJudge:
         }
 
     def join(self, parts: Sequence[Cells]) -> Cells:
-        """Of a text's parts: the mean of their scores."""
+        """The cells of a text: the mean of its chunks' scores, scaled to sum to 1."""
         sums: dict[str, float] = {}
         for part in parts:
             for label, score in dict(part["label_scores"]).items():
@@ -181,43 +184,46 @@ class LabelJudge:
 
 
 class LabelChooser:
-    """A round of requests a row, one for each inner node of the labels' trie.
+    """Sends one round of requests per row, one for each inner node of the labels' trie.
 
-    `lengths` divide the labels' log-probabilities; `baseline` is the prompt without content.
+    Each label's log-probability is divided by its entry in `lengths`. `baseline` holds the token
+    ids of the content-free prompt.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0917 - built in one place
+    def __init__(  # noqa: PLR0913, PLR0917 - called only by `_build`
         self,
-        prompter: PromptEncoder,
+        encoder: PromptEncoder,
         labels: Sequence[str],
         trie: LabelTrie,
         lengths: Sequence[int],
         baseline: Sequence[int] | None,
         judge: LabelJudge,
     ) -> None:
-        self._prompter = prompter
+        self._encoder = encoder
         self._labels = labels
         self._trie = trie
         self._lengths = lengths
         self._baseline = baseline
-        # The labels' log-probabilities behind `baseline`, once the first row has asked for them.
+        # The labels' log-probabilities after `baseline`, once the first row has requested them.
         self._bias: Sequence[float] | None = None
         self._judge = judge
 
     def prepare(self, rows: Sequence[Row]) -> list[PreparedRow | Reject]:
-        return _prepared(self._prompter, rows)
+        return _prepared(self._encoder, rows)
 
     def answer(self, prepared: PreparedRow) -> Dialogue[Cells | Reject]:
         logprobs = yield from self._logprobs(prepared.prompts[0])
         if isinstance(logprobs, Reject):
             return logprobs
         if self._baseline is not None:
-            # Rows that begin before the first has its answer ask too: the prefix is cached.
+            # Rows that start before the first one has its answer also ask; the prefix is cached.
             bias = self._bias or (yield from self._logprobs(self._baseline))
             if isinstance(bias, Reject):
                 return bias
             self._bias = self._bias or bias
-            logprobs = [one - other for one, other in zip(logprobs, self._bias, strict=True)]
+            logprobs = [
+                logprob - offset for logprob, offset in zip(logprobs, self._bias, strict=True)
+            ]
         values = [value / length for value, length in zip(logprobs, self._lengths, strict=True)]
         return self._judge.cells(dict(zip(self._labels, softmax(values), strict=True)))
 
@@ -233,35 +239,35 @@ class LabelChooser:
 
 
 class ModelChooser:
-    """A sequence-classification model: one request a row."""
+    """Sends one request per row to a sequence-classification model."""
 
-    def __init__(self, prompter: PromptEncoder, labels: Sequence[str], judge: LabelJudge) -> None:
-        self._prompter = prompter
+    def __init__(self, encoder: PromptEncoder, labels: Sequence[str], judge: LabelJudge) -> None:
+        self._encoder = encoder
         self._labels = labels
         self._judge = judge
 
     def prepare(self, rows: Sequence[Row]) -> list[PreparedRow | Reject]:
-        return _prepared(self._prompter, rows)
+        return _prepared(self._encoder, rows)
 
     def answer(self, prepared: PreparedRow) -> Dialogue[Cells | Reject]:
         (answer,) = yield [Request(prepared.prompts[0], _LOGITS)]
         if isinstance(answer, Reject):
             return answer
         if answer.vector is None:
-            raise ValueError("the engine gave no logits")
+            raise ValueError("the engine returned no logits")
         scores = softmax(answer.vector.tolist())
         return self._judge.cells(dict(zip(self._labels, scores, strict=True)))
 
 
-def _prepared(prompter: PromptEncoder, rows: Sequence[Row]) -> list[PreparedRow | Reject]:
+def _prepared(encoder: PromptEncoder, rows: Sequence[Row]) -> list[PreparedRow | Reject]:
     return [
         prompt if isinstance(prompt, Reject) else PreparedRow([prompt])
-        for prompt in prompter.encode(rows)
+        for prompt in encoder.encode(rows)
     ]
 
 
 def softmax(values: Sequence[float]) -> list[float]:
-    """Positive numbers that sum to 1, in proportion to the exponentials of the values."""
+    """Numbers that sum to 1, proportional to the exponentials of the values."""
     top = max(values)
     weights = [math.exp(value - top) for value in values]
     total = math.fsum(weights)
@@ -269,82 +275,86 @@ def softmax(values: Sequence[float]) -> list[float]:
 
 
 def entropy(probabilities: Any) -> float:
-    """In nats: 0 for a sure one, the logarithm of their number where all are equal."""
+    """Entropy in nats: 0 for a certain outcome, log n for n equal probabilities."""
     return math.fsum(-p * math.log(p) for p in probabilities if p > 0)
 
 
 def label_tokens(
-    labels: Sequence[str], prompter: PromptEncoder, text: str | None, place: str
+    labels: Sequence[str], encoder: PromptEncoder, text: str | None, key_prefix: str
 ) -> list[Sequence[int]]:
-    """The labels' token ids as answers: at the start of the assistant's turn, or behind `text`.
+    """Encode the labels as answers: at the start of the assistant's turn, or after `text`.
 
-    A space goes before them behind a text that does not end in white space.
+    After a text that does not end in white space, each label follows a space. Raises `UserError` if
+    the chat template rejects the prompt.
     """
-    tokenizer = prompter.tokenizer
+    tokenizer = encoder.tokenizer
     if text is not None:
         space = "" if text[-1:].isspace() else " "
         return encode_after(tokenizer, text[-1:], [space + label for label in labels])
-    chat = [(role, "x") for role in prompter.templates.roles]
+    chat = [(role, "x") for role in encoder.templates.roles]
     (before,) = tokenizer.render_chats([chat])
     if isinstance(before, Reject):
-        raise UserError(f"{place}prompt: the model's chat template refuses it: {before.message}")
+        raise UserError(
+            f"{key_prefix}prompt: the model's chat template rejects it: {before.message}"
+        )
     return encode_after(tokenizer, before, labels)
 
 
 def _first_tokens(
-    labels: Sequence[str], sequences: Sequence[Sequence[int]], place: str
+    labels: Sequence[str], sequences: Sequence[Sequence[int]], key: str
 ) -> list[Sequence[int]]:
     by_token: dict[int, list[str]] = {}
     for label, tokens in zip(labels, sequences, strict=True):
         by_token.setdefault(tokens[0], []).append(label)
-    for same in by_token.values():
-        if len(same) > 1:
+    for clashing in by_token.values():
+        if len(clashing) > 1:
             raise UserError(
-                f"{place}: {', '.join(same)} begin with the same token of this model; "
+                f"{key}: {', '.join(clashing)} start with the same token in this model; "
                 "use method: sequence"
             )
     return [tokens[:1] for tokens in sequences]
 
 
-def _ended(
-    sequences: Sequence[Sequence[int]], context: TaskContext, place: str
+def _with_end(
+    sequences: Sequence[Sequence[int]], context: TaskContext, key: str
 ) -> list[Sequence[int]]:
-    """The sequences with the end of the answer behind each, so that none is another's start."""
+    """Append the end of the turn to each sequence, so that none is a prefix of another."""
     end = context.tokenizer.end_of_turn
     ended = sequences if end is None else [[*tokens, end] for tokens in sequences]
     if not is_prefix_free(ended):
         raise UserError(
-            f"{place}: to this model's tokenizer a label is the start of another, or the same; "
-            "use other words"
+            f"{key}: in this model's tokens, one label equals another or is its start; "
+            "rename one of them"
         )
     return list(ended)
 
 
 def _unnamed(config: Mapping[str, Any]) -> dict[str, str]:
-    """What transformers calls labels that the file leaves out; by its default there are two."""
+    """The names that transformers gives to unnamed labels; it assumes two by default."""
     architectures = config.get("architectures") or ()
     default = 2 if any("SequenceClassification" in name for name in architectures) else 0
-    return {str(at): f"LABEL_{at}" for at in range(config.get("num_labels", default))}
+    return {str(i): f"LABEL_{i}" for i in range(config.get("num_labels", default))}
 
 
 def model_labels(
     config: Mapping[str, Any], choices: Sequence[str] | None, prefix: str
 ) -> list[str]:
-    """The labels of a sequence-classification model's outputs, in their order.
+    """The labels of a sequence-classification model, in the order of its outputs.
 
-    The job's choices are the same labels, or names for labels that have none (`LABEL_0`).
+    The job's choices must be the same labels, or names for unnamed labels (`LABEL_0`, …). Raises
+    `UserError` for other choices, and for models without labels to choose from.
     """
     by_id = config.get("id2label") or _unnamed(config)
     if not by_id:
         raise UserError(
-            f"{prefix}method: the model's config.json names no labels (id2label), so it is no "
+            f"{prefix}method: config.json has no labels (id2label), so the model is not a "
             "sequence-classification model; use method: sequence"
         )
     labels = [str(by_id[key]) for key in sorted(by_id, key=int)]
     if len(labels) == 1 or config.get("problem_type") == "multi_label_classification":
-        raise UserError(f"{prefix}method: the model does not choose one label of several")
+        raise UserError(f"{prefix}method: the model does not choose one of several labels")
     if choices is None or set(choices) == set(labels):
         return labels
-    if len(choices) == len(labels) and labels == [f"LABEL_{at}" for at in range(len(labels))]:
+    if len(choices) == len(labels) and labels == [f"LABEL_{i}" for i in range(len(labels))]:
         return list(choices)
-    raise UserError(f"{prefix}choices: the model's labels are others: {', '.join(labels)}")
+    raise UserError(f"{prefix}choices: the model's labels differ; use {', '.join(labels)}")

@@ -1,8 +1,8 @@
-"""Log-probabilities of many short continuations of one prompt, by one round of requests.
+"""Gets the log-probabilities of many short continuations of a prompt in one round of requests.
 
-The continuations' tokens form a trie that is known before the first request: for each inner node
-one request asks, behind the prompt and the tokens so far, for the log-probabilities of all tokens
-that go on. The requests share the prompt as a cached prefix, and write one token each.
+The continuations' tokens form a trie that is known before the first request. For each inner node,
+one request asks for the log-probabilities of the node's children after the prompt and the tokens on
+the path. The requests share the prompt as a cached prefix, and each generates one token.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from tokenmill.reject import Reject
 from tokenmill.request import Answer, Completion, Request, Sampling
 
-#: VLLM's `MAX_LOGPROB_TOKEN_IDS`.
-MOST_TOKENS = 128
+#: The most tokens in one request: vLLM's `MAX_LOGPROB_TOKEN_IDS`.
+MAX_TOKENS = 128
 TokenTuple = tuple[int, ...]
 
 
 def token_logprobs(tokens: Sequence[int]) -> Sampling:
-    """Sampling that gives the log-probabilities of these tokens as the next one."""
+    """Sampling parameters that request the log-probabilities of these next tokens."""
     return Sampling(
         {
             "temperature": 0,
@@ -28,7 +28,7 @@ def token_logprobs(tokens: Sequence[int]) -> Sampling:
 
 
 def inner_nodes(sequences: Sequence[Sequence[int]]) -> dict[TokenTuple, list[int]]:
-    """The tokens that go on behind each prefix of the sequences, shorter prefixes first."""
+    """Map each proper prefix of the sequences to its next tokens, shorter prefixes first."""
     nodes: dict[TokenTuple, dict[int, None]] = {}
     for length in range(max(map(len, sequences))):
         for sequence in sequences:
@@ -38,50 +38,50 @@ def inner_nodes(sequences: Sequence[Sequence[int]]) -> dict[TokenTuple, list[int
 
 
 def is_prefix_free(sequences: Sequence[Sequence[int]]) -> bool:
-    """Whether no sequence is the start of another, so that one alone can be the answer."""
+    """Whether no sequence equals or starts another, so that exactly one can be the answer."""
     nodes = inner_nodes(sequences)
     distinct = {tuple(sequence) for sequence in sequences}
     return len(distinct) == len(sequences) and not any(end in nodes for end in distinct)
 
 
 class LabelTrie:
-    """The sequences' trie, and what it asks of an engine."""
+    """The trie of several token sequences, and its requests."""
 
     def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
         self.sequences = [tuple(sequence) for sequence in sequences]
-        self._questions = [
-            (prefix, token_logprobs(children[start : start + MOST_TOKENS]))
+        self._nodes = [
+            (prefix, token_logprobs(children[start : start + MAX_TOKENS]))
             for prefix, children in inner_nodes(self.sequences).items()
-            for start in range(0, len(children), MOST_TOKENS)
+            for start in range(0, len(children), MAX_TOKENS)
         ]
 
     def requests(self, prompt: Sequence[int]) -> list[Request]:
-        """One round's requests; the shortest, whose prefix the others share, first."""
-        return [Request([*prompt, *prefix], sampling) for prefix, sampling in self._questions]
+        """One round of requests. The shortest comes first, because the others share its prefix."""
+        return [Request([*prompt, *prefix], sampling) for prefix, sampling in self._nodes]
 
     def logprobs(self, answers: Sequence[Completion]) -> list[float]:
-        """Each sequence's log-probability behind the prompt, from the answers to `requests`."""
-        after: dict[TokenTuple, dict[int, float]] = {}
-        for (prefix, _), answer in zip(self._questions, answers, strict=True):
-            after.setdefault(prefix, {}).update(choice_logprobs(answer))
+        """The sequences' natural log-probabilities, from the answers to `requests`."""
+        next_logprobs: dict[TokenTuple, dict[int, float]] = {}
+        for (prefix, _), answer in zip(self._nodes, answers, strict=True):
+            next_logprobs.setdefault(prefix, {}).update(choice_logprobs(answer))
         return [
-            sum(after[sequence[:at]][token] for at, token in enumerate(sequence))
+            sum(next_logprobs[sequence[:i]][token] for i, token in enumerate(sequence))
             for sequence in self.sequences
         ]
 
 
 def completions(answers: Sequence[Answer]) -> list[Completion] | Reject:
-    """The answers, or the first of them that is none."""
-    found = []
+    """The answers, or the first reject among them."""
+    completed = []
     for answer in answers:
         if isinstance(answer, Reject):
             return answer
-        found.append(answer)
-    return found
+        completed.append(answer)
+    return completed
 
 
 def choice_logprobs(answer: Completion) -> Mapping[int, float]:
-    """Those of the tokens that the request asked for."""
+    """The log-probabilities of the tokens that the request named."""
     if answer.choice_logprobs is None:
-        raise ValueError("the engine gave no log-probabilities of the tokens it was asked for")
+        raise ValueError("the engine returned no log-probabilities for the requested tokens")
     return answer.choice_logprobs

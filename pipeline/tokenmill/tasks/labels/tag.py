@@ -1,8 +1,8 @@
-"""Tag: which of the labels fit, each asked about by itself.
+"""The `tag` task: finds all labels that fit, with one yes-or-no question per label.
 
-The document comes first and is the same for all labels; behind it each label has its own question,
-whose answer is yes or no. The document's tokens are made once a row, the questions' once a process:
-what the requests of a row share is exactly the same.
+The document comes first and is the same for all labels; each label's question follows it. The
+document is tokenized once per row and the questions once per process, so that the requests of a row
+share an identical prefix.
 """
 
 import math
@@ -22,7 +22,7 @@ from tokenmill.request import Request
 from tokenmill.tasks.kind import Join, TaskKind, TaskStep, Templates
 from tokenmill.tasks.labels.choices import CHOICES, ChoiceList, Choices, labels_of
 from tokenmill.tasks.labels.label_trie import (
-    MOST_TOKENS,
+    MAX_TOKENS,
     choice_logprobs,
     completions,
     token_logprobs,
@@ -36,54 +36,60 @@ _FIELDS = (
     pa.field("tags", pa.list_(pa.string())),
     pa.field("tag_scores", pa.map_(pa.string(), pa.float64())),
 )
-#: Behind the document, for each label.
+#: The question about each label, after the document.
 QUESTION = (
     'Does the label "{{ label }}"{% if description %} ({{ description }}){% endif %} fit this '
     "text? Answer yes or no."
 )
-# Behind a plain text there is no turn for the answer.
+# A plain text has no assistant's turn, so the question must lead to the answer.
 _TEXT_QUESTION = "Question: " + QUESTION + "\nAnswer:"
 # Between the document and the question.
 _GAP = "\n\n"
-# Any word that a question may begin with.
+# Any word with which a question may begin.
 _WORD = "Does"
-# Stands for the question while a chat is rendered.
+# Placeholder for the question while a chat is rendered.
 _MARK = "tokenmill-question"
-# Beyond it `math.exp` overflows.
-_MOST_EXPONENT = 700.0
+# `math.exp` overflows above about 709.
+_MAX_EXPONENT = 700.0
 Words = Annotated[tuple[Annotated[str, Field(pattern=r"\S")], ...], Field(min_length=1)]
 
 
 class Tag(TaskSection):
-    """`task: {kind: tag, choices: [a, b]}`."""
+    """`task: {kind: tag, choices: [a, b]}`: any number of labels per row, with probabilities."""
 
     kind: Literal["tag"] = "tag"
     choices: Choices = Field(description="Labels, labels with descriptions, or a file of them.")
     question: str | None = Field(
-        default=None, description="A template over label and description, behind the document."
+        default=None,
+        description="Template over label and description that follows the document.",
     )
-    threshold: Share = Field(default=0.5, description="The least probability of a tag.")
+    threshold: Share = Field(default=0.5, description="Minimum probability of a tag.")
     thresholds: dict[str, Share] = Field(
-        default_factory=dict, description="Those of single labels, instead."
+        default_factory=dict,
+        description="Thresholds of single labels, which replace the common one.",
     )
     max_tags: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="At most so many, the likeliest."
+        default=None, description="Keep at most this number of tags, the likeliest."
     )
-    yes_words: Words = Field(default=("yes", "Yes"), description="Each, and behind a space.")
-    no_words: Words = Field(default=("no", "No"), description="Each, and behind a space.")
+    yes_words: Words = Field(
+        default=("yes", "Yes"), description="Answers that mean yes, with or without a space before."
+    )
+    no_words: Words = Field(
+        default=("no", "No"), description="Answers that mean no, with or without a space before."
+    )
 
     @model_validator(mode="after")
     def _known_labels(self) -> "Tag":
         unknown = sorted(self.thresholds.keys() - set(labels_of(self.choices)))
         if unknown:
-            raise ValueError(f"thresholds: {unknown[0]} is none of the choices")
+            raise ValueError(f"thresholds: {unknown[0]} is not one of the choices")
         return self
 
 
 def _templates(step: TaskStep[Tag]) -> Templates:
-    """The document's prompt, with `choices`."""
-    given = {CHOICES: ChoiceList(step.section.choices)}
-    return {"prompt": compile_prompt(step.prompt, step.prompt_prefix, given)}
+    """Compile the document's prompt, with `choices`."""
+    variables = {CHOICES: ChoiceList(step.section.choices)}
+    return {"prompt": compile_prompt(step.prompt, step.prompt_prefix, variables)}
 
 
 def _thresholds(section: Tag) -> "Thresholds":
@@ -114,7 +120,7 @@ def _questions(step: TaskStep[Tag]) -> list[str]:
         for choice in step.section.choices
     ]
     if len(set(questions)) != len(questions):
-        raise UserError(f"{key}: two labels have the same question; write {{{{ label }}}}")
+        raise UserError(f"{key}: two labels have the same question; use {{{{ label }}}} in it")
     return questions
 
 
@@ -126,7 +132,7 @@ TAG = TaskKind(
     writes_text=False,
     join=lambda section: Join("union", _thresholds(section).join),
     templates=_templates,
-    # Without a model the words have no token ids yet.
+    # Without a model, the answer words have no token ids yet.
     params=lambda _: (token_logprobs([]),),
     starter=Starter(
         "tags",
@@ -148,28 +154,29 @@ task:
 
 
 class Heads:
-    """Renders documents up to the question at the end of the last turn.
+    """Encodes documents up to the question, which ends the last turn.
 
-    `tail` is what the chat template writes behind it, the same in every row.
+    `tail` is what the chat template writes after the question. It must be the same in every row.
+    Raises `UserError` for a chat template that leaves the question out.
     """
 
-    def __init__(self, prompter: PromptEncoder, place: str) -> None:
-        self._prompter = prompter
-        roles = prompter.templates.roles
-        (self._word,) = encode_after(prompter.tokenizer, _GAP, [_WORD])
+    def __init__(self, encoder: PromptEncoder, key_prefix: str) -> None:
+        self._encoder = encoder
+        roles = encoder.templates.roles
+        (self._word,) = encode_after(encoder.tokenizer, _GAP, [_WORD])
         self.tail = ""
         if roles:
             (parts,) = self._split([["x"] * len(roles)])
             if isinstance(parts, Reject):
-                raise UserError(f"{place}prompt: {parts.message}")
+                raise UserError(f"{key_prefix}prompt: {parts.message}")
             self.tail = parts[1]
 
     def encode(self, rows: Sequence[Row]) -> list[Sequence[int] | Reject]:
-        """Each row's token ids up to the question."""
-        contents = self._prompter.render(rows)
+        """The token ids of each row up to the question."""
+        contents = self._encoder.render(rows)
         rendered = [item for item in contents if not isinstance(item, Reject)]
         heads: list[str | Reject]
-        if self._prompter.templates.is_chat:
+        if self._encoder.templates.is_chat:
             heads = [self._head(parts) for parts in self._split(rendered)]
         else:
             heads = [text + _GAP for (text,) in rendered]
@@ -177,38 +184,38 @@ class Heads:
         return _refilled(contents, _refilled(heads, self._tokens(texts)))
 
     def _tokens(self, heads: Sequence[str]) -> list[Sequence[int] | Reject]:
-        """The heads' token ids as they are where a question follows.
+        """Encode heads as if a question followed.
 
-        Many tokenizers write the white space at a text's very end otherwise than before a word, so
-        a word is put behind and its tokens are taken off.
+        Many tokenizers encode white space at the end of a text differently from white space before
+        a word. So a word is appended, and its tokens are removed.
         """
         followed = self._encode([head + _WORD for head in heads])
         end = self._word
-        found = [
+        trimmed = [
             ids[: -len(end)] if not isinstance(ids, Reject) and ids[-len(end) :] == end else None
             for ids in followed
         ]
-        alone = (head for head, ids in zip(heads, found, strict=True) if ids is None)
+        alone = (head for head, ids in zip(heads, trimmed, strict=True) if ids is None)
         rest = iter(self._encode(list(alone)))
-        return [next(rest) if ids is None else ids for ids in found]
+        return [next(rest) if ids is None else ids for ids in trimmed]
 
     def _encode(self, texts: Sequence[str]) -> list[Sequence[int] | Reject]:
-        tokenizer = self._prompter.tokenizer
-        if self._prompter.templates.is_chat:
+        tokenizer = self._encoder.tokenizer
+        if self._encoder.templates.is_chat:
             return list(tokenizer.encode_continuations(texts))
         return tokenizer.encode_texts(texts)
 
     def _split(self, contents: Sequence[Sequence[str]]) -> list[tuple[str, str] | Reject]:
-        """The chats before and behind the question."""
-        roles = self._prompter.templates.roles
+        """Render chats, and split each into the text before and after the question."""
+        roles = self._encoder.templates.roles
         chats = []
         for item in contents:
             texts = list(item)
             texts[-1] += _GAP + _MARK
             chats.append(list(zip(roles, texts, strict=True)))
         return [
-            chat if isinstance(chat, Reject) else _parted(chat)
-            for chat in self._prompter.tokenizer.render_chats(chats)
+            chat if isinstance(chat, Reject) else _split_at_mark(chat)
+            for chat in self._encoder.tokenizer.render_chats(chats)
         ]
 
     def _head(self, parts: tuple[str, str] | Reject) -> str | Reject:
@@ -216,29 +223,32 @@ class Heads:
             return parts
         head, tail = parts
         if tail != self.tail:
-            reason = "the chat template ends the question otherwise in this row"
+            reason = "the chat template ends the question differently in this row"
             return Reject(RejectClass.CHAT_TEMPLATE_ERROR, reason)
         return head
 
 
-def _parted(chat: str) -> tuple[str, str] | Reject:
+def _split_at_mark(chat: str) -> tuple[str, str] | Reject:
     head, mark, tail = chat.rpartition(_MARK)
     if mark:
         return head, tail
-    reason = "the model's chat template leaves the question out"
+    reason = "the model's chat template omits the question"
     return Reject(RejectClass.CHAT_TEMPLATE_ERROR, reason)
 
 
 def _refilled(
     items: Sequence[object], values: Sequence[Sequence[int] | Reject]
 ) -> list[Sequence[int] | Reject]:
-    """The rejects of `items` in their places, and the values in the others."""
+    """The items with everything but the rejects replaced, in order, by `values`."""
     rest = iter(values)
     return [item if isinstance(item, Reject) else next(rest) for item in items]
 
 
 class Tagger:
-    """A round of one request a label; `questions` maps each label to its question's token ids."""
+    """Sends one request per label, all in one round.
+
+    `questions` maps each label to the token ids of its question.
+    """
 
     def __init__(
         self,
@@ -261,43 +271,47 @@ class Tagger:
 
     def answer(self, prepared: PreparedRow) -> Dialogue[Cells | Reject]:
         head = prepared.prompts[0]
-        asked = [Request([*head, *tokens], self._sampling) for tokens in self._questions.values()]
-        answers = completions((yield asked))
+        requests = [
+            Request([*head, *tokens], self._sampling) for tokens in self._questions.values()
+        ]
+        answers = completions((yield requests))
         if isinstance(answers, Reject):
             return answers
-        logprobs = [choice_logprobs(answer) for answer in answers]
-        if any(not math.isfinite(value) for each in logprobs for value in each.values()):
+        label_logprobs = [choice_logprobs(answer) for answer in answers]
+        if not all(math.isfinite(value) for item in label_logprobs for value in item.values()):
             reason = "the log-probability of yes or no is not a finite number"
             return Reject(RejectClass.ENGINE_ERROR, reason, attempts=1)
-        scores = [self._probability(each) for each in logprobs]
+        scores = [self._probability(logprobs) for logprobs in label_logprobs]
         return self._thresholds.cells(dict(zip(self._questions, scores, strict=True)))
 
     def _probability(self, logprobs: Mapping[int, float]) -> float:
         yes = _log_sum([logprobs[token] for token in self._yes])
         no = _log_sum([logprobs[token] for token in self._no])
-        return 1 / (1 + math.exp(min(no - yes, _MOST_EXPONENT)))
+        return 1 / (1 + math.exp(min(no - yes, _MAX_EXPONENT)))
 
 
 class Thresholds:
-    """Which probabilities make a tag."""
+    """Decides which probabilities make a tag. `overrides` are the thresholds of single labels."""
 
-    def __init__(self, threshold: float, own: Mapping[str, float], max_tags: int | None) -> None:
+    def __init__(
+        self, threshold: float, overrides: Mapping[str, float], max_tags: int | None
+    ) -> None:
         self._threshold = threshold
-        self._own = own
+        self._overrides = overrides
         self._max_tags = max_tags
 
     def cells(self, scores: Mapping[str, float]) -> Cells:
-        """The columns for each label's probability; of equal ones the job's first label leads."""
+        """The cells for the labels' probabilities. In a tie, the job's first label comes first."""
         tags = [
             label
             for label, score in scores.items()
-            if score >= self._own.get(label, self._threshold)
+            if score >= self._overrides.get(label, self._threshold)
         ]
         tags.sort(key=lambda label: -scores[label])
         return {"tags": tags[: self._max_tags], "tag_scores": dict(scores)}
 
     def join(self, parts: Sequence[Cells]) -> Cells:
-        """The cells of a text from those of its chunks: a tag of one chunk is a tag of the text."""
+        """The cells of a text: each label has the highest of its chunks' probabilities."""
         scores: dict[str, float] = {}
         for part in parts:
             for label, score in dict(part["tag_scores"]).items():
@@ -308,25 +322,30 @@ class Thresholds:
 def answer_tokens(
     tokenizer: Tokenizer, yes_words: Sequence[str], no_words: Sequence[str], key: str
 ) -> tuple[list[int], list[int]]:
-    """The tokens with which an answer of yes and of no begins. Raises `UserError`."""
+    """The first tokens of answers that mean yes, and of those that mean no.
+
+    Raises `UserError` if a token would mean both, or if there are too many.
+    """
     yes, no = _first_tokens(tokenizer, yes_words), _first_tokens(tokenizer, no_words)
     if yes & no:
         raise UserError(
-            f"{key}: a word begins with the same token of this model as one of "
+            f"{key}: in this model, a word starts with the same token as one of "
             "no_words; use other words"
         )
     spaced_yes = _first_tokens(tokenizer, [" " + word for word in yes_words])
     spaced_no = _first_tokens(tokenizer, [" " + word for word in no_words])
-    # Where the space is a token of its own, it tells nothing.
-    told_yes = sorted(yes | (spaced_yes - spaced_no - no))
-    told_no = sorted(no | (spaced_no - spaced_yes - yes))
-    if len(told_yes) + len(told_no) > MOST_TOKENS:
-        raise UserError(f"{key}: more than {MOST_TOKENS} words with no_words")
-    return told_yes, told_no
+    # If the space is a separate token, it may begin both answers; such tokens are left out.
+    yes_tokens = sorted(yes | (spaced_yes - spaced_no - no))
+    no_tokens = sorted(no | (spaced_no - spaced_yes - yes))
+    if len(yes_tokens) + len(no_tokens) > MAX_TOKENS:
+        raise UserError(
+            f"{key}: yes_words and no_words have more than {MAX_TOKENS} tokens; use fewer words"
+        )
+    return yes_tokens, no_tokens
 
 
 def _first_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> set[int]:
-    # As they follow a line's end; some tokenizers put a space before what stands alone.
+    # Encoded after a line break: some tokenizers add a space at the start of a text.
     return {tokens[0] for tokens in encode_after(tokenizer, "\n", texts)}
 
 
