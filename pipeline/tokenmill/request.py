@@ -5,6 +5,7 @@ Ground floor: imports nothing of ours.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Literal
 
 import numpy as np
@@ -73,6 +74,16 @@ class Request:
     media: Media | None = None
 
 
+class FinishReason(StrEnum):
+    """Why an engine ended a request, in vLLM's words."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+    REPETITION = "repetition"
+
+
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
     """A generated token as text, its log-probability, and the most likely ones in its place."""
@@ -97,7 +108,7 @@ class Completion:
 
     key: int
     text: str
-    finish_reason: str
+    finish_reason: FinishReason
     num_input_tokens: int
     num_generated_tokens: int
     cumulative_logprob: float | None

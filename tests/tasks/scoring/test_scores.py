@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
-from tokenmill.engine.base import EngineInfo, EngineResources
+from tokenmill.engine.base import EngineInfo
 from tokenmill.engine.fake import FakeEngine, FakeSettings, fake_config
-from tokenmill.engine.multi_model import MultiModelEngine, memory_shares
+from tokenmill.engine.multi_model import MultiModelEngine
 from tokenmill.errors import UserError
 from tokenmill.job.job import Job
 from tokenmill.prompt.fake_tokenizer import FakeTokenizer
@@ -20,7 +20,6 @@ from tokenmill.reject import Reject, RejectClass
 from tokenmill.request import Answer, Completion, Pooling, Request
 from tokenmill.row_columns import ROW_COLUMN
 from tokenmill.scheduling.scheduler import Scheduler
-from tokenmill.stages import load as loading
 from tokenmill.stages.load import resolve
 from tokenmill.stages.render import Renderer
 from tokenmill.tasks.kind import TaskStep
@@ -492,36 +491,11 @@ def test_each_model_has_its_own_context() -> None:
     team = MultiModelEngine(
         FakeEngine(SETTINGS), {"tasks.check.model": FakeEngine(FakeSettings(max_model_len=10))}
     )
-    assert team.info.beside == {"tasks.check.model": 10}
+    assert team.info.auxiliary == {"tasks.check.model": 10}
     table = run(job(**TWO_MODELS), team, pa.table({"text": ["one " * 20]}))
     (error,) = table.column("error").to_pylist()
     assert error["class"] == "prompt_too_long"
     assert "tasks.check.model.engine.max_model_len" in error["message"]
-
-
-def test_an_engine_without_work_is_left_alone() -> None:
-    """A step of vLLM with nothing to do would wait for ever in a process of its own."""
-
-    class Waiting(FakeEngine):
-        open = 0
-
-        def add(self, key: int, request: Request) -> None:
-            self.open += 1
-            super().add(key, request)
-
-        def step(self) -> Sequence[Completion]:
-            assert self.open
-            ended = super().step()
-            self.open -= len(ended)
-            return ended
-
-    team = MultiModelEngine(Waiting(SETTINGS), {"judge": Waiting(SETTINGS)})
-    ended = []
-    for key, model in enumerate(["judge", None, "judge"]):
-        team.add(key, Request([key], Pooling("classify"), model=model))
-        ended += team.step()
-    ended += team.step()
-    assert [completion.key for completion in ended] == [0, 1, 2]
 
 
 def test_a_judge_beside_a_writer_needs_a_model_of_its_own() -> None:
@@ -563,37 +537,6 @@ def test_a_judge_sends_its_requests_to_its_model() -> None:
     with pytest.raises(StopIteration) as end:
         dialogue.send([number(request) for request in requests])
     assert end.value.value == [2, Reject(RejectClass.BAD_TEXT, "no"), 3]
-
-
-def test_tasks_of_the_same_model_share_its_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two places that name one model are one engine, which answers the requests of both."""
-    loaded: list[FakeEngine] = []
-
-    def load(settings: FakeSettings) -> FakeEngine:
-        loaded.append(FakeEngine(settings))
-        return loaded[-1]
-
-    monkeypatch.setattr(loading, "FakeEngine", load)
-    judges = [{**TWO_MODELS["tasks"][1], "name": name} for name in ("judge", "again")]
-    two = job(**{**TWO_MODELS, "tasks": [TWO_MODELS["tasks"][0], *judges]})
-    team = loading.load_engine(two, EngineResources(0, 1))
-    assert len(loaded) == 2
-    for key, name in enumerate(("judge", "again")):
-        team.add(key, Request([1], Pooling("classify"), model=f"tasks.{name}.model"))
-    ended: list[Completion] = []
-    while len(ended) < 2:
-        ended += team.step()
-    assert sorted(completion.key for completion in ended) == [0, 1]
-
-
-def test_models_share_a_gpus_memory() -> None:
-    """What a job does not set is shared out; a job that leaves nothing is refused."""
-    assert memory_shares({}, {}) == {None: 0.95}
-    assert memory_shares({}, {"a": {}}) == {None: 0.7, "a": 0.25}
-    assert memory_shares({}, {"a": {"gpu_memory_utilization": 0.5}}) == {None: 0.45, "a": 0.5}
-    assert memory_shares({"gpu_memory_utilization": 0.6}, {"a": {}}) == {None: 0.6, "a": 0.25}
-    with pytest.raises(UserError, match="leave no memory"):
-        memory_shares({}, {"a": {"gpu_memory_utilization": 0.95}})
 
 
 class _Listener(FakeEngine):

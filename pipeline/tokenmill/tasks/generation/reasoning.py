@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from tokenmill.config.section import Section
 from tokenmill.prompt.tokenizer import Tokenizer
 from tokenmill.reject import Reject, RejectClass
-from tokenmill.request import Completion
+from tokenmill.request import Completion, FinishReason
 
 # A prompt that opens the thinking ends with the mark and at most some white space.
 _TAIL_TOKENS = 32
@@ -75,7 +75,7 @@ class Splitter:
         return Thought(self._clean(thinking).strip(), self._clean(answer).lstrip())
 
     def _unfinished(self, thinking: str, completion: Completion) -> Reject:
-        if completion.finish_reason == "length":
+        if completion.finish_reason == FinishReason.LENGTH:
             why = f"no answer within {completion.num_generated_tokens:,} tokens of thinking"
             help_ = "; raise sampling.max_tokens"
         else:
