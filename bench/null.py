@@ -134,9 +134,9 @@ def figures() -> Iterator[Figure]:
     yield from with_ray.figures(plain_job, _UNIT_ROWS, sum(plain.values()), sum(chat.values()))
 
 
-def _replica(job: Job, tasks: RowTasks, ledger: LocalConnection | None = None) -> Replica:
+def _replica(job: Job, tasks: RowTasks, registry: LocalConnection | None = None) -> Replica:
     share = EngineResources(0, 1)
-    return Replica(lambda: load_engine(job, share), tasks, _ignore, _ignore, ledger=ledger)
+    return Replica(lambda: load_engine(job, share), tasks, _ignore, _ignore, registry=registry)
 
 
 def _figures(name: str, least: float, microseconds: dict[str, float]) -> Iterator[Figure]:

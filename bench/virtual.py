@@ -13,7 +13,7 @@ from tokenmill.engine.base import EngineInfo, EngineUsage
 from tokenmill.job.job import Job
 from tokenmill.plan.plan import Unit
 from tokenmill.prompt.fake_tokenizer import FakeTokenizer
-from tokenmill.request import Completion, Request
+from tokenmill.request import Completion, FinishReason, Request
 from tokenmill.row_columns import ROW_COLUMN
 from tokenmill.scheduling.in_flight import UnitInFlight
 from tokenmill.scheduling.scheduler import Scheduler
@@ -69,7 +69,8 @@ class VirtualEngine:
         while self._running and self._running[0][0] <= self.now:
             _, key, request = heapq.heappop(self._running)
             self._leave(request)
-            ended.append(Completion(key, "", "stop", len(request.prompt_token_ids), 1, None))
+            num_tokens = len(request.prompt_token_ids)
+            ended.append(Completion(key, "", FinishReason.STOP, num_tokens, 1, None))
         while self._waiting and len(self._running) < self.info.max_num_seqs:
             key, request = self._waiting.popleft()
             heapq.heappush(self._running, (self.now + self._seconds(request), key, request))

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Literal
 
 import numpy as np
@@ -70,6 +71,16 @@ class Request:
     media: Media | None = None
 
 
+class FinishReason(StrEnum):
+    """Why an engine ended a request, in vLLM's words."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+    REPETITION = "repetition"
+
+
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
     """A generated token as text, its log-probability, and the likeliest tokens at its position."""
@@ -97,7 +108,7 @@ class Completion:
 
     key: int
     text: str
-    finish_reason: str
+    finish_reason: FinishReason
     num_input_tokens: int
     num_generated_tokens: int
     cumulative_logprob: float | None

@@ -95,12 +95,12 @@ EXTREMES: tuple[dict[str, Any], ...] = (
 # Here vLLM's import would warn, which is an error in tests.
 PARAMETERS = """
 import json, sys
-from tokenmill.engine.vllm_params import _check_grammar, vllm_params
+from tokenmill.engine.vllm_params import check_grammar, vllm_params
 from tokenmill.errors import UserError
 from tokenmill.request import Sampling
 for bad in json.load(sys.stdin):
     try:
-        _check_grammar(vllm_params(Sampling({"max_tokens": 4, **bad})), "auto")
+        check_grammar(vllm_params(Sampling({"max_tokens": 4, **bad})), "auto")
     except UserError:
         continue
     print("taken:", bad)

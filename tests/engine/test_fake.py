@@ -1,4 +1,4 @@
-"""The fake engine and its tokenizer: the same answers every time, and faults on demand."""
+"""The fake engine and its tokenizer: deterministic answers, and faults on demand."""
 
 import math
 import random
@@ -31,18 +31,18 @@ def encode(texts: Iterable[str]) -> list[Sequence[int]]:
     return [prompt for prompt in encoded if isinstance(prompt, Sequence)]
 
 
-def request(prompt: Sequence[int], max_tokens: int | None = 100, **sampling: Any) -> Request:
+def request_of(prompt: Sequence[int], max_tokens: int | None = 100, **sampling: Any) -> Request:
     return Request(prompt, Sampling({"max_tokens": max_tokens, **sampling}))
 
 
-def ask(engine: FakeEngine, requests: Mapping[int, Request]) -> dict[int, Completion | None]:
-    """The engine's answer for each key; None where it refused."""
+def run(engine: FakeEngine, requests: Mapping[int, Request]) -> dict[int, Completion | None]:
+    """The engine's answer for each key; None for refused requests."""
     answers: dict[int, Completion | None] = {}
     num_open = 0
-    for key, asked in requests.items():
+    for key, request in requests.items():
         answers[key] = None
         try:
-            engine.add(key, asked)
+            engine.add(key, request)
         except RequestRefused:
             continue
         num_open += 1
@@ -53,57 +53,57 @@ def ask(engine: FakeEngine, requests: Mapping[int, Request]) -> dict[int, Comple
     return answers
 
 
-def ask_all(fake: FakeSettings, max_tokens: int | None = 100) -> list[Completion | None]:
-    """A new engine's answers to `prompts()`."""
-    requests = {key: request(prompt, max_tokens) for key, prompt in enumerate(prompts())}
-    return list(ask(FakeEngine(fake), requests).values())
+def answer_all(fake: FakeSettings, max_tokens: int | None = 100) -> list[Completion | None]:
+    """The answers of a new engine to `prompts()`."""
+    requests = {key: request_of(prompt, max_tokens) for key, prompt in enumerate(prompts())}
+    return list(run(FakeEngine(fake), requests).values())
 
 
-def ask_one(text: str, params: Params, fake: FakeSettings | None = None) -> Completion:
+def answer_one(text: str, params: Params, fake: FakeSettings | None = None) -> Completion:
     """The answer to one request."""
     (prompt,) = encode([text])
-    answer = ask(FakeEngine(fake or FakeSettings()), {0: Request(prompt, params)})[0]
+    answer = run(FakeEngine(fake or FakeSettings()), {0: Request(prompt, params)})[0]
     assert answer is not None
     return answer
 
 
 @pytest.mark.parametrize("max_num_seqs", [1, 3, 64])
-def test_answers_depend_on_the_prompt_alone(max_num_seqs: int) -> None:
-    """Another engine, another order, other keys, another batch size: the same answers."""
+def test_answers_depend_only_on_the_prompt(max_num_seqs: int) -> None:
+    """Other engines, orders, keys and batch sizes give the same answers."""
     fake = FakeSettings(refuse_rate=0.2, error_rate=0.2)
-    expected = ask_all(fake)
+    expected = answer_all(fake)
     shuffled = list(enumerate(prompts()))
     random.Random(7).shuffle(shuffled)
     engine = FakeEngine(fake.model_copy(update={"max_num_seqs": max_num_seqs}))
-    found = ask(engine, {key + 1000: request(prompt) for key, prompt in shuffled})
+    answers = run(engine, {key + 1000: request_of(prompt) for key, prompt in shuffled})
     for key, answer in enumerate(expected):
-        again = found[key + 1000]
+        again = answers[key + 1000]
         assert again == (None if answer is None else replace(answer, key=key + 1000))
 
 
 def test_a_repeated_prompt_has_the_same_answer() -> None:
-    """One engine answers a prompt twice in the same way, under two keys."""
+    """One engine gives the same answer to a prompt under two keys."""
     (prompt,) = encode(["hello"])
-    answers = ask(FakeEngine(FakeSettings()), {1: request(prompt, 8), 2: request(prompt, 8)})
+    answers = run(FakeEngine(FakeSettings()), {1: request_of(prompt, 8), 2: request_of(prompt, 8)})
     first, second = answers[1], answers[2]
     assert first is not None and second is not None
     assert replace(first, key=2) == second
 
 
 def test_an_answer_is_the_same_in_every_release() -> None:
-    """An output that one release began is resumed by the next: answers never change."""
-    answer = ask_one("hello", Sampling({"max_tokens": 8}))
+    """A later release may resume an output, so answers never change."""
+    answer = answer_one("hello", Sampling({"max_tokens": 8}))
     assert answer.text == "cedar oak hazel cedar hazel maple maple cedar"
     assert (answer.finish_reason, answer.num_input_tokens) == ("length", 2)
 
 
 @pytest.mark.parametrize("max_tokens", [1, 5, 1000, None])
-def test_an_answer_ends_at_max_tokens_and_says_so(max_tokens: int | None) -> None:
-    """No answer is longer; one that was cut ends with "length", the others with "stop"."""
-    answers = [answer for answer in ask_all(FakeSettings(), max_tokens) if answer]
-    whole = [answer for answer in ask_all(FakeSettings(), 1000) if answer]
-    assert len(answers) == len(whole) == NUM_PROMPTS
-    for answer, uncut in zip(answers, whole, strict=True):
+def test_an_answer_ends_at_max_tokens_with_the_reason_length(max_tokens: int | None) -> None:
+    """No answer is longer; answers that are cut end with "length", the others with "stop"."""
+    answers = [answer for answer in answer_all(FakeSettings(), max_tokens) if answer]
+    uncut_answers = [answer for answer in answer_all(FakeSettings(), 1000) if answer]
+    assert len(answers) == len(uncut_answers) == NUM_PROMPTS
+    for answer, uncut in zip(answers, uncut_answers, strict=True):
         assert uncut.finish_reason == "stop"
         length = min(uncut.num_generated_tokens, max_tokens or 1000)
         assert answer.num_generated_tokens == length == len(answer.text.split())
@@ -112,18 +112,18 @@ def test_an_answer_ends_at_max_tokens_and_says_so(max_tokens: int | None) -> Non
 
 
 def test_without_max_tokens_the_context_is_the_limit() -> None:
-    """With `max_tokens: null` prompt and answer together fill the context at most."""
-    answers = [answer for answer in ask_all(FakeSettings(max_model_len=12), None) if answer]
+    """With `max_tokens: null`, prompt and answer together never exceed the context."""
+    answers = [answer for answer in answer_all(FakeSettings(max_model_len=12), None) if answer]
     total = [answer.num_input_tokens + answer.num_generated_tokens for answer in answers]
     assert max(total) == 12
     assert {answer.finish_reason for answer in answers} == {"stop", "length"}
 
 
-def test_answers_have_the_mean_length_and_log_probabilities_of_real_ones() -> None:
-    """The mean length is the one that is set; log-probabilities are sums of what is below zero."""
-    answers = [answer for answer in ask_all(FakeSettings(output_tokens=20), None) if answer]
+def test_answers_have_the_configured_mean_length_and_plausible_log_probabilities() -> None:
+    """The mean length is `output_tokens`; cumulative log-probabilities are at most zero."""
+    answers = [answer for answer in answer_all(FakeSettings(output_tokens=20), None) if answer]
     mean = sum(answer.num_generated_tokens for answer in answers) / len(answers)
-    # The lengths' standard deviation is 11: the mean of 400 is within 2 of 20, but for 1 in 5,000.
+    # The standard deviation is 11: the mean of 400 is off by more than 2 once in 5,000 times.
     assert mean == pytest.approx(20, abs=2)
     assert all(
         answer.cumulative_logprob is not None and answer.cumulative_logprob <= 0
@@ -133,9 +133,9 @@ def test_answers_have_the_mean_length_and_log_probabilities_of_real_ones() -> No
 
 @pytest.mark.parametrize("rate", [0.0, 0.25, 1.0])
 def test_rates_are_shares_of_the_requests(rate: float) -> None:
-    """A share of the requests is refused, or ends with "error"; 0 is none and 1 is all."""
-    refused = [answer is None for answer in ask_all(FakeSettings(refuse_rate=rate))]
-    answers = ask_all(FakeSettings(error_rate=rate))
+    """That share of the requests is refused, or ends with "error"; 0 is none and 1 is all."""
+    refused = [answer is None for answer in answer_all(FakeSettings(refuse_rate=rate))]
+    answers = answer_all(FakeSettings(error_rate=rate))
     failed = [answer is not None and answer.finish_reason == "error" for answer in answers]
     for faults in (refused, failed):
         share = sum(faults) / NUM_PROMPTS
@@ -144,11 +144,11 @@ def test_rates_are_shares_of_the_requests(rate: float) -> None:
     assert all(not answer.text for answer in answers if answer and answer.finish_reason == "error")
 
 
-def test_at_most_max_num_seqs_requests_get_a_token_a_step() -> None:
-    """A step gives one token to each of the first `max_num_seqs` requests."""
+def test_at_most_max_num_seqs_requests_get_a_token_per_step() -> None:
+    """A step adds one token to each of the first `max_num_seqs` requests."""
     engine = FakeEngine(FakeSettings(max_num_seqs=4))
     for key, prompt in enumerate(prompts(10)):
-        engine.add(key, request(prompt, 1))
+        engine.add(key, request_of(prompt, 1))
     ended = [[completion.key for completion in engine.step()] for _ in range(4)]
     assert ended == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9], []]
 
@@ -156,13 +156,13 @@ def test_at_most_max_num_seqs_requests_get_a_token_a_step() -> None:
 @pytest.mark.parametrize(
     "text", ["poison", "a poisoned one", "no. poison", "poison\0", "毒 poison"]
 )
-def test_crash_on_kills_the_engine_wherever_the_text_stands(text: str) -> None:
-    """A prompt that holds the text is the engine's death, not a refusal."""
+def test_crash_on_crashes_the_engine_wherever_the_text_is(text: str) -> None:
+    """A prompt that contains the text crashes the engine; it is not a refusal."""
     engine = FakeEngine(FakeSettings(crash_on="poison"))
-    harmless, deadly = encode(["poi son", text])
-    engine.add(1, request(harmless))
+    harmless, poison = encode(["poi son", text])
+    engine.add(1, request_of(harmless))
     with pytest.raises(RuntimeError, match="poison"):
-        engine.add(2, request(deadly))
+        engine.add(2, request_of(poison))
 
 
 @pytest.mark.parametrize(
@@ -184,17 +184,17 @@ def test_crash_on_kills_the_engine_wherever_the_text_stands(text: str) -> None:
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
-def test_a_wrong_setting_is_refused_by_its_name(
+def test_a_wrong_setting_is_named_in_the_error(
     arguments: Mapping[str, Any], parts: list[str]
 ) -> None:
-    """An unknown key comes with the nearest one, a bad value with what it must be."""
+    """The error has the nearest name for an unknown key, and the constraint for a bad value."""
     with pytest.raises(UserError) as refusal:
         fake_settings(arguments)
     assert all(part in str(refusal.value) for part in parts), str(refusal.value)
 
 
-def test_settings_are_taken_over() -> None:
-    """What a job says is what the engine gets; the rest has defaults."""
+def test_the_engine_has_the_jobs_settings() -> None:
+    """Settings that the job leaves out have defaults."""
     fake = fake_settings({"max_num_seqs": 3, "refuse_rate": 0.5, "crash_on": "poison"})
     assert fake == FakeSettings(max_num_seqs=3, refuse_rate=0.5, crash_on="poison")
     assert fake_settings({}) == FakeSettings()
@@ -202,11 +202,17 @@ def test_settings_are_taken_over() -> None:
     assert (info.name, info.max_num_seqs, info.max_model_len) == ("fake", 3, 8192)
 
 
+def test_every_setting_is_described() -> None:
+    """The fake engine is part of the product, so its settings are documented."""
+    for name, field in FakeSettings.model_fields.items():
+        assert field.description and field.description.endswith("."), name
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.lists(TEXTS, max_size=5))
 @example(["", "a", "\0a", "a\0", "\0\0\0", "ÿ", "\U0010ffff"])
 def test_texts_come_back_from_their_tokens(texts: list[str]) -> None:
-    """The tokenizer loses nothing: every text's tokens give back the text."""
+    """The tokenizer is lossless: the tokens of a text decode to the text."""
     encoded = encode(texts)
     assert [text_of(prompt) for prompt in encoded] == texts
     assert all(0 <= token < 2**31 for prompt in encoded for token in prompt)
@@ -214,59 +220,59 @@ def test_texts_come_back_from_their_tokens(texts: list[str]) -> None:
 
 
 def test_a_chat_keeps_its_roles_and_contents() -> None:
-    """A chat's tokens hold every turn, its role before its content, in order."""
+    """The tokens of a chat contain every turn in order, the role before the content."""
     chats = [[("system", "be brief"), ("user", "hi")], [("user", "")]]
-    found = [
+    texts = [
         text_of(prompt)
         for prompt in FakeTokenizer().encode_chats(chats)
         if isinstance(prompt, Sequence)
     ]
-    assert found == ["<|system|>\nbe brief\n<|user|>\nhi\n", "<|user|>\n\n"]
+    assert texts == ["<|system|>\nbe brief\n<|user|>\nhi\n", "<|user|>\n\n"]
 
 
 def test_each_request_has_its_own_parameters() -> None:
-    """Requests of one engine differ in their longest answers."""
+    """Requests in one engine may have different max_tokens."""
     (prompt,) = encode(["hello"])
-    answers = ask(FakeEngine(FakeSettings()), {0: request(prompt, 3), 1: request(prompt, 5)})
+    answers = run(FakeEngine(FakeSettings()), {0: request_of(prompt, 3), 1: request_of(prompt, 5)})
     assert [answer.num_generated_tokens for answer in answers.values() if answer] == [3, 5]
 
 
 @pytest.mark.parametrize("tokens", [[7], [1, 2, 3], list(range(100, 400))], ids=len)
 def test_choices_have_log_probabilities_that_leave_room_for_other_tokens(tokens: list[int]) -> None:
-    """`logprob_token_ids` gives each of them one; as probabilities they sum below 1."""
+    """Each of `logprob_token_ids` gets one; their probabilities sum to less than 1."""
     sampling = Sampling({"max_tokens": 1, "logprob_token_ids": tokens})
-    found = ask_one("hello", sampling).choice_logprobs
-    assert found is not None
-    assert list(found) == tokens
-    assert all(logprob < 0 for logprob in found.values())
-    assert sum(map(math.exp, found.values())) < 1
-    assert found == ask_one("hello", sampling).choice_logprobs
+    logprobs = answer_one("hello", sampling).choice_logprobs
+    assert logprobs is not None
+    assert list(logprobs) == tokens
+    assert all(logprob < 0 for logprob in logprobs.values())
+    assert sum(map(math.exp, logprobs.values())) < 1
+    assert logprobs == answer_one("hello", sampling).choice_logprobs
     if len(tokens) > 1:
-        assert len(set(found.values())) > 1
-        assert found != ask_one("other", sampling).choice_logprobs
+        assert len(set(logprobs.values())) > 1
+        assert logprobs != answer_one("other", sampling).choice_logprobs
 
 
 @pytest.mark.parametrize("text", ["", "one", "several tokens in it"])
 def test_every_token_of_a_prompt_but_the_first_has_a_log_probability(text: str) -> None:
-    """`prompt_logprobs` scores a prompt: none for its first token, natural and below zero."""
-    answer = ask_one(text, Sampling({"max_tokens": 1, "prompt_logprobs": 0}))
+    """`prompt_logprobs` returns natural log-probabilities, below zero, of all other tokens."""
+    answer = answer_one(text, Sampling({"max_tokens": 1, "prompt_logprobs": 0}))
     assert answer.prompt_logprobs is not None
     assert len(answer.prompt_logprobs) == max(0, answer.num_input_tokens - 1)
     assert all(logprob < 0 for logprob in answer.prompt_logprobs)
 
 
-def test_an_answer_has_only_what_was_asked_for() -> None:
-    """Without the parameters for them there are no other log-probabilities, and no vector."""
-    answer = ask_one("hello", Sampling({"max_tokens": 1, "prompt_logprobs": None}))
+def test_an_answer_has_only_the_requested_values() -> None:
+    """Without their parameters there are no other log-probabilities, and no vector."""
+    answer = answer_one("hello", Sampling({"max_tokens": 1, "prompt_logprobs": None}))
     assert (answer.choice_logprobs, answer.prompt_logprobs, answer.vector) == (None, None, None)
     scored = Sampling({"max_tokens": 1, "prompt_logprobs": 0, "logprob_token_ids": [1]})
-    plain = replace(ask_one("hello", scored), choice_logprobs=None, prompt_logprobs=None)
+    plain = replace(answer_one("hello", scored), choice_logprobs=None, prompt_logprobs=None)
     assert plain == answer
 
 
-def test_a_pooling_model_gives_a_unit_vector_and_writes_nothing() -> None:
-    """A vector of its dimensions, float32 and of length 1, in one step."""
-    answer = ask_one("hello", Pooling("embed"))
+def test_a_pooling_model_returns_a_unit_vector_and_no_text() -> None:
+    """The vector is float32, has the model's dimensions and the length 1."""
+    answer = answer_one("hello", Pooling("embed"))
     assert answer.vector is not None
     assert (answer.vector.shape, answer.vector.dtype) == ((FAKE_DIMENSIONS,), np.float32)
     assert np.linalg.norm(answer.vector) == pytest.approx(1, abs=1e-6)
@@ -274,12 +280,12 @@ def test_a_pooling_model_gives_a_unit_vector_and_writes_nothing() -> None:
     assert (answer.num_input_tokens, answer.cumulative_logprob) == (2, None)
 
 
-def test_a_vector_depends_on_its_prompt_and_activation() -> None:
-    """The same prompt has the same direction; without activation it keeps its own length."""
+def test_a_vector_depends_on_prompt_and_activation() -> None:
+    """Equal prompts have equal vectors; without activation the vector is not normalized."""
     unit, again, other = (
-        ask_one(text, Pooling("embed")).vector for text in ("hello", "hello", "other")
+        answer_one(text, Pooling("embed")).vector for text in ("hello", "hello", "other")
     )
-    raw = ask_one("hello", Pooling("embed", {"use_activation": False})).vector
+    raw = answer_one("hello", Pooling("embed", {"use_activation": False})).vector
     assert unit is not None and raw is not None
     np.testing.assert_array_equal(unit, again)
     assert not np.array_equal(unit, other)
@@ -288,16 +294,16 @@ def test_a_vector_depends_on_its_prompt_and_activation() -> None:
 
 
 def test_pooling_requests_end_in_one_step_and_can_fail() -> None:
-    """A request without tokens to write takes one step; faults happen to it as to others."""
+    """They generate no tokens, so they take one step; faults apply to them too."""
     engine = FakeEngine(FakeSettings(max_num_seqs=2))
     for key, prompt in enumerate(prompts(3)):
         engine.add(key, Request(prompt, Pooling("classify")))
     assert [[done.key for done in engine.step()] for _ in range(2)] == [[0, 1], [2]]
-    assert ask_one("x", Pooling("embed"), FakeSettings(error_rate=1)).finish_reason == "error"
+    assert answer_one("x", Pooling("embed"), FakeSettings(error_rate=1)).finish_reason == "error"
 
 
 def test_an_instant_engine_answers_at_the_next_step() -> None:
-    """Nothing is made up: the answer is empty, and all that fit into the batch end together."""
+    """Its answers are empty, and all requests in the batch end together."""
     engine = FakeEngine(FakeSettings(instant=True, max_num_seqs=2))
     for key in range(3):
         engine.add(key, Request([1, 2], Sampling({"max_tokens": 8})))

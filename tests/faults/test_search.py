@@ -47,10 +47,10 @@ class Replicas:
         for unit in together:
             self._end(queue, unit, frozenset())
         for unit in [unit for unit in queue if advice[unit].is_alone]:
-            if not self._alone(unit, advice[unit].condemned):
+            if not self._alone(unit, advice[unit].poison):
                 self._note("death")
                 return
-            self._end(queue, unit, advice[unit].condemned)
+            self._end(queue, unit, advice[unit].poison)
 
     def _alone(self, unit: int, condemned: frozenset[int]) -> bool:
         num_rows, killers = self.units[unit]
@@ -71,7 +71,7 @@ class Replicas:
 
     def _note(self, event: str) -> None:
         self.deaths += event == "death"
-        state = PoolState({}, self.deaths, "a row", self.suspects.num_condemned)
+        state = PoolState({}, self.deaths, "a row", self.suspects.num_poison)
         self.states.append((event, state))
 
 
@@ -132,11 +132,11 @@ def test_a_row_does_not_pay_for_a_kill_from_outside() -> None:
     suspects.begin(1)
     suspects.next_group(1, [0])
     advice = suspects.begin(1)
-    assert not advice.condemned
+    assert not advice.poison
     assert suspects.next_group(1, [0]) == (0,)
     suspects.survived(1)
     suspects.end(1)
-    assert suspects.num_condemned == 0
+    assert suspects.num_poison == 0
 
 
 def test_a_board_that_was_lost_is_begun_anew() -> None:
@@ -155,11 +155,11 @@ def test_a_process_that_is_killed_counts_as_one_death() -> None:
         board.begin(unit, "first")
     for unit in range(3):
         assert board.begin(unit, "second").is_alone
-    assert board.state().deaths == 1
+    assert board.state().crashes == 1
     board.died("second", "of a row")
     assert board.begin(0, "third").is_alone
     state = board.state()
-    assert (state.deaths, state.last_death) == (2, "of a row")
+    assert (state.crashes, state.crash_reason) == (2, "of a row")
 
 
 def test_engines_that_die_of_everything_are_given_up() -> None:

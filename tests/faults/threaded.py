@@ -70,11 +70,11 @@ class ThreadedExecution:
             load=lambda: load_engine(self._job, EngineResources(0, 1)),
             tasks=self._tasks,
             on_load=lambda _: None,
-            on_death=lambda _: None,
+            on_crash=lambda _: None,
         )
 
     def state(self) -> PoolState:
-        condemned = self._suspects.num_condemned
+        condemned = self._suspects.num_poison
         return PoolState({}, len(self._deaths), "a fault of the test", condemned)
 
     def commits(self, spec: RunSpec) -> Iterator[Commit]:
@@ -106,7 +106,7 @@ class ThreadedExecution:
             try:
                 if advice.is_alone:
                     journal = _Journal(self._suspects, position)
-                    answered = replica.answer_alone(rendered, advice.condemned, journal)
+                    answered = replica.answer_alone(rendered, advice.poison, journal)
                 else:
                     answered = replica.answer(rendered)
             except RuntimeError:

@@ -1,7 +1,7 @@
-"""A real engine without Ray: jobs' answers to some rows, in a process of its own.
+"""Answers of a real engine without Ray, in a process of its own.
 
-`main` reads {"jobs": [...], "rows": [...]} and prints the answered rows of each job, and what the
-engine counted, as its last line. All jobs share one engine: that of the first.
+`main` reads {"jobs": [...], "rows": [...]} and prints, in its last line, the answered rows of each
+job and the engine's usage. All jobs share one engine, that of the first.
 """
 
 import json
@@ -26,37 +26,37 @@ from helpers.fork_server import printed
 def answered(
     jobs: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
 ) -> list[list[dict[str, Any]]]:
-    """Each job's answered rows, maps as dicts."""
-    answers, _ = answered_and_counted(jobs, rows)
+    """The answered rows of each job, maps as dicts."""
+    answers, _ = answered_with_usage(jobs, rows)
     return answers
 
 
-def answered_and_counted(
+def answered_with_usage(
     jobs: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
 ) -> tuple[list[list[dict[str, Any]]], EngineUsage]:
-    """Each job's answered rows, and what is in the engine at last and was spared it."""
+    """The answered rows of each job, and the engine's usage at the end."""
     script = "from helpers.answering import main; main()"
     answers, usage = printed(script, {"jobs": jobs, "rows": rows})
     return answers, EngineUsage(**usage)
 
 
 def answer(engine: Engine, job: Job, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One job's answered rows."""
+    """The answered rows of one job."""
     tasks = load_tasks(job)
     positions = pa.array(range(len(rows)), pa.int64())
-    table = pa.Table.from_pylist([dict(row) for row in rows])
-    rendered = Renderer(tasks, []).render(table.append_column(ROW_COLUMN, positions))
+    input_rows = pa.Table.from_pylist([dict(row) for row in rows])
+    rendered = Renderer(tasks, []).render(input_rows.append_column(ROW_COLUMN, positions))
     scheduler = Scheduler(engine, tasks)
     unit = scheduler.submit(rendered)
     while scheduler.has_work:
         scheduler.step()
-    answers = [each for each in unit.answers if each is not None]
-    found = answered_table(rendered, answers, tasks.fields)
-    return found.to_pylist(maps_as_pydicts="strict")
+    answers = [answer for answer in unit.answers if answer is not None]
+    table = answered_table(rendered, answers, tasks.fields)
+    return table.to_pylist(maps_as_pydicts="strict")
 
 
 def main() -> None:
-    """Answer the request on the standard input."""
+    """Read jobs and rows from standard input and answer them."""
     data = json.load(sys.stdin)
     jobs = [Job.model_validate(job) for job in data["jobs"]]
     engine = load_engine(jobs[0], EngineResources(0, len(os.sched_getaffinity(0))))

@@ -1,4 +1,4 @@
-"""The scheduler: every row answered once and in its place, and an engine that never waits."""
+"""The scheduler: every row is answered once, in its own position, and the engine never waits."""
 
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenmill.engine.base import EngineInfo, EngineUsage, RequestRefused
 from tokenmill.engine.fake import FakeEngine, FakeSettings
 from tokenmill.reject import Reject, RejectClass
-from tokenmill.request import Completion, Request, Sampling
+from tokenmill.request import Completion, FinishReason, Request, Sampling
 from tokenmill.scheduling.in_flight import UnitInFlight
 from tokenmill.scheduling.load import ReplicaLoad
 from tokenmill.scheduling.scheduler import Scheduler
@@ -35,15 +35,15 @@ UNITS = st.lists(st.lists(PROMPTS, max_size=12), max_size=6)
 
 
 class ScriptedEngine:
-    """An engine whose prompts are scripts: `[steps, ...]` ends with "stop" after so many steps.
+    """An engine whose prompts are scripts: `[n, ...]` ends with "stop" after n steps.
 
-    A prompt of 0 steps is refused. It remembers what it was given and how full it was.
+    A prompt of 0 steps is refused. The engine records its prompts and how full it was.
     """
 
     def __init__(self, max_num_seqs: int = 4, max_model_len: int = 1000) -> None:
         self.info = EngineInfo("scripted", "1", max_model_len, max_num_seqs)
         self.prompts: list[list[int]] = []
-        self.most_requests = 0
+        self.max_requests = 0
         self._waiting: list[tuple[int, Request]] = []
         self._running: dict[int, tuple[Request, int]] = {}
 
@@ -52,13 +52,13 @@ class ScriptedEngine:
         if not request.prompt_token_ids[0]:
             raise RequestRefused("scripted to be refused")
         self._waiting.append((key, request))
-        self.most_requests = max(self.most_requests, len(self._waiting) + len(self._running))
+        self.max_requests = max(self.max_requests, len(self._waiting) + len(self._running))
 
     def step(self) -> Sequence[Completion]:
         while self._waiting and len(self._running) < self.info.max_num_seqs:
             key, request = self._waiting.pop(0)
             self._running[key] = (request, request.prompt_token_ids[0])
-        self._running = {key: (asked, left - 1) for key, (asked, left) in self._running.items()}
+        self._running = {key: (request, left - 1) for key, (request, left) in self._running.items()}
         ended = [key for key, (_, left) in self._running.items() if not left]
         return [self._completion(key, self._running.pop(key)[0]) for key in ended]
 
@@ -69,23 +69,23 @@ class ScriptedEngine:
     @staticmethod
     def _completion(key: int, request: Request) -> Completion:
         ids = request.prompt_token_ids
-        return Completion(key, str(list(ids)), "stop", len(ids), ids[0], -1.0)
+        return Completion(key, str(list(ids)), FinishReason.STOP, len(ids), ids[0], -1.0)
 
 
 @cache
 def answering(max_tokens: int | None) -> RowTasks:
-    """One request a row, with answers of so many tokens at most."""
+    """Tasks with one request per row and answers of at most `max_tokens` tokens."""
     return row_tasks(job({"sampling.max_tokens": max_tokens}).steps)
 
 
 @cache
 def scripted() -> RowTasks:
-    """Rows that are scripts of several requests and rounds."""
+    """Tasks whose rows are scripts of several requests and rounds."""
     return row_tasks([scripted_step()])
 
 
 def finish(scheduler: Scheduler) -> list[UnitInFlight]:
-    """Step until nothing is left; the units in the order in which they came back."""
+    """Step until there is no work; return the units in the order in which they came back."""
     units = []
     while scheduler.has_work:
         units += scheduler.step()
@@ -93,36 +93,36 @@ def finish(scheduler: Scheduler) -> list[UnitInFlight]:
 
 
 def answers_of(unit: UnitInFlight) -> list[AnsweredRow]:
-    """What the unit's rows came to; every one of them has something."""
+    """The answers of the unit's rows; every row has one."""
     assert None not in unit.answers
     return [answer for answer in unit.answers if answer is not None]
 
 
 def rejects_of(unit: UnitInFlight) -> list[Reject | None]:
-    """Each row's reject; a row has cells exactly if it has none."""
+    """Each row's reject, if any; a row has either cells or a reject."""
     results = [answer.result for answer in answers_of(unit)]
     assert all(bool(result.cells) == (result.reject is None) for result in results)
     return [result.reject for result in results]
 
 
 def cells_of(unit: UnitInFlight, column: str) -> list[object]:
-    """A column of the unit's answers; None for a row without."""
+    """A column of the unit's answers; None for rows without the cell."""
     return [answer.result.cells.get(column) for answer in answers_of(unit)]
 
 
 def rejected(reject: Reject) -> AnsweredRow:
-    """A row that never came to an engine."""
+    """A row that was rejected before it was sent to an engine."""
     return AnsweredRow(RowResult({}, reject), None, None)
 
 
 def in_chunks(table: pa.Table, size: int) -> pa.Table:
-    """The same table, its columns in chunks of so many rows, each with an offset of its own."""
-    pieces = [table.slice(start, size) for start in range(0, table.num_rows, size)]
-    return pa.concat_tables([table.slice(0, 0), *pieces])
+    """The same table with its columns in chunks of `size` rows, each with its own offset."""
+    chunks = [table.slice(start, size) for start in range(0, table.num_rows, size)]
+    return pa.concat_tables([table.slice(0, 0), *chunks])
 
 
 def answered(completion: Completion) -> AnsweredRow:
-    """A row whose one request came back as this."""
+    """A row whose only request was answered with this completion."""
     cells = {
         "generated_text": completion.text,
         "finish_reason": completion.finish_reason,
@@ -133,8 +133,8 @@ def answered(completion: Completion) -> AnsweredRow:
     return AnsweredRow(result, completion.num_input_tokens, completion.num_generated_tokens)
 
 
-def ask_alone(fake: FakeSettings, prompt: Prompt) -> AnsweredRow | RejectClass:
-    """What a row must come to: its answer from an engine that has no other row."""
+def answer_alone(fake: FakeSettings, prompt: Prompt) -> AnsweredRow | RejectClass:
+    """A row's expected answer: that of an engine with no other row; for a new reject its class."""
     if isinstance(prompt, Reject):
         return rejected(prompt)
     if len(prompt) + MAX_TOKENS > MAX_MODEL_LEN:
@@ -147,19 +147,20 @@ def ask_alone(fake: FakeSettings, prompt: Prompt) -> AnsweredRow | RejectClass:
     ended: Sequence[Completion] = []
     while not ended:
         ended = engine.step()
-    return RejectClass.ENGINE_ERROR if ended[0].finish_reason == "error" else answered(ended[0])
+    is_error = ended[0].finish_reason == FinishReason.ERROR
+    return RejectClass.ENGINE_ERROR if is_error else answered(ended[0])
 
 
 def assert_answered(unit: UnitInFlight, prompts: Iterable[Prompt], fake: FakeSettings) -> None:
-    """Each row of the unit holds what it gets alone; for a new reject its class."""
-    expected = [ask_alone(fake, prompt) for prompt in prompts]
-    found = [
+    """Each row of the unit has the answer that it gets alone."""
+    expected = [answer_alone(fake, prompt) for prompt in prompts]
+    actual = [
         answer.result.reject.reject_class
-        if answer.result.reject is not None and isinstance(wanted, RejectClass)
+        if answer.result.reject is not None and isinstance(expectation, RejectClass)
         else answer
-        for answer, wanted in zip(answers_of(unit), expected, strict=True)
+        for answer, expectation in zip(answers_of(unit), expected, strict=True)
     ]
-    assert found == expected
+    assert actual == expected
     rejects_of(unit)
 
 
@@ -178,7 +179,7 @@ def test_every_row_gets_its_own_answer_and_every_unit_comes_back_once(
     chunk: int,
     rates: tuple[float, float],
 ) -> None:
-    """Whatever runs beside it, a row's answer is the one that it gets alone, in its own place."""
+    """Whatever else is in the engine, each row has the answer it gets alone, in its position."""
     fake = FakeSettings(
         max_model_len=MAX_MODEL_LEN,
         max_num_seqs=max_num_seqs,
@@ -204,10 +205,10 @@ def test_every_row_gets_its_own_answer_and_every_unit_comes_back_once(
     units=st.lists(st.lists(st.integers(0, 5), max_size=15), max_size=5),
     max_num_seqs=st.integers(1, 4),
 )
-def test_never_more_than_the_window_and_oldest_unit_first(
+def test_the_window_is_never_exceeded_and_the_oldest_unit_goes_first(
     units: list[list[int]], max_num_seqs: int
 ) -> None:
-    """At most twice the batch is in the engine; rows are sent in order, unit after unit."""
+    """The engine has at most twice its batch; rows are sent in order, unit after unit."""
     engine = ScriptedEngine(max_num_seqs)
     scheduler = Scheduler(engine, answering(1))
     rows = [
@@ -218,12 +219,12 @@ def test_never_more_than_the_window_and_oldest_unit_first(
         scheduler.submit(rendered(unit))
     finish(scheduler)
     assert engine.prompts == [prompt for unit in rows for prompt in unit]
-    assert engine.most_requests <= 2 * max_num_seqs
+    assert engine.max_requests <= 2 * max_num_seqs
 
 
 @pytest.mark.parametrize("prompts", [[], [EARLIER], [EARLIER] * 30], ids=["none", "one", "many"])
-def test_a_unit_with_nothing_to_ask_comes_back_in_one_step(prompts: list[Prompt]) -> None:
-    """A unit without rows, or with all rows rejected before, waits for no other unit's rows."""
+def test_a_unit_without_requests_comes_back_in_one_step(prompts: list[Prompt]) -> None:
+    """A unit without rows, or with rejected rows only, does not wait for other units."""
     engine = ScriptedEngine()
     scheduler = Scheduler(engine, answering(1))
     busy = scheduler.submit(rendered([[50]]))
@@ -235,7 +236,7 @@ def test_a_unit_with_nothing_to_ask_comes_back_in_one_step(prompts: list[Prompt]
 
 
 def test_a_unit_whose_rows_are_all_refused_comes_back() -> None:
-    """Refusals alone end a unit, in the very step that sent them."""
+    """It comes back in the step in which its requests were refused."""
     scheduler = Scheduler(ScriptedEngine(), answering(1))
     unit = scheduler.submit(rendered([[0, row] for row in range(30)]))
     assert scheduler.step() == [unit]
@@ -244,8 +245,8 @@ def test_a_unit_whose_rows_are_all_refused_comes_back() -> None:
     assert len(rejects) == 30
 
 
-def test_an_engine_says_of_what_class_its_refusal_is() -> None:
-    """A prompt whose length only the engine knows, with its image, is too long like any other."""
+def test_a_refusal_has_the_reject_class_that_the_engine_chose() -> None:
+    """For example, only the engine knows the length of a prompt with an image."""
 
     class Full(ScriptedEngine):
         def add(self, key: int, request: Request) -> None:  # noqa: ARG002
@@ -258,8 +259,8 @@ def test_an_engine_says_of_what_class_its_refusal_is() -> None:
     assert reject == Reject(RejectClass.PROMPT_TOO_LONG, "too long", attempts=1)
 
 
-def test_a_long_answer_does_not_hold_back_the_next_unit() -> None:
-    """There is no batch barrier: beside one long answer the next units' rows run and finish."""
+def test_a_long_answer_does_not_delay_the_next_unit() -> None:
+    """There is no batch barrier: during one long answer, the rows of later units are answered."""
     scheduler = Scheduler(ScriptedEngine(max_num_seqs=4), answering(1))
     slow = scheduler.submit(rendered([[100, 0], [2, 1], [2, 2]]))
     quick = [scheduler.submit(rendered([[3, row] for row in range(9)])) for _ in range(2)]
@@ -274,8 +275,8 @@ def test_a_long_answer_does_not_hold_back_the_next_unit() -> None:
     assert cells_of(slow, "generated_text") == ["[100, 0]", "[2, 1]", "[2, 2]"]
 
 
-def test_the_engine_is_full_at_every_step_while_rows_are_left() -> None:
-    """A place that becomes free is taken in the next step, also by another unit's row."""
+def test_the_engine_is_full_in_every_step_while_there_are_rows() -> None:
+    """When a request ends, another takes its place in the next step, also from another unit."""
     engine = ScriptedEngine(max_num_seqs=4)
     scheduler = Scheduler(engine, answering(1))
     for _ in range(10):
@@ -284,12 +285,12 @@ def test_the_engine_is_full_at_every_step_while_rows_are_left() -> None:
     while scheduler.has_work:
         scheduler.step()
         num_steps += 1
-    # 30 rows of one step each, four at a time; the last unit comes back with its last row.
+    # 30 rows of one step each, four at a time.
     assert num_steps == 8
 
 
 def test_a_prompt_that_leaves_no_room_for_its_answer_is_rejected_with_the_numbers() -> None:
-    """Prompt and longest answer must fit into the context; what fits exactly is answered."""
+    """Prompt and longest answer must fit into the context; an exact fit is answered."""
     scheduler = Scheduler(ScriptedEngine(max_model_len=100), answering(90))
     unit = scheduler.submit(rendered([[1] * 10, [1] * 11, [1] * 200, [1]]))
     finish(scheduler)
@@ -304,7 +305,7 @@ def test_a_prompt_that_leaves_no_room_for_its_answer_is_rejected_with_the_number
 
 @pytest.mark.parametrize(("length", "is_answered"), [(99, True), (100, False)])
 def test_without_a_limit_an_answer_needs_room_for_one_token(length: int, is_answered: bool) -> None:
-    """With `max_tokens: null` a prompt that fills the context has no answer to give."""
+    """With `max_tokens: null`, a prompt that fills the context leaves no room for an answer."""
     scheduler = Scheduler(ScriptedEngine(max_model_len=100), answering(None))
     unit = scheduler.submit(rendered([[1] * length]))
     finish(scheduler)
@@ -316,8 +317,10 @@ def test_without_a_limit_an_answer_needs_room_for_one_token(length: int, is_answ
     [(FakeSettings(refuse_rate=1), "refuses"), (FakeSettings(error_rate=1), "ended")],
     ids=["refused", "finish reason error"],
 )
-def test_what_the_engine_cannot_answer_is_an_engine_error(fake: FakeSettings, words: str) -> None:
-    """A refused request and one that ends with "error" are rejects that were tried once."""
+def test_a_request_that_the_engine_cannot_answer_is_an_engine_error(
+    fake: FakeSettings, words: str
+) -> None:
+    """A refused request and one that ends with "error" are rejects after one attempt."""
     scheduler = Scheduler(FakeEngine(fake), answering(MAX_TOKENS))
     unit = scheduler.submit(rendered([[1, 2, 3]]))
     finish(scheduler)
@@ -327,16 +330,16 @@ def test_what_the_engine_cannot_answer_is_an_engine_error(fake: FakeSettings, wo
     assert words in reject.message
 
 
-def test_a_dead_engine_is_an_exception() -> None:
-    """What kills the engine is not taken for a row's fault."""
+def test_a_crash_of_the_engine_is_an_exception() -> None:
+    """A crash is not treated as the fault of a row."""
     scheduler = Scheduler(FakeEngine(FakeSettings(crash_on="!")), answering(MAX_TOKENS))
     scheduler.submit(rendered([[ord("!")]]))
-    with pytest.raises(RuntimeError, match="dies"):
+    with pytest.raises(RuntimeError, match="crashes"):
         scheduler.step()
 
 
-def test_the_load_counts_what_runs_and_the_tokens_of_what_ended() -> None:
-    """Load tells the requests in the engine, the open units, all tokens and rows so far."""
+def test_the_load_counts_running_requests_and_the_tokens_of_ended_ones() -> None:
+    """It has the requests in the engine, the open units, and all tokens and rows so far."""
     scheduler = Scheduler(ScriptedEngine(), answering(1))
     assert scheduler.load == ReplicaLoad(0, 0, 0, 0)
     scheduler.submit(rendered([[1, 7, 7], [2, 7], EARLIER]))
@@ -353,8 +356,8 @@ def test_the_load_counts_what_runs_and_the_tokens_of_what_ended() -> None:
     ]
 
 
-def test_the_load_tells_what_waits_and_the_engines_seconds() -> None:
-    """A full window leaves the rest of a row's round outside; a step takes time."""
+def test_the_load_counts_held_requests_and_the_engines_seconds() -> None:
+    """Requests of a begun row that do not fit into the window are held; a step takes time."""
     scheduler = Scheduler(ScriptedEngine(max_num_seqs=1), scripted())
     scheduler.submit(rendered_rows([[script([[2], [2], [2], [2], [2]])]]))
     scheduler.step()
@@ -363,8 +366,8 @@ def test_the_load_tells_what_waits_and_the_engines_seconds() -> None:
     assert load.engine_seconds > 0
 
 
-def test_a_units_seconds_end_with_its_last_answer() -> None:
-    """A unit's time runs from its submission to its end, and is known when it comes back."""
+def test_a_units_time_ends_with_its_last_answer() -> None:
+    """It is measured from submission to the last answer, and set when the unit comes back."""
     scheduler = Scheduler(ScriptedEngine(), answering(1))
     unit = scheduler.submit(rendered([[3]]))
     finish(scheduler)
@@ -372,15 +375,15 @@ def test_a_units_seconds_end_with_its_last_answer() -> None:
     assert unit.seconds == unit.finished_at - unit.submitted_at
 
 
-# Rows of several requests and rounds. Each prompt is [steps, row, round, place]; one of 0 steps is
-# refused. Zero rounds and empty rounds ask nothing.
+# Rows of several requests and rounds. Each prompt is [steps, row, round, index]; one of 0 steps is
+# refused. Rows without rounds, and empty rounds, make no requests.
 SHAPES = st.lists(st.lists(st.lists(st.integers(0, 3), max_size=6), max_size=4), max_size=8)
 
 
 def rounds_of(shape: list[list[int]], row: int) -> list[list[list[int]]]:
-    """A row's prompts, round by round, each of them unlike all others."""
+    """A row's prompts, round by round, all of them different."""
     return [
-        [[steps, row, number, place] for place, steps in enumerate(lengths)]
+        [[steps, row, number, index] for index, steps in enumerate(lengths)]
         for number, lengths in enumerate(shape)
     ]
 
@@ -394,7 +397,7 @@ def rounds_of(shape: list[list[int]], row: int) -> list[list[list[int]]]:
 def test_every_row_gets_all_its_answers_round_by_round(
     units: list[tuple[list[list[list[int]]], int]], max_num_seqs: int, chunk: int
 ) -> None:
-    """A round comes back whole and in its order, whatever else runs; costs are a row's sums."""
+    """A round comes back complete and in order, whatever else runs; costs are sums per row."""
     engine = ScriptedEngine(max_num_seqs)
     scheduler = Scheduler(engine, scripted())
     submitted, finished = [], []
@@ -411,41 +414,41 @@ def test_every_row_gets_all_its_answers_round_by_round(
         for rounds in rows:
             prompts = [prompt for round_ in rounds for prompt in round_]
             texts = [str(prompt) if prompt[0] else "engine_error" for prompt in prompts]
-            came_back = [prompt for prompt in prompts if prompt[0]]
-            costs = (4 * len(came_back), sum(p[0] for p in came_back)) if came_back else (None,) * 2
+            completed = [prompt for prompt in prompts if prompt[0]]
+            costs = (4 * len(completed), sum(p[0] for p in completed)) if completed else (None,) * 2
             expected.append(AnsweredRow(RowResult({"texts": texts}, None), *costs))
         assert unit.answers == expected
-    assert engine.most_requests <= 2 * max_num_seqs
+    assert engine.max_requests <= 2 * max_num_seqs
     assert (scheduler.load.num_running, scheduler.load.num_units) == (0, 0)
 
 
 def first_round(prompts: list[list[int]], row: int) -> int:
-    """When the row's first request was sent."""
-    return next(at for at, prompt in enumerate(prompts) if prompt[1] == row)
+    """The position of the row's first request among those sent."""
+    return next(position for position, prompt in enumerate(prompts) if prompt[1] == row)
 
 
 @settings(max_examples=60, deadline=None)
 @given(SHAPES.filter(bool), st.integers(1, 3))
-def test_rows_begin_in_order_and_none_while_another_has_requests_to_send(
+def test_rows_begin_in_order_and_send_their_first_round_before_later_rows(
     shapes: list[list[list[int]]], max_num_seqs: int
 ) -> None:
-    """Rows begin in their order, and the place of a row's first round is behind no later row's."""
+    """No request of a later row is sent before the last request of a row's first round."""
     engine = ScriptedEngine(max_num_seqs)
     scheduler = Scheduler(engine, scripted())
     rows = [rounds_of(shape, row) for row, shape in enumerate(shapes)]
     scheduler.submit(rendered_rows([script(*rounds)] for rounds in rows))
     finish(scheduler)
-    asking = [row for row, rounds in enumerate(rows) if any(rounds)]
-    begun = [first_round(engine.prompts, row) for row in asking]
+    rows_with_requests = [row for row, rounds in enumerate(rows) if any(rounds)]
+    begun = [first_round(engine.prompts, row) for row in rows_with_requests]
     assert begun == sorted(begun)
-    for row, start in zip(asking, begun, strict=True):
+    for row, start in zip(rows_with_requests, begun, strict=True):
         first = next(round_ for round_ in rows[row] if round_)
         until = max(engine.prompts.index(prompt) for prompt in first)
         assert all(prompt[1] <= row for prompt in engine.prompts[start : until + 1])
 
 
-def test_what_a_row_asks_next_goes_before_rows_that_have_not_begun() -> None:
-    """Follow-up requests are sent as soon as there is room, so that begun rows end soon."""
+def test_a_rows_next_round_goes_before_rows_that_have_not_begun() -> None:
+    """Later rounds are sent as soon as there is room, so that begun rows end soon."""
     engine = ScriptedEngine(max_num_seqs=1)
     scheduler = Scheduler(engine, scripted())
     two_rounds = [rounds_of([[1], [1]], row) for row in range(4)]
@@ -456,7 +459,7 @@ def test_what_a_row_asks_next_goes_before_rows_that_have_not_begun() -> None:
 
 
 def test_rows_that_do_not_fit_into_the_window_have_not_begun() -> None:
-    """A large unit's rows stay packed until there is room for them."""
+    """A large unit's rows stay in their table until there is room for them."""
     scheduler = Scheduler(ScriptedEngine(max_num_seqs=2), answering(1))
     unit = scheduler.submit(rendered([[1]] * 50))
     begun = []
@@ -466,8 +469,8 @@ def test_rows_that_do_not_fit_into_the_window_have_not_begun() -> None:
     assert begun == [*range(4, 51, 2), 50]
 
 
-def test_of_rows_under_way_the_oldest_is_sent_first() -> None:
-    """A round that is larger than the window is sent whole before what a later row asks next."""
+def test_the_oldest_begun_row_goes_first() -> None:
+    """A round larger than the window is sent completely before the next round of a later row."""
     engine = ScriptedEngine(max_num_seqs=1)
     scheduler = Scheduler(engine, scripted())
     rows = [rounds_of([[1], [1, 1, 1, 1]], 0), rounds_of([[1], [1]], 1)]
@@ -478,19 +481,19 @@ def test_of_rows_under_way_the_oldest_is_sent_first() -> None:
 
 
 def test_one_row_with_more_requests_than_the_window_holds_is_answered() -> None:
-    """The window bounds what is in the engine, also of one row's round."""
+    """The window also limits the requests of a single row."""
     engine = ScriptedEngine(max_num_seqs=2)
     scheduler = Scheduler(engine, scripted())
     (prompts,) = rounds_of([[1] * 50], 0)
     unit = scheduler.submit(rendered_rows([[script(prompts)]]))
     finish(scheduler)
     assert cells_of(unit, "texts") == [[str(prompt) for prompt in prompts]]
-    assert engine.most_requests == 4
+    assert engine.max_requests == 4
 
 
 @pytest.mark.parametrize("rounds", [(), ([], []), ([[0, 1], [0, 2]],)], ids=str)
-def test_rows_that_need_no_answer_end_without_the_engine(rounds: tuple[list[list[int]]]) -> None:
-    """Rows that ask nothing, or only what is refused, end in one step and cost nothing."""
+def test_rows_without_answers_end_without_the_engine(rounds: tuple[list[list[int]]]) -> None:
+    """Rows without requests, or with refused ones only, end in one step and cost nothing."""
     scheduler = Scheduler(ScriptedEngine(), scripted())
     busy = scheduler.submit(rendered_rows([[script([[50]])]]))
     unit = scheduler.submit(rendered_rows([[script(*rounds)]] * 20))
@@ -502,8 +505,8 @@ def test_rows_that_need_no_answer_end_without_the_engine(rounds: tuple[list[list
 
 
 @pytest.mark.parametrize("rounds", [(), ([[1]],), ([[1], [1]], [[1]])], ids=len)
-def test_a_task_that_raises_costs_its_own_row_only(rounds: tuple[list[list[int]]]) -> None:
-    """What a task fails on is its row's reject, in one line; its cost is counted."""
+def test_a_task_that_raises_rejects_only_its_own_row(rounds: tuple[list[list[int]]]) -> None:
+    """The error becomes the row's reject, in one line; the row's tokens are counted."""
     scheduler = Scheduler(ScriptedEngine(), scripted())
     scripts = [script([[1]]), script(*rounds, raises=True), script([[2]], [[1, 1]])]
     unit = scheduler.submit(rendered_rows([row] for row in scripts))
@@ -516,8 +519,8 @@ def test_a_task_that_raises_costs_its_own_row_only(rounds: tuple[list[list[int]]
     assert answers_of(unit)[1].num_input_tokens == (num_requests or None)
 
 
-def test_a_request_that_ends_with_an_error_has_its_cost_in_its_row() -> None:
-    """Tokens that the engine spent are told, whatever became of the answer."""
+def test_the_tokens_of_a_request_that_ends_with_an_error_are_counted() -> None:
+    """The row has all tokens that the engine processed, whether or not there is an answer."""
     scheduler = Scheduler(FakeEngine(FakeSettings(error_rate=1)), answering(MAX_TOKENS))
     unit = scheduler.submit(rendered([[1, 2, 3]]))
     finish(scheduler)
@@ -526,8 +529,8 @@ def test_a_request_that_ends_with_an_error_has_its_cost_in_its_row() -> None:
     assert row.num_generated_tokens == scheduler.load.generated_tokens > 0
 
 
-def test_each_request_is_held_against_the_context_by_its_own_parameters() -> None:
-    """Of two tasks in a row one may be too long and the other not."""
+def test_each_request_is_checked_against_the_context_with_its_own_parameters() -> None:
+    """Of two tasks of a row, one may exceed the context and the other not."""
     short, long = (
         step_of(Generate(name=name, prompt={"text": "{{ text }}"}, sampling={"max_tokens": limit}))
         for name, limit in (("short", 5), ("long", 95))
@@ -542,8 +545,8 @@ def test_each_request_is_held_against_the_context_by_its_own_parameters() -> Non
     assert row.result.reject.message.startswith("long: ")
 
 
-def test_a_rejected_row_may_hold_late_values_that_python_cannot() -> None:
-    """Late values are read for rows in which a task waits; a rejected row's cannot be read."""
+def test_a_rejected_row_may_have_late_values_that_python_cannot_represent() -> None:
+    """Late values are read only for rows with a task that needs them."""
     sections = [
         Generate(name="a", prompt={"text": "{{ text }}"}, sampling={"max_tokens": 1}),
         Generate(

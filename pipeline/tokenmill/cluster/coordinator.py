@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from tokenmill.errors import TokenmillError
-from tokenmill.scheduling.dedup.registry import Answered, InFlightRegistry, RegistryUpdate
+from tokenmill.scheduling.dedup.registry import InFlightRegistry, PackedAnswer, RegistryUpdate
 from tokenmill.scheduling.load import PoolState, ReplicaLoad
 from tokenmill.scheduling.poison_rows import PoisonSearch, RunAdvice
 
@@ -59,7 +59,7 @@ class Coordinator:
 
     def died(self, replica: str, reason: str) -> None:
         self._loads.pop(replica, None)
-        self._ledger.lost(replica)
+        self._ledger.remove(replica)
         self._wake_listeners()
         if replica not in self._dead:
             self._dead.add(replica)
@@ -80,32 +80,32 @@ class Coordinator:
         self,
         replica: str,
         membership: str,
-        asked: Sequence[bytes],
-        answered: Sequence[Answered],
-        patience_s: float,
+        claims: Sequence[bytes],
+        answers: Sequence[PackedAnswer],
+        timeout_s: float,
     ) -> RegistryUpdate | None:
-        news = self._ledger.exchange(replica, membership, asked, answered)
+        news = self._ledger.exchange(replica, membership, claims, answers)
         self._wake_listeners()
-        if news is None or news or not patience_s:
+        if news is None or news or not timeout_s:
             return news
         has_news = self._listening[replica] = asyncio.Event()
         with suppress(TimeoutError):
-            await asyncio.wait_for(has_news.wait(), patience_s)
+            await asyncio.wait_for(has_news.wait(), timeout_s)
         return self._ledger.exchange(replica, membership, (), ())
 
     def _wake_listeners(self) -> None:
-        for replica in self._ledger.news:
+        for replica in self._ledger.updates:
             if replica in self._listening:
                 self._listening.pop(replica).set()
 
     def state(self) -> PoolState:
-        condemned = self._suspects.num_condemned
+        poison_rows = self._suspects.num_poison
         ready_s = 0.0 if self._ready_at is None else time.monotonic() - self._ready_at
         return PoolState(
             loads=dict(self._loads),
-            deaths=len(self._dead),
-            last_death=self._last_death,
-            last_dead=self._last_dead,
-            condemned=condemned,
+            crashes=len(self._dead),
+            crash_reason=self._last_death,
+            crashed_replica=self._last_dead,
+            poison_rows=poison_rows,
             ready_s=ready_s,
         )

@@ -17,7 +17,7 @@ from tokenmill.cluster.connect import ANSWER_TIMEOUT_S
 from tokenmill.engine.base import EngineResources
 from tokenmill.errors import RunFailed, TokenmillError, root_cause
 from tokenmill.job.job import Job
-from tokenmill.scheduling.dedup.registry import Answered, RegistryUpdate
+from tokenmill.scheduling.dedup.registry import PackedAnswer, RegistryUpdate
 from tokenmill.scheduling.load import ReplicaLoad
 from tokenmill.scheduling.poison_rows import RunAdvice
 from tokenmill.scheduling.replica import AnsweredUnit, Replica
@@ -60,15 +60,15 @@ class RayRegistryConnection:
     def exchange(
         self,
         membership: str,
-        asked: Sequence[bytes],
-        answered: Sequence[Answered],
-        patience_s: float,
+        claims: Sequence[bytes],
+        answers: Sequence[PackedAnswer],
+        timeout_s: float,
     ) -> RegistryUpdate | None:
         # What it hands out is handed out once; so a call is not to be tried again unseen.
         call = self.board.exchange.options(max_task_retries=0)
-        told = call.remote(self.replica, membership, asked, answered, patience_s)
+        told = call.remote(self.replica, membership, claims, answers, timeout_s)
         try:
-            news: RegistryUpdate | None = ray.get(told, timeout=patience_s + ANSWER_TIMEOUT_S)
+            news: RegistryUpdate | None = ray.get(told, timeout=timeout_s + ANSWER_TIMEOUT_S)
         except RayError:
             return None
         return news
@@ -118,7 +118,7 @@ class ReplicaActor:
         def on_load(load: ReplicaLoad) -> None:
             board.report.remote(name, load)
 
-        def on_death(error: BaseException) -> None:
+        def on_crash(error: BaseException) -> None:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             ray.get(board.died.remote(name, reason))
             # Only a new process is a sound engine; Ray starts one and sends the units again.
@@ -132,9 +132,9 @@ class ReplicaActor:
                 tasks=loaded_tasks(job.model_dump_json(), storage_url),
                 timeout_s=job.model.request_timeout_s,
                 deduplicate=job.model.deduplicate,
-                ledger=RayRegistryConnection(board, name) if has_others else None,
+                registry=RayRegistryConnection(board, name) if has_others else None,
                 on_load=on_load,
-                on_death=on_death,
+                on_crash=on_crash,
             )
         on_load(ReplicaLoad(0, 0, 0, 0))
 
@@ -150,7 +150,7 @@ class ReplicaActor:
         advice: RunAdvice = ray.get(self._board.begin.remote(position, self._name))
         if advice.is_alone:
             journal = _UnitJournal(self._board, position)
-            answered = self._replica.answer_alone(rendered, advice.condemned, journal)
+            answered = self._replica.answer_alone(rendered, advice.poison, journal)
         else:
             answered = self._replica.answer(rendered)
         self._board.end.remote(position)

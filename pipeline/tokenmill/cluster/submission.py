@@ -149,8 +149,7 @@ def _local_paths(job: Job) -> Iterator[tuple[str, str]]:
     for name, source in job.model.adapters.items():
         models[f"model.adapters.{name}"] = ModelSource(source=source)
     for key, model in models.items():
-        is_fetched = model.is_hub_id or model.source.startswith("bundled:")
-        if not (model.is_fake or is_fetched or is_remote(model.source)):
+        if model.is_path and not is_remote(model.source):
             yield key, model.source
 
 

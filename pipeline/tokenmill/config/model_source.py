@@ -52,3 +52,8 @@ class ModelSource(Section):
             or "://" in self.source
             or Path(self.source).is_dir()
         )
+
+    @property
+    def is_path(self) -> bool:
+        """A path or URL, whether it exists or not, rather than the name of a model."""
+        return not (self.is_fake or self.is_hub_id or self.source.startswith("bundled:"))

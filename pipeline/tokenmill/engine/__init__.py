@@ -1,1 +1,1 @@
-"""Engines: the protocol, vLLM, the fake one, and several models in one replica."""
+"""Engines: the protocol, vLLM, its fake twin, and several models in one replica."""

@@ -1,8 +1,8 @@
-"""What turns requests into completions: the `Engine` interface, and vLLM behind it.
+"""What turns requests into completions: the `Engine` protocol.
 
-The only door to vLLM. An engine knows nothing of rows, units or Ray. It is driven by one thread:
-`add` puts a request into the running batch, `step` advances all of them by one iteration and
-returns those that ended (continuous batching: nobody waits for a neighbour).
+An engine knows nothing about rows, units or Ray. One thread drives it: `add` puts a request into
+the running batch, `step` advances the whole batch by one iteration and returns the requests that
+ended. Requests join and leave at any step (continuous batching), so none waits for another.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,11 +15,11 @@ from tokenmill.request import Completion, Request
 
 @dataclass(frozen=True, slots=True)
 class EngineUsage:
-    """What is in an engine now, and what its prefix cache has spared since it started.
+    """How full an engine is, and how much its prefix cache has saved since it started.
 
-    `prefix_tokens` are the prompts' tokens that were looked up in that cache, `prefix_hit_tokens`
-    those of them that were there. `kv_cache_usage` is the share of the KV cache in use, None where
-    the engine keeps no statistics.
+    `prefix_tokens` counts the prompt tokens looked up in the prefix cache, `prefix_hit_tokens` the
+    tokens found there. `kv_cache_usage` is the used share of the KV cache, from 0 to 1; None if the
+    engine keeps no statistics.
     """
 
     num_running: int = 0
@@ -31,10 +31,10 @@ class EngineUsage:
 
 @dataclass(frozen=True, slots=True)
 class EngineResources:
-    """What of its machine an engine has: GPUs, or none and so many threads of the CPU.
+    """An engine's share of its machine: `num_gpus` GPUs, or `num_threads` CPU threads without any.
 
-    `gpu_memory` is the part of each GPU's memory that it may use; `exports_metrics` whether Ray's
-    agent there hands on what is counted.
+    `gpu_memory` is the share of each GPU's memory that it may use, from 0 to 1. `exports_metrics`
+    says whether vLLM's own metrics are exported through Ray.
     """
 
     num_gpus: int
@@ -45,20 +45,22 @@ class EngineResources:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What an engine is; written beside its answers.
+    """Facts about an engine.
 
-    `beside` holds the contexts of the models beside the job's own, by their places in the job.
+    `name` and `version` are recorded with its answers. `max_model_len` is the context in tokens,
+    `max_num_seqs` the largest batch. `auxiliary` maps the job key of each auxiliary model to its
+    context in tokens.
     """
 
     name: str
     version: str
     max_model_len: int
     max_num_seqs: int
-    beside: Mapping[str, int] = field(default_factory=dict)
+    auxiliary: Mapping[str, int] = field(default_factory=dict)
 
 
 class RequestRefused(Exception):
-    """The engine does not take this request; it goes on with the others."""
+    """The engine cannot take this request; other requests are not affected."""
 
     def __init__(self, message: str, reject_class: RejectClass = RejectClass.ENGINE_ERROR) -> None:
         super().__init__(message)
@@ -66,19 +68,19 @@ class RequestRefused(Exception):
 
 
 class Engine(Protocol):
-    """A continuously batching engine. An exception from `step` means that it is dead."""
+    """A continuously batching engine. Any exception but `RequestRefused` means that it crashed."""
 
     info: EngineInfo
 
     def add(self, key: int, request: Request) -> None:
-        """Put a request into the batch; `key` is new to it. Raises `RequestRefused`."""
+        """Put a request into the batch under a new `key`. Raises `RequestRefused`."""
 
     def step(self) -> Sequence[Completion]:
-        """Advance the batch by one iteration; the requests that ended by it."""
+        """Advance the batch by one iteration, and return the requests that ended."""
 
     def abort(self, key: int) -> None:
-        """Take a request out of the batch; it gets no completion."""
+        """Remove a request from the batch; it gets no completion."""
 
     @property
     def usage(self) -> EngineUsage:
-        """What is in it; quick, as it is asked after each step."""
+        """How full the engine is. Cheap, because it is read after each step."""

@@ -1,7 +1,7 @@
-"""The twin of the vLLM engine: no model, the same interface, the same answers every time.
+"""The twin of the vLLM engine: no model, the same interface, and deterministic answers.
 
-For unit tests, scale tests and dry runs; a job chooses it with `model.source: fake` and it is
-written into the output's metadata. `model.engine` then holds `FakeSettings`.
+For tests of jobs and pipelines, load tests and dry runs. A job chooses it with `model.source: fake`
+and configures it in `model.engine` (`FakeSettings`). The output's records name it as their engine.
 """
 
 import hashlib
@@ -23,45 +23,70 @@ from tokenmill.engine.base import EngineInfo, EngineUsage, RequestRefused
 from tokenmill.errors import UserError
 from tokenmill.formatting import did_you_mean
 from tokenmill.prompt.fake_tokenizer import BYTES_PER_TOKEN, decode_tokens, encode_text
-from tokenmill.request import Completion, Pooling, Request, Sampling, TokenLogprob
+from tokenmill.request import Completion, FinishReason, Pooling, Request, Sampling, TokenLogprob
 
-# More steps than any test takes.
-_FOREVER = 2**62
+# More steps than any run takes.
+_NEVER = 2**62
 _WORDS = ("ash", "birch", "cedar", "elm", "fir", "hazel", "larch", "maple", "oak", "pine", "rowan")
-_TEXTS = {
+_EXAMPLES_BY_FORMAT = {
     "date": "2000-01-01",
     "date-time": "2000-01-01T00:00:00Z",
     "uuid": "00000000-0000-0000-0000-000000000000",
 }
-#: Of the fake engine's vectors.
+#: Dimensions of the fake engine's embeddings.
 FAKE_DIMENSIONS = 8
 
 
 class FakeSettings(BaseModel):
-    """How the fake engine behaves; rates are shares of the requests, chosen by their prompts."""
+    """The settings of the fake engine, which a job puts into `model.engine`.
+
+    Whether a request is affected by a rate depends on its prompt alone, so a run can be repeated.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    max_model_len: Annotated[int, Field(ge=1)] = 8192
-    max_num_seqs: Annotated[int, Field(ge=1)] = 64
-    output_tokens: Annotated[int, Field(ge=1)] = Field(8, description="Mean length of an answer.")
-    step_s: Annotated[float, Field(ge=0)] = Field(0.0, description="Seconds that a step takes.")
-    instant: bool = Field(
-        False, description="Every answer is empty and there at the next step, to time the rest."
+    max_model_len: Annotated[int, Field(ge=1)] = Field(
+        8192, description="Context in tokens: prompt and answer together."
     )
-    refuse_rate: Share = Field(0.0, description="Requests that the engine refuses.")
-    error_rate: Share = Field(0.0, description="Requests that end with an error.")
-    num_labels: Annotated[int, Field(ge=1)] = Field(1, description="Of its classes' numbers.")
+    max_num_seqs: Annotated[int, Field(ge=1)] = Field(
+        64, description="Largest number of requests in the batch at a time."
+    )
+    output_tokens: Annotated[int, Field(ge=1)] = Field(
+        8, description="Mean length of an answer in tokens, before max_tokens cuts it."
+    )
+    step_s: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="Duration of a step in seconds; each step adds a token to every answer."
+    )
+    instant: bool = Field(
+        False,
+        description="Return an empty answer at the next step and skip everything else, "
+        "to measure the pipeline without an engine.",
+    )
+    refuse_rate: Share = Field(
+        0.0, description="Share of the requests that the engine refuses, from 0 to 1."
+    )
+    error_rate: Share = Field(
+        0.0, description='Share of the requests that end with finish reason "error", from 0 to 1.'
+    )
+    num_labels: Annotated[int, Field(ge=1)] = Field(
+        1, description="Number of classes of the fake classification model."
+    )
     crash_on: Annotated[str, Field(min_length=1)] | None = Field(
-        None, description="A prompt with this text kills the engine."
+        None, description="Crash the engine if a prompt contains this text."
     )
     hang_on: Annotated[str, Field(min_length=1)] | None = Field(
-        None, description="A prompt with this text is never answered."
+        None, description="Never finish a request whose prompt contains this text."
     )
 
 
 class FakeEngine:
-    """Every request in the batch gets a token a step; at most `max_num_seqs` are in the batch."""
+    """An engine that adds one token per step to each of the `max_num_seqs` requests in its batch.
+
+    The same request gets the same answer, whatever else is in the batch. If a JSON schema is asked
+    for, the answer is a small document that conforms to it; otherwise it is a list of words, one
+    word per token. Log-probabilities, vectors and class probabilities are made up, with the shapes
+    and ranges of real ones.
+    """
 
     def __init__(self, settings: FakeSettings) -> None:
         self.info = EngineInfo(
@@ -71,27 +96,23 @@ class FakeEngine:
             max_num_seqs=settings.max_num_seqs,
         )
         self._settings = settings
+        # Requests outside the batch, with the number of steps they take.
         self._waiting: deque[tuple[int, Completion]] = deque()
-        # By the step at which they end, so that a step costs nothing for those that go on.
-        self._ending: dict[int, list[Completion]] = defaultdict(list)
+        # The batch, by the step in which requests end: a step costs nothing for the other requests.
+        self._batch: dict[int, list[Completion]] = defaultdict(list)
         self._num_running = 0
         self._num_input_tokens = 0
         self._step = 0
 
     def add(self, key: int, request: Request) -> None:
         if self._settings.instant:
-            empty = Completion(key, "", "stop", len(request.prompt_token_ids), 0, None)
-            self._waiting.append((1, empty))
+            num_tokens = len(request.prompt_token_ids)
+            self._waiting.append((1, Completion(key, "", FinishReason.STOP, num_tokens, 0, None)))
             return
         prompt = decode_tokens(request.prompt_token_ids)
         if self._settings.crash_on is not None and self._settings.crash_on.encode() in prompt:
-            raise RuntimeError(f"the fake engine dies of {self._settings.crash_on!r}")
-        # As with a real engine, another seed or adapter is another answer.
-        chance = (request.params.values.get("seed"), request.adapter)
-        if request.media is not None:
-            prompt += request.media.data
-        source = prompt + "".join(f"\0{part}" for part in chance if part is not None).encode()
-        draw = random.Random(hashlib.sha256(source).digest())  # noqa: S311 - no secret
+            raise RuntimeError(f"the fake engine crashes on {self._settings.crash_on!r}")
+        draw = _random(request, prompt)
         if draw.random() < self._settings.refuse_rate:
             raise RequestRefused("the fake engine refuses this prompt")
         fails = draw.random() < self._settings.error_rate
@@ -100,31 +121,31 @@ class FakeEngine:
         else:
             completion = self._generated(key, request, request.params, draw)
         if fails:
-            completion = replace(completion, text="", finish_reason="error")
+            completion = replace(completion, text="", finish_reason=FinishReason.ERROR)
         num_steps = max(1, completion.num_generated_tokens)
         if self._settings.hang_on is not None and self._settings.hang_on.encode() in prompt:
-            num_steps = _FOREVER
+            num_steps = _NEVER
         self._waiting.append((num_steps, completion))
 
     def abort(self, key: int) -> None:
         self._waiting = deque(item for item in self._waiting if item[1].key != key)
-        for step, running in self._ending.items():
-            left = [completion for completion in running if completion.key != key]
-            self._num_running -= len(running) - len(left)
-            self._ending[step] = left
+        for step, running in self._batch.items():
+            remaining = [completion for completion in running if completion.key != key]
+            self._num_running -= len(running) - len(remaining)
+            self._batch[step] = remaining
 
     def _generated(
         self, key: int, request: Request, sampling: Sampling, draw: random.Random
     ) -> Completion:
         document = _document(sampling)
-        wanted = draw.randint(1, 2 * self._settings.output_tokens - 1)
+        full_length = draw.randint(1, 2 * self._settings.output_tokens - 1)
         if document is not None:
-            wanted = len(encode_text(document))
+            full_length = len(encode_text(document))
         num_input_tokens = len(request.prompt_token_ids)
         room = self.info.max_model_len - num_input_tokens
-        length = min(wanted, room if sampling.max_tokens is None else sampling.max_tokens)
+        length = min(full_length, room if sampling.max_tokens is None else sampling.max_tokens)
         choices = sampling.values.get("logprob_token_ids")
-        wants_prompt = sampling.values.get("prompt_logprobs") is not None
+        has_prompt_logprobs = sampling.values.get("prompt_logprobs") is not None
         completion = Completion(
             key=key,
             text=(
@@ -132,14 +153,14 @@ class FakeEngine:
                 if document is None
                 else document[: length * BYTES_PER_TOKEN]
             ),
-            finish_reason="stop" if wanted == length else "length",
+            finish_reason=FinishReason.STOP if full_length == length else FinishReason.LENGTH,
             num_input_tokens=num_input_tokens,
             num_generated_tokens=length,
             cumulative_logprob=-length * draw.random(),
             choice_logprobs=_choice_logprobs(choices, draw) if choices else None,
             prompt_logprobs=(
                 [-draw.expovariate(1) for _ in range(num_input_tokens - 1)]
-                if wants_prompt
+                if has_prompt_logprobs
                 else None
             ),
         )
@@ -153,24 +174,25 @@ class FakeEngine:
         vector = np.array([draw.gauss(0, 1) for _ in range(length)], np.float32)
         if params.values.get("use_activation") is not False:
             vector = vector / np.linalg.norm(vector) if is_vector else _probabilities(vector)
-        return Completion(key, "", "stop", len(request.prompt_token_ids), 0, None, vector=vector)
+        num_tokens = len(request.prompt_token_ids)
+        return Completion(key, "", FinishReason.STOP, num_tokens, 0, None, vector=vector)
 
     def step(self) -> Sequence[Completion]:
         while self._waiting and self._num_running < self._settings.max_num_seqs:
-            length, completion = self._waiting.popleft()
-            self._ending[self._step + length].append(completion)
+            num_steps, completion = self._waiting.popleft()
+            self._batch[self._step + num_steps].append(completion)
             self._num_running += 1
             self._num_input_tokens += completion.num_input_tokens
         if self._settings.step_s:
             time.sleep(self._settings.step_s)
         self._step += 1
-        ended = self._ending.pop(self._step, [])
+        ended = self._batch.pop(self._step, [])
         self._num_running -= len(ended)
         return ended
 
     @property
     def usage(self) -> EngineUsage:
-        """Its KV cache is as full as its batch, and never spares anything."""
+        """The KV cache is as full as the batch; the prefix cache never hits."""
         return EngineUsage(
             num_running=self._num_running,
             num_waiting=len(self._waiting),
@@ -179,8 +201,16 @@ class FakeEngine:
         )
 
 
+def _random(request: Request, prompt: bytes) -> random.Random:
+    """A generator seeded by everything that an answer depends on: as in vLLM, seed and adapter."""
+    seed_parts = (request.params.values.get("seed"), request.adapter)
+    media = b"" if request.media is None else request.media.data
+    suffix = "".join(f"\0{part}" for part in seed_parts if part is not None).encode()
+    return random.Random(hashlib.sha256(prompt + media + suffix).digest())  # noqa: S311 - no secret
+
+
 def _document(sampling: Sampling) -> str | None:
-    """Small JSON in ASCII by the schema that the sampling asks for, if it does."""
+    """A small JSON document in ASCII for the sampling's JSON schema; None without a schema."""
     structured = sampling.values.get("structured_outputs")
     schema = structured.get("json") if isinstance(structured, Mapping) else None
     if schema is None:
@@ -189,7 +219,7 @@ def _document(sampling: Sampling) -> str | None:
 
 
 def _smallest(schema: Mapping[str, Any]) -> Any:
-    """A small value by a schema without references and patterns."""
+    """A small value that conforms to a schema without references and patterns."""
     for branch in (*schema.get("anyOf", ()), *schema.get("oneOf", ())):
         return _smallest(branch)
     for value in (*schema.get("enum", ()), schema.get("const")):
@@ -202,17 +232,18 @@ def _smallest(schema: Mapping[str, Any]) -> Any:
         case "array":
             return [_smallest(schema["items"])] * schema.get("minItems", 0)
         case "string":
-            return _TEXTS.get(schema.get("format", ""), "x" * schema.get("minLength", 0))
+            text = "x" * schema.get("minLength", 0)
+            return _EXAMPLES_BY_FORMAT.get(schema.get("format", ""), text)
         case "integer" | "number":
-            least = max(schema.get("minimum", 0), schema.get("exclusiveMinimum", -1) + 1)
-            return min(least, schema.get("maximum", least))
+            minimum = max(schema.get("minimum", 0), schema.get("exclusiveMinimum", -1) + 1)
+            return min(minimum, schema.get("maximum", minimum))
         case "boolean":
             return False
     return None
 
 
 def _probabilities(numbers: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """As a classifier's activation: a sigmoid of one number, a softmax of several."""
+    """A classifier's activation: the sigmoid of one number, the softmax of several."""
     weights = np.exp(numbers)
     if len(weights) == 1:
         return np.asarray(weights / (1 + weights), np.float32)
@@ -220,28 +251,28 @@ def _probabilities(numbers: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def _stopped(completion: Completion, sampling: Sampling) -> Completion:
-    """Cut before the first of the sampling's stop strings, if one is in the text."""
+    """Cut the text before the first of the sampling's stop strings that it contains."""
     stop = sampling.values.get("stop") or ()
-    found = [
+    matches = [
         (completion.text.find(text), text)
         for text in ([stop] if isinstance(stop, str) else stop)
         if text in completion.text
     ]
-    if not found:
+    if not matches:
         return completion
-    at, text = min(found)
-    num_words = len(completion.text[: at + len(text)].split())
+    position, text = min(matches)
+    num_words = len(completion.text[: position + len(text)].split())
     return replace(
         completion,
-        text=completion.text[:at],
-        finish_reason="stop",
+        text=completion.text[:position],
+        finish_reason=FinishReason.STOP,
         stop_reason=text,
         num_generated_tokens=num_words,
     )
 
 
 def _with_tokens(completion: Completion, sampling: Sampling) -> Completion:
-    """Each word a token, all equally likely, where the sampling asks for log-probabilities."""
+    """Add the tokens if `logprobs` asks for them: one per word, all equally likely."""
     num_top = sampling.values.get("logprobs")
     if num_top is None or completion.cumulative_logprob is None:
         return completion
@@ -255,7 +286,7 @@ def _with_tokens(completion: Completion, sampling: Sampling) -> Completion:
 
 
 def _choice_logprobs(choices: Sequence[int], draw: random.Random) -> dict[int, float]:
-    """Of a distribution over these tokens and one more, so that their probabilities sum below 1."""
+    """Log-probabilities of these tokens, from a distribution over them and one more token."""
     weights = [draw.random() + 1e-6 for _ in range(len(choices) + 1)]
     total = sum(weights)
     return {
@@ -263,27 +294,25 @@ def _choice_logprobs(choices: Sequence[int], draw: random.Random) -> dict[int, f
     }
 
 
-def fake_settings(arguments: Mapping[str, Any], place: str = "model") -> FakeSettings:
-    """The `engine` of the model at `place` as settings. Raises `UserError`."""
+def fake_settings(arguments: Mapping[str, Any], key: str = "model") -> FakeSettings:
+    """Return the settings in the `engine` of the model at a job key. Raises `UserError`."""
     for name in arguments:
         if name not in FakeSettings.model_fields:
-            raise UserError(
-                f"{place}.engine.{name}: {did_you_mean(name, FakeSettings.model_fields)}"
-            )
+            raise UserError(f"{key}.engine.{name}: {did_you_mean(name, FakeSettings.model_fields)}")
     try:
         return FakeSettings.model_validate(dict(arguments))
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"{place}.engine.{first['loc'][0]}: {first['msg']}") from error
+        raise UserError(f"{key}.engine.{first['loc'][0]}: {first['msg']}") from error
 
 
 def fake_config(settings: FakeSettings) -> dict[str, Any]:
-    """What a model folder's config.json would say of it."""
+    """Return what the fake model's config.json would contain."""
     return {
         "embedding_size": FAKE_DIMENSIONS,
         "is_matryoshka": True,
         "model_type": "whisper",
         "vision_config": {},
         "num_labels": settings.num_labels,
-        "id2label": {str(at): f"LABEL_{at}" for at in range(settings.num_labels)},
+        "id2label": {str(number): f"LABEL_{number}" for number in range(settings.num_labels)},
     }

@@ -17,9 +17,9 @@ from tokenmill.estimate.throughput_table import CPU, DEVICES, Speed, speed_of
 from tokenmill.hardware import has_local_gpus
 from tokenmill.job.job import Job
 from tokenmill.models.config import count_parameters
-from tokenmill.models.fetch import local_path
 from tokenmill.run.checks import models_by_key
 from tokenmill.run.planning import plan_ahead
+from tokenmill.stages.backend import backend_of
 
 _SECONDS_PER_HOUR = 3600
 
@@ -147,7 +147,7 @@ def _over_budget(job: Job, rejects: Interval, rows: Interval) -> Iterator[str]:
 
 def _require_models(job: Job) -> None:
     for model in models_by_key(job).values():
-        if not model.is_fake and local_path(model) is None:
+        if not backend_of(model).is_fetched:
             raise UserError(
                 f"{model.source} is not on this machine, and its tokenizer is needed to count "
                 f"tokens; run: tokenmill models fetch {model.source}"
@@ -180,7 +180,7 @@ def _speed(job: Job, previous_run: PreviousRun | None, device: str | None) -> Sp
     if device is None and has_local_gpus():
         # The table has an entry per model of GPU, and which one this is is not known.
         return None
-    folder = None if job.model.is_fake else local_path(job.model)
+    folder = backend_of(job.model).folder
     return None if folder is None else speed_of(device or CPU, count_parameters(folder))
 
 

@@ -25,8 +25,6 @@ def trusts_code(model: ModelSource) -> bool:
 def trust_warnings(models: Mapping[str, ModelSource]) -> Iterator[str]:
     """A line for each thing that the job takes on trust, given its models by their keys."""
     for key, model in models.items():
-        if model.is_fake:
-            continue
         if trusts_code(model):
             yield (
                 f"WARNING: {key}.engine.trust_remote_code: Python files of {model.source} run on "

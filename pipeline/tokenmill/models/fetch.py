@@ -66,7 +66,7 @@ def check_source(model: ModelSource) -> None:
     """Raise `UserError` for a source that cannot exist. Nothing is fetched."""
     if model.source.startswith(BUNDLED_PREFIX):
         bundled_model(model.source)
-    elif not model.is_fake and not is_remote(model.source):
+    elif not is_remote(model.source):
         _check_folder_or_hub_id(model)
 
 

@@ -123,8 +123,7 @@ def check_on_cpu(
     `cpu_arguments`.
     """
     file = Path(model.source).expanduser() / "config.json"
-    if not model.is_fake:
-        cpu_arguments(read_config(file.parent) if file.is_file() else {}, model.engine, key, flags)
+    cpu_arguments(read_config(file.parent) if file.is_file() else {}, model.engine, key, flags)
 
 
 def _quantization_config(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -150,8 +150,8 @@ class RunMetrics(RunListener):
         for replica in self._loads.keys() - pool.loads.keys():
             self._fill(replica, _EMPTY, 0)
         self._loads.update(pool.loads)
-        self._raise(ENGINE_DEATHS, pool.deaths - self._deaths)
-        self._deaths = max(self._deaths, pool.deaths)
+        self._raise(ENGINE_DEATHS, pool.crashes - self._deaths)
+        self._deaths = max(self._deaths, pool.crashes)
         self._set(UNITS_LEFT, progress.units_total - progress.units_done)
 
     def _fill(self, replica: str, usage: EngineUsage, num_held: int) -> None:

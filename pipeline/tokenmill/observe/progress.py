@@ -66,7 +66,7 @@ class Progress:
 
     @property
     def engine_deaths(self) -> int:
-        return self.pool.deaths
+        return self.pool.crashes
 
     @property
     def units_done(self) -> int:

@@ -6,14 +6,10 @@ from typing import Any
 import pyarrow as pa
 
 from tokenmill.config.model_source import ModelSource
-from tokenmill.engine.fake import fake_settings
-from tokenmill.engine.vllm_params import check_argument_names
 from tokenmill.errors import UserError
 from tokenmill.job.job import Job
-from tokenmill.models.adapters import check_adapters
-from tokenmill.models.fetch import check_source
-from tokenmill.models.quantization import check_not_gguf, check_on_cpu
 from tokenmill.output.schema import added_fields, output_schema
+from tokenmill.stages.backend import backend_of
 from tokenmill.storage.open import split_url
 from tokenmill.tasks.kind import TaskStep
 from tokenmill.tasks.row_tasks import input_columns
@@ -32,20 +28,11 @@ def check_job(job: Job) -> None:
     _check_cleaned(job, input_columns(job.steps))
     if job.output.publish is not None:
         split_url(job.output.publish)
-    models = models_by_key(job)
-    for place, model in models.items():
-        check_not_gguf(model, place)
-        check_source(model)
-        if model.is_fake:
-            fake_settings(model.engine, place)
-    if not job.model.is_fake:
-        check_adapters(job.model.adapters)
-    real = {f"{at}.engine": model.engine for at, model in models.items() if not model.is_fake}
-    if real:
-        check_argument_names(
-            real,
-            dict(sampling for step in job.steps for sampling in _samplings(step)),
-        )
+    sampling = dict(sampling for step in job.steps for sampling in _samplings(step))
+    for key, model in models_by_key(job).items():
+        backend = backend_of(model, key)
+        backend.check(job.model.adapters if key == "model" else {})
+        backend.check_sampling(sampling)
 
 
 def _samplings(step: TaskStep[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -77,7 +64,7 @@ def _check_cleaned(job: Job, read: Mapping[str, str]) -> None:
 def check_formats(job: Job) -> None:
     """Refuse models on this machine, without a GPU, that it cannot run. Raises `UserError`."""
     for place, model in models_by_key(job).items():
-        check_on_cpu(model, place)
+        backend_of(model, place).check_on_cpu()
 
 
 def models_by_key(job: Job) -> dict[str, ModelSource]:

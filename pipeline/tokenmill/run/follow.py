@@ -49,9 +49,9 @@ def follow(
 def _tick(execution: Execution, progress: Progress, listeners: Sequence[RunListener]) -> None:
     """Take over the replicas' last reports, and pass them on."""
     state, now = execution.state(), time.monotonic()
-    if state.deaths > progress.engine_deaths:
+    if state.crashes > progress.engine_deaths:
         for listener in listeners:
-            listener.crashed(state.last_dead, state.last_death)
+            listener.crashed(state.crashed_replica, state.crash_reason)
     progress.observe(state, now)
     for listener in listeners:
         listener.ticked(progress, now)

@@ -51,15 +51,15 @@ class CrashLimit(RunListener):
         if progress.units_done == progress.units_total:
             return
         state = progress.pool
-        if self._condemned < state.condemned <= _MOST_CONDEMNED:
+        if self._condemned < state.poison_rows <= _MOST_CONDEMNED:
             # A row that crashes engines was found, which is progress too.
-            self._condemned = state.condemned
-            self._deaths_before = state.deaths
-        deaths = state.deaths - self._deaths_before
+            self._condemned = state.poison_rows
+            self._deaths_before = state.crashes
+        deaths = state.crashes - self._deaths_before
         if deaths >= self._allowance:
             raise RunFailed(
                 f"engines died {deaths} times without a unit getting through, the last time of "
-                f"{state.last_death}"
+                f"{state.crash_reason}"
             )
 
 

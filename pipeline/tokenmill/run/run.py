@@ -11,7 +11,6 @@ from contextlib import closing, suppress
 from dataclasses import replace
 
 from tokenmill import __version__
-from tokenmill.engine.vllm_params import vllm_params
 from tokenmill.errors import ExitCode, TokenmillError, root_cause
 from tokenmill.formatting import plural
 from tokenmill.job.job import Job
@@ -37,6 +36,7 @@ from tokenmill.run.limits import CrashLimit, RejectBudget, over_budget
 from tokenmill.run.notify import notify
 from tokenmill.run.planning import PreparedRun, finished_before, prepare
 from tokenmill.run.summary import Summary, new_run_id
+from tokenmill.stages.backend import backend_of
 from tokenmill.stages.executor import Executor, RepairSpec, RunSpec
 from tokenmill.stages.load import resolve
 from tokenmill.storage.base import Store
@@ -143,11 +143,10 @@ class Run:
             raise
 
     def _execute(self, executor: Executor, others: Sequence[RunListener]) -> None:
-        if not executor.is_local and not self._job.model.is_fake:
+        if not executor.is_local:
             # Before a cluster starts machines for it. On this machine the replica finds the same
             # before it loads anything, and ten seconds of import are saved here.
-            for params in self._job.params:
-                vllm_params(params)
+            backend_of(self._job.model).check_params(self._job.params)
         traces = traces_of(self._run, self._opened.job.name, self._interface.say)
         listeners = [self._events, traces, *others]
         error: BaseException | None = None

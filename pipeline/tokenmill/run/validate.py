@@ -6,10 +6,10 @@ Nothing is written, no row is read, and no Ray and no engine are started.
 from dataclasses import dataclass
 
 from tokenmill.job.job import Job
-from tokenmill.models.fetch import local_path
 from tokenmill.output.schema import added_fields, output_schema
 from tokenmill.run.checks import models_by_key
 from tokenmill.run.planning import plan_ahead
+from tokenmill.stages.backend import backend_of
 from tokenmill.stages.load import load_tasks
 
 
@@ -48,7 +48,7 @@ def validate(job: Job) -> Validation:
     ahead = plan_ahead(job)
     plan = ahead.plan
     models = tuple(
-        ModelState(place, model.source, model.is_fake or local_path(model) is not None)
+        ModelState(place, model.source, backend_of(model, place).is_fetched)
         for place, model in models_by_key(ahead.job).items()
     )
     if all(model.is_fetched for model in models):

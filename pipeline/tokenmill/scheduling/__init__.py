@@ -1,1 +1,1 @@
-"""One engine kept full: which rows are in it, what repeats, what crashes it."""
+"""Keep one engine busy: rows in flight, duplicate requests, rows that crash engines."""

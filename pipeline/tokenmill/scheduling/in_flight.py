@@ -1,4 +1,4 @@
-"""Units, rows and requests that are on their way through an engine."""
+"""Units, rows and requests on their way through an engine."""
 
 from dataclasses import dataclass, field
 
@@ -10,9 +10,10 @@ from tokenmill.tasks.unit_tables import RenderedRows
 
 @dataclass(slots=True, eq=False)
 class UnitInFlight:
-    """A rendered unit on its way through the engine; `answers` has one place per row.
+    """A rendered unit on its way through the engine; `answers` has one entry per row.
 
-    `num_reused` counts its requests that were not sent, as their answers were another's.
+    `num_begun` counts the rows whose dialogue has begun, `num_open` the rows without an answer.
+    `num_reused` counts the requests that reused the answer of an equal request.
     """
 
     rows: RenderedRows
@@ -25,15 +26,15 @@ class UnitInFlight:
 
     @property
     def seconds(self) -> float:
-        """From submission to the last answer."""
+        """Time from submission to the last answer."""
         return self.finished_at - self.submitted_at
 
 
 @dataclass(slots=True, eq=False)
 class RowInFlight:
-    """A row in its dialogue; `answers` has one place for each request of the present round.
+    """A row and its dialogue; `answers` has one entry per request of the current round.
 
-    `number` counts the rows as they begin.
+    `number` counts the rows in the order in which they begin.
     """
 
     number: int
@@ -47,11 +48,13 @@ class RowInFlight:
     num_generated_tokens: int = 0
 
     def count(self, completion: Completion) -> None:
+        """Add a completion's tokens to the row's."""
         self.num_completions += 1
         self.num_input_tokens += completion.num_input_tokens
         self.num_generated_tokens += completion.num_generated_tokens
 
     def answered(self, result: RowResult) -> AnsweredRow:
+        """The result with the row's token counts, which are None if no request was completed."""
         if not self.num_completions:
             return AnsweredRow(result, None, None)
         return AnsweredRow(result, self.num_input_tokens, self.num_generated_tokens)
@@ -59,17 +62,25 @@ class RowInFlight:
 
 @dataclass(slots=True, eq=False)
 class RequestInFlight:
-    """A request of a row, and its place in the row's round."""
+    """A request of a row; `index` is its position in the row's current round."""
 
     row: RowInFlight
-    place: int
+    index: int
     request: Request
+
+    @property
+    def priority(self) -> tuple[int, int]:
+        """Smaller is earlier: oldest row first, then in the order of the round."""
+        return self.row.number, self.index
 
 
 @dataclass(slots=True, eq=False)
-class Leader:
-    """The request that is sent of all that ask the same, and those that wait for its answer."""
+class EqualRequests:
+    """Requests that share one answer: `leader` is sent, `followers` wait for its answer.
 
-    asked: RequestInFlight
-    mark: bytes | None
+    Without a `request_hash` the leader is on its own: its answer may not be shared.
+    """
+
+    leader: RequestInFlight
+    request_hash: bytes | None
     followers: list[RequestInFlight] = field(default_factory=list)

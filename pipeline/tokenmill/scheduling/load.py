@@ -1,4 +1,4 @@
-"""What a run's replicas say of themselves."""
+"""What the replicas of a run report about themselves."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,10 +8,10 @@ from tokenmill.engine.base import EngineUsage
 
 @dataclass(frozen=True, slots=True)
 class ReplicaLoad:
-    """How busy an engine is, and what it has done since it started.
+    """How busy a replica is, and what its engine has done since it started.
 
-    `num_held` counts the requests that are not in the engine yet, of rows under way;
-    `engine_seconds` is the time that its steps took.
+    `num_running` counts the requests in the engine, `num_held` those of begun rows that are not in
+    it yet. `engine_seconds` is the time spent in the engine's steps.
     """
 
     num_running: int
@@ -26,16 +26,16 @@ class ReplicaLoad:
 
 @dataclass(frozen=True, slots=True)
 class PoolState:
-    """What the replicas last said of themselves, by name, and how many engines have died.
+    """The replicas' last reports, by replica name, and what is known about engine crashes.
 
-    `last_dead` names the replica whose engine died last, `last_death` says of what.
-    `condemned` counts the rows that were found to kill engines; `ready_s` are the seconds since a
-    replica was first ready.
+    `crashes` counts the engines that crashed. `crash_reason` and `crashed_replica` describe the
+    last crash. `poison_rows` counts the rows that were found to crash engines. `ready_s` is the
+    time in seconds since the first replica became ready.
     """
 
     loads: Mapping[str, ReplicaLoad] = field(default_factory=dict)
-    deaths: int = 0
-    last_death: str = ""
-    condemned: int = 0
+    crashes: int = 0
+    crash_reason: str = ""
+    poison_rows: int = 0
     ready_s: float = 0.0
-    last_dead: str = ""
+    crashed_replica: str = ""

@@ -1,11 +1,11 @@
-"""Find the row that kills engines: by company, alone, and then by halves.
+"""Find the rows that crash an engine: run the unit alone, then bisect it.
 
-An engine's death takes all that is in it along, and says nothing of who did it. A unit that was in
-a dying engine runs alone the next time; if the engine dies again, the rows that were in it are
-halved until one is left. A row is condemned once an engine has died twice with nothing else in it:
-engines are also killed from outside, and a row must not pay for that. So a killer among n rows is
-found after at most 3 + ceil(log2 n) deaths, and its neighbours are answered. Pure bookkeeping: it
-outlives the engines.
+A crash loses everything that was in the engine and does not show which row caused it. A unit that
+was in an engine when it crashed runs alone the next time. If the engine crashes again, the rows
+that were in it are halved until one row is left. A row counts as poison after two crashes with
+nothing else in the engine, because engines are also killed from outside, and a row must not be
+rejected for that. So one poison row among n rows is found after at most 3 + ceil(log2 n) crashes,
+and all other rows are answered. This module is pure bookkeeping; its state outlives the engines.
 """
 
 from collections.abc import Sequence
@@ -14,17 +14,18 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class RunAdvice:
-    """How a unit is to be run: in company, or alone and without the condemned rows."""
+    """How to run a unit: with other units, or alone; without the `poison` rows."""
 
     is_alone: bool
-    condemned: frozenset[int]
+    poison: frozenset[int]
 
 
 @dataclass(slots=True)
 class _Record:
-    """What is known of one unit; rows are positions in it.
+    """What is known about one unit; rows are positions in it.
 
-    `testing` is in the engine by itself; `accused` was so when the engine died.
+    `suspects` contain a poison row. `testing` are the rows in the engine while the unit runs alone.
+    `accused` is the row that was alone in the engine when it last crashed.
     """
 
     is_running: bool = False
@@ -32,60 +33,63 @@ class _Record:
     suspects: tuple[int, ...] = ()
     testing: tuple[int, ...] = ()
     accused: int | None = None
-    condemned: set[int] = field(default_factory=set)
+    poison: set[int] = field(default_factory=set)
 
-    def died(self) -> None:
-        """Conclude from the death of the engine in which the unit was."""
+    def crashed(self) -> None:
+        """Narrow the suspects down after a crash of the engine that had the unit."""
         self.is_alone = True
         if not self.testing:
-            # It was in company, or waited for its turn: what is known of it stands.
+            # The unit ran with others or was still waiting to run alone: nothing new is known.
             return
         self.suspects, self.testing = self.testing, ()
         if len(self.suspects) > 1:
             return
         (row,) = self.suspects
         if row == self.accused:
-            self.condemned.add(row)
+            self.poison.add(row)
             self.suspects = ()
         self.accused = row
 
 
 class PoisonSearch:
-    """The units of a run that have been in dying engines."""
+    """The search for poison rows in all units of a run."""
 
     def __init__(self) -> None:
         self._records: dict[int, _Record] = {}
 
     @property
-    def num_condemned(self) -> int:
-        """Rows that have killed an engine by themselves."""
-        return sum(len(record.condemned) for record in self._records.values())
+    def num_poison(self) -> int:
+        """Number of poison rows found so far."""
+        return sum(len(record.poison) for record in self._records.values())
 
     def begin(self, unit: int) -> RunAdvice:
-        """A replica takes the unit. If one had it already and did not end it, that one has died."""
+        """Record that a replica starts the unit, and return how to run it.
+
+        If the unit was begun before and did not end, the engine that had it has crashed.
+        """
         record = self._record(unit)
         if record.is_running:
-            record.died()
+            record.crashed()
         record.is_running = True
-        return RunAdvice(record.is_alone, frozenset(record.condemned))
+        return RunAdvice(record.is_alone, frozenset(record.poison))
 
     def next_group(self, unit: int, unanswered: Sequence[int]) -> tuple[int, ...]:
-        """The rows of a unit that runs alone to put into the engine now, at least one of them."""
+        """Return the rows to run next, at least one, for a unit that runs alone."""
         record = self._record(unit)
         suspects = record.suspects
         record.testing = suspects[: (len(suspects) + 1) // 2] or tuple(unanswered)
         return record.testing
 
     def survived(self, unit: int) -> None:
-        """The group that was put into the engine last is answered: what kills is in the rest."""
+        """Record that the last group was answered: a poison row must be among the rest."""
         record = self._record(unit)
         record.suspects = record.suspects[len(record.testing) :]
         record.testing = ()
 
     def end(self, unit: int) -> None:
-        """All rows of the unit have their answers."""
+        """Record that all rows of the unit are answered."""
         self._record(unit).is_running = False
 
     def _record(self, unit: int) -> _Record:
-        """Also of a unit that began before its board was lost."""
+        # Units that began before a restart of the coordinator have no record yet.
         return self._records.setdefault(unit, _Record())

@@ -1,16 +1,15 @@
-"""One engine in one process, and the thread that drives it.
+"""One engine in this process, and the thread that drives it.
 
-Callers hand in rendered units from any thread and wait; all their rows share the engine's batch.
-Knows nothing of Ray.
+Callers pass rendered units from any thread and wait for the answers; the rows of all units share
+the engine's batch. Knows nothing about Ray.
 """
 
 import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
@@ -20,6 +19,7 @@ from tokenmill.engine.base import Engine, EngineInfo
 from tokenmill.reject import Reject, RejectClass
 from tokenmill.scheduling.dedup.registry import RegistryUpdate
 from tokenmill.scheduling.dedup.transport import RegistryConnection, Transport
+from tokenmill.scheduling.gate import Gate
 from tokenmill.scheduling.in_flight import UnitInFlight
 from tokenmill.scheduling.load import ReplicaLoad
 from tokenmill.scheduling.scheduler import Scheduler
@@ -27,8 +27,8 @@ from tokenmill.tasks.row_tasks import AnsweredRow, RowResult, RowTasks
 from tokenmill.tasks.unit_tables import answered_table
 
 _REPORT_INTERVAL_S = 1.0
-_CRASHED = AnsweredRow(
-    RowResult({}, Reject(RejectClass.ENGINE_CRASH, "the engine dies of this row", attempts=1)),
+_POISON = AnsweredRow(
+    RowResult({}, Reject(RejectClass.ENGINE_CRASH, "this row crashes the engine", attempts=1)),
     num_input_tokens=None,
     num_generated_tokens=None,
 )
@@ -38,7 +38,7 @@ _CRASHED = AnsweredRow(
 class AnsweredUnit:
     """A unit's rows with their answers, and the seconds from its submission to its last answer.
 
-    `num_reused` counts its requests whose answers were those of others that asked the same.
+    `num_reused` counts its requests that reused the answer of an equal request.
     """
 
     rows: pa.Table
@@ -46,123 +46,95 @@ class AnsweredUnit:
     num_reused: int
 
 
-class Journal(Protocol):
-    """What outlives the engine of a unit that runs alone (`suspects`)."""
+class UnitSearch(Protocol):
+    """The search for poison rows in one unit (`PoisonSearch`), which outlives the engine."""
 
     def next_group(self, unanswered: Sequence[int]) -> Sequence[int]:
-        """The rows to run now."""
+        """Return the rows to run next."""
 
     def survived(self) -> None:
-        """They are answered, and the engine lives."""
-
-
-class _Gate:
-    """Many are inside at a time, or one alone, before whom nobody who comes later goes in."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._num_inside = 0
-        self._is_closed = False
-
-    @contextmanager
-    def shared(self) -> Iterator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: not self._is_closed)
-            self._num_inside += 1
-        try:
-            yield
-        finally:
-            self._leave()
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: not self._is_closed)
-            self._is_closed = True
-            self._changed.wait_for(lambda: not self._num_inside)
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._is_closed = False
-                self._changed.notify_all()
-
-    def _leave(self) -> None:
-        with self._changed:
-            self._num_inside -= 1
-            self._changed.notify_all()
+        """Record that the rows are answered and the engine has not crashed."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Unit:
-    """A rendered unit, and who waits for it."""
+class _Submission:
+    """A rendered unit, and the future that its caller waits for."""
 
     rendered: pa.Table
     future: Future[UnitInFlight]
 
 
 @dataclass(frozen=True, slots=True)
-class _Heard:
-    """What came from the ledger."""
+class _Received:
+    """An update from the registry; None if the registry cannot be reached."""
 
-    news: RegistryUpdate | None
+    update: RegistryUpdate | None
 
 
 class Replica:
-    """Owns an engine and the one thread that may touch it.
+    """Owns an engine and the only thread that uses it.
 
-    The engine is loaded in that thread too: OpenMP gives each thread a team of its own, and only
-    the loading thread's is bound to the cores. `on_load` is called about once a second while there
-    is work; `on_death` when the engine has died, and then every call raises what it died of. What
-    repeats is computed once by all replicas whose `ledger` is the same.
+    The engine is also loaded in that thread: OpenMP gives each thread its own team of workers, and
+    only the team of the loading thread is bound to the cores. `on_load` is called about once a
+    second while there is work. `on_crash` is called once, when the engine has crashed or a step has
+    taken longer than `timeout_s`; after that every call raises the same error. Replicas with
+    connections to the same `registry` compute equal requests once.
     """
 
-    def __init__(  # noqa: PLR0913 - an engine, its work, and whom to tell
+    def __init__(  # noqa: PLR0913 - an engine, its work and its callbacks
         self,
         load: Callable[[], Engine],
         tasks: RowTasks,
         on_load: Callable[[ReplicaLoad], None],
-        on_death: Callable[[BaseException], None],
+        on_crash: Callable[[BaseException], None],
         timeout_s: float = math.inf,
         *,
         deduplicate: bool = True,
-        ledger: RegistryConnection | None = None,
+        registry: RegistryConnection | None = None,
     ) -> None:
         self._tasks = tasks
         self._deduplicate = deduplicate
         self._timeout_s = timeout_s
-        self._stepping_since: float | None = None
-        self._gate = _Gate()
+        self._gate = Gate()
         self._on_load = on_load
-        self._on_death = on_death
-        self._inbox: queue.SimpleQueue[_Unit | _Heard] = queue.SimpleQueue()
-        self._courier = None if ledger is None else Transport(ledger, self._hear)
+        self._on_crash = on_crash
+        self._inbox: queue.SimpleQueue[_Submission | _Received] = queue.SimpleQueue()
+        self._transport = None if registry is None else Transport(registry, self._receive)
         self._waiting: dict[int, Future[UnitInFlight]] = {}
+        # Guards the two below: the engine's thread and the watchdog must not both report a crash.
+        self._lock = threading.Lock()
+        self._stepping_since: float | None = None
+        self._has_crashed = False
         ready: Future[EngineInfo] = Future()
         threading.Thread(target=self._serve, args=(load, ready), name="engine", daemon=True).start()
         self.info = ready.result()
 
+    @property
+    def is_exclusive(self) -> bool:
+        """Whether a unit runs alone, or waits to: units submitted now run after it."""
+        return self._gate.is_closed
+
     def answer(self, rendered: pa.Table) -> AnsweredUnit:
-        """Run a rendered unit through the engine, beside those of other callers."""
+        """Run a rendered unit through the engine, together with those of other callers."""
         with self._gate.shared():
             unit = self._run(rendered)
         return self._answered(rendered, unit.answers, unit.seconds, unit.num_reused)
 
     def answer_alone(
-        self, rendered: pa.Table, condemned: frozenset[int], journal: Journal
+        self, rendered: pa.Table, poison: frozenset[int], search: UnitSearch
     ) -> AnsweredUnit:
-        """Run a unit with nothing beside it, in the groups of rows that the journal names.
+        """Run a unit with nothing else in the engine, in the groups of rows that `search` returns.
 
-        The rows that are `condemned` are not run: they have killed engines.
+        The `poison` rows are rejected without being run: they have crashed engines.
         """
         started_at = time.monotonic()
-        answers: dict[int, AnsweredRow | None] = dict.fromkeys(condemned, _CRASHED)
+        answers: dict[int, AnsweredRow | None] = dict.fromkeys(poison, _POISON)
         num_reused = 0
         with self._gate.alone():
-            while left := [row for row in range(rendered.num_rows) if row not in answers]:
-                group = journal.next_group(left)
+            while unanswered := [row for row in range(rendered.num_rows) if row not in answers]:
+                group = search.next_group(unanswered)
                 unit = self._run(rendered.take(pa.array(group, pa.int64())))
-                journal.survived()
+                search.survived()
                 num_reused += unit.num_reused
                 answers.update(zip(group, unit.answers, strict=True))
         in_order = [answers[row] for row in range(rendered.num_rows)]
@@ -170,11 +142,11 @@ class Replica:
 
     def _run(self, rendered: pa.Table) -> UnitInFlight:
         future: Future[UnitInFlight] = Future()
-        self._inbox.put(_Unit(rendered, future))
+        self._inbox.put(_Submission(rendered, future))
         return future.result()
 
-    def _hear(self, news: RegistryUpdate | None) -> None:
-        self._inbox.put(_Heard(news))
+    def _receive(self, update: RegistryUpdate | None) -> None:
+        self._inbox.put(_Received(update))
 
     def _answered(
         self,
@@ -183,14 +155,14 @@ class Replica:
         seconds: float,
         num_reused: int,
     ) -> AnsweredUnit:
-        whole = [answer for answer in answers if answer is not None]
-        rows = answered_table(rendered, whole, self._tasks.fields)
+        complete = [answer for answer in answers if answer is not None]
+        rows = answered_table(rendered, complete, self._tasks.fields)
         return AnsweredUnit(rows, seconds, num_reused)
 
     def _serve(self, load: Callable[[], Engine], ready: Future[EngineInfo]) -> None:
         try:
             engine = load()
-        except BaseException as error:  # noqa: BLE001 - handed to the constructor's thread
+        except BaseException as error:  # noqa: BLE001 - raised again by the constructor
             ready.set_exception(error)
             return
         scheduler = Scheduler(
@@ -198,64 +170,78 @@ class Replica:
             self._tasks,
             self._timeout_s,
             deduplicate=self._deduplicate,
-            tell=None if self._courier is None else self._courier.tell,
+            send_claims=None if self._transport is None else self._transport.send,
         )
-        if self._courier is not None:
-            self._courier.start()
+        if self._transport is not None:
+            self._transport.start()
         ready.set_result(engine.info)
         if math.isfinite(self._timeout_s):
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         try:
             self._loop(scheduler)
-        except BaseException as error:  # noqa: BLE001 - whatever it was, the engine is dead
-            try:
-                self._on_death(error)
-            finally:
-                self._fail_all(error)
+        except BaseException as error:  # noqa: BLE001 - after any error the engine is unusable
+            if self._crash():
+                self._fail(error)
 
     def _loop(self, scheduler: Scheduler) -> None:
         reported_at = 0.0
         while True:
-            self._take_what_came(scheduler)
+            self._take_inbox(scheduler)
             self._stepping_since = time.monotonic()
             finished = scheduler.step()
-            self._stepping_since = None
+            with self._lock:
+                self._stepping_since = None
+                if self._has_crashed:
+                    # The watchdog has given the engine up in the meantime.
+                    return
             now = time.monotonic()
             load = scheduler.load
-            # Told before its last unit goes on: who sees a run's end knows all that was done.
+            # Before the last unit is handed back, so that the run's last report has all the work.
             if now - reported_at >= _REPORT_INTERVAL_S or not load.num_units:
                 self._on_load(load)
                 reported_at = now
             for unit in finished:
                 self._waiting.pop(id(unit)).set_result(unit)
 
-    def _watch(self) -> None:
-        """Give the engine up when a single step takes longer than any request may."""
-        stuck = threading.Event()
-        while True:
-            since = self._stepping_since
-            waited_s = 0.0 if since is None else time.monotonic() - since
-            if waited_s >= self._timeout_s:
-                reason = f"it has not moved for {waited_s:,.0f} s (model.request_timeout_s)"
-                self._on_death(TimeoutError(reason))
-                return
-            # Never set: a sleep until the present step, if it is one, would be too long.
-            stuck.wait(self._timeout_s - waited_s)
-
-    def _take_what_came(self, scheduler: Scheduler) -> None:
-        """Submit units and hear the ledger; with nothing else to do, wait for them."""
+    def _take_inbox(self, scheduler: Scheduler) -> None:
+        """Submit units and pass updates on; wait for them if there is nothing else to do."""
         while not (scheduler.has_work and self._inbox.empty()):
             match self._inbox.get():
-                case _Heard(news):
-                    scheduler.hear(news)
-                case _Unit(rendered, future):
+                case _Received(update):
+                    scheduler.receive(update)
+                case _Submission(rendered, future):
                     self._waiting[id(scheduler.submit(rendered))] = future
 
-    def _fail_all(self, error: BaseException) -> NoReturn:
-        """Nobody waits for a dead engine: not those in it, not those that come later."""
-        for future in self._waiting.values():
-            future.set_exception(error)
+    def _watch(self) -> None:
+        """Give the engine up when a single step takes longer than any request may."""
+        pause = threading.Event()
         while True:
-            came = self._inbox.get()
-            if isinstance(came, _Unit):
-                came.future.set_exception(error)
+            with self._lock:
+                if self._has_crashed:
+                    return
+                since = self._stepping_since
+                waited_s = 0.0 if since is None else time.monotonic() - since
+                self._has_crashed = is_stuck = waited_s >= self._timeout_s
+            if is_stuck:
+                reason = f"a step takes longer than {waited_s:,.0f} s (model.request_timeout_s)"
+                self._fail(TimeoutError(reason))
+            # Never set: a sleep until the current step, if it is one, would be too long.
+            pause.wait(self._timeout_s - waited_s)
+
+    def _crash(self) -> bool:
+        """Record that the engine has crashed. False if this was known already."""
+        with self._lock:
+            is_first, self._has_crashed = not self._has_crashed, True
+        return is_first
+
+    def _fail(self, error: BaseException) -> NoReturn:
+        """Report the crash, then fail all callers: those that wait and those still to come."""
+        try:
+            self._on_crash(error)
+        finally:
+            for future in self._waiting.values():
+                future.set_exception(error)
+            while True:
+                item = self._inbox.get()
+                if isinstance(item, _Submission):
+                    item.future.set_exception(error)

@@ -89,7 +89,7 @@ def local_replica(
         load=lambda: load_engine(job, resources),
         tasks=tasks,
         on_load=on_load,
-        on_death=lambda _: None,
+        on_crash=lambda _: None,
         timeout_s=job.model.request_timeout_s,
         deduplicate=job.model.deduplicate,
     )

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from tokenmill.reject import Reject, RejectClass
-from tokenmill.request import Completion, Media, Request, Sampling
+from tokenmill.request import Completion, FinishReason, Media, Request, Sampling
 from tokenmill.tasks.kind import TaskStep
 from tokenmill.tasks.task import Dialogue, Result
 
@@ -55,7 +55,7 @@ def check_whole_answers(step: TaskStep[Any], *, complete: bool) -> None:
 
 def cut_off(answer: Completion) -> Reject | None:
     """The reject of an answer that max_tokens has cut off; None for one that came to its end."""
-    if answer.finish_reason != "length":
+    if answer.finish_reason != FinishReason.LENGTH:
         return None
     return Reject(
         RejectClass.TRUNCATED_ANSWER,

@@ -1,4 +1,4 @@
-"""Requests that repeat: asked once, answered everywhere, unless an answer is left to chance."""
+"""Equal requests are sent once, and share the answer if it is deterministic."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenmill.engine.fake import FakeEngine, FakeSettings
 from tokenmill.reject import Reject, RejectClass
-from tokenmill.request import Completion, Params, Pooling, Request, Sampling
+from tokenmill.request import Completion, FinishReason, Params, Pooling, Request, Sampling
 from tokenmill.scheduling.dedup.answer_cache import AnswerCache
 from tokenmill.scheduling.in_flight import UnitInFlight
 from tokenmill.scheduling.scheduler import Scheduler
@@ -19,8 +19,8 @@ GREEDY = {"temperature": 0, "max_tokens": 6}
 UNITS = st.lists(st.lists(st.integers(0, 4), max_size=12), max_size=5)
 
 
-class Asked(FakeEngine):
-    """The fake engine, and the prompts that it was given."""
+class RecordingEngine(FakeEngine):
+    """The fake engine, which records the prompts that are added."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(FakeSettings(output_tokens=3, **settings))
@@ -32,7 +32,7 @@ class Asked(FakeEngine):
 
 
 def run(
-    engine: Asked,
+    engine: RecordingEngine,
     units: Sequence[Sequence[int]],
     sampling: dict[str, Any] = GREEDY,
     *,
@@ -49,11 +49,14 @@ def run(
 
 
 @given(units=UNITS, max_num_seqs=st.integers(1, 4))
-def test_what_repeats_is_asked_once_and_each_row_has_its_answer(
+def test_equal_requests_are_sent_once_and_each_row_has_its_answer(
     units: list[list[int]], max_num_seqs: int
 ) -> None:
-    """Across units, in flight and after: one request a prompt; the rows are as without reuse."""
-    engine, plain = Asked(max_num_seqs=max_num_seqs), Asked(max_num_seqs=max_num_seqs)
+    """Across units, in flight and later: one request per prompt; rows are as without reuse."""
+    engine, plain = (
+        RecordingEngine(max_num_seqs=max_num_seqs),
+        RecordingEngine(max_num_seqs=max_num_seqs),
+    )
     reused = run(engine, units, deduplicate=True)
     expected = run(plain, units, deduplicate=False)
     assert [unit.answers for unit in reused] == [unit.answers for unit in expected]
@@ -64,7 +67,7 @@ def test_what_repeats_is_asked_once_and_each_row_has_its_answer(
 
 
 @pytest.mark.parametrize(
-    ("values", "num_asked"),
+    ("values", "num_sent"),
     [
         ({}, 3),
         ({"temperature": 0.7}, 3),
@@ -73,15 +76,15 @@ def test_what_repeats_is_asked_once_and_each_row_has_its_answer(
     ],
     ids=["default", "warm", "seeded", "top 1"],
 )
-def test_what_is_drawn_is_asked_each_time(values: dict[str, Any], num_asked: int) -> None:
-    """At a temperature above 0 (vLLM's default is 1) answers differ, unless a seed fixes them."""
-    engine = Asked()
+def test_sampled_answers_are_not_shared(values: dict[str, Any], num_sent: int) -> None:
+    """At temperatures above 0 (vLLM's default is 1) answers differ, unless there is a seed."""
+    engine = RecordingEngine()
     run(engine, [[1, 1, 1]], {"max_tokens": 6, **values})
-    assert len(engine.prompts) == num_asked
+    assert len(engine.prompts) == num_sent
 
 
-class Unlucky(Asked):
-    """Its first answers are none."""
+class FailingEngine(RecordingEngine):
+    """Its first answers end with an error."""
 
     def __init__(self, num_failures: int) -> None:
         super().__init__()
@@ -92,23 +95,23 @@ class Unlucky(Asked):
         for completion in super().step():
             fails = self._failures > 0
             self._failures -= fails
-            reason = "error" if fails else completion.finish_reason
+            reason = FinishReason.ERROR if fails else completion.finish_reason
             ended.append(Completion(completion.key, completion.text, reason, 1, 1, None))
         return ended
 
 
-def test_a_request_that_fails_takes_no_other_along() -> None:
-    """Those that waited for its answer ask again, one after another, until one is answered."""
-    engine = Unlucky(2)
+def test_a_request_that_fails_fails_alone() -> None:
+    """Requests that waited for its answer are sent, one after another, until one is answered."""
+    engine = FailingEngine(2)
     (unit,) = run(engine, [[1] * 5])
     results = [answer.result.reject for answer in unit.answers if answer is not None]
     assert [reject is None for reject in results] == [False, False, True, True, True]
     assert (len(engine.prompts), unit.num_reused) == (3, 2)
 
 
-def test_a_request_out_of_time_takes_no_other_along() -> None:
-    """Each of the same kind has the time that it is allowed."""
-    engine = Asked(hang_on="\x01")
+def test_a_request_that_expires_expires_alone() -> None:
+    """Each equal request gets the full time limit."""
+    engine = RecordingEngine(hang_on="\x01")
     tasks = row_tasks(job({"sampling": GREEDY}).steps)
     scheduler = Scheduler(engine, tasks, timeout_s=0.01, deduplicate=True)
     unit = scheduler.submit(rendered([[1], [1], [2]]))
@@ -123,49 +126,51 @@ def test_a_request_out_of_time_takes_no_other_along() -> None:
     assert len(engine.prompts) == 3
 
 
-def request(tokens: Sequence[int], params: Params, **where: Any) -> Request:
-    return Request(list(tokens), params, **where)
+def request_of(tokens: Sequence[int], params: Params, **fields: Any) -> Request:
+    return Request(list(tokens), params, **fields)
 
 
-def test_all_that_an_answer_depends_on_is_in_its_mark() -> None:
-    """Another prompt, sampling, adapter, model or pooling task has another; equal ones the same."""
-    reuse = AnswerCache()
+def test_the_hash_covers_everything_that_an_answer_depends_on() -> None:
+    """It differs by prompt, sampling, adapter, model and pooling task; equal requests share it."""
+    cache = AnswerCache()
     different = [
-        request([1, 2], Sampling(GREEDY)),
-        request([1], Sampling(GREEDY)),
-        request([2, 1], Sampling(GREEDY)),
-        request([1, 2], Sampling({**GREEDY, "max_tokens": 7})),
-        request([1, 2], Sampling({**GREEDY, "structured_outputs": {"regex": "a"}})),
-        request([1, 2], Sampling(GREEDY), adapter="a"),
-        request([1, 2], Sampling(GREEDY), model="a"),
-        request([1, 2], Pooling("embed")),
-        request([1, 2], Pooling("classify")),
-        request([1, 2], Pooling("classify", {"use_activation": False})),
+        request_of([1, 2], Sampling(GREEDY)),
+        request_of([1], Sampling(GREEDY)),
+        request_of([2, 1], Sampling(GREEDY)),
+        request_of([1, 2], Sampling({**GREEDY, "max_tokens": 7})),
+        request_of([1, 2], Sampling({**GREEDY, "structured_outputs": {"regex": "a"}})),
+        request_of([1, 2], Sampling(GREEDY), adapter="a"),
+        request_of([1, 2], Sampling(GREEDY), model="a"),
+        request_of([1, 2], Pooling("embed")),
+        request_of([1, 2], Pooling("classify")),
+        request_of([1, 2], Pooling("classify", {"use_activation": False})),
     ]
-    marks = [reuse.mark(each) for each in different]
-    assert None not in marks
-    assert len(set(marks)) == len(different)
-    assert reuse.mark(request([1, 2], Sampling(dict(reversed(GREEDY.items()))))) == marks[0]
+    hashes = [cache.request_hash(request) for request in different]
+    assert None not in hashes
+    assert len(set(hashes)) == len(different)
+    equal = request_of([1, 2], Sampling(dict(reversed(GREEDY.items()))))
+    assert cache.request_hash(equal) == hashes[0]
 
 
-def test_the_memory_is_bounded_and_forgets_what_is_asked_least_lately() -> None:
-    """Vectors and texts count by their size."""
-    reuse = AnswerCache(most_bytes=20_000)
+def test_memory_is_bounded_and_the_least_recently_used_answer_is_evicted() -> None:
+    """Vectors and texts count with their size."""
+    cache = AnswerCache(max_bytes=20_000)
 
     def completion(key: int) -> Completion:
-        return Completion(key, "x" * 1000, "stop", 1, 1, None, vector=np.zeros(750, np.float32))
+        vector = np.zeros(750, np.float32)
+        return Completion(key, "x" * 1000, FinishReason.STOP, 1, 1, None, vector=vector)
 
-    marks = [bytes([at]) for at in range(8)]
-    for at, mark in enumerate(marks):
-        assert reuse.find(marks[0]) is not None or not at
-        reuse.keep(mark, completion(at))
-    kept = [mark for mark in marks if reuse.find(mark) is not None]
-    assert kept == [marks[0], *marks[-3:]]
+    hashes = [bytes([number]) for number in range(8)]
+    for number, request_hash in enumerate(hashes):
+        assert cache.get(hashes[0]) is not None or not number
+        cache.put(request_hash, completion(number))
+    cached = [request_hash for request_hash in hashes if cache.get(request_hash) is not None]
+    assert cached == [hashes[0], *hashes[-3:]]
 
 
-def test_rejected_rows_are_never_asked() -> None:
-    """A prompt that is too long has no answer to share."""
-    engine = Asked(max_model_len=8)
+def test_rejected_rows_are_never_sent() -> None:
+    """Prompts that are too long are rejected before equal requests are looked for."""
+    engine = RecordingEngine(max_model_len=8)
     tasks = row_tasks(job({"sampling": GREEDY}).steps)
     scheduler = Scheduler(engine, tasks, deduplicate=True)
     unit = scheduler.submit(rendered([[1] * 5] * 3))

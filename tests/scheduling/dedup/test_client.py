@@ -1,4 +1,4 @@
-"""Replicas that ask the same: it is computed once, and whatever dies nobody waits for ever."""
+"""Equal requests across replicas: they are computed once, and no crash leaves one waiting."""
 
 import random
 import threading
@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenmill.engine.fake import FakeEngine, FakeSettings
 from tokenmill.request import Completion, Request
-from tokenmill.scheduling.dedup.registry import Answered, InFlightRegistry, RegistryUpdate
+from tokenmill.scheduling.dedup.registry import InFlightRegistry, PackedAnswer, RegistryUpdate
 from tokenmill.scheduling.dedup.transport import LocalConnection
 from tokenmill.scheduling.in_flight import UnitInFlight
 from tokenmill.scheduling.replica import AnsweredUnit, Replica
@@ -23,25 +23,25 @@ from tokenmill.scheduling.scheduler import Scheduler
 
 GREEDY = {"temperature": 0, "max_tokens": 3}
 TASKS = row_tasks([scripted_step(GREEDY)])
-#: Rows of rounds of prompts of one token.
+#: A unit as rows of rounds of prompts, each of one token.
 Unit = list[list[list[int]]]
 UNITS = st.lists(
     st.lists(st.lists(st.lists(st.integers(0, 6), max_size=3), max_size=3), max_size=6),
     min_size=1,
     max_size=6,
 )
-# Far more than anything here takes: what hangs must fail, not stop the tests.
+# Far longer than anything here takes: a test that hangs must fail, not stop the others.
 TIMEOUT_S = 20
-MOST_TURNS = 5_000
+MAX_TURNS = 5_000
 
 
-class Asked(FakeEngine):
-    """The fake engine, and the prompts that it was given; it may die at a step."""
+class RecordingEngine(FakeEngine):
+    """The fake engine, which records the prompts that are added; it may crash at a step."""
 
-    def __init__(self, dies_at: int | None = None, **changes: Any) -> None:
+    def __init__(self, crashes_at: int | None = None, **changes: Any) -> None:
         super().__init__(FakeSettings(output_tokens=3, **changes))
         self.prompts: list[tuple[int, ...]] = []
-        self._dies_at = dies_at
+        self._crashes_at = crashes_at
         self._steps = 0
 
     def add(self, key: int, request: Request) -> None:
@@ -50,13 +50,15 @@ class Asked(FakeEngine):
 
     def step(self) -> Sequence[Completion]:
         self._steps += 1
-        if self._steps == self._dies_at:
+        if self._steps == self._crashes_at:
             raise RuntimeError("CUDA error")
         return super().step()
 
 
 def table(unit: Unit) -> pa.Table:
-    return rendered_rows([script(*([[token] for token in asked] for asked in row))] for row in unit)
+    return rendered_rows(
+        [script(*([[token] for token in round_] for round_ in row))] for row in unit
+    )
 
 
 def finish(scheduler: Scheduler) -> None:
@@ -64,59 +66,59 @@ def finish(scheduler: Scheduler) -> None:
         scheduler.step()
 
 
-class Desk:
-    """A replica without threads: what it tells and hears lies in trays until somebody carries it.
+class SimulatedReplica:
+    """A replica without threads: its calls and updates wait in queues until the test moves them.
 
-    As the courier does, but in whatever order, and any call may fail before or after its effect.
+    As with the transport, but in any order, and any call may fail before or after its effect.
     """
 
-    def __init__(self, name: str, ledger: InFlightRegistry, engine: Asked) -> None:
+    def __init__(self, name: str, registry: InFlightRegistry, engine: RecordingEngine) -> None:
         self.name = name
         self.engine = engine
-        self.outbox: deque[tuple[Sequence[bytes], Sequence[Answered]]] = deque()
+        self.outbox: deque[tuple[Sequence[bytes], Sequence[PackedAnswer]]] = deque()
         self.inbox: deque[RegistryUpdate | None] = deque()
-        self.scheduler = Scheduler(engine, TASKS, deduplicate=True, tell=self.tell)
+        self.scheduler = Scheduler(engine, TASKS, deduplicate=True, send_claims=self.queue_claims)
         self.submitted: dict[int, UnitInFlight] = {}
-        self._ledger = ledger
+        self._registry = registry
         self._membership = 0
         self._is_member = False
         self.join()
 
-    def tell(self, asked: Sequence[bytes], answered: Sequence[Answered]) -> None:
-        self.outbox.append((asked, answered))
+    def queue_claims(self, claims: Sequence[bytes], answers: Sequence[PackedAnswer]) -> None:
+        self.outbox.append((claims, answers))
 
     def join(self) -> None:
         if not self._is_member:
             self._membership += 1
             self._is_member = True
-            self._ledger.join(self.name, str(self._membership))
+            self._registry.join(self.name, str(self._membership))
             self.inbox.append(RegistryUpdate())
 
     def send(self, draw: random.Random | None = None) -> None:
         if self.outbox:
             self._exchange(*self.outbox.popleft(), draw)
 
-    def listen(self, draw: random.Random | None = None) -> None:
+    def poll(self, draw: random.Random | None = None) -> None:
         self._exchange((), (), draw)
 
     def _exchange(
-        self, asked: Sequence[bytes], answered: Sequence[Answered], draw: random.Random | None
+        self, claims: Sequence[bytes], answers: Sequence[PackedAnswer], draw: random.Random | None
     ) -> None:
         if not self._is_member:
             return
         fault = draw.random() if draw else 1.0
-        news = None
+        update = None
         if fault > 0.05:
-            news = self._ledger.exchange(self.name, str(self._membership), asked, answered)
-        if news is None or fault < 0.1:
+            update = self._registry.exchange(self.name, str(self._membership), claims, answers)
+        if update is None or fault < 0.1:
             self._is_member = False
             self.inbox.append(None)
-        elif news:
-            self.inbox.append(news)
+        elif update:
+            self.inbox.append(update)
 
-    def hear(self) -> None:
+    def receive(self) -> None:
         if self.inbox:
-            self.scheduler.hear(self.inbox.popleft())
+            self.scheduler.receive(self.inbox.popleft())
 
     def step(self) -> None:
         if self.scheduler.has_work:
@@ -128,329 +130,340 @@ class Desk:
 
 
 class World:
-    """Desks that share a ledger, and the units that they have been given."""
+    """Simulated replicas that share a registry, and the units that they answer."""
 
-    def __init__(self, units: Sequence[Unit], num_desks: int, **engine: Any) -> None:
+    def __init__(self, units: Sequence[Unit], num_replicas: int, **engine: Any) -> None:
         self._tables = [table(unit) for unit in units]
         self._engine = engine
         self.now = 0.0
-        self.ledger = InFlightRegistry(clock=lambda: self.now)
+        self.registry = InFlightRegistry(clock=lambda: self.now)
         self.prompts: Counter[tuple[int, ...]] = Counter()
         self.answers: dict[int, UnitInFlight] = {}
         self._names = iter(range(10**6))
-        self.desks = [self._desk() for _ in range(num_desks)]
+        self.replicas = [self._new_replica() for _ in range(num_replicas)]
 
-    def _desk(self) -> Desk:
-        return Desk(str(next(self._names)), self.ledger, Asked(**self._engine))
+    def _new_replica(self) -> SimulatedReplica:
+        engine = RecordingEngine(**self._engine)
+        return SimulatedReplica(str(next(self._names)), self.registry, engine)
 
-    def submit(self, number: int, desk: Desk) -> None:
-        desk.submitted[number] = desk.scheduler.submit(self._tables[number])
+    def submit(self, number: int, replica: SimulatedReplica) -> None:
+        replica.submitted[number] = replica.scheduler.submit(self._tables[number])
 
-    def kill(self, at: int, draw: random.Random) -> None:
-        """Another takes its place, and its units go anywhere; the ledger may have to notice."""
-        dead, self.desks[at] = self.desks[at], self._desk()
-        self._take_results(dead)
+    def crash(self, index: int, draw: random.Random) -> None:
+        """Replace a replica and submit its units to any others.
+
+        In half of the cases the registry has to notice by itself.
+        """
+        crashed, self.replicas[index] = self.replicas[index], self._new_replica()
+        self._take_results(crashed)
         if draw.random() < 0.5:
-            self.ledger.lost(dead.name)
-        for number in dead.unfinished:
-            self.submit(number, draw.choice(self.desks))
+            self.registry.remove(crashed.name)
+        for number in crashed.unfinished:
+            self.submit(number, draw.choice(self.replicas))
 
-    def _take_results(self, desk: Desk) -> None:
-        self.prompts.update(desk.engine.prompts)
-        self.answers |= {n: unit for n, unit in desk.submitted.items() if not unit.num_open}
+    def _take_results(self, replica: SimulatedReplica) -> None:
+        self.prompts.update(replica.engine.prompts)
+        self.answers |= {n: unit for n, unit in replica.submitted.items() if not unit.num_open}
 
     def play(self, draw: random.Random, turns: int, *, with_faults: bool) -> None:
-        """Any desk does anything."""
-        chance = draw if with_faults else None
+        """Let random replicas do random things."""
+        faults = draw if with_faults else None
         for _ in range(turns):
-            at = draw.randrange(len(self.desks))
-            desk = self.desks[at]
-            deeds: list[Callable[[], None]] = [desk.step, desk.step, desk.hear, desk.join]
-            deeds += [partial(desk.send, chance), partial(desk.listen, chance)]
-            draw.choice(deeds)()
+            index = draw.randrange(len(self.replicas))
+            replica = self.replicas[index]
+            actions: list[Callable[[], None]] = [
+                replica.step,
+                replica.step,
+                replica.receive,
+                replica.join,
+                partial(replica.send, faults),
+                partial(replica.poll, faults),
+            ]
+            draw.choice(actions)()
             if with_faults and draw.random() < 0.02:
-                self.kill(at, draw)
+                self.crash(index, draw)
             if with_faults and draw.random() < 0.02:
                 self.now += 10
 
     def end(self) -> None:
-        """All do their part, in turns, until every unit is answered."""
-        for _ in range(MOST_TURNS):
-            for desk in self.desks:
+        """Let all replicas act in turn until every unit is answered."""
+        for _ in range(MAX_TURNS):
+            for replica in self.replicas:
                 self.now += 0.1
-                for deed in (desk.join, desk.send, desk.listen, desk.hear, desk.step):
-                    deed()
-            if not any(desk.unfinished for desk in self.desks):
+                replica.join()
+                replica.send()
+                replica.poll()
+                replica.receive()
+                replica.step()
+            if not any(replica.unfinished for replica in self.replicas):
                 break
         else:
-            raise AssertionError("some wait for ever")
-        for desk in self.desks:
-            self._take_results(desk)
+            raise AssertionError("some replicas wait for ever")
+        for replica in self.replicas:
+            self._take_results(replica)
 
 
-def alone(units: Sequence[Unit], **engine: Any) -> tuple[list[UnitInFlight], Counter[Any]]:
-    """The units without any reuse, and how often each prompt is sent then."""
-    asked = Asked(**engine)
-    scheduler = Scheduler(asked, TASKS)
+def without_reuse(units: Sequence[Unit], **engine: Any) -> tuple[list[UnitInFlight], Counter[Any]]:
+    """The units answered without any reuse, and how often each prompt is sent then."""
+    recording = RecordingEngine(**engine)
+    scheduler = Scheduler(recording, TASKS)
     submitted = [scheduler.submit(table(unit)) for unit in units]
     finish(scheduler)
-    return submitted, Counter(asked.prompts)
+    return submitted, Counter(recording.prompts)
 
 
 @settings(max_examples=100, deadline=None)
 @given(
     units=UNITS,
-    num_desks=st.integers(1, 4),
+    num_replicas=st.integers(1, 4),
     max_num_seqs=st.integers(1, 3),
     error_rate=st.sampled_from([0.0, 0.4]),
     seed=st.integers(0, 2**32),
 )
-def test_all_replicas_together_send_what_differs_once(
-    units: list[Unit], num_desks: int, max_num_seqs: int, error_rate: float, seed: int
+def test_all_replicas_together_send_equal_requests_once(
+    units: list[Unit], num_replicas: int, max_num_seqs: int, error_rate: float, seed: int
 ) -> None:
-    """In whatever order all happens: a request a prompt, but each one of those that fail.
+    """In any order of events, each prompt is sent once; requests that fail are each sent.
 
-    Every row has the answer that it has alone, and all that was not sent is counted.
+    Every row has the answer that it has without reuse, and all reused answers are counted.
     """
     engine = {"max_num_seqs": max_num_seqs, "error_rate": error_rate}
-    expected, asked = alone(units, **engine)
+    expected, prompts = without_reuse(units, **engine)
     draw = random.Random(seed)
-    world = World(units, num_desks, **engine)
-    for desk in world.desks:
-        desk.hear()
+    world = World(units, num_replicas, **engine)
+    for replica in world.replicas:
+        replica.receive()
     for number in range(len(units)):
-        world.submit(number, draw.choice(world.desks))
+        world.submit(number, draw.choice(world.replicas))
         world.play(draw, 10, with_faults=False)
     world.end()
     assert [world.answers[n].answers for n in range(len(units))] == [u.answers for u in expected]
-    answered = asked.keys() & {prompt for prompt in asked if world.prompts[prompt] == 1}
-    failed = asked.keys() - answered
-    assert all(world.prompts[prompt] == asked[prompt] for prompt in failed)
+    answered = prompts.keys() & {prompt for prompt in prompts if world.prompts[prompt] == 1}
+    failed = prompts.keys() - answered
+    assert all(world.prompts[prompt] == prompts[prompt] for prompt in failed)
     assert error_rate or not failed
     num_reused = sum(unit.num_reused for unit in world.answers.values())
-    assert num_reused == asked.total() - world.prompts.total()
+    assert num_reused == prompts.total() - world.prompts.total()
 
 
 @settings(max_examples=100, deadline=None)
 @given(
     units=UNITS,
-    num_desks=st.integers(1, 4),
+    num_replicas=st.integers(1, 4),
     max_num_seqs=st.integers(1, 3),
     seed=st.integers(0, 2**32),
 )
-def test_whatever_fails_every_row_has_its_answer(
-    units: list[Unit], num_desks: int, max_num_seqs: int, seed: int
+def test_every_row_has_its_answer_whatever_fails(
+    units: list[Unit], num_replicas: int, max_num_seqs: int, seed: int
 ) -> None:
-    """Replicas die, are silent, and calls to the ledger fail before or after they had an effect."""
+    """Replicas crash or are silent, and calls fail before or after they had an effect."""
     engine = {"max_num_seqs": max_num_seqs, "error_rate": 0.2}
-    expected, _ = alone(units, **engine)
+    expected, _ = without_reuse(units, **engine)
     draw = random.Random(seed)
-    world = World(units, num_desks, **engine)
+    world = World(units, num_replicas, **engine)
     for number in range(len(units)):
-        world.submit(number, draw.choice(world.desks))
+        world.submit(number, draw.choice(world.replicas))
         world.play(draw, 20, with_faults=True)
     world.end()
     assert [world.answers[n].answers for n in range(len(units))] == [u.answers for u in expected]
 
 
-# A scheduler whose ledger is a script.
+# A scheduler with a scripted registry.
 
 
-class Told:
-    """Keeps what a scheduler tells."""
+class Outbox:
+    """Records what a scheduler sends to the registry."""
 
     def __init__(self) -> None:
-        self.asked: list[list[bytes]] = []
-        self.answered: list[Answered] = []
+        self.claims: list[list[bytes]] = []
+        self.answers: list[PackedAnswer] = []
 
-    def __call__(self, asked: Sequence[bytes], answered: Sequence[Answered]) -> None:
-        if asked:
-            self.asked.append(list(asked))
-        self.answered += answered
+    def __call__(self, claims: Sequence[bytes], answers: Sequence[PackedAnswer]) -> None:
+        if claims:
+            self.claims.append(list(claims))
+        self.answers += answers
 
 
-def asking(
-    engine: Asked, units: Sequence[Sequence[int]], sampling: dict[str, Any] = GREEDY
-) -> tuple[Scheduler, Told, list[UnitInFlight]]:
-    """A scheduler that has joined, with units whose rows are prompts of one token."""
-    told = Told()
+def connected(
+    engine: RecordingEngine, units: Sequence[Sequence[int]], sampling: dict[str, Any] = GREEDY
+) -> tuple[Scheduler, Outbox, list[UnitInFlight]]:
+    """A scheduler with a registry, after its first step; its rows are prompts of one token."""
+    outbox = Outbox()
     tasks = row_tasks(job({"sampling": sampling}).steps)
-    scheduler = Scheduler(engine, tasks, deduplicate=True, tell=told)
-    scheduler.hear(RegistryUpdate())
+    scheduler = Scheduler(engine, tasks, deduplicate=True, send_claims=outbox)
+    scheduler.receive(RegistryUpdate())
     submitted = [scheduler.submit(rendered([[token] for token in unit])) for unit in units]
     scheduler.step()
-    return scheduler, told, submitted
+    return scheduler, outbox, submitted
 
 
-def test_nothing_is_sent_before_it_is_granted_and_what_repeats_here_is_asked_once() -> None:
-    """One question holds all rows; the engine idles until it is answered, and no longer."""
-    engine = Asked(max_num_seqs=8)
-    scheduler, told, (unit,) = asking(engine, [[1, 2, 1, 3]])
-    ((first, second, third),) = told.asked
+def test_only_granted_requests_are_sent_and_each_hash_is_claimed_once() -> None:
+    """One call claims all rows; the engine idles until the update comes, and no longer."""
+    engine = RecordingEngine(max_num_seqs=8)
+    scheduler, outbox, (unit,) = connected(engine, [[1, 2, 1, 3]])
+    ((first, second, third),) = outbox.claims
     assert not engine.prompts
     assert not scheduler.has_work
-    scheduler.hear(RegistryUpdate(granted=[third, first], elsewhere=[second]))
+    scheduler.receive(RegistryUpdate(granted=[third, first], elsewhere=[second]))
     finish(scheduler)
     assert engine.prompts == [(1,), (3,)]
-    assert [mark for mark, _ in told.answered] == [first, third]
+    assert [request_hash for request_hash, _ in outbox.answers] == [first, third]
     assert unit.num_open == 1
-    # What another's engine has made of it.
-    other = Asked()
-    other_scheduler, other_told, _ = asking(other, [[2]])
-    other_scheduler.hear(RegistryUpdate(granted=[second]))
+    # The second request is answered by another replica.
+    other_scheduler, other_outbox, _ = connected(RecordingEngine(), [[2]])
+    other_scheduler.receive(RegistryUpdate(granted=[second]))
     finish(other_scheduler)
-    ((mark, answer),) = other_told.answered
-    assert mark == second and answer is not None
-    scheduler.hear(RegistryUpdate(known=[(second, answer)]))
+    ((request_hash, answer),) = other_outbox.answers
+    assert request_hash == second and answer is not None
+    scheduler.receive(RegistryUpdate(answers=[(second, answer)]))
     assert scheduler.step() == [unit]
-    (expected,) = alone_of([[1, 2, 1, 3]])
+    (expected,) = answered_without_reuse([[1, 2, 1, 3]])
     assert unit.answers == expected.answers
     assert unit.num_reused == 2
 
 
-def alone_of(units: Sequence[Sequence[int]]) -> list[UnitInFlight]:
-    """The same units without any reuse."""
-    scheduler = Scheduler(Asked(), row_tasks(job({"sampling": GREEDY}).steps))
+def answered_without_reuse(units: Sequence[Sequence[int]]) -> list[UnitInFlight]:
+    """The same units, answered without any reuse."""
+    scheduler = Scheduler(RecordingEngine(), row_tasks(job({"sampling": GREEDY}).steps))
     submitted = [scheduler.submit(rendered([[token] for token in unit])) for unit in units]
     finish(scheduler)
     return submitted
 
 
-def test_what_others_compute_takes_no_place_of_what_can_be_sent() -> None:
-    """With far more rows elsewhere than are taken up at a time, the row behind them is sent."""
-    engine = Asked(max_num_seqs=2)
-    scheduler, told, (unit,) = asking(engine, [[*range(40), 99]])
-    marks: list[bytes] = []
-    while len(marks) <= 40:
-        asked = told.asked.pop()
-        marks += asked
-        scheduler.hear(RegistryUpdate(elsewhere=asked))
+def test_requests_computed_elsewhere_take_no_room_from_requests_that_can_be_sent() -> None:
+    """A row behind far more rows than the window, all computed elsewhere, is sent."""
+    engine = RecordingEngine(max_num_seqs=2)
+    scheduler, outbox, (unit,) = connected(engine, [[*range(40), 99]])
+    hashes: list[bytes] = []
+    while len(hashes) <= 40:
+        claims = outbox.claims.pop()
+        hashes += claims
+        scheduler.receive(RegistryUpdate(elsewhere=claims))
         finish(scheduler)
-    scheduler.hear(RegistryUpdate(granted=marks[-1:]))
+    scheduler.receive(RegistryUpdate(granted=hashes[-1:]))
     finish(scheduler)
     assert engine.prompts == [(99,)]
     assert unit.num_open == 40
 
 
-def test_what_is_left_to_chance_asks_nobody() -> None:
-    """Each row is sent at once."""
-    engine = Asked()
-    scheduler, told, (unit,) = asking(engine, [[1, 1, 2]], {"max_tokens": 3})
+def test_requests_with_sampled_answers_are_not_claimed() -> None:
+    """Each of them is sent at once."""
+    engine = RecordingEngine()
+    scheduler, outbox, (unit,) = connected(engine, [[1, 1, 2]], {"max_tokens": 3})
     finish(scheduler)
-    assert (told.asked, told.answered) == ([], [])
+    assert (outbox.claims, outbox.answers) == ([], [])
     assert (len(engine.prompts), unit.num_open) == (3, 0)
 
 
-def test_a_request_without_an_answer_gives_its_claim_up_after_the_last_that_asks_it_here() -> None:
-    """Those that wait elsewhere come next, one after another."""
-    engine = Asked(error_rate=1)
-    scheduler, told, _ = asking(engine, [[1, 1]])
-    ((mark,),) = told.asked
-    scheduler.hear(RegistryUpdate(granted=[mark]))
+def test_a_claim_without_an_answer_is_given_up_after_the_last_equal_request_here() -> None:
+    """Then the replicas that wait for it have their turn."""
+    engine = RecordingEngine(error_rate=1)
+    scheduler, outbox, _ = connected(engine, [[1, 1]])
+    ((request_hash,),) = outbox.claims
+    scheduler.receive(RegistryUpdate(granted=[request_hash]))
     finish(scheduler)
     assert len(engine.prompts) == 2
-    assert told.answered == [(mark, None)]
+    assert outbox.answers == [(request_hash, None)]
 
 
-def test_when_the_ledger_is_away_all_that_was_asked_is_sent() -> None:
-    """Also what another was to compute; as it comes back it is asked again."""
-    engine = Asked()
-    scheduler, told, _ = asking(engine, [[1, 2]])
-    ((first, second),) = told.asked
-    scheduler.hear(RegistryUpdate(elsewhere=[second]))
-    scheduler.hear(None)
+def test_all_claimed_requests_are_sent_if_the_registry_cannot_be_reached() -> None:
+    """Even those that another replica computes. Once it can be reached, it is asked again."""
+    engine = RecordingEngine()
+    scheduler, outbox, _ = connected(engine, [[1, 2]])
+    ((first, second),) = outbox.claims
+    scheduler.receive(RegistryUpdate(elsewhere=[second]))
+    scheduler.receive(None)
     finish(scheduler)
     assert engine.prompts == [(1,), (2,)]
     scheduler.submit(rendered([[3]]))
     finish(scheduler)
     assert (3,) in engine.prompts
-    scheduler.hear(RegistryUpdate())
+    scheduler.receive(RegistryUpdate())
     scheduler.submit(rendered([[4]]))
     finish(scheduler)
-    assert len(told.asked) == 2
-    # A grant from before is answered, so that nobody waits for it.
-    scheduler.hear(RegistryUpdate(granted=[first, b"forgotten"]))
-    assert [mark for mark, answer in told.answered if answer is not None] == [first]
-    assert (b"forgotten", None) in told.answered
+    assert len(outbox.claims) == 2
+    # A claim granted from before is answered, so that no replica waits for it.
+    scheduler.receive(RegistryUpdate(granted=[first, b"forgotten"]))
+    answered = [request_hash for request_hash, answer in outbox.answers if answer is not None]
+    assert answered == [first]
+    assert (b"forgotten", None) in outbox.answers
 
 
 # Replicas with their threads.
 
 
-#: A ledger, and what guards it and tells of its changes.
+#: A registry, and the condition that guards it.
 Shared = tuple[InFlightRegistry, threading.Condition]
 
 
 @pytest.fixture
 def shared() -> Shared:
-    """A ledger for the replicas of a test."""
+    """A registry for the replicas of a test."""
     return InFlightRegistry(), threading.Condition()
 
 
-def replica(shared: Shared, name: str, engine: FakeEngine) -> Replica:
-    """A replica that answers rows of one greedy prompt; its death is told to the ledger."""
-    ledger, changed = shared
+def replica_of(shared: Shared, name: str, engine: FakeEngine) -> Replica:
+    """A replica for rows of one greedy prompt; the registry removes it when its engine crashes."""
+    registry, changed = shared
 
-    def on_death(_: BaseException) -> None:
+    def on_crash(_: BaseException) -> None:
         with changed:
-            ledger.lost(name)
+            registry.remove(name)
             changed.notify_all()
 
     return Replica(
         lambda: engine,
         row_tasks(job({"sampling": GREEDY}).steps),
         lambda _: None,
-        on_death,
-        ledger=LocalConnection(ledger, changed, name),
+        on_crash,
+        registry=LocalConnection(registry, changed, name),
     )
 
 
-def answer_all(deeds: Sequence[Callable[[], AnsweredUnit]]) -> list[AnsweredUnit]:
-    with ThreadPoolExecutor(len(deeds)) as threads:
-        return [future.result(TIMEOUT_S) for future in [threads.submit(answer) for answer in deeds]]
+def answer_all(calls: Sequence[Callable[[], AnsweredUnit]]) -> list[AnsweredUnit]:
+    with ThreadPoolExecutor(len(calls)) as threads:
+        return [future.result(TIMEOUT_S) for future in [threads.submit(call) for call in calls]]
 
 
 TOKENS = [[(7 * row + unit) % 60 for row in range(50)] for unit in range(12)]
 
 
-def test_replicas_at_once_send_what_differs_once(shared: Shared) -> None:
-    """Twelve units on three replicas, in threads."""
-    engines = [Asked(max_num_seqs=4) for _ in range(3)]
-    replicas = [replica(shared, str(at), engine) for at, engine in enumerate(engines)]
+def test_concurrent_replicas_send_equal_requests_once(shared: Shared) -> None:
+    """Twelve units on three replicas, each with its threads."""
+    engines = [RecordingEngine(max_num_seqs=4) for _ in range(3)]
+    replicas = [replica_of(shared, str(n), engine) for n, engine in enumerate(engines)]
     tables = [rendered([[token] for token in unit]) for unit in TOKENS]
-    answered = answer_all(
-        [partial(replicas[at % 3].answer, unit) for at, unit in enumerate(tables)]
-    )
+    answered = answer_all([partial(replicas[n % 3].answer, unit) for n, unit in enumerate(tables)])
     sent = sorted(prompt for engine in engines for prompt in engine.prompts)
     assert sent == sorted({(token,) for unit in TOKENS for token in unit})
     assert sum(unit.num_reused for unit in answered) == 12 * 50 - len(sent)
-    plain = Replica(
-        Asked, row_tasks(job({"sampling": GREEDY}).steps), lambda _: None, lambda _: None
-    )
+    tasks = row_tasks(job({"sampling": GREEDY}).steps)
+    plain = Replica(RecordingEngine, tasks, lambda _: None, lambda _: None)
     assert all(
-        unit.rows.equals(plain.answer(own).rows) for unit, own in zip(answered, tables, strict=True)
+        unit.rows.equals(plain.answer(rows).rows)
+        for unit, rows in zip(answered, tables, strict=True)
     )
 
 
-def test_replicas_go_on_where_one_of_them_dies(shared: Shared) -> None:
-    """What the dead one had claimed is computed by those that waited for it."""
-    engines = [Asked(max_num_seqs=4), Asked(max_num_seqs=4, dies_at=5)]
-    sound, sick = (replica(shared, str(at), engine) for at, engine in enumerate(engines))
+def test_replicas_go_on_when_one_of_them_crashes(shared: Shared) -> None:
+    """The claims of the crashed replica are computed by those that waited for it."""
+    engines = [RecordingEngine(max_num_seqs=4), RecordingEngine(max_num_seqs=4, crashes_at=5)]
+    sound, crashing = (replica_of(shared, str(n), engine) for n, engine in enumerate(engines))
     tables = [rendered([[token] for token in unit]) for unit in TOKENS]
 
-    def answer(at: int) -> AnsweredUnit:
+    def answer(number: int) -> AnsweredUnit:
         try:
-            return (sick if at % 2 else sound).answer(tables[at])
+            return (crashing if number % 2 else sound).answer(tables[number])
         except RuntimeError:
-            return sound.answer(tables[at])
+            return sound.answer(tables[number])
 
-    answered = answer_all([partial(answer, at) for at in range(12)])
+    answered = answer_all([partial(answer, number) for number in range(12)])
     assert all(unit.rows.column("error").null_count == 50 for unit in answered)
     assert len(engines[0].prompts) + len(engines[1].prompts) <= 60 + 2 * 4 * 2
 
 
-class Gone:
-    """A ledger that can be joined, perhaps, and then says no word."""
+class LostConnection:
+    """A connection on which every exchange fails, and perhaps joining too."""
 
     def __init__(self, *, can_join: bool) -> None:
         self._can_join = can_join
@@ -463,10 +476,10 @@ class Gone:
 
 
 @pytest.mark.parametrize("can_join", [True, False])
-def test_a_replica_whose_ledger_is_gone_answers_alone(can_join: bool) -> None:
-    """Nobody waits for it."""
-    line = Gone(can_join=can_join)
+def test_a_replica_answers_alone_if_its_registry_is_gone(can_join: bool) -> None:
+    """It does not wait for the registry."""
+    connection = LostConnection(can_join=can_join)
     tasks = row_tasks(job({"sampling": GREEDY}).steps)
-    alone = Replica(Asked, tasks, lambda _: None, lambda _: None, ledger=line)
+    alone = Replica(RecordingEngine, tasks, lambda _: None, lambda _: None, registry=connection)
     answered = answer_all([lambda: alone.answer(rendered([[token] for token in TOKENS[0]]))])
     assert answered[0].rows.column("error").null_count == 50

@@ -1,17 +1,17 @@
-"""The ledger: one computes, all that ask have the answer, and no death leaves one waiting."""
+"""The registry: one replica computes, all that claim get the answer, and none waits for ever."""
 
 from collections.abc import Sequence
 
 from tokenmill.scheduling.dedup.registry import (
-    SILENCE_S,
-    Answered,
+    MEMBER_TIMEOUT_S,
     InFlightRegistry,
+    PackedAnswer,
     RegistryUpdate,
 )
 
 
 class Clock:
-    """Stands still until it is moved."""
+    """A clock that shows `now`."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -20,120 +20,121 @@ class Clock:
         return self.now
 
 
-def joined(*replicas: str, clock: Clock | None = None) -> InFlightRegistry:
-    """A ledger whose members are these, each under its own name."""
-    ledger = InFlightRegistry(clock=clock or Clock())
+def registry_of(*replicas: str, clock: Clock | None = None) -> InFlightRegistry:
+    """A registry with these members; each one's membership has its name."""
+    registry = InFlightRegistry(clock=clock or Clock())
     for replica in replicas:
-        ledger.join(replica, replica)
-    return ledger
+        registry.join(replica, replica)
+    return registry
 
 
 def exchange(
-    ledger: InFlightRegistry,
+    registry: InFlightRegistry,
     replica: str,
-    asked: Sequence[bytes] = (),
-    answered: Sequence[Answered] = (),
+    claims: Sequence[bytes] = (),
+    answers: Sequence[PackedAnswer] = (),
 ) -> RegistryUpdate | None:
-    return ledger.exchange(replica, replica, asked, answered)
+    return registry.exchange(replica, replica, claims, answers)
 
 
-def test_the_first_that_asks_computes_and_the_others_get_its_answer() -> None:
-    """Whoever waits gets the answer as it comes; whoever asks later gets it at once."""
-    ledger = joined("a", "b", "c")
-    assert exchange(ledger, "a", [b"1", b"2"]) == RegistryUpdate(granted=[b"1", b"2"])
-    assert exchange(ledger, "b", [b"2", b"3"]) == RegistryUpdate(granted=[b"3"], elsewhere=[b"2"])
-    assert exchange(ledger, "a", answered=[(b"2", b"two")]) == RegistryUpdate()
-    assert exchange(ledger, "b") == RegistryUpdate(known=[(b"2", b"two")])
-    assert exchange(ledger, "c", [b"2"]) == RegistryUpdate(known=[(b"2", b"two")])
-    assert exchange(ledger, "b") == RegistryUpdate()
+def test_the_first_claim_is_granted_and_the_others_get_the_answer() -> None:
+    """Waiting replicas get the answer as soon as it is there; later claims get it at once."""
+    registry = registry_of("a", "b", "c")
+    assert exchange(registry, "a", [b"1", b"2"]) == RegistryUpdate(granted=[b"1", b"2"])
+    assert exchange(registry, "b", [b"2", b"3"]) == RegistryUpdate(granted=[b"3"], elsewhere=[b"2"])
+    assert exchange(registry, "a", answers=[(b"2", b"two")]) == RegistryUpdate()
+    assert exchange(registry, "b") == RegistryUpdate(answers=[(b"2", b"two")])
+    assert exchange(registry, "c", [b"2"]) == RegistryUpdate(answers=[(b"2", b"two")])
+    assert exchange(registry, "b") == RegistryUpdate()
 
 
-def test_without_an_answer_the_next_one_that_waits_computes() -> None:
-    """A waiter of a waiter gets the second one's answer; none is passed over or asked twice."""
-    ledger = joined("a", "b", "c")
+def test_a_claim_given_up_is_granted_to_the_replica_that_has_waited_longest() -> None:
+    """The replicas that wait behind it get its answer; none is skipped or granted twice."""
+    registry = registry_of("a", "b", "c")
     for replica in "abc":
-        exchange(ledger, replica, [b"1"])
-    exchange(ledger, "a", answered=[(b"1", None)])
-    assert exchange(ledger, "b") == RegistryUpdate(granted=[b"1"])
-    assert exchange(ledger, "c") == RegistryUpdate()
-    assert exchange(ledger, "a", [b"1"]) == RegistryUpdate(elsewhere=[b"1"])
-    exchange(ledger, "b", answered=[(b"1", b"one")])
-    assert exchange(ledger, "c") == exchange(ledger, "a") == RegistryUpdate(known=[(b"1", b"one")])
+        exchange(registry, replica, [b"1"])
+    exchange(registry, "a", answers=[(b"1", None)])
+    assert exchange(registry, "b") == RegistryUpdate(granted=[b"1"])
+    assert exchange(registry, "c") == RegistryUpdate()
+    assert exchange(registry, "a", [b"1"]) == RegistryUpdate(elsewhere=[b"1"])
+    exchange(registry, "b", answers=[(b"1", b"one")])
+    one = RegistryUpdate(answers=[(b"1", b"one")])
+    assert exchange(registry, "c") == exchange(registry, "a") == one
 
 
-def test_a_mark_without_an_answer_for_which_nobody_waits_is_anybodys() -> None:
-    """Its former holder's word counts once, and a stranger's not at all."""
-    ledger = joined("a", "b")
-    exchange(ledger, "a", [b"1"])
-    assert exchange(ledger, "b", answered=[(b"1", None)], asked=[b"1"]) == RegistryUpdate(
+def test_only_the_holder_can_give_a_claim_up() -> None:
+    """A replica that gives up a hash it does not hold changes nothing; later claims are granted."""
+    registry = registry_of("a", "b")
+    exchange(registry, "a", [b"1"])
+    assert exchange(registry, "b", answers=[(b"1", None)], claims=[b"1"]) == RegistryUpdate(
         elsewhere=[b"1"]
     )
-    exchange(ledger, "a", answered=[(b"1", None)])
-    assert exchange(ledger, "b") == RegistryUpdate(granted=[b"1"])
-    exchange(ledger, "b", answered=[(b"1", None)])
-    assert exchange(ledger, "a", [b"1"]) == RegistryUpdate(granted=[b"1"])
+    exchange(registry, "a", answers=[(b"1", None)])
+    assert exchange(registry, "b") == RegistryUpdate(granted=[b"1"])
+    exchange(registry, "b", answers=[(b"1", None)])
+    assert exchange(registry, "a", [b"1"]) == RegistryUpdate(granted=[b"1"])
 
 
-def test_who_is_lost_leaves_its_claims_to_those_that_wait() -> None:
-    """Also where the first of those is lost with it; what it waited for is no more for it."""
-    ledger = joined("a", "b", "c")
+def test_the_claims_of_a_removed_replica_go_to_those_that_wait() -> None:
+    """Even if the first of them is removed too. What the removed replica waited for is dropped."""
+    registry = registry_of("a", "b", "c")
     for replica in "abc":
-        exchange(ledger, replica, [b"1"])
-    exchange(ledger, "c", [b"2"])
-    exchange(ledger, "b", [b"2"])
-    ledger.lost("b")
-    ledger.lost("a")
-    assert exchange(ledger, "c") == RegistryUpdate(granted=[b"1"])
-    exchange(ledger, "c", answered=[(b"1", b"one"), (b"2", b"two")])
-    assert ledger.news == {}
-    assert exchange(ledger, "a") is exchange(ledger, "b") is None
+        exchange(registry, replica, [b"1"])
+    exchange(registry, "c", [b"2"])
+    exchange(registry, "b", [b"2"])
+    registry.remove("b")
+    registry.remove("a")
+    assert exchange(registry, "c") == RegistryUpdate(granted=[b"1"])
+    exchange(registry, "c", answers=[(b"1", b"one"), (b"2", b"two")])
+    assert registry.updates == {}
+    assert exchange(registry, "a") is exchange(registry, "b") is None
 
 
-def test_who_is_silent_is_lost_and_has_to_join_again() -> None:
-    """A replica that stands still holds nobody up for longer; when it wakes it is told."""
+def test_a_silent_replica_is_removed_and_has_to_join_again() -> None:
+    """A replica that hangs delays others no longer than the time limit; it gets None afterwards."""
     clock = Clock()
-    ledger = joined("a", "b", clock=clock)
-    exchange(ledger, "a", [b"1"])
-    exchange(ledger, "b", [b"1"])
-    clock.now = SILENCE_S
-    assert exchange(ledger, "b") == RegistryUpdate()
+    registry = registry_of("a", "b", clock=clock)
+    exchange(registry, "a", [b"1"])
+    exchange(registry, "b", [b"1"])
+    clock.now = MEMBER_TIMEOUT_S
+    assert exchange(registry, "b") == RegistryUpdate()
     clock.now += 1
-    assert exchange(ledger, "b") == RegistryUpdate(granted=[b"1"])
-    assert exchange(ledger, "a") is None
-    ledger.join("a", "a again")
-    assert ledger.exchange("a", "a again", [b"1"], ()) == RegistryUpdate(elsewhere=[b"1"])
+    assert exchange(registry, "b") == RegistryUpdate(granted=[b"1"])
+    assert exchange(registry, "a") is None
+    registry.join("a", "a again")
+    assert registry.exchange("a", "a again", [b"1"], ()) == RegistryUpdate(elsewhere=[b"1"])
 
 
-def test_what_was_under_way_before_a_replica_joined_again_counts_for_nothing() -> None:
-    """A call that comes late, under the former membership, claims nothing."""
-    ledger = joined("a", "b")
-    exchange(ledger, "a", [b"1"])
-    ledger.join("a", "a again")
-    assert exchange(ledger, "a", [b"2"]) is None
-    assert exchange(ledger, "b", [b"1", b"2"]) == RegistryUpdate(granted=[b"1", b"2"])
+def test_calls_under_an_earlier_membership_have_no_effect() -> None:
+    """A call that was delayed until after the replica joined again claims nothing."""
+    registry = registry_of("a", "b")
+    exchange(registry, "a", [b"1"])
+    registry.join("a", "a again")
+    assert exchange(registry, "a", [b"2"]) is None
+    assert exchange(registry, "b", [b"1", b"2"]) == RegistryUpdate(granted=[b"1", b"2"])
 
 
-def test_an_answer_counts_whoever_gives_it() -> None:
-    """One who was taken for dead may answer before the one who has its claim now."""
-    ledger = joined("a", "b", "c")
+def test_an_answer_is_taken_from_any_replica() -> None:
+    """A replica that was taken for gone may answer before the one that has its claim now."""
+    registry = registry_of("a", "b", "c")
     for replica in "abc":
-        exchange(ledger, replica, [b"1"])
-    ledger.join("a", "a again")
-    assert exchange(ledger, "b") == RegistryUpdate(granted=[b"1"])
-    ledger.exchange("a", "a again", (), [(b"1", b"one")])
-    assert exchange(ledger, "c") == RegistryUpdate(known=[(b"1", b"one")])
-    exchange(ledger, "b", answered=[(b"1", b"one")])
-    assert ledger.news == {}
+        exchange(registry, replica, [b"1"])
+    registry.join("a", "a again")
+    assert exchange(registry, "b") == RegistryUpdate(granted=[b"1"])
+    registry.exchange("a", "a again", (), [(b"1", b"one")])
+    assert exchange(registry, "c") == RegistryUpdate(answers=[(b"1", b"one")])
+    exchange(registry, "b", answers=[(b"1", b"one")])
+    assert registry.updates == {}
 
 
-def test_the_memory_is_bounded() -> None:
-    """The answer that was asked for the longest ago is forgotten, and computed again."""
-    ledger = InFlightRegistry(most_bytes=10_000)
-    ledger.join("a", "a")
-    marks = [bytes([at]) for at in range(8)]
-    exchange(ledger, "a", marks)
-    exchange(ledger, "a", answered=[(mark, bytes(2000)) for mark in marks])
-    news = exchange(ledger, "a", marks)
-    assert news is not None
-    assert news.granted == marks[:4]
-    assert [mark for mark, _ in news.known] == marks[4:]
+def test_memory_is_bounded() -> None:
+    """The least recently used answer is evicted, and computed again if it is claimed."""
+    registry = InFlightRegistry(max_bytes=10_000)
+    registry.join("a", "a")
+    hashes = [bytes([number]) for number in range(8)]
+    exchange(registry, "a", hashes)
+    exchange(registry, "a", answers=[(request_hash, bytes(2000)) for request_hash in hashes])
+    update = exchange(registry, "a", hashes)
+    assert update is not None
+    assert update.granted == hashes[:4]
+    assert [request_hash for request_hash, _ in update.answers] == hashes[4:]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers.answering import answered, answered_and_counted
+from helpers.answering import answered, answered_with_usage
 from helpers.command import ROOT, tokenmill
 from helpers.fork_server import printed
 from helpers.inprocess import invoke
@@ -115,7 +115,7 @@ class Answers:
         # The prefix cache shares whole blocks, which by default on CPUs are longer than the prefix.
         statistics = {"disable_log_stats": False, "block_size": 32}
         tasks["sequence"]["model"]["engine"].update(statistics)
-        rows, self.usage = answered_and_counted(list(tasks.values()), ROWS)
+        rows, self.usage = answered_with_usage(list(tasks.values()), ROWS)
         self.rows = dict(zip(tasks, rows, strict=True))
         pairs = list(self._pairs())
         self._logprobs = dict(zip(pairs, printed(REFERENCE, [folder, pairs]), strict=True))

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
-from tokenmill.engine.base import EngineInfo, EngineResources
+from tokenmill.engine.base import EngineInfo
 from tokenmill.engine.fake import FakeEngine, FakeSettings, fake_config
-from tokenmill.engine.multi_model import MultiModelEngine, memory_shares
+from tokenmill.engine.multi_model import MultiModelEngine
 from tokenmill.errors import UserError
 from tokenmill.job.job import Job
 from tokenmill.prompt.fake_tokenizer import FakeTokenizer
@@ -20,7 +20,6 @@ from tokenmill.reject import Reject, RejectClass
 from tokenmill.request import Answer, Completion, Pooling, Request
 from tokenmill.row_columns import ROW_COLUMN
 from tokenmill.scheduling.scheduler import Scheduler
-from tokenmill.stages import load as loading
 from tokenmill.stages.load import resolve
 from tokenmill.stages.render import Renderer
 from tokenmill.tasks.kind import TaskStep
@@ -494,36 +493,11 @@ def test_each_model_has_its_own_context() -> None:
     engine = MultiModelEngine(
         FakeEngine(SETTINGS), {"tasks.check.model": FakeEngine(FakeSettings(max_model_len=10))}
     )
-    assert engine.info.beside == {"tasks.check.model": 10}
+    assert engine.info.auxiliary == {"tasks.check.model": 10}
     table = run(job(**TWO_MODELS), engine, pa.table({"text": ["one " * 20]}))
     (error,) = table.column("error").to_pylist()
     assert error["class"] == "prompt_too_long"
     assert "tasks.check.model.engine.max_model_len" in error["message"]
-
-
-def test_an_engine_without_work_is_not_stepped() -> None:
-    """A step of vLLM without requests would wait forever in its own process."""
-
-    class StrictEngine(FakeEngine):
-        open = 0
-
-        def add(self, key: int, request: Request) -> None:
-            self.open += 1
-            super().add(key, request)
-
-        def step(self) -> Sequence[Completion]:
-            assert self.open
-            completions = super().step()
-            self.open -= len(completions)
-            return completions
-
-    engine = MultiModelEngine(StrictEngine(SETTINGS), {"judge": StrictEngine(SETTINGS)})
-    completions: list[Completion] = []
-    for key, model in enumerate(["judge", None, "judge"]):
-        engine.add(key, Request([key], Pooling("classify"), model=model))
-        completions += engine.step()
-    completions += engine.step()
-    assert [completion.key for completion in completions] == [0, 1, 2]
 
 
 def test_a_judge_next_to_a_writer_needs_its_own_model() -> None:
@@ -565,37 +539,6 @@ def test_a_judge_sends_requests_to_its_model() -> None:
     with pytest.raises(StopIteration) as end:
         dialogue.send([number(request) for request in requests])
     assert end.value.value == [2, Reject(RejectClass.BAD_TEXT, "no"), 3]
-
-
-def test_tasks_of_the_same_model_share_its_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two keys with the same model share one engine, which answers the requests of both."""
-    loaded: list[FakeEngine] = []
-
-    def load(settings: FakeSettings) -> FakeEngine:
-        loaded.append(FakeEngine(settings))
-        return loaded[-1]
-
-    monkeypatch.setattr(loading, "FakeEngine", load)
-    judges = [{**TWO_MODELS["tasks"][1], "name": name} for name in ("judge", "again")]
-    two = job(**{**TWO_MODELS, "tasks": [TWO_MODELS["tasks"][0], *judges]})
-    engine = loading.load_engine(two, EngineResources(0, 1))
-    assert len(loaded) == 2
-    for key, name in enumerate(("judge", "again")):
-        engine.add(key, Request([1], Pooling("classify"), model=f"tasks.{name}.model"))
-    completions: list[Completion] = []
-    while len(completions) < 2:
-        completions += engine.step()
-    assert sorted(completion.key for completion in completions) == [0, 1]
-
-
-def test_models_share_a_gpus_memory() -> None:
-    """Memory that the job does not assign is divided; a job that leaves none is an error."""
-    assert memory_shares({}, {}) == {None: 0.95}
-    assert memory_shares({}, {"a": {}}) == {None: 0.7, "a": 0.25}
-    assert memory_shares({}, {"a": {"gpu_memory_utilization": 0.5}}) == {None: 0.45, "a": 0.5}
-    assert memory_shares({"gpu_memory_utilization": 0.6}, {"a": {}}) == {None: 0.6, "a": 0.25}
-    with pytest.raises(UserError, match="leave no memory"):
-        memory_shares({}, {"a": {"gpu_memory_utilization": 0.95}})
 
 
 class _RecordingEngine(FakeEngine):

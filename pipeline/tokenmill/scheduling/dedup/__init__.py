@@ -1,1 +1,1 @@
-"""Identical requests computed once, within a replica and across replicas."""
+"""Send equal requests once, within a replica and across the replicas of a run."""

@@ -1,8 +1,7 @@
-"""Requests whose answer is known: the same prompt and media, asked alike, have the same answer.
+"""Reuse answers: equal requests for the same prompt and media have the same answer.
 
-Corpora repeat themselves. A request that leaves nothing to chance (greedy, or with a seed) is
-answered once by an engine; whoever asks the same again gets that answer. Answers are kept in
-bounded memory, the one that was asked for the longest ago goes first.
+Corpora contain duplicates. A deterministic request (greedy, or with a seed) is sent once, and later
+equal requests reuse its answer. The cache is bounded; it evicts the least recently used answer.
 """
 
 import hashlib
@@ -15,55 +14,58 @@ from weakref import WeakKeyDictionary
 
 from tokenmill.request import Completion, Params, Pooling, Request
 
-_MOST_BYTES = 64 * 2**20
-# Of Python's objects around a completion, its mark and its place in the memory.
+_MAX_BYTES = 64 * 2**20
+# Of the Python objects of an answer, its hash and its cache entry.
 _OVERHEAD_BYTES = 700
 _BYTES_PER_FLOAT = 32
-# A token of the generated ones, or of those in its place: a text, a number, and their tuple.
+# Of a generated token or one of its alternatives: a string, a float and the tuple of both.
 _BYTES_PER_TOKEN = 150
-_MARK_BYTES = 16
+_HASH_BYTES = 16
 
 
 _T = TypeVar("_T")
 
 
 class BoundedCache(Generic[_T]):
-    """Answers under their marks, in bounded memory; `num_bytes` says what one takes."""
+    """A cache of answers by request hash, of at most `max_bytes`.
 
-    def __init__(self, most_bytes: int, num_bytes: Callable[[_T], int]) -> None:
-        self._most_bytes = most_bytes
+    `num_bytes` returns the size of an answer.
+    """
+
+    def __init__(self, max_bytes: int, num_bytes: Callable[[_T], int]) -> None:
+        self._max_bytes = max_bytes
         self._num_bytes_of = num_bytes
         self._num_bytes = 0
         self._answers: OrderedDict[bytes, _T] = OrderedDict()
 
-    def find(self, mark: bytes) -> _T | None:
-        """The answer that was kept under the mark, if it still is."""
-        answer = self._answers.get(mark)
+    def get(self, request_hash: bytes) -> _T | None:
+        """Return the cached answer, if there is one, and mark it as recently used."""
+        answer = self._answers.get(request_hash)
         if answer is not None:
-            self._answers.move_to_end(mark)
+            self._answers.move_to_end(request_hash)
         return answer
 
-    def keep(self, mark: bytes, answer: _T) -> None:
-        """Remember an answer, and forget others to make room; one that is kept already stays."""
-        if mark in self._answers:
+    def put(self, request_hash: bytes, answer: _T) -> None:
+        """Cache an answer and evict others to make room. A cached answer is not replaced."""
+        if request_hash in self._answers:
             return
-        self._answers[mark] = answer
+        self._answers[request_hash] = answer
         self._num_bytes += self._num_bytes_of(answer)
-        while self._num_bytes > self._most_bytes:
+        while self._num_bytes > self._max_bytes:
             _, oldest = self._answers.popitem(last=False)
             self._num_bytes -= self._num_bytes_of(oldest)
 
 
 class AnswerCache(BoundedCache[Completion]):
-    """One engine's memory of its answers."""
+    """The completions of one engine."""
 
-    def __init__(self, most_bytes: int = _MOST_BYTES) -> None:
-        super().__init__(most_bytes, _num_bytes)
-        # A task makes few parameters for its many requests. None: left to chance.
+    def __init__(self, max_bytes: int = _MAX_BYTES) -> None:
+        super().__init__(max_bytes, _num_bytes)
+        # A task has few parameters and many requests. None: not deterministic.
         self._digests: WeakKeyDictionary[Params, Any | None] = WeakKeyDictionary()
 
-    def mark(self, request: Request) -> bytes | None:
-        """What requests with the same answer have in common; None where chance has a part in it."""
+    def request_hash(self, request: Request) -> bytes | None:
+        """Return the hash of everything that the answer depends on; None if answers may differ."""
         params = request.params
         if params not in self._digests:
             self._digests[params] = _digest(params) if is_repeatable(params) else None
@@ -77,29 +79,29 @@ class AnswerCache(BoundedCache[Completion]):
         if request.media is not None:
             digest.update(request.media.kind.encode())
             digest.update(request.media.data)
-        mark: bytes = digest.digest()
-        return mark
+        request_hash: bytes = digest.digest()
+        return request_hash
 
 
 def is_repeatable(params: Params) -> bool:
-    """Whether the same request has the same answer again: nothing is drawn, or from a seed."""
+    """Whether the same request always has the same answer: greedy, seeded, or pooling."""
     if isinstance(params, Pooling):
         return True
     values = params.values
-    # By default vLLM draws, at temperature 1.
+    # By default vLLM samples at temperature 1.
     greedy = values.get("temperature") == 0 or values.get("top_k") == 1
     return greedy or values.get("seed") is not None
 
 
 def _digest(params: Params) -> Any:
-    """A hash that has read the parameters, to be copied for each prompt."""
+    """A hash object that has consumed the parameters, to be copied for each prompt."""
     kind = params.task if isinstance(params, Pooling) else "generate"
     values = json.dumps(dict(params.values), sort_keys=True, default=repr)
-    return hashlib.blake2b(f"{kind}\0{values}\0".encode(), digest_size=_MARK_BYTES)
+    return hashlib.blake2b(f"{kind}\0{values}\0".encode(), digest_size=_HASH_BYTES)
 
 
 def _num_bytes(completion: Completion) -> int:
-    """About what a completion takes in memory."""
+    """The approximate size of a completion in memory."""
     num_bytes = _OVERHEAD_BYTES + len(completion.text)
     for numbers in (completion.choice_logprobs, completion.prompt_logprobs):
         num_bytes += _BYTES_PER_FLOAT * len(numbers or ())

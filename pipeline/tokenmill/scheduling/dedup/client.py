@@ -1,8 +1,8 @@
-"""One replica's side of the ledger: what it waits for, and what it has still to tell.
+"""One replica's view of the registry: the hashes it waits for, and the answers it has to send.
 
-Knows nothing of threads and processes. What is asked and answered goes out in chunks, as a call
-costs as much as some hundred marks. Without a ledger, or while it is away, a replica is alone:
-whatever it asks for is its own to compute.
+Knows nothing about threads and processes. Claims and answers are sent in chunks, because a call
+costs as much as some hundred hashes. Without a registry, or while the registry cannot be reached,
+every claim is granted at once.
 """
 
 import pickle
@@ -11,109 +11,120 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 
 from tokenmill.request import Completion
-from tokenmill.scheduling.dedup.registry import Answered
+from tokenmill.scheduling.dedup.registry import PackedAnswer
 
-# An answer is told after so long even if there are few: others may wait for it.
-_TELL_EVERY_S = 0.25
-# In the order of the constructor. A tuple is pickled in a tenth of the time of a data class.
+# Answers wait no longer than this for a full chunk: other replicas may wait for them.
+_SEND_INTERVAL_S = 0.25
+# In the order of the constructor. A tuple is pickled ten times as fast as a dataclass.
 _fields_of = attrgetter(*Completion.__dataclass_fields__)
-#: Takes the marks that are asked for, and the answers, on their way to the ledger.
-SendClaims = Callable[[Sequence[bytes], Sequence[Answered]], None]
+#: Sends claimed hashes, and answers, to the registry.
+SendClaims = Callable[[Sequence[bytes], Sequence[PackedAnswer]], None]
 
 
 class DedupClient:
-    """The marks that a replica has asked the ledger for."""
+    """The request hashes that a replica has claimed.
 
-    def __init__(self, tell: SendClaims, chunk: int) -> None:
-        self._tell = tell
+    `chunk` is the number of hashes or answers that are worth a call.
+    """
+
+    def __init__(
+        self, send: SendClaims, chunk: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._send = send
         self._chunk = chunk
-        # Until the ledger has been heard.
-        self._is_alone = True
-        # A mark is in one of these until it is settled. In the order in which they are asked for.
-        self._to_ask: dict[bytes, None] = {}
-        self._asked: set[bytes] = set()
+        self._clock = clock
+        # Until the first update from the registry.
+        self._is_connected = False
+        # A claimed hash is in one of these three until it is settled: to be sent, sent, or computed
+        # by another replica. The dict keeps the order of the claims.
+        self._unsent: dict[bytes, None] = {}
+        self._sent: set[bytes] = set()
         self._elsewhere: set[bytes] = set()
-        self._to_answer: list[Answered] = []
-        self._told_at = 0.0
+        self._answers: list[PackedAnswer] = []
+        self._sent_at = 0.0
 
     @property
     def num_undecided(self) -> int:
-        """Asked for, and nothing heard of it."""
-        return len(self._to_ask) + len(self._asked)
+        """Number of claimed hashes that the registry has not decided about yet."""
+        return len(self._unsent) + len(self._sent)
 
     @property
     def num_elsewhere(self) -> int:
-        """Asked for, and being computed by others."""
+        """Number of claimed hashes that other replicas compute."""
         return len(self._elsewhere)
 
-    def ask(self, mark: bytes) -> bool:
-        """Whether the mark is one's own to compute at once; if not, something is heard of it."""
-        if self._is_alone:
+    def claim(self, request_hash: bytes) -> bool:
+        """Claim a hash. True if it may be computed at once; if not, an update will follow."""
+        if not self._is_connected:
             return True
-        self._to_ask[mark] = None
+        self._unsent[request_hash] = None
         return False
 
-    def answer(self, mark: bytes, completion: Completion | None) -> None:
-        """Give an answer to whoever asks; without one the mark is the next one's to compute."""
-        if not self._is_alone:
-            self._to_answer.append((mark, None if completion is None else packed(completion)))
+    def answer(self, request_hash: bytes, completion: Completion | None) -> None:
+        """Share the answer to a granted hash; None gives the claim up without an answer."""
+        if self._is_connected:
+            packed = None if completion is None else pack(completion)
+            self._answers.append((request_hash, packed))
 
     def flush(self, num_ready: int, *, is_idle: bool) -> None:
-        """Tell what is worth a call; `num_ready` requests can be sent without an answer to it."""
-        asked: list[bytes] = []
-        answered: list[Answered] = []
-        # One question at a time: those that come up meanwhile make the next one larger.
-        if not self._asked and (len(self._to_ask) >= self._chunk or num_ready < self._chunk):
-            asked = list(self._to_ask)
-            self._asked.update(asked)
-            self._to_ask.clear()
-        if self._to_answer and (asked or is_idle or self._is_due()):
-            answered, self._to_answer = self._to_answer, answered
-        if asked or answered:
-            self._told_at = time.monotonic()
-            self._tell(asked, answered)
+        """Send claims and answers if they are worth a call.
+
+        `num_ready` requests can be sent to the engine without an update from the registry.
+        """
+        claims: list[bytes] = []
+        answers: list[PackedAnswer] = []
+        # One call with claims at a time: claims made in the meantime make the next call larger.
+        if not self._sent and (len(self._unsent) >= self._chunk or num_ready < self._chunk):
+            claims = list(self._unsent)
+            self._sent.update(claims)
+            self._unsent.clear()
+        if self._answers and (claims or is_idle or self._is_due()):
+            answers, self._answers = self._answers, answers
+        if claims or answers:
+            self._sent_at = self._clock()
+            self._send(claims, answers)
 
     def _is_due(self) -> bool:
-        is_long_ago = time.monotonic() - self._told_at >= _TELL_EVERY_S
-        return is_long_ago or len(self._to_answer) >= self._chunk
+        is_overdue = self._clock() - self._sent_at >= _SEND_INTERVAL_S
+        return is_overdue or len(self._answers) >= self._chunk
 
-    def join(self) -> None:
-        """The ledger is there: what is asked from now on goes to it."""
-        self._is_alone = False
+    def connect(self) -> None:
+        """The registry can be reached: send it the claims from now on."""
+        self._is_connected = True
 
-    def leave(self) -> list[bytes]:
-        """The ledger is away: all that was asked for is one's own to compute."""
-        self._is_alone = True
-        marks = [*self._to_ask, *self._asked, *self._elsewhere]
-        self._to_ask.clear()
-        self._asked.clear()
+    def disconnect(self) -> list[bytes]:
+        """The registry cannot be reached: return all claimed hashes, which may be computed now."""
+        self._is_connected = False
+        hashes = [*self._unsent, *self._sent, *self._elsewhere]
+        self._unsent.clear()
+        self._sent.clear()
         self._elsewhere.clear()
-        self._to_answer.clear()
-        return marks
+        self._answers.clear()
+        return hashes
 
-    def settle(self, mark: bytes) -> bool:
-        """Whether the mark is still waited for; from now on it is not."""
-        if mark in self._to_ask:
-            del self._to_ask[mark]
+    def settle(self, request_hash: bytes) -> bool:
+        """Forget a claimed hash that was granted or answered. False if it was not claimed."""
+        if request_hash in self._unsent:
+            del self._unsent[request_hash]
             return True
-        for marks in (self._asked, self._elsewhere):
-            if mark in marks:
-                marks.remove(mark)
+        for hashes in (self._sent, self._elsewhere):
+            if request_hash in hashes:
+                hashes.remove(request_hash)
                 return True
         return False
 
-    def wait(self, mark: bytes) -> None:
-        """Another computes it."""
-        if mark in self._asked:
-            self._asked.remove(mark)
-            self._elsewhere.add(mark)
+    def wait(self, request_hash: bytes) -> None:
+        """Another replica computes the hash."""
+        if request_hash in self._sent:
+            self._sent.remove(request_hash)
+            self._elsewhere.add(request_hash)
 
 
-def packed(completion: Completion) -> bytes:
-    """A completion on its way to other replicas."""
+def pack(completion: Completion) -> bytes:
+    """Serialize a completion for other replicas."""
     return pickle.dumps(_fields_of(completion), pickle.HIGHEST_PROTOCOL)
 
 
-def unpacked(answer: bytes) -> Completion:
-    """The inverse of `packed`."""
+def unpack(answer: bytes) -> Completion:
+    """The inverse of `pack`."""
     return Completion(*pickle.loads(answer))  # noqa: S301 - from a replica of the same run

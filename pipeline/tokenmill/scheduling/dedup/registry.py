@@ -1,12 +1,13 @@
-"""Who computes what, so that replicas compute what they all ask for only once.
+"""Which replica computes which request, so that the replicas compute equal requests once.
 
-A replica asks before it sends. The first that asks for a mark (`reuse`) has claimed it: it computes
-the answer and gives it to the ledger, which hands it to all that ask. Others wait. A claim ends
-with the answer, with its holder's word that there is none, or with its holder, and then it is the
-next one's that waits. So the worst that a death costs is a request that is computed twice.
+Before a replica sends a request, it claims the request's hash. The first replica that claims a hash
+gets the claim granted: it computes the answer and gives it to the registry, which passes it on to
+all replicas that claimed the same hash and wait. A claim ends with the answer, when its holder
+gives it up without one, or when its holder is gone; then it is granted to the next waiting replica.
+So a crash costs at most that some requests are computed twice.
 
-Pure bookkeeping: knows nothing of processes, threads and completions. Answers are kept in bounded
-memory, and so are claims, as no replica asks for more than it has under way.
+This module is pure bookkeeping: it knows nothing about processes, threads or completions. Memory is
+bounded: answers are in a bounded cache, and a replica claims only what it has in flight.
 """
 
 import time
@@ -16,128 +17,134 @@ from dataclasses import dataclass, field
 
 from tokenmill.scheduling.dedup.answer_cache import BoundedCache
 
-_MOST_BYTES = 256 * 2**20
-# Of Python's objects around an answer, its mark and its place in the memory.
+_MAX_BYTES = 256 * 2**20
+# Of the Python objects of an answer, its hash and its cache entry.
 _OVERHEAD_BYTES = 300
-#: Seconds after which a replica that says nothing is taken for dead.
-SILENCE_S = 15.0
-#: A mark and its answer, packed (`claims`); None: there is none.
-Answered = tuple[bytes, bytes | None]
+#: Seconds without a call after which a replica is taken for gone.
+MEMBER_TIMEOUT_S = 15.0
+#: A request hash and its answer as packed by the client; None if there is no answer.
+PackedAnswer = tuple[bytes, bytes | None]
 
 
 @dataclass(slots=True)
 class RegistryUpdate:
-    """What the ledger has for a replica.
+    """News from the registry for one replica.
 
-    `granted` are marks that are the replica's to compute, `known` those whose answers are there,
-    and `elsewhere` those that another computes.
+    `granted` are the hashes that the replica is to compute, `answers` the hashes with their packed
+    answers, and `elsewhere` the hashes that another replica computes.
     """
 
     granted: list[bytes] = field(default_factory=list)
-    known: list[tuple[bytes, bytes]] = field(default_factory=list)
+    answers: list[tuple[bytes, bytes]] = field(default_factory=list)
     elsewhere: list[bytes] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.granted or self.known or self.elsewhere)
+        return bool(self.granted or self.answers or self.elsewhere)
 
 
 @dataclass(slots=True)
 class _Member:
-    """A replica that takes part, under the name that it has given to its present membership."""
+    """A replica that takes part; each time it joins, it chooses a new `membership` id."""
 
     membership: str
-    heard_at: float
-    news: RegistryUpdate = field(default_factory=RegistryUpdate)
+    last_call_at: float
+    update: RegistryUpdate = field(default_factory=RegistryUpdate)
 
 
 class InFlightRegistry:
     """The claims and answers of a run's replicas."""
 
     def __init__(
-        self, most_bytes: int = _MOST_BYTES, clock: Callable[[], float] = time.monotonic
+        self, max_bytes: int = _MAX_BYTES, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._clock = clock
         self._members: dict[str, _Member] = {}
         self._holders: dict[bytes, str] = {}
         self._waiting: defaultdict[bytes, list[str]] = defaultdict(list)
-        self._answers: BoundedCache[bytes] = BoundedCache(most_bytes, _num_bytes)
+        self._answers: BoundedCache[bytes] = BoundedCache(max_bytes, _num_bytes)
 
     @property
-    def news(self) -> Mapping[str, RegistryUpdate]:
-        """For each replica what it has not been told."""
-        return {name: member.news for name, member in self._members.items() if member.news}
+    def updates(self) -> Mapping[str, RegistryUpdate]:
+        """The updates that replicas have not fetched yet, by replica."""
+        return {name: member.update for name, member in self._members.items() if member.update}
 
     def join(self, replica: str, membership: str) -> None:
-        """Take a replica in. What it held and waited for under another membership is given up."""
-        self.lost(replica)
+        """Add a replica. Its claims under an earlier membership are passed on."""
+        self.remove(replica)
         self._members[replica] = _Member(membership, self._clock())
 
     def exchange(
-        self, replica: str, membership: str, asked: Sequence[bytes], answered: Sequence[Answered]
+        self,
+        replica: str,
+        membership: str,
+        claims: Sequence[bytes],
+        answers: Sequence[PackedAnswer],
     ) -> RegistryUpdate | None:
-        """Take a replica's answers and questions, and tell it all that there is for it.
+        """Take a replica's answers and new claims, and return all updates for it.
 
-        Each mark that is asked for is granted, known or elsewhere; one that is elsewhere is granted
-        or known later. None: there is no such membership, or no longer.
+        Each claimed hash is granted, answered or elsewhere; one that is elsewhere is granted or
+        answered by a later update. Returns None if the replica has no such membership (any more).
         """
         member = self._members.get(replica)
         if member is None or member.membership != membership:
             return None
-        member.heard_at = self._clock()
-        self._give_up_the_silent(member.heard_at)
-        for mark, answer in answered:
-            self._answer(replica, mark, answer)
-        for mark in asked:
-            self._ask(replica, member, mark)
-        told, member.news = member.news, RegistryUpdate()
-        return told
+        member.last_call_at = self._clock()
+        self._remove_silent(member.last_call_at)
+        for request_hash, answer in answers:
+            self._answer(replica, request_hash, answer)
+        for request_hash in claims:
+            self._claim(replica, member, request_hash)
+        update, member.update = member.update, RegistryUpdate()
+        return update
 
-    def lost(self, replica: str) -> None:
-        """Pass the claims of a replica on that is there no more."""
+    def remove(self, replica: str) -> None:
+        """Remove a replica that is gone, if it is a member, and pass its claims on."""
         if self._members.pop(replica, None) is None:
             return
         for waiting in self._waiting.values():
             if replica in waiting:
                 waiting.remove(replica)
-        for mark in [mark for mark, holder in self._holders.items() if holder == replica]:
-            self._release(mark)
+        for request_hash in [key for key, holder in self._holders.items() if holder == replica]:
+            self._release(request_hash)
 
-    def _give_up_the_silent(self, now: float) -> None:
+    def _remove_silent(self, now: float) -> None:
         silent = [
-            name for name, member in self._members.items() if now - member.heard_at > SILENCE_S
+            name
+            for name, member in self._members.items()
+            if now - member.last_call_at > MEMBER_TIMEOUT_S
         ]
         for name in silent:
-            self.lost(name)
+            self.remove(name)
 
-    def _ask(self, replica: str, member: _Member, mark: bytes) -> None:
-        answer = self._answers.find(mark)
+    def _claim(self, replica: str, member: _Member, request_hash: bytes) -> None:
+        answer = self._answers.get(request_hash)
         if answer is not None:
-            member.news.known.append((mark, answer))
-        elif self._holders.setdefault(mark, replica) == replica:
-            member.news.granted.append(mark)
+            member.update.answers.append((request_hash, answer))
+        elif self._holders.setdefault(request_hash, replica) == replica:
+            member.update.granted.append(request_hash)
         else:
-            self._waiting[mark].append(replica)
-            member.news.elsewhere.append(mark)
+            self._waiting[request_hash].append(replica)
+            member.update.elsewhere.append(request_hash)
 
-    def _answer(self, replica: str, mark: bytes, answer: bytes | None) -> None:
+    def _answer(self, replica: str, request_hash: bytes, answer: bytes | None) -> None:
         if answer is None:
-            if self._holders.get(mark) == replica:
-                self._release(mark)
+            if self._holders.get(request_hash) == replica:
+                self._release(request_hash)
             return
-        self._holders.pop(mark, None)
-        self._answers.keep(mark, answer)
-        for waiting in self._waiting.pop(mark, ()):
-            self._members[waiting].news.known.append((mark, answer))
+        self._holders.pop(request_hash, None)
+        self._answers.put(request_hash, answer)
+        for waiting in self._waiting.pop(request_hash, ()):
+            self._members[waiting].update.answers.append((request_hash, answer))
 
-    def _release(self, mark: bytes) -> None:
-        """Grant a mark to the first that waits for it, if anyone does."""
-        waiting = self._waiting.get(mark)
+    def _release(self, request_hash: bytes) -> None:
+        """Grant a hash to the replica that has waited longest, if one waits."""
+        waiting = self._waiting.get(request_hash)
         if not waiting:
-            self._waiting.pop(mark, None)
-            del self._holders[mark]
+            self._waiting.pop(request_hash, None)
+            del self._holders[request_hash]
             return
-        self._holders[mark] = first = waiting.pop(0)
-        self._members[first].news.granted.append(mark)
+        self._holders[request_hash] = first = waiting.pop(0)
+        self._members[first].update.granted.append(request_hash)
 
 
 def _num_bytes(answer: bytes) -> int:

@@ -1,8 +1,8 @@
-"""Carries what a replica tells the ledger, and brings what the ledger has for it: two threads.
+"""Carries claims and answers from a replica to the registry, and updates back, in two threads.
 
-One sends what is told, as it comes; the other asks for news, an answer to which takes until there
-are some. Nothing is lost in silence: whenever a call fails, or the ledger does not know the replica
-(any more), the replica hears of it and is alone until it has joined anew.
+One thread sends claims and answers as they come. The other polls for updates; a poll is answered as
+soon as there are some. Nothing is lost silently: when a call fails, or the registry does not know
+the replica (any more), the replica is disconnected until it has joined again.
 """
 
 import queue
@@ -11,123 +11,125 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from tokenmill.scheduling.dedup.registry import Answered, InFlightRegistry, RegistryUpdate
+from tokenmill.scheduling.dedup.registry import InFlightRegistry, PackedAnswer, RegistryUpdate
 
-# The ledger hears of each replica so often at least; well below its `SILENCE_S`.
-_PATIENCE_S = 1.0
-# Before a ledger that could not be reached is tried again.
-_PAUSE_S = 1.0
+# How long a poll waits for updates. Well below the registry's `MEMBER_TIMEOUT_S`, because polls are
+# also the sign that the replica is alive.
+_POLL_TIMEOUT_S = 1.0
+# Pause before the next attempt to reach a registry that could not be reached.
+_RETRY_INTERVAL_S = 1.0
 
 
 class RegistryConnection(Protocol):
-    """One replica's way to the ledger. Thread-safe."""
+    """One replica's connection to the registry. Thread-safe."""
 
     def join(self, membership: str) -> bool:
-        """Become a member; False where the ledger cannot be reached."""
+        """Become a member. False if the registry cannot be reached."""
 
     def exchange(
         self,
         membership: str,
-        asked: Sequence[bytes],
-        answered: Sequence[Answered],
-        patience_s: float,
+        claims: Sequence[bytes],
+        answers: Sequence[PackedAnswer],
+        timeout_s: float,
     ) -> RegistryUpdate | None:
-        """`Ledger.exchange`; without news the answer may take `patience_s`.
+        """Call `InFlightRegistry.exchange`; wait up to `timeout_s` for updates if there are none.
 
-        None also where the ledger cannot be reached, or nobody knows whether it was.
+        Also returns None if the registry cannot be reached, or if it is unknown whether it was.
         """
 
 
 class Transport:
-    """The two threads. `hear` gets the news from either; None: the ledger is away."""
+    """The two threads. Both pass updates to `receive`; None means that the replica is alone."""
 
     def __init__(
-        self, line: RegistryConnection, hear: Callable[[RegistryUpdate | None], None]
+        self, connection: RegistryConnection, receive: Callable[[RegistryUpdate | None], None]
     ) -> None:
-        self._line = line
-        self._hear = hear
-        self._outbox: queue.SimpleQueue[tuple[Sequence[bytes], Sequence[Answered]]] = (
+        self._connection = connection
+        self._receive = receive
+        self._outbox: queue.SimpleQueue[tuple[Sequence[bytes], Sequence[PackedAnswer]]] = (
             queue.SimpleQueue()
         )
         self._changing = threading.Lock()
-        # A new one each time: what is under way when a call fails must count for nothing.
+        # A new id each time the replica joins, so that calls under way when another call failed
+        # have no effect. None: disconnected.
         self._membership: str | None = None
-        # Never set: a pause.
+        # Never set; waiting for it is a pause.
         self._never = threading.Event()
 
     def start(self) -> None:
-        """Join, if the ledger can be reached, and start the threads."""
+        """Join, if the registry can be reached, and start the threads."""
         self._join()
-        threading.Thread(target=self._send, name="ledger-send", daemon=True).start()
-        threading.Thread(target=self._listen, name="ledger-news", daemon=True).start()
+        threading.Thread(target=self._send_all, name="registry-send", daemon=True).start()
+        threading.Thread(target=self._poll, name="registry-poll", daemon=True).start()
 
-    def tell(self, asked: Sequence[bytes], answered: Sequence[Answered]) -> None:
-        """Send it, without waiting."""
-        self._outbox.put((asked, answered))
+    def send(self, claims: Sequence[bytes], answers: Sequence[PackedAnswer]) -> None:
+        """Queue claims and answers; does not block."""
+        self._outbox.put((claims, answers))
 
-    def _send(self) -> None:
+    def _send_all(self) -> None:
         while True:
-            asked, answered = self._outbox.get()
-            self._exchange(asked, answered, 0.0)
+            claims, answers = self._outbox.get()
+            self._exchange(claims, answers, 0.0)
 
-    def _listen(self) -> None:
+    def _poll(self) -> None:
         while True:
             if self._membership is None:
-                self._never.wait(_PAUSE_S)
+                self._never.wait(_RETRY_INTERVAL_S)
                 self._join()
             else:
-                self._exchange((), (), _PATIENCE_S)
+                self._exchange((), (), _POLL_TIMEOUT_S)
 
     def _join(self) -> None:
         membership = uuid.uuid4().hex
-        if self._line.join(membership):
+        if self._connection.join(membership):
             with self._changing:
                 self._membership = membership
-                self._hear(RegistryUpdate())
+                self._receive(RegistryUpdate())
 
     def _exchange(
-        self, asked: Sequence[bytes], answered: Sequence[Answered], patience_s: float
+        self, claims: Sequence[bytes], answers: Sequence[PackedAnswer], timeout_s: float
     ) -> None:
         membership = self._membership
         if membership is None:
             return
-        news = self._line.exchange(membership, asked, answered, patience_s)
+        update = self._connection.exchange(membership, claims, answers, timeout_s)
         with self._changing:
             if self._membership != membership:
                 return
-            if news is None:
+            if update is None:
                 self._membership = None
-            if news is None or news:
-                self._hear(news)
+            if update is None or update:
+                self._receive(update)
 
 
 class LocalConnection:
-    """The way of a replica to a ledger in its own process; `changed` is the ledger's."""
+    """A connection to a registry in the same process; `changed` guards the registry."""
 
     def __init__(
-        self, ledger: InFlightRegistry, changed: threading.Condition, replica: str
+        self, registry: InFlightRegistry, changed: threading.Condition, replica: str
     ) -> None:
-        self._ledger = ledger
+        self._registry = registry
         self._changed = changed
         self._replica = replica
 
     def join(self, membership: str) -> bool:
         with self._changed:
-            self._ledger.join(self._replica, membership)
+            self._registry.join(self._replica, membership)
             self._changed.notify_all()
         return True
 
     def exchange(
         self,
         membership: str,
-        asked: Sequence[bytes],
-        answered: Sequence[Answered],
-        patience_s: float,
+        claims: Sequence[bytes],
+        answers: Sequence[PackedAnswer],
+        timeout_s: float,
     ) -> RegistryUpdate | None:
         with self._changed:
-            news = self._ledger.exchange(self._replica, membership, asked, answered)
+            update = self._registry.exchange(self._replica, membership, claims, answers)
             self._changed.notify_all()
-            if news is not None and not news:
-                self._changed.wait_for(lambda: self._replica in self._ledger.news, patience_s)
-                news = self._ledger.exchange(self._replica, membership, (), ())
-        return news
+            if update is not None and not update:
+                self._changed.wait_for(lambda: self._replica in self._registry.updates, timeout_s)
+                update = self._registry.exchange(self._replica, membership, (), ())
+        return update

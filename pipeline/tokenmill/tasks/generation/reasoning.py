@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from tokenmill.config.section import Section
 from tokenmill.prompt.tokenizer import Tokenizer
 from tokenmill.reject import Reject, RejectClass
-from tokenmill.request import Completion
+from tokenmill.request import Completion, FinishReason
 
 # A prompt that opens the reasoning ends with the marker and perhaps white space, in fewer tokens.
 _TAIL_TOKENS = 32
@@ -84,7 +84,7 @@ class Splitter:
         return Thought(self._clean(reasoning).strip(), self._clean(answer).lstrip())
 
     def _unfinished(self, reasoning: str, completion: Completion) -> Reject:
-        if completion.finish_reason == "length":
+        if completion.finish_reason == FinishReason.LENGTH:
             problem = f"no answer within {completion.num_generated_tokens:,} tokens of reasoning"
             advice = "; raise sampling.max_tokens"
         else:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from enum import StrEnum
 
 from tokenmill.reject import Reject, RejectClass
-from tokenmill.request import Completion, Request, Sampling
+from tokenmill.request import Completion, FinishReason, Request, Sampling
 from tokenmill.tasks.kind import TaskStep
 from tokenmill.tasks.task import Cells, Dialogue, PreparedRow, Row, TaskContext
 from tokenmill.tasks.translation.checks import Check, CheckLimits, CheckReport, check, check_whole
@@ -206,7 +206,7 @@ class Translator:
 
     def _part(self, source: str, completion: Completion) -> TranslatedSegment:
         text = one_paragraph(completion.text)
-        is_cut = completion.finish_reason == "length"
+        is_cut = completion.finish_reason == FinishReason.LENGTH
         return TranslatedSegment(text, check(source, text, is_cut, self._limits))
 
     def _better(
