@@ -178,7 +178,7 @@ def test_a_row_without_chance_cannot_have_several_samples() -> None:
     overrides = {"temperature": "warmth"}
     reject = ask(row, task=task, overrides=overrides, sampling=WARM).reject
     assert reject.reject_class is RejectClass.BAD_OVERRIDE
-    assert "alike" in reject.message
+    assert "equal" in reject.message
     assert ask(row, overrides=overrides, sampling=WARM).sampled("temperature") == [0]
 
 
