@@ -1,18 +1,15 @@
-"""What is shipped to a cluster, under which id, and what its answers mean."""
+"""What is sent to a cluster, under which id, and how its answers are read."""
 
-import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from helpers.factories import job, job_data
-from tokenmill.cli import app
+from ray.job_submission import JobStatus
 from tokenmill.cluster.submission import (
+    ENTRYPOINT,
     JobState,
     metadata_of,
     numbered_id,
@@ -22,10 +19,9 @@ from tokenmill.cluster.submission import (
     submissions_of,
     submitted_job,
 )
-from tokenmill.errors import ExitCode, UserError
+from tokenmill.errors import UserError
 from tokenmill.job.job import Job
 from tokenmill.job.loader import load_job, portable_text
-from typer.testing import CliRunner
 
 SECRETS = {
     "AWS_ACCESS_KEY_ID": "decoy-1",
@@ -38,12 +34,12 @@ S3 = {"input.path": "s3://bucket/in", "output.path": "s3://bucket/out"}
 
 
 def remote(**changes: Any) -> Job:
-    """A job whose places are in S3."""
+    """A job whose input and output are in S3."""
     return job(S3 | changes)
 
 
-def test_no_credential_is_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the runtime environment nor a file holds what is set here."""
+def test_no_credential_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the runtime environment nor a file holds a credential of this process."""
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
@@ -56,17 +52,17 @@ def test_no_credential_is_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not [path for path in files if path.suffix == ".pyc"]
 
 
-def test_the_code_stays_here_where_the_image_has_it(tmp_path: Path) -> None:
-    """Only the job file is shipped then."""
+def test_without_code_only_the_job_file_is_sent(tmp_path: Path) -> None:
+    """The image on the cluster has its own tokenmill."""
     environment = pack_code(remote(), tmp_path, with_code=False)
     assert "py_modules" not in environment
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["job.yaml"]
 
 
-def test_variables_of_the_job_are_filled_in_before_it_is_shipped(
+def test_variables_are_resolved_before_the_job_is_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is loaded there, where none of them is set, is the job that was loaded here."""
+    """The cluster, where the variables are not set, loads the same job as this machine."""
     keys = job_data(
         S3 | {"output.path": "s3://${BUCKET}/out", "prompt.user": "${PRICE} {{ text }}"}
     )
@@ -75,13 +71,13 @@ def test_variables_of_the_job_are_filled_in_before_it_is_shipped(
     loaded = load_job(tmp_path / "here.yaml")
     environment = pack_code(loaded, tmp_path, with_code=False)
     monkeypatch.delenv("BUCKET")
-    shipped = load_job(Path(environment["working_dir"], "job.yaml"))
-    assert shipped == loaded
-    assert shipped.output.path == "s3://mine/out"
+    sent = load_job(Path(environment["working_dir"], "job.yaml"))
+    assert sent == loaded
+    assert sent.output.path == "s3://mine/out"
 
 
-def test_a_variable_that_names_a_variable_is_refused() -> None:
-    """It would be filled in with what is set on the cluster."""
+def test_a_variable_whose_value_is_a_variable_is_refused() -> None:
+    """The cluster would replace it with its own value."""
     with pytest.raises(UserError, match=r"output\.path: \$\{OTHER\}"):
         portable_text(remote(**{"output.path": "s3://bucket/${OTHER}"}))
 
@@ -96,20 +92,20 @@ def test_a_variable_that_names_a_variable_is_refused() -> None:
         ("model.source", "./model"),
     ],
 )
-def test_a_place_that_is_another_one_there_is_refused(key: str, path: str) -> None:
-    """A relative path, of which the message says what to write instead."""
+def test_a_relative_path_is_refused(key: str, path: str) -> None:
+    """On the cluster it is another folder; the message says what to write instead."""
     with pytest.raises(UserError, match=rf"^{key}: .* s3://"):
         require_cluster_urls(remote(**{key: path}))
 
 
 @pytest.mark.parametrize("path", ["/mnt/out", "file:///mnt/out", "s3://bucket/out"])
-def test_a_whole_path_is_a_place_of_the_cluster(path: str) -> None:
-    """Of a disk that all nodes see, or in S3."""
+def test_an_absolute_path_is_accepted(path: str) -> None:
+    """It may be on a disk that all nodes share, or in S3."""
     require_cluster_urls(remote(**{"output.path": path}))
 
 
-def test_the_id_is_of_the_name_and_the_output() -> None:
-    """Other settings do not change it; another name or output does."""
+def test_the_id_depends_on_the_name_and_the_output() -> None:
+    """Other settings do not change it."""
     first = submission_id(remote())
     assert submission_id(remote(**{"sampling.max_tokens": 7, "input.limit": 3})) == first
     assert submission_id(remote(**{"output.path": "s3://bucket/out/"})) == first
@@ -119,7 +115,7 @@ def test_the_id_is_of_the_name_and_the_output() -> None:
 
 
 def details(**changes: Any) -> dict[str, Any]:
-    """What the Job API tells of a job that is running."""
+    """The Job API's details of a running job."""
     return {
         "type": "SUBMISSION",
         "submission_id": submission_id(remote()),
@@ -133,8 +129,8 @@ def details(**changes: Any) -> dict[str, Any]:
     }
 
 
-def test_the_submissions_of_a_job_are_told_from_others() -> None:
-    """By the id with or without a number, and by nothing else."""
+def test_the_submissions_of_a_job_are_found_by_id() -> None:
+    """An id with or without a number belongs to the job, and no other id does."""
     first = submission_id(remote())
     ids = [first, numbered_id(first, 2), numbered_id(first, 10), f"{first}x", f"other-{first}"]
     jobs = [submitted_job(details(submission_id=name)) for name in ids]
@@ -147,85 +143,25 @@ def test_the_submissions_of_a_job_are_told_from_others() -> None:
     }
 
 
-def test_what_the_cluster_tells_of_a_job_is_understood() -> None:
-    """Its times in seconds, its state in our words; jobs of others are none of ours."""
-    found = submitted_job(details())
-    assert found is not None
-    assert (found.state, found.state.is_final) == (JobState.RUNNING, False)
-    assert (found.submitted_at, found.ended_at, found.exit_code) == (1_700_000_000.5, None, None)
+def test_the_entrypoint_runs_the_code_that_is_sent(tmp_path: Path) -> None:
+    """The module of `python -m` is the package in the runtime environment."""
+    environment = pack_code(remote(), tmp_path, with_code=True)
+    _, python, flag, module, *arguments = shlex.split(ENTRYPOINT)
+    assert (python, flag, arguments) == ("python", "-m", ["run", "job.yaml"])
+    (package,) = environment["py_modules"]
+    assert Path(package).name == module
+    assert Path(package, "__main__.py").is_file()
+
+
+@pytest.mark.parametrize("running", ["RUNNING", JobStatus.RUNNING])
+def test_the_details_of_a_job_are_read(running: str) -> None:
+    """Times are in seconds and states in tokenmill's words; jobs of others are left out."""
+    job = submitted_job(details(status=running))
+    assert job is not None
+    assert (job.state, job.state.is_final) == (JobState.RUNNING, False)
+    assert (job.submitted_at, job.ended_at, job.exit_code) == (1_700_000_000.5, None, None)
     ended = submitted_job(details(status="FAILED", end_time=1_700_000_001_000, driver_exit_code=3))
     assert ended is not None
     assert (ended.state, ended.ended_at, ended.exit_code) == (JobState.FAILED, 1_700_000_001.0, 3)
     assert submitted_job(details(metadata=None)) is None
     assert submitted_job(details(submission_id=None)) is None
-
-
-@contextmanager
-def answering(**answers: Any) -> Iterator[str]:
-    """What stands for a cluster: it answers these questions with JSON, and 404 to others."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            name = self.path.strip("/").split("/")[-1]
-            self.send_response(200 if name in answers else 404)
-            self.end_headers()
-            self.wfile.write(json.dumps(answers.get(name)).encode())
-
-        def log_message(self, *_: Any) -> None:
-            """Say nothing."""
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-def refused(tmp_path: Path, address: str, exit_code: ExitCode, mode: str = "token") -> str:
-    """The one line with which `submit` ends."""
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job_data(S3)))
-    command = ["submit", str(tmp_path / "job.yaml"), "--address", address]
-    done = CliRunner().invoke(app, command, env={"RAY_AUTH_MODE": mode})
-    assert done.exit_code == exit_code, done.output
-    (line,) = done.stderr.splitlines()
-    return line
-
-
-TOKENS = {"authentication_mode": {"authentication_mode": "token"}}
-OPEN = {"authentication_mode": {"authentication_mode": "disabled"}}
-
-
-def test_another_version_of_ray_is_refused(tmp_path: Path) -> None:
-    """The code that is shipped is made for one."""
-    with answering(version={"ray_version": "2.54.1"}, **TOKENS) as address:
-        line = refused(tmp_path, address, ExitCode.USER_ERROR)
-    assert "2.54.1" in line
-    assert "--no-ship" in line
-
-
-def test_a_cluster_that_asks_for_no_token_is_refused(tmp_path: Path) -> None:
-    """As one that a run joins; who insists comes further."""
-    with answering(version={"ray_version": "2.54.1"}, **OPEN) as address:
-        line = refused(tmp_path, address, ExitCode.USER_ERROR)
-        assert "RAY_AUTH_MODE=disabled" in line
-        assert "2.54.1" in refused(tmp_path, address, ExitCode.USER_ERROR, mode="disabled")
-    # Ray before 2.52.
-    with answering(version={"ray_version": "2.40.0"}) as address:
-        assert "asks for no token" in refused(tmp_path, address, ExitCode.USER_ERROR)
-
-
-def test_what_is_no_job_api_is_told(tmp_path: Path) -> None:
-    """Nothing at the address, another server, another scheme, no address: each in one line."""
-    with answering() as address:
-        assert "is not Ray's Job API" in refused(tmp_path, address, ExitCode.USER_ERROR)
-    with answering(version=["?"]) as address:
-        assert "is not Ray's Job API" in refused(tmp_path, address, ExitCode.USER_ERROR)
-    assert "does not answer" in refused(tmp_path, address, ExitCode.FAILED)
-    assert "http://HOST:8265" in refused(tmp_path, "ray://head:10001", ExitCode.USER_ERROR)
-    done = CliRunner().invoke(app, ["jobs"], env={"RAY_API_SERVER_ADDRESS": None})
-    assert done.exit_code == ExitCode.USER_ERROR
-    assert "--address" in done.stderr

@@ -28,7 +28,7 @@ from helpers.stores import StubS3, refusal, stub_s3
 from helpers.whole_runs import planned, run
 from packaging.requirements import Requirement
 from packaging.version import Version
-from tokenmill.cluster.connect import require_closed_cluster
+from tokenmill.cluster.auth_check import check_gcs, require_closed
 from tokenmill.config.model_source import ModelSource
 from tokenmill.config.prompt import Prompt
 from tokenmill.errors import ExitCode, UserError
@@ -405,7 +405,7 @@ OWN_CLUSTER = """
 import ipaddress, os, psutil, sys, ray
 sys.path.insert(0, "tests")
 from helpers.factories import job
-from tokenmill.cluster.connect import require_closed_cluster
+from tokenmill.cluster.auth_check import check_gcs
 from tokenmill.cluster.ray_executor import RayExecutor
 execution = RayExecutor().start(job())
 assert "RAY_AUTH_TOKEN" in os.environ
@@ -419,7 +419,7 @@ listening = [
 assert len(listening) > 3, listening
 for address in map(ipaddress.ip_address, listening):
     assert (getattr(address, "ipv4_mapped", None) or address).is_loopback, listening
-refuse_open_cluster(ray.get_runtime_context().gcs_address)
+assert check_gcs(ray.get_runtime_context().gcs_address).access == "token required"
 class Same:
     def __call__(self, rows):
         return rows
@@ -428,7 +428,7 @@ assert rows.count() == 3
 commands = " ".join(sum((process.cmdline() for process in own.children(recursive=True)), []))
 for unwanted in ("dashboard.py", "monitor.py --", "_StatsActor", "Autoscaling", "LocationTracker"):
     assert unwanted not in commands.replace("log_monitor.py", ""), unwanted
-pool.close()
+execution.close()
 """
 
 
@@ -442,7 +442,7 @@ def test_our_ray_is_on_loopback_and_wants_a_token_that_is_on_no_disk(tmp_path: P
     done = subprocess.run(
         [sys.executable, "-c", OWN_CLUSTER],
         cwd=ROOT,
-        env={**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT / "pipeline")},
         capture_output=True,
         text=True,
         timeout=120,
@@ -487,10 +487,10 @@ def head(answers: bool) -> tuple[grpc.Server, str]:
 def test_a_cluster_that_answers_strangers_is_refused() -> None:
     """One that wants a token is used; an open one is refused, with the way to insist."""
     server, address = head(answers=False)
-    require_closed_cluster(address)
+    require_closed(address, lambda: check_gcs(address))
     server.stop(0).wait()
     server, address = head(answers=True)
-    line = refusal(UserError, lambda: require_closed_cluster(address))
+    line = refusal(UserError, lambda: require_closed(address, lambda: check_gcs(address)))
     server.stop(0).wait()
     assert address in line
     assert "RAY_AUTH_MODE=disabled" in line

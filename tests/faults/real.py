@@ -13,10 +13,10 @@ import psutil
 from helpers.command import start_tokenmill
 
 #: What Ray calls the processes of a run.
-REPLICA = "_ReplicaStage"
-RENDER = "_render"
-COMMIT = "_commit"
-BOARD = "ray::Board"
+REPLICA = "ReplicaActor"
+RENDER = "render_units"
+COMMIT = "write_units"
+BOARD = "ray::Coordinator"
 _FOUND_WITHIN_S = 60.0
 
 

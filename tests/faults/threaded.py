@@ -22,7 +22,7 @@ from tokenmill.scheduling.poison_rows import PoisonSearch
 from tokenmill.scheduling.replica import AnsweredUnit, Replica
 from tokenmill.stages.executor import RunSpec
 from tokenmill.stages.load import load_engine, load_tasks
-from tokenmill.stages.unit import commit_unit, render_unit, with_facts
+from tokenmill.stages.unit import commit_unit, render_unit, with_notes
 
 _THREADS = 3
 
@@ -95,7 +95,7 @@ class ThreadedExecution:
         answered = self._answer(position, rendered)
         with open(self._folder / "answered", "a") as file:
             file.write(f"{spec.units[position].key}\n")
-        rows = with_facts(answered, rendered, self._replica.info, str(os.getpid()))
+        rows = with_notes(answered, rendered, self._replica.info, str(os.getpid()))
         return commit_unit(spec, position, rows)
 
     def _answer(self, position: int, rendered: Any) -> AnsweredUnit:

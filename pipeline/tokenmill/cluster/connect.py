@@ -1,4 +1,4 @@
-"""Connecting to Ray: a cluster that wants a token, or a local Ray of our own."""
+"""Connecting to Ray: the user's cluster, or a local Ray that ends with the run."""
 
 import logging
 import os
@@ -10,65 +10,59 @@ from typing import Any
 import ray
 from ray.data import DataContext
 
-from tokenmill.cluster.local import local_ray
-from tokenmill.cluster.ray_patches import StopCallback
-from tokenmill.errors import RunFailed, UserError
+from tokenmill.cluster.auth_check import check_gcs, require_closed
+from tokenmill.cluster.local import local_ray, shut_down
+from tokenmill.cluster.ray_patches import RayPatches
+from tokenmill.errors import RunFailed
 
-# The engine and the thread that feeds it. Unlike the render tasks' one, or Ray Data would run
-# rendering inside of the replicas.
+# The engine and the thread that feeds it. Must differ from the CPUs of a render task, or Ray Data
+# fuses rendering with the replicas.
 CPUS_PER_REPLICA = 2
-# Ray's head and the board answer within milliseconds; this is for a network that does not.
-ANSWER_TIMEOUT_S = 10
 
 
 @contextmanager
 def connected(address: str | None, replicas: int, metrics_port: int | None) -> Iterator[None]:
-    """Ray at `address`, or a local one; the caller shuts it down."""
+    """Ray at `address`, or a local one, while the context is open; a local one ends with it.
+
+    Raises `UserError` for a cluster that is not proven to be closed and for settings that cannot
+    work, and `RunFailed` for one that does not answer.
+    """
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    is_ours = address is None
     with ExitStack() as stack:
         try:
-            if is_ours:
-                # The replicas' share comes on top of the cores: reading must not wait for them.
+            if address is None:
+                # The replicas' share comes on top of the cores, so that reading need not wait.
                 num_cpus = (os.cpu_count() or 1) + CPUS_PER_REPLICA * replicas
                 stack.enter_context(local_ray(num_cpus, metrics_port, options))
             else:
                 ray.init(address=address, **options)
+                stack.callback(shut_down)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            where = address or "a local cluster"
+            name = address or "a local cluster"
             reason = " ".join(str(error).split())
-            raise RunFailed(f"Ray at {where} did not answer: {reason}") from error
-        if not is_ours and os.environ.get("RAY_AUTH_MODE") != "disabled":
-            require_closed_cluster(ray.get_runtime_context().gcs_address)
-        # Ray puts its own in its place, which ends the process on the spot.
+            raise RunFailed(f"Ray at {name} did not answer: {reason}") from error
+        if address is not None:
+            gcs_address = ray.get_runtime_context().gcs_address
+            require_closed(gcs_address, lambda: check_gcs(gcs_address))
+        # Ray installs a handler that ends the process at once.
         signal.signal(signal.SIGTERM, on_sigterm)
-        context = DataContext.get_current()
-        context.enable_progress_bars = False
-        # A thread for each unit, which nobody asks for what it finds.
-        context.memory_usage_poll_interval_s = None
-        # An engine that cannot start will not start the next time.
-        context.max_consecutive_actor_init_deaths = 0
-        context.custom_execution_callback_classes = [StopCallback]
+        stack.enter_context(_data_context())
         yield
 
 
-def require_closed_cluster(gcs_address: str) -> None:
-    """Raise `UserError` if the cluster whose head is there answers who has no token."""
-    # Half a second of import, for a cluster of the user's only.
-    import grpc  # noqa: PLC0415
-
-    with grpc.insecure_channel(gcs_address) as channel:
-        ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
-        try:
-            ask(b"", timeout=ANSWER_TIMEOUT_S)
-        except grpc.RpcError:
-            # Refused, or not understood: it wants a token, or TLS with certificates.
-            return
-    raise UserError(
-        f"Ray at {gcs_address} runs the code of anyone who reaches it: it asks for no token; start "
-        "it with RAY_AUTH_MODE=token, or set RAY_AUTH_MODE=disabled here to use it all the same"
-    )
+@contextmanager
+def _data_context() -> Iterator[None]:
+    """Settings of Ray Data for a run; those of the process come back afterwards."""
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    # Saves a thread per unit; its measurements are not used.
+    context.memory_usage_poll_interval_s = None
+    # An engine that cannot start fails the same way the next time.
+    context.max_consecutive_actor_init_deaths = 0
+    with RayPatches() as patches, DataContext.current(context):
+        patches.stop_on_request(context)
+        yield
 
 
 def cluster_has_gpus() -> bool:

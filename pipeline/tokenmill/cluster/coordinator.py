@@ -1,6 +1,6 @@
-"""The board on which a run's replicas tell what they do: an actor's class, light to import.
+"""The actor to which a run's replicas report. Its imports are light.
 
-Its process starts while others load an engine and a tokenizer, on the same cores.
+Its process starts while others load an engine and a tokenizer on the same cores.
 """
 
 import asyncio
@@ -13,68 +13,80 @@ from tokenmill.scheduling.dedup.registry import InFlightRegistry, PackedAnswer, 
 from tokenmill.scheduling.load import PoolState, ReplicaLoad
 from tokenmill.scheduling.poison_rows import PoisonSearch, RunAdvice
 
+#: The coordinator answers within milliseconds; this leaves time for a slow network.
+ANSWER_TIMEOUT_S = 10
+
 
 class Coordinator:
-    """Where replicas tell what they do: an actor, so that nobody waits for the driver.
+    """Collects what replicas report, and answers them without the driver.
 
-    It is asynchronous, so that many may wait for the ledger's news; the rest takes no time. If its
-    process is killed, its next one knows nothing: what is suspected is suspected anew, and who took
-    part in the ledger is told to join again.
+    It is asynchronous, because many replicas may wait for updates of the registry; every other call
+    is short. If its process is killed, the next one starts empty: the search for poison rows starts
+    again, and replicas join the registry again.
     """
 
     def __init__(self) -> None:
         self._loads: dict[str, ReplicaLoad] = {}
         self._running: dict[int, str] = {}
-        self._dead: set[str] = set()
-        self._last_death = ""
-        self._last_dead = ""
+        self._crashed: set[str] = set()
+        self._crash_reason = ""
+        self._crashed_replica = ""
         self._failure: TokenmillError | None = None
-        self._suspects = PoisonSearch()
+        self._poison_search = PoisonSearch()
         self._ready_at: float | None = None
-        self._ledger = InFlightRegistry()
-        self._listening: dict[str, asyncio.Event] = {}
+        self._registry = InFlightRegistry()
+        self._waiting: dict[str, asyncio.Event] = {}
 
     def begin(self, unit: int, replica: str) -> RunAdvice:
-        before = self._running.get(unit, replica)
-        if before != replica:
-            # An engine that takes its process along says nothing.
-            self.died(before, "a killed process")
+        """A replica starts a unit."""
+        previous = self._running.get(unit, replica)
+        if previous != replica:
+            # An engine that takes its process down with it cannot report the crash.
+            self.crashed(previous, "a killed process")
         self._running[unit] = replica
-        return self._suspects.begin(unit)
+        return self._poison_search.begin(unit)
 
     def next_group(self, unit: int, unanswered: Sequence[int]) -> Sequence[int]:
-        return self._suspects.next_group(unit, unanswered)
+        """The rows of a unit that runs alone to answer next."""
+        return self._poison_search.next_group(unit, unanswered)
 
     def survived(self, unit: int) -> None:
-        self._suspects.survived(unit)
+        """The last group of a unit that runs alone is answered."""
+        self._poison_search.survived(unit)
 
     def end(self, unit: int) -> None:
+        """All rows of a unit are answered."""
         self._running.pop(unit, None)
-        self._suspects.end(unit)
+        self._poison_search.end(unit)
 
     def report(self, replica: str, load: ReplicaLoad) -> None:
-        # The driver asks once a second, which is a part of a short run that counts.
+        """A replica's load, about once a second; the first report says that it is ready."""
+        # Measured here: the driver asks once a second, which is too coarse for a short run.
         self._ready_at = self._ready_at or time.monotonic()
         self._loads[replica] = load
 
-    def died(self, replica: str, reason: str) -> None:
+    def crashed(self, replica: str, reason: str) -> None:
+        """A replica's engine has crashed; reported twice, it counts once."""
         self._loads.pop(replica, None)
-        self._ledger.remove(replica)
-        self._wake_listeners()
-        if replica not in self._dead:
-            self._dead.add(replica)
-            self._last_death = reason
-            self._last_dead = replica
+        self._registry.remove(replica)
+        self._wake_waiting()
+        if replica not in self._crashed:
+            self._crashed.add(replica)
+            self._crash_reason = reason
+            self._crashed_replica = replica
 
     def failed(self, failure: TokenmillError) -> None:
+        """A stage has failed; the first failure is the run's reason to end."""
         self._failure = self._failure or failure
 
     def failure(self) -> TokenmillError | None:
+        """The first failure of a stage."""
         return self._failure
 
     def join(self, replica: str, membership: str) -> None:
-        self._ledger.join(replica, membership)
-        self._wake_listeners()
+        """Add a replica to the registry of requests in flight."""
+        self._registry.join(replica, membership)
+        self._wake_waiting()
 
     async def exchange(
         self,
@@ -84,28 +96,29 @@ class Coordinator:
         answers: Sequence[PackedAnswer],
         timeout_s: float,
     ) -> RegistryUpdate | None:
-        news = self._ledger.exchange(replica, membership, claims, answers)
-        self._wake_listeners()
-        if news is None or news or not timeout_s:
-            return news
-        has_news = self._listening[replica] = asyncio.Event()
+        """`InFlightRegistry.exchange`; if there is no update, wait for one until the timeout."""
+        update = self._registry.exchange(replica, membership, claims, answers)
+        self._wake_waiting()
+        if update is None or update or not timeout_s:
+            return update
+        has_update = self._waiting[replica] = asyncio.Event()
         with suppress(TimeoutError):
-            await asyncio.wait_for(has_news.wait(), timeout_s)
-        return self._ledger.exchange(replica, membership, (), ())
+            await asyncio.wait_for(has_update.wait(), timeout_s)
+        return self._registry.exchange(replica, membership, (), ())
 
-    def _wake_listeners(self) -> None:
-        for replica in self._ledger.updates:
-            if replica in self._listening:
-                self._listening.pop(replica).set()
+    def _wake_waiting(self) -> None:
+        for replica in self._registry.updates:
+            if replica in self._waiting:
+                self._waiting.pop(replica).set()
 
     def state(self) -> PoolState:
-        poison_rows = self._suspects.num_poison
+        """What the driver shows of the replicas."""
         ready_s = 0.0 if self._ready_at is None else time.monotonic() - self._ready_at
         return PoolState(
             loads=dict(self._loads),
-            crashes=len(self._dead),
-            crash_reason=self._last_death,
-            crashed_replica=self._last_dead,
-            poison_rows=poison_rows,
+            crashes=len(self._crashed),
+            crash_reason=self._crash_reason,
+            crashed_replica=self._crashed_replica,
+            poison_rows=self._poison_search.num_poison,
             ready_s=ready_s,
         )

@@ -1,32 +1,26 @@
-"""The Ray that a run starts for itself on this machine: open to nobody else, and soon there.
+"""The Ray that a run starts on this machine: reachable from here only, and started fast.
 
-What Ray starts for clusters, their dashboards and their autoscalers is left out. Ray 2.60 has no
-switches for it, so its private names are used; `test_security.py` checks the result.
+Ray's dashboard, its autoscaler and the actors that it uses on clusters are left out, by patches of
+private names (`ray_patches`). `tests/end_to_end/test_security.py` checks the processes and ports.
 """
 
+import gc
 import os
 import secrets
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray._private import utils as ray_utils
 
-from tokenmill.cluster.ray_patches import (
-    LOOPBACK,
-    listen_on_loopback,
-    poll_less_often,
-    start_no_cluster_actors,
-    start_no_dashboard,
-    start_small_agents,
-)
+from tokenmill.cluster.auth_check import check_gcs
+from tokenmill.cluster.ray_patches import LOOPBACK, RayPatches
 from tokenmill.errors import UserError
 
-# Parcels wait here between stages; Ray Data holds back reading when half of it is full.
+# Units wait here between stages; Ray Data stops reading when it is half full.
 _OBJECT_STORE_BYTES = 2 * 2**30
-# Ray's default of ten seconds is longer than many a local run.
+# Ray's default of 10 s is longer than many local runs.
 _REPORT_INTERVAL_MS = 1000
 
 
@@ -34,42 +28,57 @@ _REPORT_INTERVAL_MS = 1000
 def local_ray(
     num_cpus: int, metrics_port: int | None, options: Mapping[str, Any]
 ) -> Iterator[None]:
-    """Start Ray with so many CPUs and these options of `ray.init`; the caller shuts it down.
+    """A Ray with this number of CPUs and these options of `ray.init`, until the context ends.
 
-    With a port its agent exports metrics there. Raises `UserError` for one that it would not get,
-    and where the environment would have Ray obey anyone; and what `ray.init` raises.
+    With `metrics_port` its agent exports metrics there. Raises `UserError` for a port that is not
+    available and for a Ray that others could use, and what `ray.init` raises.
     """
-    _require_token()
+    _set_token()
     if metrics_port is not None:
-        _check_metrics_port(metrics_port)
-        options = {**options, **_metrics_options(metrics_port)}
-    with ExitStack() as run:
-        with ExitStack() as start:
-            listen_on_loopback(start)
-            start_no_dashboard(start)
+        _check_port_is_free(metrics_port)
+    with RayPatches() as run:
+        with RayPatches() as start:
+            start.listen_on_loopback()
+            start.enable_tokens()
+            start.start_no_dashboard()
             if metrics_port is None:
-                start_small_agents(start)
+                start.start_small_agents()
+            else:
+                metrics = start.export_metrics(metrics_port, _REPORT_INTERVAL_MS)
+                options = {**options, **metrics}
             ray.init(
                 address="local",
                 num_cpus=num_cpus,
                 include_dashboard=False,
-                _node_ip_address=LOOPBACK,
                 object_store_memory=_object_store_bytes(),
                 **options,
             )
-        start_no_cluster_actors(run)
-        poll_less_often(run)
-        yield
+        try:
+            _require_private()
+            run.keep_no_statistics()
+            run.skip_autoscaling_actor()
+            run.skip_location_tracker()
+            yield
+        finally:
+            shut_down()
 
 
-def _check_metrics_port(port: int) -> None:
-    """Raise `UserError` for a port without an agent, or that is not free: the agent would die."""
-    if ray_utils.get_dashboard_dependency_error() is not None:
-        raise UserError(
-            f"--metrics-port {port}: Ray's agent is not installed: pip install 'ray[default]'"
-        )
+def shut_down() -> None:
+    """Disconnect from Ray; a local one ends with its processes."""
+    # Ray ends this process, silently and with exit code 1, if another thread frees one of its
+    # objects during the shutdown. So garbage is collected before, and not meanwhile.
+    gc.collect()
+    gc.disable()
+    try:
+        ray.shutdown()
+    finally:
+        gc.enable()
+
+
+def _check_port_is_free(port: int) -> None:
+    """Raise `UserError` for a port that is taken: the agent would end, and Ray with it."""
     with socket.socket() as probe:
-        # As the agent does: a port that was closed a moment ago will do.
+        # As the agent does it: a port that was closed a moment ago is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((LOOPBACK, port))
@@ -77,22 +86,38 @@ def _check_metrics_port(port: int) -> None:
             raise UserError(f"--metrics-port {port}: {error.strerror}; choose another") from error
 
 
-def _metrics_options(port: int) -> dict[str, Any]:
-    interval = {"metrics_report_interval_ms": _REPORT_INTERVAL_MS}
-    return {"_metrics_export_port": port, "_system_config": interval}
-
-
-def _require_token() -> None:
-    """Have the Ray that is started here obey only who knows its token. Raises `UserError`."""
+def _set_token() -> None:
+    """Set a token for the Ray that is about to start. Raises `UserError` if tokens are off."""
     mode = os.environ.get("RAY_AUTH_MODE", "token")
     if mode != "token":
         raise UserError(
-            f"RAY_AUTH_MODE={mode}: the Ray that is started here would run whatever any user of "
-            "this machine sends it; unset the variable"
+            f"RAY_AUTH_MODE={mode}: every user of this machine could run code in the Ray that is "
+            "started here; unset the variable"
         )
     if not os.environ.get("RAY_AUTH_TOKEN") and not os.environ.get("RAY_AUTH_TOKEN_PATH"):
-        # Ray would keep one in ~/.ray/auth_token, where all users may read it (mode 644).
+        # Ray would write one to ~/.ray/auth_token, which all users can read (mode 644).
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _require_private() -> None:
+    """Raise `UserError` unless the Ray that was started listens on loopback and requires a token.
+
+    This looks at the result, whatever the patches and the version of Ray have done.
+    """
+    gcs_address = ray.get_runtime_context().gcs_address
+    hosts = {gcs_address.rpartition(":")[0], *(node["NodeManagerAddress"] for node in ray.nodes())}
+    if hosts != {LOOPBACK}:
+        raise UserError(
+            f"Ray {ray.__version__} listens on {', '.join(sorted(hosts))}, and not only on "
+            f"{LOOPBACK}; install a version of Ray that tokenmill is tested with"
+        )
+    finding = check_gcs(gcs_address)
+    if not finding.is_closed:
+        raise UserError(
+            f"Ray {ray.__version__} was started here and does not require a token "
+            f"({finding.reason or finding.access}); install a version of Ray that tokenmill is "
+            "tested with"
+        )
 
 
 def _object_store_bytes() -> int:

@@ -1,10 +1,12 @@
 """Runs on Ray: the user's cluster, or a local one that ends with the run.
 
-Ray takes seconds to import, so it is imported when a run starts and not before.
+Ray takes seconds to import, so it is imported only when a run starts.
 """
 
 import os
+from collections.abc import Sequence
 
+from tokenmill.cluster.ray_version import check_ray_version, installed_ray
 from tokenmill.errors import UserError
 from tokenmill.hardware import has_local_gpus
 from tokenmill.job.job import Job
@@ -14,8 +16,8 @@ from tokenmill.stages.executor import Execution
 class RayExecutor:
     """Runs units on the cluster at `address` or RAY_ADDRESS, or else on a local Ray.
 
-    With `metrics_port`, Prometheus finds the metrics of a local run there. Raises `UserError` for a
-    port in the case of a cluster, which exports metrics where its own nodes do.
+    With `metrics_port`, a local run exports its metrics there for Prometheus. A cluster exports
+    metrics on its own nodes, so a port together with a cluster raises `UserError`.
     """
 
     def __init__(self, address: str | None = None, metrics_port: int | None = None) -> None:
@@ -35,8 +37,15 @@ class RayExecutor:
     def has_gpus(self) -> bool:
         return not self.is_local or has_local_gpus()
 
+    def warnings(self) -> Sequence[str]:
+        """A line if the installed Ray is newer than the tested versions."""
+        warning = check_ray_version(installed_ray())
+        return () if warning is None else (warning,)
+
     def start(self, job: Job) -> Execution:
         """Connect to the cluster, or start a local one."""
+        # Before the import: modules for Ray may fail on an old version.
+        check_ray_version(installed_ray())
         from tokenmill.cluster.ray_execution import RayExecution  # noqa: PLC0415
 
         return RayExecution(self._address, job, self._metrics_port)

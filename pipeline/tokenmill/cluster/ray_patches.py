@@ -1,132 +1,390 @@
-"""The private names of Ray that tokenmill replaces or calls, all in one file.
+"""Every private name of Ray that tokenmill uses, guarded.
 
-Each patch is undone when its context ends.
+A local run has to start fast and to be reachable from this machine only, and Ray has no public
+switches for that. So private names are replaced while a `RayPatches` context is open. A release of
+Ray may drop or change any of them: each patch first checks that its names are there and have the
+expected shape. If not, the patch logs one line that says what is lost, and the run goes on without
+it. Listening on loopback is the exception: without it the run stops with a `UserError`.
 """
 
+import importlib
+import inspect
+import logging
 import threading
-import time
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import ray
-from ray._private import node, ray_constants, services
-from ray._private import utils as ray_utils
-from ray.data._internal.cluster_autoscaler import rate_based_cluster_autoscaler as autoscaler
-from ray.data._internal.cluster_autoscaler.base_autoscaling_coordinator import (
-    AutoscalingCoordinator,
-)
-from ray.data._internal.execution import streaming_executor_state
-from ray.data._internal.execution.execution_callback import ExecutionCallback
-from ray.data._internal.execution.operators import actor_pool_map_operator as actor_pools
-from ray.data._internal.stats import _StatsManager
 
-from tokenmill.errors import RunFailed
+from tokenmill.cluster.ray_version import OLDEST_RAY, Version, major_minor
+from tokenmill.errors import RunFailed, UserError
+
+try:
+    from ray.data._internal.execution.execution_callback import ExecutionCallback
+except ImportError:
+    # Without it `stop_on_request` adds no callback.
+    ExecutionCallback = object
 
 LOOPBACK = "127.0.0.1"
-# Ray Data looks at its tasks so often; until then nothing new has come out.
-_TICK_S = 0.1
+_LOG = logging.getLogger(__name__)
 
 
-def listen_on_loopback(stack: ExitStack) -> None:
-    """Have Ray listen where it is told to.
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
 
-    On Linux Ray takes a loopback address for a mistake and the machine's own in its place
-    (`services.resolve_ip_for_localhost`), and then listens on all of them.
+
+def _takes(*arguments: str) -> Callable[[Any], bool]:
+    """A check for a function that takes these arguments, which `ray.init` hides in **kwargs."""
+
+    def has_shape(function: Any) -> bool:
+        source = inspect.getsource(inspect.unwrap(function))
+        return all(f'"{argument}"' in source for argument in arguments)
+
+    return has_shape
+
+
+def _is_coordinator(value: Any) -> bool:
+    """Whether a class has just the abstract methods that `_WholeMachine` implements."""
+    methods = {"request_resources", "cancel_request", "get_reserved_resources"}
+    return getattr(value, "__abstractmethods__", None) == methods
+
+
+@dataclass(frozen=True, slots=True)
+class PrivateName:
+    """A private name in a module of Ray, in the versions from `since` and before `before`."""
+
+    module: str
+    path: str
+    has_shape: Callable[[Any], bool] = callable
+    since: Version = OLDEST_RAY
+    before: Version | None = None
+
+    def is_in(self, version: Version) -> bool:
+        """Whether this version of Ray is expected to have the name."""
+        return self.since <= version and (self.before is None or version < self.before)
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """The private names that one patch needs, and what is lost without the patch."""
+
+    loss: str
+    names: tuple[PrivateName, ...]
+
+
+_DATA = "ray.data._internal"
+_AUTOSCALERS = f"{_DATA}.cluster_autoscaler"
+_ACTOR_POOLS = f"{_DATA}.execution.operators.actor_pool_map_operator"
+#: Each patch by the name of the method that applies it.
+PATCHES = {
+    "listen_on_loopback": Patch(
+        "Ray listens on all interfaces",
+        (PrivateName("ray._private.ray_constants", "ENABLE_RAY_CLUSTER", _is_flag),),
+    ),
+    "enable_tokens": Patch(
+        "a local Ray requires no token",
+        (PrivateName("ray._raylet", "Config.initialize", before=(2, 59)),),
+    ),
+    "start_no_dashboard": Patch(
+        "a local run starts about 2 s later",
+        (
+            PrivateName("ray._private.services", "start_api_server"),
+            PrivateName("ray._private.node", "Node.start_monitor"),
+        ),
+    ),
+    "start_small_agents": Patch(
+        "a local run starts later where ray[default] is installed",
+        (PrivateName("ray._private.utils", "get_dashboard_dependency_error"),),
+    ),
+    "export_metrics": Patch(
+        "a local run exports no metrics",
+        (
+            PrivateName("ray", "init", _takes("_metrics_export_port", "_system_config")),
+            PrivateName("ray._private.utils", "get_dashboard_dependency_error"),
+        ),
+    ),
+    "keep_no_statistics": Patch(
+        "a local run starts an actor for statistics and is ready later",
+        tuple(
+            PrivateName(f"{_DATA}.stats", f"_StatsManager.{name}")
+            for name in (
+                "register_dataset_to_stats_actor",
+                "update_execution_metrics",
+                "update_iteration_metrics",
+            )
+        ),
+    ),
+    "skip_autoscaling_actor": Patch(
+        "a local run starts an actor for autoscaling and is ready later",
+        (
+            PrivateName(
+                f"{_AUTOSCALERS}.base_autoscaling_coordinator",
+                "AutoscalingCoordinator",
+                _is_coordinator,
+            ),
+            PrivateName(
+                f"{_AUTOSCALERS}.default_cluster_autoscaler_v2", "DefaultAutoscalingCoordinator"
+            ),
+            PrivateName(
+                f"{_AUTOSCALERS}.rate_based_cluster_autoscaler",
+                "DefaultAutoscalingCoordinator",
+                since=(2, 60),
+            ),
+        ),
+    ),
+    "skip_location_tracker": Patch(
+        "a local run starts an actor for actors' locations and is ready later",
+        (
+            PrivateName(_ACTOR_POOLS, "get_or_create_actor_location_tracker"),
+            PrivateName(_ACTOR_POOLS, "get_actor_locations", since=(2, 60)),
+        ),
+    ),
+    "stop_on_request": Patch(
+        "a run takes up to 10 s longer to stop",
+        (
+            PrivateName(
+                f"{_DATA}.execution.execution_callback", "ExecutionCallback.on_execution_step"
+            ),
+            PrivateName(
+                f"{_DATA}.execution.execution_callback", "ExecutionCallback.before_execution_starts"
+            ),
+        ),
+    ),
+    "limit_waiting": Patch(
+        "a Job API that stops answering is waited for without limit",
+        (PrivateName("ray.dashboard.modules.dashboard_sdk", "SubmissionClient._do_request"),),
+    ),
+}
+
+
+class RayPatches:
+    """Applies patches; all are undone when the context ends.
+
+    `find` returns a module of Ray by its name, or raises `ImportError`; `version` is Ray's.
     """
-    _replace(stack, ray_constants, "ENABLE_RAY_CLUSTER", new=False)
+
+    def __init__(
+        self,
+        find: Callable[[str], Any] = importlib.import_module,
+        version: str = ray.__version__,
+    ) -> None:
+        self._find = find
+        self._version = version
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def listen_on_loopback(self) -> None:
+        """Make `ray.init` listen on 127.0.0.1 only, as it does on Windows and macOS.
+
+        On Linux Ray replaces a loopback address with the machine's own
+        (`services.resolve_ip_for_localhost`), and then listens on all interfaces: everyone on the
+        network could reach the run. Raises `UserError` if the name is not available.
+        """
+        flag = self._names("listen_on_loopback")
+        if flag is None:
+            raise UserError(
+                f"Ray {self._version} cannot be made to listen on this machine only; install a "
+                "version of Ray that tokenmill is tested with, or start a cluster with a token and "
+                "use --address"
+            )
+        self._replace(flag[0], new=False)
+
+    def enable_tokens(self) -> None:
+        """Make Ray before 2.59 require a token in the cluster that this process starts.
+
+        It reads RAY_AUTH_MODE when it is imported; this reads it again. Later versions turn tokens
+        on by themselves. The caller must check that the cluster requires a token.
+        """
+        names = self._names("enable_tokens")
+        if names:
+            self._value(names[0])("")
+
+    def start_no_dashboard(self) -> None:
+        """Start neither the dashboard's process nor the autoscaler's.
+
+        `ray.init` waits for the dashboard's server even if it serves nothing: 2 s of imports
+        (docs/performance.md, Start).
+        """
+        self._apply("start_no_dashboard", lambda *_, **__: (None, None), lambda _: None)
+
+    def start_small_agents(self) -> None:
+        """Start the small variant of Ray's node agents.
+
+        Ray starts it if `ray[default]` seems not to be installed. The large one imports for seconds
+        and looks at all processes every few seconds, to export metrics that nothing reads.
+        """
+        self._apply("start_small_agents", lambda: ImportError("not used by this run"))
+
+    def export_metrics(self, port: int, interval_ms: int) -> dict[str, Any]:
+        """Arguments for `ray.init` that export metrics at a port, renewed at this interval.
+
+        Ray has no public way to choose the port. Raises `UserError` if the agent that exports them
+        is not installed.
+        """
+        names = self._names("export_metrics")
+        if names is None:
+            return {}
+        if self._value(names[1])() is not None:
+            raise UserError(
+                f"--metrics-port {port}: Ray's metrics agent is not installed; run "
+                "pip install 'ray[default]'"
+            )
+        interval = {"metrics_report_interval_ms": interval_ms}
+        return {"_metrics_export_port": port, "_system_config": interval}
+
+    def keep_no_statistics(self) -> None:
+        """Send no statistics of Ray Data to an actor.
+
+        Only the dashboard shows them, and a local run has none. The actor's process would import
+        for seconds on the cores that load the engine.
+        """
+        self._apply("keep_no_statistics", *[staticmethod(lambda *_, **__: None)] * 3)
+
+    def skip_autoscaling_actor(
+        self, resources: Callable[[], dict[str, float]] = ray.cluster_resources
+    ) -> None:
+        """Give Ray Data all `resources` without asking an actor that shares out a cluster.
+
+        As with the statistics, the actor's process would delay the engine.
+        """
+        names = self._names("skip_autoscaling_actor")
+        if names is not None:
+            is_by_node = major_minor(self._version) >= (2, 60)
+            for name in names[1:]:
+                self._replace(name, lambda **_: _WholeMachine(resources(), is_by_node))
+
+    def skip_location_tracker(self) -> None:
+        """Let the actors of a pool report their node to nothing, and keep no actor for that.
+
+        On one machine they are all on the same node. As with the statistics, the actor's process
+        would delay the engine.
+        """
+        # An actor whose location is unknown is taken to be where it was before.
+        self._apply("skip_location_tracker", _NoTracker, lambda _: {})
+
+    def stop_on_request(self, context: Any) -> None:
+        """Make executions with this `DataContext` stop soon after `StopCallback.requested` is set.
+
+        Otherwise Ray Data's loop ends only when Ray is shut down under it.
+        """
+        if self._names("stop_on_request") is not None:
+            context.custom_execution_callback_classes = [StopCallback]
+
+    def limit_waiting(self, timeout_s: tuple[float, float]) -> None:
+        """Limit the seconds to connect to the Job API, and those until it sends something.
+
+        Ray's client waits without limit.
+        """
+        names = self._names("limit_waiting")
+        if names is not None:
+            request = self._value(names[0])
+            self._replace(
+                names[0],
+                lambda *arguments, **options: request(*arguments, timeout=timeout_s, **options),
+            )
+
+    def _apply(self, patch: str, *replacements: Any) -> None:
+        """Replace the names of a patch, in their order; names of later versions come last."""
+        names = self._names(patch)
+        for name, replacement in zip(names or (), replacements, strict=False):
+            self._replace(name, replacement)
+
+    def _names(self, patch: str) -> list[PrivateName] | None:
+        """A patch's names in this version of Ray; None, after a log line, if one is missing."""
+        version = major_minor(self._version)
+        names = [name for name in PATCHES[patch].names if name.is_in(version)]
+        if all(self._is_available(name) for name in names):
+            return names
+        _LOG.warning(
+            "patch %s is not available in Ray %s: %s", patch, self._version, PATCHES[patch].loss
+        )
+        return None
+
+    def _is_available(self, name: PrivateName) -> bool:
+        try:
+            owner, attribute = self._owner(name)
+            return attribute in vars(owner) and name.has_shape(getattr(owner, attribute))
+        except (ImportError, AttributeError, TypeError, OSError):
+            return False
+
+    def _value(self, name: PrivateName) -> Any:
+        owner, attribute = self._owner(name)
+        return getattr(owner, attribute)
+
+    def _owner(self, name: PrivateName) -> tuple[Any, str]:
+        """The module or class that has the name, and its last part."""
+        owner = self._find(name.module)
+        *path, attribute = name.path.split(".")
+        for part in path:
+            owner = getattr(owner, part)
+        return owner, attribute
+
+    def _replace(self, name: PrivateName, new: Any) -> None:
+        owner, attribute = self._owner(name)
+        # Not getattr: a static method must be put back as one.
+        self._stack.callback(setattr, owner, attribute, vars(owner)[attribute])
+        setattr(owner, attribute, new)
 
 
-def start_no_dashboard(stack: ExitStack) -> None:
-    """Have Ray start neither the dashboard's processes nor the autoscaler's.
+class _WholeMachine:
+    """Gives Ray Data all resources of the machine; more cannot be requested."""
 
-    `ray.init` waits for the dashboard's server even if it serves nothing: seconds of imports.
-    """
-    _replace(stack, services, "start_api_server", lambda *_, **__: (None, None))
-    _replace(stack, node.Node, "start_monitor", lambda _: None)
-
-
-def start_small_agents(stack: ExitStack) -> None:
-    """Have Ray's agents of the node be small: they are if `ray[default]` seems not to be installed.
-
-    With it one imports for seconds and looks at all processes each few seconds, to export metrics.
-    """
-    _replace(stack, ray_utils, "get_dashboard_dependency_error", lambda: ImportError("not wanted"))
-
-
-def start_no_cluster_actors(stack: ExitStack) -> None:
-    """Have Ray Data keep no statistics for a dashboard, and share the machine with nobody.
-
-    Nor has it to keep in mind on which node its actors are. Each of these would be an actor:
-    seconds of imports, beside the engine's on the same cores.
-    """
-    for name in (
-        "register_dataset_to_stats_actor",
-        "update_execution_metrics",
-        "update_iteration_metrics",
-    ):
-        _replace(stack, _StatsManager, name, staticmethod(lambda *_, **__: None))
-    _replace(stack, autoscaler, "DefaultAutoscalingCoordinator", _WholeMachine)
-    _replace(stack, actor_pools, "get_or_create_actor_location_tracker", _NoTracker)
-    # Of whom nothing is known is taken to be where it was.
-    _replace(stack, actor_pools, "get_actor_locations", lambda _: {})
-
-
-def poll_less_often(stack: ExitStack) -> None:
-    """Have Ray Data look for its output once a tick, not every ten milliseconds.
-
-    Each look wakes the driver, in place of a thread of the engine for which its others then wait.
-    """
-    clock = SimpleNamespace(time=time.time, sleep=lambda _: time.sleep(_TICK_S))
-    _replace(stack, streaming_executor_state, "time", clock)
-
-
-class _WholeMachine(AutoscalingCoordinator):  # type: ignore[misc]
-    """Gives Ray Data all that the machine has; there is no more to be asked for."""
-
-    def __init__(self, **_: Any) -> None:
-        self._resources = ray.cluster_resources()
+    def __init__(self, resources: dict[str, float], is_by_node: bool) -> None:
+        self._resources = resources
+        self._is_by_node = is_by_node
 
     def request_resources(self, *_: Any, **__: Any) -> None:
-        """Nothing is added."""
+        """Nothing can be added."""
 
     def cancel_request(self) -> None:
-        """Nothing is taken back."""
+        """Nothing was requested."""
 
-    def get_reserved_resources(self) -> dict[str, dict[str, float]]:
-        """By node."""
-        return {LOOPBACK: self._resources}
+    def get_reserved_resources(self) -> dict[str, dict[str, float]] | list[dict[str, float]]:
+        """The resources of each node; Ray before 2.60 wants them without the nodes' names."""
+        return {LOOPBACK: self._resources} if self._is_by_node else [self._resources]
 
 
 class _NoTracker:
-    """Stands for the actor that an actor tells where it is, in that actor's process."""
+    """Takes the place of the actor to which other actors report their node."""
 
     @property
     def update_actor_location(self) -> SimpleNamespace:
-        """Told, and forgotten."""
+        """A method of an actor handle that does nothing."""
         return SimpleNamespace(remote=lambda *_: None)
 
 
-def _replace(stack: ExitStack, owner: Any, name: str, new: Any) -> None:
-    """A name of Ray's stands for something else until the stack is left."""
-    stack.callback(setattr, owner, name, vars(owner)[name])
-    setattr(owner, name, new)
-
-
 class StopCallback(ExecutionCallback):  # type: ignore[misc]
-    """Ends Ray Data's loop on behalf of another thread: it is called at each turn of it.
+    """Ends Ray Data's loop on behalf of another thread; Ray Data calls it in each iteration.
 
-    The event is the class's own, as Ray makes the instance.
+    Ray makes the instance, and sends the class to other processes by its name. So the event belongs
+    to the class.
     """
 
-    asked: ClassVar = threading.Event()
+    requested: ClassVar = threading.Event()
 
     def before_execution_starts(self, _executor: Any) -> None:
-        self._heed()
+        self._check()
 
     def on_execution_step(self, _executor: Any) -> None:
-        self._heed()
+        self._check()
 
-    def _heed(self) -> None:
-        if self.asked.is_set():
+    def _check(self) -> None:
+        if self.requested.is_set():
             raise RunFailed("stopped")
+
+
+def server_version(client: Any) -> str | None:
+    """The version of Ray that a Job API client is connected to; None if it does not keep it.
+
+    Without it, a job can be submitted only with `--no-ship`.
+    """
+    version: str | None = getattr(client, "_server_ray_version", None)
+    return version

@@ -3,56 +3,53 @@
 import os
 import socket
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
 import ray
 from ray.exceptions import RayError
 
-from tokenmill.cluster.connect import ANSWER_TIMEOUT_S
+from tokenmill.cluster.coordinator import ANSWER_TIMEOUT_S
+from tokenmill.cluster.ray_stages import failures_reported, loaded_tasks
 from tokenmill.engine.base import EngineResources
-from tokenmill.errors import RunFailed, TokenmillError, root_cause
 from tokenmill.job.job import Job
 from tokenmill.scheduling.dedup.registry import PackedAnswer, RegistryUpdate
 from tokenmill.scheduling.load import ReplicaLoad
 from tokenmill.scheduling.poison_rows import RunAdvice
 from tokenmill.scheduling.replica import AnsweredUnit, Replica
 from tokenmill.stages.block import from_block, to_block
-from tokenmill.stages.load import collect_seldom, load_engine, load_tasks
-from tokenmill.stages.unit import with_facts
-from tokenmill.storage.open import open_store
-from tokenmill.tasks.row_tasks import RowTasks
+from tokenmill.stages.load import load_engine
+from tokenmill.stages.unit import with_notes
 
 
 @dataclass(frozen=True, slots=True)
 class _UnitJournal:
-    """One unit's part of the board, which stands after the replica has died."""
+    """The coordinator's record of one unit, which outlives the replica."""
 
-    board: Any
+    coordinator: Any
     unit: int
 
     def next_group(self, unanswered: Sequence[int]) -> Sequence[int]:
-        group: Sequence[int] = ray.get(self.board.next_group.remote(self.unit, unanswered))
+        group: Sequence[int] = ray.get(self.coordinator.next_group.remote(self.unit, unanswered))
         return group
 
     def survived(self) -> None:
-        ray.get(self.board.survived.remote(self.unit))
+        ray.get(self.coordinator.survived.remote(self.unit))
 
 
 @dataclass(frozen=True, slots=True)
 class RayRegistryConnection:
-    """A replica's way to the ledger on the board."""
+    """A replica's connection to the registry in the coordinator."""
 
-    board: Any
+    coordinator: Any
     replica: str
 
     def join(self, membership: str) -> bool:
+        joined = self.coordinator.join.remote(self.replica, membership)
         try:
-            ray.get(self.board.join.remote(self.replica, membership), timeout=ANSWER_TIMEOUT_S)
+            ray.get(joined, timeout=ANSWER_TIMEOUT_S)
         except RayError:
             return False
         return True
@@ -64,94 +61,71 @@ class RayRegistryConnection:
         answers: Sequence[PackedAnswer],
         timeout_s: float,
     ) -> RegistryUpdate | None:
-        # What it hands out is handed out once; so a call is not to be tried again unseen.
-        call = self.board.exchange.options(max_task_retries=0)
-        told = call.remote(self.replica, membership, claims, answers, timeout_s)
+        # The registry hands out each update once, so Ray must not repeat a call by itself.
+        call = self.coordinator.exchange.options(max_task_retries=0)
+        result = call.remote(self.replica, membership, claims, answers, timeout_s)
         try:
-            news: RegistryUpdate | None = ray.get(told, timeout=timeout_s + ANSWER_TIMEOUT_S)
+            update: RegistryUpdate | None = ray.get(result, timeout=timeout_s + ANSWER_TIMEOUT_S)
         except RayError:
             return None
-        return news
+        return update
 
 
 def _threads_per_replica(job: Job) -> int:
-    """This machine's cores, shared by the replicas that stand on it."""
+    """This machine's cores, shared by the replicas on it."""
     cores = len(os.sched_getaffinity(0))
     nodes = sum(node["Alive"] for node in ray.nodes())
     return max(1, int(cores * nodes // max(nodes, job.model.most_replicas)))
 
 
-@lru_cache(maxsize=1)
-def loaded_tasks(job_json: str, storage_url: str) -> RowTasks:
-    """The job's tasks, loaded once in a worker process: a tokenizer takes seconds."""
-    job = Job.model_validate_json(job_json)
-    tasks = load_tasks(job, open_store(storage_url, job.input.endpoint_url))
-    collect_seldom()
-    return tasks
-
-
-@contextmanager
-def failures_reported(board: Any) -> Iterator[None]:
-    """Tell the board why a stage fails, before Ray wraps it."""
-    try:
-        yield
-    except Exception as error:
-        cause = root_cause(error)
-        if not isinstance(cause, TokenmillError):
-            cause = RunFailed(f"{type(cause).__name__}: {' '.join(str(cause).split())}")
-        ray.get(board.failed.remote(cause))
-        raise
-
-
 class ReplicaActor:
-    """One actor of the pool: several units at a time are inside of `__call__`."""
+    """One actor of the pool. Several units at a time are in `__call__`, each in its own thread."""
 
     def __init__(
-        self, job: Job, storage_url: str, num_gpus: int, board: Any, exports_metrics: bool
+        self, job: Job, storage_url: str, num_gpus: int, coordinator: Any, exports_metrics: bool
     ) -> None:
-        # A process number comes again, on another machine or later.
+        # A process id alone is not unique: another machine, or a later process, may have it too.
         self._name = name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-        self._board = board
-
-        has_others = job.model.deduplicate and job.model.most_replicas > 1
+        self._coordinator = coordinator
+        shares_answers = job.model.deduplicate and job.model.most_replicas > 1
 
         def on_load(load: ReplicaLoad) -> None:
-            board.report.remote(name, load)
+            coordinator.report.remote(name, load)
 
         def on_crash(error: BaseException) -> None:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            ray.get(board.died.remote(name, reason))
-            # Only a new process is a sound engine; Ray starts one and sends the units again.
+            ray.get(coordinator.crashed.remote(name, reason))
+            # Only a new process has a sound engine; Ray starts one and sends the units again.
             os._exit(1)
 
-        with failures_reported(board):
+        with failures_reported(coordinator):
             num_threads = _threads_per_replica(job)
-            share = EngineResources(num_gpus, num_threads, exports_metrics=exports_metrics)
+            resources = EngineResources(num_gpus, num_threads, exports_metrics=exports_metrics)
             self._replica = Replica(
-                load=lambda: load_engine(job, share),
+                load=lambda: load_engine(job, resources),
                 tasks=loaded_tasks(job.model_dump_json(), storage_url),
                 timeout_s=job.model.request_timeout_s,
                 deduplicate=job.model.deduplicate,
-                registry=RayRegistryConnection(board, name) if has_others else None,
+                registry=RayRegistryConnection(coordinator, name) if shares_answers else None,
                 on_load=on_load,
                 on_crash=on_crash,
             )
         on_load(ReplicaLoad(0, 0, 0, 0))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        parcels = []
+        blocks = []
         for position, rendered in from_block(batch):
             answered = self._answer(position, rendered)
-            whole = with_facts(answered, rendered, self._replica.info, self._name)
-            parcels.append(to_block(position, whole))
-        return pa.concat_tables(parcels)
+            rows = with_notes(answered, rendered, self._replica.info, self._name)
+            blocks.append(to_block(position, rows))
+        return pa.concat_tables(blocks)
 
     def _answer(self, position: int, rendered: pa.Table) -> AnsweredUnit:
-        advice: RunAdvice = ray.get(self._board.begin.remote(position, self._name))
+        advice: RunAdvice = ray.get(self._coordinator.begin.remote(position, self._name))
         if advice.is_alone:
-            journal = _UnitJournal(self._board, position)
+            journal = _UnitJournal(self._coordinator, position)
             answered = self._replica.answer_alone(rendered, advice.poison, journal)
         else:
             answered = self._replica.answer(rendered)
-        self._board.end.remote(position)
+        self._coordinator.end.remote(position)
         return answered

@@ -1,6 +1,6 @@
-"""A job on its way to a cluster: what is shipped, under which id, and what became of it.
+"""A job that is submitted to a cluster: what is sent, under which id, and what Ray reports of it.
 
-Knows what Ray's Job API takes and gives, and not how it is asked: that is `cluster`.
+Knows what Ray's Job API accepts and returns; the calls are in `jobs_api`.
 """
 
 import hashlib
@@ -21,20 +21,20 @@ from tokenmill.job.job import Job
 from tokenmill.job.loader import portable_text
 from tokenmill.storage.open import disk_path, is_remote
 
-#: On the cluster, in the folder that is shipped. `exec`: a signal reaches the run, not a shell.
-ENTRYPOINT = "exec python -m pipeline run job.yaml"
-#: The metadata's key by which jobs of ours are known; its value is our version.
-_OURS = "tokenmill"
-# A run that is stopped writes its summary; Ray kills it after 3 s unless it is told otherwise.
+#: Runs on the cluster, in the folder that is submitted. `exec`: a signal must reach the run.
+ENTRYPOINT = f"exec python -m {tokenmill.__name__} run job.yaml"
+#: The metadata key that marks tokenmill's jobs; its value is tokenmill's version.
+_MARK = "tokenmill"
+# A stopped run needs time to write its summary; Ray's default before it kills is 3 s.
 _STOP_WAIT_S = 60
-# Of a job's name in an id, which is a part of file names on the cluster.
-_MOST_NAME_CHARACTERS = 60
-# Of Ray's word on a state; behind it may stand the end of the log.
-_MOST_MESSAGE_CHARACTERS = 300
+# Of a job's name in an id, which becomes part of file names on the cluster.
+_MAX_NAME_CHARACTERS = 60
+# Of Ray's message on a state, which may quote the end of the log.
+_MAX_MESSAGE_CHARACTERS = 300
 
 
 class JobState(StrEnum):
-    """What becomes of a submitted job."""
+    """The state of a submitted job."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -44,11 +44,11 @@ class JobState(StrEnum):
 
     @property
     def is_final(self) -> bool:
-        """Nothing more becomes of it."""
+        """Whether the state cannot change any more."""
         return self not in {JobState.PENDING, JobState.RUNNING}
 
 
-# In Ray's words.
+# By Ray's names; its own `JobStatus` is a string too.
 _STATES = {
     "PENDING": JobState.PENDING,
     "RUNNING": JobState.RUNNING,
@@ -60,9 +60,10 @@ _STATES = {
 
 @dataclass(frozen=True, slots=True)
 class SubmittedJob:
-    """A job that a cluster has been given. Times are in seconds since 1970.
+    """A job on a cluster. Times are in seconds since 1970.
 
-    `exit_code` is None until the run has ended by itself; `message` is Ray's word on the state.
+    `exit_code` is the run's, and None unless it has ended by itself; `message` is Ray's text on the
+    state.
     """
 
     id: str
@@ -77,11 +78,11 @@ class SubmittedJob:
 
 
 def submitted_job(details: Mapping[str, Any]) -> SubmittedJob | None:
-    """The job of the Job API's details; None if it is none of ours."""
+    """The job with these details from the Job API; None if tokenmill has not submitted it."""
     metadata = details["metadata"] or {}
-    if _OURS not in metadata or details["submission_id"] is None:
+    if _MARK not in metadata or details["submission_id"] is None:
         return None
-    ended = details["end_time"]
+    end_ms = details["end_time"]
     return SubmittedJob(
         id=details["submission_id"],
         job=metadata["job"],
@@ -89,16 +90,16 @@ def submitted_job(details: Mapping[str, Any]) -> SubmittedJob | None:
         fingerprint=metadata["fingerprint"],
         state=_STATES[details["status"]],
         submitted_at=(details["start_time"] or 0) / 1000,
-        ended_at=ended / 1000 if ended else None,
+        ended_at=end_ms / 1000 if end_ms else None,
         exit_code=details["driver_exit_code"],
-        message=" ".join((details["message"] or "").split())[:_MOST_MESSAGE_CHARACTERS],
+        message=" ".join((details["message"] or "").split())[:_MAX_MESSAGE_CHARACTERS],
     )
 
 
 def metadata_of(job: Job) -> dict[str, str]:
-    """What the cluster keeps of a job, for whoever asks for it."""
+    """What the cluster keeps with a job, for `submitted_job`."""
     return {
-        _OURS: tokenmill.__version__,
+        _MARK: tokenmill.__version__,
         "job": job.name,
         "output": job.output.path,
         "fingerprint": job.fingerprint,
@@ -109,39 +110,39 @@ def submission_id(job: Job) -> str:
     """The id of a job's first submission: the same for the same name and output."""
     output = job.output.path if is_remote(job.output.path) else disk_path(job.output.path)
     digest = hashlib.sha256(json.dumps([job.name, output.rstrip("/")]).encode()).hexdigest()
-    return f"tokenmill-{job.name[:_MOST_NAME_CHARACTERS]}-{digest[:10]}"
+    return f"tokenmill-{job.name[:_MAX_NAME_CHARACTERS]}-{digest[:10]}"
 
 
 def submissions_of(first_id: str, jobs: Iterable[SubmittedJob]) -> dict[int, SubmittedJob]:
-    """The submissions of one job by their numbers, from 1: Ray takes an id only once."""
-    form = re.compile(rf"{re.escape(first_id)}(?:-(\d+))?")
-    matches = ((form.fullmatch(job.id), job) for job in jobs)
+    """The submissions of one job by number, from 1; Ray accepts each id only once."""
+    pattern = re.compile(rf"{re.escape(first_id)}(?:-(\d+))?")
+    matches = ((pattern.fullmatch(job.id), job) for job in jobs)
     return {int(match.group(1) or 1): job for match, job in matches if match}
 
 
 def numbered_id(first_id: str, number: int) -> str:
-    """The id of a job's submission of that number, from 1."""
+    """The id of the submission of a job with this number, from 1."""
     return first_id if number == 1 else f"{first_id}-{number}"
 
 
 def require_cluster_urls(job: Job) -> None:
-    """Raise `UserError` for a path that would mean another place on the cluster."""
+    """Raise `UserError` for a path that the cluster would look up in another folder."""
     for key, path in _local_paths(job):
         if not os.path.isabs(path):
             raise UserError(
-                f"{key}: {path} is another place on a cluster; write an s3:// address, or the "
-                "whole path on a disk that all of its nodes see"
+                f"{key}: {path} is a relative path, which has another meaning on a cluster; write "
+                "an s3:// URL, or an absolute path on a disk that all of its nodes can read"
             )
 
 
 def _local_paths(job: Job) -> Iterator[tuple[str, str]]:
-    """The places of the job that are on a disk, by their keys."""
-    places = {
+    """The paths in the job that are on a disk, with their keys."""
+    paths = {
         "input.path": job.input.path,
         "output.path": job.output.path,
         "output.publish": job.output.publish,
     }
-    for key, path in places.items():
+    for key, path in paths.items():
         if path is not None and not is_remote(path):
             yield key, disk_path(path)
     models: dict[str, ModelSource] = {"model.source": job.model}
@@ -154,23 +155,23 @@ def _local_paths(job: Job) -> Iterator[tuple[str, str]]:
 
 
 def pack_code(job: Job, folder: Path, *, with_code: bool) -> dict[str, Any]:
-    """Put what is shipped into an empty folder; the runtime environment that names it.
+    """Put what is submitted into an empty folder; returns the runtime environment that names it.
 
-    It holds no variable of this process: whoever may ask the Job API reads it.
-    Raises `UserError` for a job that would be another one there.
+    The environment holds no variable of this process, because every client of the Job API can read
+    it. Raises `UserError` for a job that would mean something else on the cluster.
     """
     require_cluster_urls(job)
-    shipped = folder / "job"
-    shipped.mkdir()
-    (shipped / "job.yaml").write_text(portable_text(job), encoding="utf-8")
+    job_folder = folder / "job"
+    job_folder.mkdir()
+    (job_folder / "job.yaml").write_text(portable_text(job), encoding="utf-8")
     variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S)}
     if os.environ.get("RAY_AUTH_MODE") == "disabled":
-        # Who insists on a cluster without tokens here insists on it there.
+        # The user accepts a cluster without tokens; the run on the cluster must accept it too.
         variables["RAY_AUTH_MODE"] = "disabled"
-    environment: dict[str, Any] = {"working_dir": str(shipped), "env_vars": variables}
+    environment: dict[str, Any] = {"working_dir": str(job_folder), "env_vars": variables}
     if with_code:
-        code = folder / "tokenmill"
-        # The same code is the same package, which Ray keeps: without what Python writes beside it.
+        code = folder / tokenmill.__name__
+        # Ray caches a package by its content, so leave out what Python writes into it.
         shutil.copytree(
             Path(tokenmill.__file__).parent, code, ignore=shutil.ignore_patterns("__pycache__")
         )

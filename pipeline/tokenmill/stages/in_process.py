@@ -17,7 +17,7 @@ from tokenmill.scheduling.load import PoolState, ReplicaLoad
 from tokenmill.scheduling.replica import Replica
 from tokenmill.stages.executor import RunSpec
 from tokenmill.stages.load import load_engine, load_tasks
-from tokenmill.stages.unit import commit_unit, render_unit, with_facts
+from tokenmill.stages.unit import commit_unit, render_unit, with_notes
 from tokenmill.tasks.row_tasks import RowTasks
 
 #: The replica's name in the units' records.
@@ -58,7 +58,7 @@ class InProcessExecution:
                     return
                 rendered = render_unit(spec, position, tasks)
                 answered = replica.answer(rendered)
-                whole = with_facts(answered, rendered, replica.info, REPLICA_NAME)
+                whole = with_notes(answered, rendered, replica.info, REPLICA_NAME)
                 commit = commit_unit(spec, position, whole)
             yield commit
 
