@@ -1,4 +1,4 @@
-"""Jobs on a real Ray cluster, a head and two workers, by its Job API."""
+"""Jobs on a real Ray cluster with a head and two workers, submitted through its Job API."""
 
 import http.client
 import json
@@ -25,13 +25,13 @@ from tokenmill.errors import ExitCode
 
 pytestmark = pytest.mark.integration
 
-#: Of the client: good for nothing, and to be seen by nobody.
+#: Credentials of the client, which must not reach the cluster.
 SECRETS = {
     "AWS_ACCESS_KEY_ID": "decoy-key",
     "AWS_SECRET_ACCESS_KEY": "decoy-secret",
     "HF_TOKEN": "decoy-token",
 }
-SHIPPED = "0.0.0+shipped"
+SENT_VERSION = "0.0.0+sent"
 
 
 @pytest.fixture(scope="module")
@@ -50,24 +50,26 @@ def bucket(s3_server: S3Server) -> Any:
 
 @pytest.fixture
 def env(ray_cluster: RayCluster, tmp_path: Path) -> dict[str, str]:
-    """The environment of a client whose tokenmill is a copy with a version of its own."""
+    """The environment of a client whose tokenmill is a copy with another version."""
     copy = tmp_path / "code"
     shutil.copytree(ROOT / "pipeline" / "tokenmill", copy / "tokenmill")
-    (copy / "tokenmill" / "__init__.py").write_text(f'"""A copy."""\n\n__version__ = "{SHIPPED}"\n')
+    (copy / "tokenmill" / "__init__.py").write_text(
+        f'"""A copy."""\n\n__version__ = "{SENT_VERSION}"\n'
+    )
     address = {"RAY_API_SERVER_ADDRESS": ray_cluster.address, "PYTHONPATH": str(copy)}
-    # `python -m` takes the folder that it is started in before all others.
+    # Without PYTHONSAFEPATH, `python -m` looks into the current folder first.
     return {**ray_cluster.environment, **SECRETS, **address, "PYTHONSAFEPATH": "1"}
 
 
 def write_job(folder: Path, bucket: str, name: str, **changes: Any) -> Path:
-    """A job over the bucket's corpus, whose output has its name."""
+    """A job for the bucket's corpus, with an output of the same name."""
     keys = job_over(Path(), f"{bucket}/{name}", name=name, input={"path": f"{bucket}/in"})
     path = folder / "job.yaml"
     path.write_text(yaml.safe_dump({**keys, **changes}))
     return path
 
 
-def all_that_the_api_tells(ray_cluster: RayCluster) -> str:
+def jobs_response(ray_cluster: RayCluster) -> str:
     token = ray_cluster.environment["RAY_AUTH_TOKEN"]
     host = ray_cluster.address.removeprefix("http://")
     with closing(http.client.HTTPConnection(host)) as connection:
@@ -76,7 +78,7 @@ def all_that_the_api_tells(ray_cluster: RayCluster) -> str:
 
 
 def counted_by_ray(ray_cluster: RayCluster, run: str) -> ItemsView[str, float]:
-    """A run's counters after its end, at the nodes' endpoints: by name, over all labels."""
+    """A run's counters by name, summed over labels and over the nodes' endpoints."""
     counters: dict[str, float] = defaultdict(float)
     for group in json.loads(ray_cluster.discovery.read_text()):
         for address in group["targets"]:
@@ -87,16 +89,16 @@ def counted_by_ray(ray_cluster: RayCluster, run: str) -> ItemsView[str, float]:
     return counters.items()
 
 
-def test_a_job_runs_on_the_cluster_as_it_would_here(
+def test_a_job_runs_on_the_cluster_as_on_this_machine(
     ray_cluster: RayCluster,
     env: dict[str, str],
     bucket: str,
     s3_server: S3Server,
     tmp_path: Path,
 ) -> None:
-    """Its code, job and exit code travel; no credential does, for it is of the cluster's own.
+    """The code and the job are sent, the exit code comes back, and no credential is sent.
 
-    Prometheus finds at the cluster's nodes what the run's summary says.
+    The metrics at the cluster's nodes agree with the run's summary.
     """
     job = write_job(tmp_path, bucket, "quick")
     done = tokenmill("submit", job, "--follow", env=env)
@@ -110,7 +112,7 @@ def test_a_job_runs_on_the_cluster_as_it_would_here(
     (summary,) = [key for key in keys if key.endswith("summary.json")]
     body = s3_server.client.get_object(Bucket="cluster", Key=summary)["Body"].read()
     facts = json.loads(body)
-    assert facts["tokenmill"] == SHIPPED
+    assert facts["tokenmill"] == SENT_VERSION
     numbers = {
         "units": 8,
         "rows": 16,
@@ -118,36 +120,36 @@ def test_a_job_runs_on_the_cluster_as_it_would_here(
         "generation_tokens": facts["generated_tokens"],
     }
     eventually(lambda: counted_by_ray(ray_cluster, facts["run"]) >= numbers.items())
-    told = all_that_the_api_tells(ray_cluster)
-    assert SHIPPED in told
-    assert "decoy" not in told
+    response = jobs_response(ray_cluster)
+    assert SENT_VERSION in response
+    assert "decoy" not in response
 
-    mistaken = tokenmill("submit", job, "--follow", "--input", f"{bucket}/none", env=env)
-    assert mistaken.returncode == ExitCode.USER_ERROR
-    assert "error: " in mistaken.stdout
+    failed = tokenmill("submit", job, "--follow", "--input", f"{bucket}/none", env=env)
+    assert failed.returncode == ExitCode.USER_ERROR
+    assert "error: " in failed.stdout
 
 
-def test_a_job_that_runs_is_found_followed_left_and_stopped(
+def test_a_running_job_is_found_followed_and_stopped(
     env: dict[str, str], bucket: str, tmp_path: Path
 ) -> None:
-    """Until it has ended there is one of it, whoever asks; after that it is submitted anew."""
+    """It is not submitted twice while it runs; after its end it is submitted again."""
     slow = {"source": "fake", "engine": {"step_s": 5}}
     job = write_job(tmp_path, bucket, "slow", model=slow)
     first = tokenmill("submit", job, env=env)
     assert first.returncode == ExitCode.FINISHED, first.stderr
     name = first.stdout.strip()
 
-    again = start_tokenmill("submit", job, "--follow", env=env)
-    assert again.stdout is not None
+    follower = start_tokenmill("submit", job, "--follow", env=env)
+    assert follower.stdout is not None
     lines = []
     while "Running entrypoint" not in "".join(lines):
-        lines.append(again.stdout.readline())
+        lines.append(follower.stdout.readline())
         assert lines[-1], lines
-    again.send_signal(signal.SIGINT)
-    said = "".join([*lines, again.communicate(timeout=60)[0]])
-    assert again.returncode == ExitCode.STOPPED, said
-    assert f"{name}: already submitted" in said
-    assert f"tokenmill stop {name}" in said
+    follower.send_signal(signal.SIGINT)
+    printed = "".join([*lines, follower.communicate(timeout=60)[0]])
+    assert follower.returncode == ExitCode.STOPPED, printed
+    assert f"{name}: already submitted" in printed
+    assert f"tokenmill stop {name}" in printed
 
     other = tokenmill("submit", job, "--set", "sampling.max_tokens=3", env=env)
     assert other.returncode == ExitCode.USER_ERROR
@@ -156,18 +158,18 @@ def test_a_job_that_runs_is_found_followed_left_and_stopped(
     listed = tokenmill("jobs", "--json", env=env)
     jobs = json.loads(listed.stdout)
     jsonschema.validate(jobs, schema_of("jobs"), jsonschema.Draft202012Validator)
-    (found,) = [job for job in jobs if job["id"] == name]
-    assert (found["job"], found["state"]) == ("slow", "running")
+    (listed_job,) = [job for job in jobs if job["id"] == name]
+    assert (listed_job["job"], listed_job["state"]) == ("slow", "running")
     assert name in tokenmill("jobs", env=env).stdout
 
     stopped = tokenmill("stop", name, env=env)
     assert (stopped.returncode, stopped.stdout) == (ExitCode.FINISHED, f"{name}: stopped\n")
-    anew = tokenmill("submit", job, env=env)
-    assert anew.stdout.strip() == f"{name}-2", anew.stderr
+    second = tokenmill("submit", job, env=env)
+    assert second.stdout.strip() == f"{name}-2", second.stderr
 
 
-def test_who_has_another_token_is_refused(env: dict[str, str]) -> None:
-    """In one line, which says which variable holds it."""
+def test_a_wrong_token_is_refused(env: dict[str, str]) -> None:
+    """The one line names the variable that holds the token."""
     done = tokenmill("jobs", env={**env, "RAY_AUTH_TOKEN": "another"})
     assert done.returncode == ExitCode.USER_ERROR
     (line,) = done.stderr.splitlines()

@@ -89,14 +89,14 @@ def test_a_full_disk_stops_the_run_and_keeps_its_commits(job: Path, tmp_path: Pa
     assert "no space left" in stopped.stderr.splitlines()[-1]
     assert str(output) in stopped.stderr.splitlines()[-1]
     committed = {path.name for path in kept.glob("out/data/*/*.parquet")}
-    assert f"{len(committed)} of 20 units are committed and stay" in stopped.stderr
+    assert f"{len(committed)} of 20 units are saved." in stopped.stderr
     assert 0 < len(committed) < 20
 
     shutil.copytree(kept, disk, dirs_exist_ok=True)
     resumed = invoke("run", job, "--output", output)
 
     assert resumed.exit_code == ExitCode.FINISHED, resumed.stderr
-    assert f"resuming: {len(committed)} units are committed" in resumed.stderr
+    assert f"Resuming: {len(committed)} of 20 units are saved" in resumed.stderr
     assert [row["source_row"] for row in output_rows(output)] == list(range(NUM_ROWS))
 
 

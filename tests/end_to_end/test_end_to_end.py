@@ -162,7 +162,7 @@ def test_a_killed_driver_leaves_whole_units_and_the_same_command_runs_the_rest(
     resumed = tokenmill(*arguments)
 
     assert resumed.returncode == ExitCode.FINISHED, resumed.stderr
-    assert f"resuming: {len(committed)} units are committed" in resumed.stderr
+    assert f"Resuming: {len(committed)} of " in resumed.stderr
     assert {path: path.stat().st_mtime_ns for path in committed} == committed
     assert output_rows(output) == output_rows(one_by_one)
 
@@ -182,7 +182,7 @@ def test_a_stopped_run_keeps_its_commits_and_says_so(
     driver.send_signal(stop)
     said, _ = driver.communicate()
     assert driver.returncode == ExitCode.STOPPED, said
-    assert "units are committed and stay" in said
+    assert "units are saved." in said
     assert all_end(started)
     assert list(output.glob("data/*/*.parquet"))
     assert not (output / "_SUCCESS").exists()

@@ -142,7 +142,7 @@ def test_a_spot_notice_ends_the_run_in_time_and_the_next_one_finishes_it(
     assert time.monotonic() - sent_at < GRACE_S
     committed = contents(LocalStore(str(output)), "data")
     assert committed
-    assert "resuming:" in finished(start(folder, output))
+    assert "Resuming:" in finished(start(folder, output))
     assert committed.items() <= contents(LocalStore(str(output)), "data").items()
     prove(output, undisturbed)
 

@@ -156,7 +156,7 @@ def test_a_process_that_is_killed_counts_as_one_death() -> None:
     for unit in range(3):
         assert board.begin(unit, "second").is_alone
     assert board.state().crashes == 1
-    board.died("second", "of a row")
+    board.crashed("second", "of a row")
     assert board.begin(0, "third").is_alone
     state = board.state()
     assert (state.crashes, state.crash_reason) == (2, "of a row")

@@ -36,6 +36,9 @@ class ThreadedExecutor:
     is_local = True
     has_gpus = False
 
+    def warnings(self) -> Sequence[str]:
+        return ()
+
     def start(self, job: Job) -> "ThreadedExecution":
         return ThreadedExecution(job, self.folder, self.draw)
 

@@ -1,4 +1,4 @@
-"""A collector of OpenTelemetry's traces, over HTTP, that keeps what it gets."""
+"""A collector of OpenTelemetry traces over HTTP that keeps what it receives."""
 
 import gzip
 import threading
@@ -13,7 +13,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 @dataclass(frozen=True)
 class Span:
-    """What a collector knows of a span; `error` is its status' text."""
+    """A received span; `error` is the text of its status."""
 
     name: str
     trace: bytes
@@ -28,7 +28,7 @@ class Span:
 
 @dataclass
 class Collector:
-    """Where it listens, and what came."""
+    """The collector's URL, and the request bodies that it has received."""
 
     url: str
     bodies: list[bytes] = field(default_factory=list)
@@ -74,13 +74,13 @@ def _span(span: Any) -> Span:
 
 @contextmanager
 def collecting() -> Iterator[Collector]:
-    """A collector on a free port of this machine."""
+    """A running collector on a free port of this machine."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            is_packed = self.headers.get("Content-Encoding") == "gzip"
-            collector.bodies.append(gzip.decompress(body) if is_packed else body)
+            is_compressed = self.headers.get("Content-Encoding") == "gzip"
+            collector.bodies.append(gzip.decompress(body) if is_compressed else body)
             self.send_response(200)
             self.end_headers()
 

@@ -1,4 +1,4 @@
-"""The fixture of tests that need a Ray cluster: one for all of them, of infra/local-cluster."""
+"""A fixture for tests that need a Ray cluster: that of infra/local-cluster, once per module."""
 
 import os
 import signal
@@ -19,9 +19,9 @@ SERVE = ROOT / "infra" / "local-cluster" / "serve.py"
 
 @dataclass(frozen=True)
 class RayCluster:
-    """A running cluster: its Job API, and what a client sets to be let in.
+    """A running cluster: the URL of its Job API, and the variables that a client needs.
 
-    Prometheus finds its nodes by the file `discovery`.
+    Prometheus finds its nodes in the file `discovery`.
     """
 
     address: str
@@ -31,14 +31,14 @@ class RayCluster:
 
 @pytest.fixture(scope="module")
 def ray_cluster(s3_server: S3Server) -> Iterator[RayCluster]:
-    """A head and two workers, whose processes alone may enter the S3 server."""
-    ours = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-    # What is shipped must not be found here in another way.
-    ours.pop("PYTHONPATH", None)
+    """A head and two workers; only their processes have credentials of the S3 server."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    # The cluster must use the code that is submitted, and no other.
+    environment.pop("PYTHONPATH", None)
     command = [sys.executable, str(SERVE), "--port", str(free_port()), "--cpus", "3"]
     with subprocess.Popen(
         ["/usr/bin/env", "--default-signal=INT", *command],
-        env=ours | s3_server.environment,
+        env=environment | s3_server.environment,
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
@@ -52,7 +52,7 @@ def ray_cluster(s3_server: S3Server) -> Iterator[RayCluster]:
 
 
 def _exported(process: "subprocess.Popen[str]") -> tuple[dict[str, str], Path]:
-    """The variables and the file that the script prints before it says how it is stopped."""
+    """The variables and the file that the script prints when the cluster has started."""
     assert process.stdout is not None
     exported, discovery = {}, Path()
     for line in process.stdout:
@@ -67,8 +67,8 @@ def _exported(process: "subprocess.Popen[str]") -> tuple[dict[str, str], Path]:
 
 
 def free_port() -> int:
-    """A free port of this machine."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        port: int = held.getsockname()[1]
+    """A port of this machine that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
         return port

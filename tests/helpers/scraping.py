@@ -1,4 +1,4 @@
-"""Reading a metrics endpoint as Prometheus does."""
+"""Reads a metrics endpoint as Prometheus does."""
 
 import time
 import urllib.error
@@ -11,12 +11,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 Value = TypeVar("Value")
 
-_PATIENCE_S = 120
+_TIMEOUT_S = 120
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One series' value now, and its metric's kind."""
+    """The current value of one series, and the kind of its metric."""
 
     name: str
     kind: str
@@ -25,7 +25,7 @@ class Sample:
 
 
 def scraped(address: str, path: str = "/metrics") -> str:
-    """The text at an endpoint; empty if nothing listens there, or is not ready."""
+    """The text at an endpoint; empty if nothing listens there yet."""
     try:
         with urllib.request.urlopen(f"http://{address}{path}", timeout=10) as answer:
             text: str = answer.read().decode()
@@ -35,7 +35,7 @@ def scraped(address: str, path: str = "/metrics") -> str:
 
 
 def samples_of(text: str) -> list[Sample]:
-    """The series of a scraped text."""
+    """The samples in a scraped text."""
     return [
         Sample(sample.name, family.type, sample.labels, sample.value)
         for family in text_string_to_metric_families(text)
@@ -44,9 +44,9 @@ def samples_of(text: str) -> list[Sample]:
 
 
 def eventually(ask: Callable[[], Value]) -> Value:
-    """What it says as soon as it says something."""
-    deadline = time.monotonic() + _PATIENCE_S
-    while not (said := ask()):
-        assert time.monotonic() < deadline, said
+    """The first true result of `ask`, which is called until then."""
+    deadline = time.monotonic() + _TIMEOUT_S
+    while not (result := ask()):
+        assert time.monotonic() < deadline, result
         time.sleep(0.2)
-    return said
+    return result

@@ -1,4 +1,4 @@
-"""What a run tells programs: JSON lines, from its first word to its last."""
+"""The log of a run for programs: JSON lines from start to end."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from tokenmill.stages.in_process import InProcessExecutor
 def test_each_line_is_an_event_of_the_run(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Remarks, progress and commits, with run, unit and replica; the same as events.jsonl."""
+    """Remarks, progress and commits, with run, unit and replica, as in events.jsonl."""
     job = Job.model_validate(job_over(write_corpus(tmp_path / "corpus"), tmp_path / "out"))
     interface = interface_of(LogFormat.JSON)
     assert isinstance(interface, JsonTerminal)
@@ -26,17 +26,17 @@ def test_each_line_is_an_event_of_the_run(
     names = [event["event"] for event in events]
     assert names[0] == "remark" and names[-1] == "finish"
     assert {"start", "progress", "commit"} <= set(names)
-    begun = events[names.index("start") :]
-    assert {event["run"] for event in begun} == {summary.run}
+    since_start = events[names.index("start") :]
+    assert {event["run"] for event in since_start} == {summary.run}
     commits = [event for event in events if event["event"] == "commit"]
     assert all(event["unit"] and event["replica"] for event in commits)
-    (kept,) = (tmp_path / "out" / "_tokenmill" / "runs").glob("*/events.jsonl")
-    stored = [json.loads(line) for line in kept.read_text().splitlines()]
+    (file,) = (tmp_path / "out" / "_tokenmill" / "runs").glob("*/events.jsonl")
+    stored = [json.loads(line) for line in file.read_text().splitlines()]
     assert stored == [event for event in events if event["event"] not in {"remark", "progress"}]
 
 
-def test_the_command_says_all_in_json(tmp_path: Path) -> None:
-    """Its summary on stdout, an error on stderr; by option or by the environment."""
+def test_the_command_prints_only_json(tmp_path: Path) -> None:
+    """The summary goes to stdout and an error to stderr; an option or a variable asks for it."""
     keys = job_over(write_corpus(tmp_path / "corpus"), tmp_path / "out")
     file = tmp_path / "job.yaml"
     file.write_text(yaml.safe_dump(keys))

@@ -1,4 +1,4 @@
-"""The metrics: what of commits and reports they count, their names, and the dashboard of them."""
+"""The metrics: what they count, what they are called, and the dashboard that shows them."""
 
 import importlib.util
 import itertools
@@ -20,7 +20,7 @@ from tokenmill.cluster.ray_executor import RayExecutor
 from tokenmill.engine.base import EngineUsage
 from tokenmill.errors import UserError
 from tokenmill.job.job import Job
-from tokenmill.observe import metrics as meters
+from tokenmill.observe import metrics
 from tokenmill.observe.metrics import METRICS, Kind, Metric, RunMetrics
 from tokenmill.observe.progress import Progress
 from tokenmill.output.commit import Commit, Stage
@@ -30,12 +30,12 @@ from tokenmill.scheduling.load import PoolState, ReplicaLoad
 from tokenmill.stages.in_process import REPLICA_NAME
 
 DASHBOARD = json.loads((ROOT / "infra" / "grafana" / "tokenmill.json").read_text(encoding="utf-8"))
-#: The labels that each of the pipeline's metrics has.
+#: The labels that all metrics have.
 COMMON = {"job_name": "summaries", "run": "run-1"}
 
 
-class Kept:
-    """A recorder that keeps what it is told, by metric and labels."""
+class KeepingRecorder:
+    """A recorder that keeps all values, by metric and labels."""
 
     def __init__(self) -> None:
         self.values: Counter[tuple[Metric, frozenset[tuple[str, str]]]] = Counter()
@@ -52,13 +52,13 @@ class Kept:
         """The sum over the series with these labels."""
         return sum(
             value
-            for (known, has), value in self.values.items()
-            if known == metric and has >= frozenset(labels.items())
+            for (kept_metric, kept_labels), value in self.values.items()
+            if kept_metric == metric and kept_labels >= frozenset(labels.items())
         )
 
 
 def unit_record(replica: str, **changes: Any) -> UnitRecord:
-    """Of 90 rows, 5 of them rejected, and 10 filtered out."""
+    """The record of a unit with 90 rows, 5 of them rejected, and 10 filtered out."""
     counts = {"num_rows": 90, "num_filtered": 10, "rejects": {"timeout": 5}}
     return record(unit(num_rows=100), **{**counts, "replica": replica, **changes})
 
@@ -66,116 +66,124 @@ def unit_record(replica: str, **changes: Any) -> UnitRecord:
 _PROGRESS = Progress(10, 1000, 4, 400, 0.0)
 
 
-def observed(meter: RunMetrics, *, deaths: int = 0, **loads: ReplicaLoad) -> None:
-    """Have the meters see what the replicas of these names report."""
+def observe(run_metrics: RunMetrics, *, crashes: int = 0, **loads: ReplicaLoad) -> None:
+    """Pass the loads of replicas, by name, to the metrics."""
     progress = Progress(10, 1000, 4, 400, 0.0)
-    progress.observe(PoolState(loads, deaths), 1.0)
-    meter.ticked(progress, 1.0)
+    progress.observe(PoolState(loads, crashes), 1.0)
+    run_metrics.ticked(progress, 1.0)
 
 
 @pytest.fixture
-def kept() -> Kept:
-    return Kept()
+def kept() -> KeepingRecorder:
+    return KeepingRecorder()
 
 
 @pytest.fixture
-def meter(kept: Kept) -> RunMetrics:
+def run_metrics(kept: KeepingRecorder) -> RunMetrics:
     return RunMetrics(kept, "summaries", "run-1")
 
 
-def test_a_commit_counts_its_unit_its_rows_and_its_seconds(kept: Kept, meter: RunMetrics) -> None:
-    """Rows by who answered them, rejects by class, seconds by stage; what is zero is not told."""
+def test_a_commit_counts_its_unit_its_rows_and_its_seconds(
+    kept: KeepingRecorder, run_metrics: RunMetrics
+) -> None:
+    """Rows by replica, rejects by class, seconds by stage; zeros are not recorded."""
     times = {"read": (1.0, 1.5), "render": (1.5, 1.75), "engine": (2.0, 9.0), "write": (9.0, 11.0)}
-    meter.committed(Commit(unit_record("one"), is_ours=True, stage_times=times), _PROGRESS)
-    meter.committed(
+    run_metrics.committed(Commit(unit_record("one"), is_ours=True, stage_times=times), _PROGRESS)
+    run_metrics.committed(
         Commit(unit_record("two", rejects={}, num_filtered=0), True, {"read": (4.0, 5.0)}),
         _PROGRESS,
     )
-    assert (kept.of(meters.UNITS), kept.of(meters.ROWS), kept.of(meters.FILTERED_ROWS)) == (
+    assert (kept.of(metrics.UNITS), kept.of(metrics.ROWS), kept.of(metrics.FILTERED_ROWS)) == (
         *(2, 180, 10),
     )
-    assert kept.of(meters.ROWS, **COMMON, replica="two") == 90
-    assert kept.of(meters.REJECTS, **COMMON, **{"class": "timeout"}) == 5
-    assert kept.of(meters.STAGE_SECONDS, **COMMON, stage="read") == 1.5
-    assert kept.of(meters.STAGE_SECONDS, stage="engine") == 0
+    assert kept.of(metrics.ROWS, **COMMON, replica="two") == 90
+    assert kept.of(metrics.REJECTS, **COMMON, **{"class": "timeout"}) == 5
+    assert kept.of(metrics.STAGE_SECONDS, **COMMON, stage="read") == 1.5
+    assert kept.of(metrics.STAGE_SECONDS, stage="engine") == 0
 
 
 def test_a_unit_that_another_driver_committed_first_is_not_counted(
-    kept: Kept, meter: RunMetrics
+    kept: KeepingRecorder, run_metrics: RunMetrics
 ) -> None:
-    """Two runs on one output do not count its rows twice."""
-    meter.committed(
+    """So two runs on one output count each row once."""
+    run_metrics.committed(
         Commit(unit_record("one"), is_ours=False, stage_times={"read": (1.0, 2.0)}), _PROGRESS
     )
     assert kept.values == {}
 
 
-def test_reports_raise_the_counters_by_what_is_new(kept: Kept, meter: RunMetrics) -> None:
-    """A replica reports all that it has done so far; what it holds is as it last said."""
+def test_counters_grow_by_the_difference_between_reports(
+    kept: KeepingRecorder, run_metrics: RunMetrics
+) -> None:
+    """A replica reports totals since its start; gauges show its last report."""
     first = ReplicaLoad(9, 2, 600, 100, 7, 3, EngineUsage(4, 5, 0.5, 640, 160), engine_seconds=1.5)
     later = replace(first, input_tokens=900, usage=EngineUsage(2, 0, 0.25, 960, 320), num_held=1)
-    observed(meter, one=first, two=first)
-    observed(meter, one=later, two=first)
-    of_one = {**COMMON, "replica": "one"}
-    assert kept.of(meters.PROMPT_TOKENS, **of_one) == 900
-    assert kept.of(meters.PROMPT_TOKENS) == 1500
-    assert kept.of(meters.GENERATION_TOKENS) == 200
-    assert kept.of(meters.PREFIX_TOKENS, **of_one) == 960
-    assert kept.of(meters.PREFIX_HIT_TOKENS, **of_one) == 320
-    assert kept.of(meters.REQUESTS_RUNNING, **of_one) == 2
-    assert kept.of(meters.REQUESTS_WAITING, **of_one) == 1
-    assert kept.of(meters.REQUESTS_WAITING, replica="two") == 8
-    assert kept.of(meters.KV_CACHE_USAGE, **of_one) == 0.25
-    assert kept.of(meters.STAGE_SECONDS, stage="engine") == 3
-    assert kept.of(meters.UNITS_LEFT, **COMMON) == 6
+    observe(run_metrics, one=first, two=first)
+    observe(run_metrics, one=later, two=first)
+    labels = {**COMMON, "replica": "one"}
+    assert kept.of(metrics.PROMPT_TOKENS, **labels) == 900
+    assert kept.of(metrics.PROMPT_TOKENS) == 1500
+    assert kept.of(metrics.GENERATION_TOKENS) == 200
+    assert kept.of(metrics.PREFIX_TOKENS, **labels) == 960
+    assert kept.of(metrics.PREFIX_HIT_TOKENS, **labels) == 320
+    assert kept.of(metrics.REQUESTS_RUNNING, **labels) == 2
+    assert kept.of(metrics.REQUESTS_WAITING, **labels) == 1
+    assert kept.of(metrics.REQUESTS_WAITING, replica="two") == 8
+    assert kept.of(metrics.KV_CACHE_USAGE, **labels) == 0.25
+    assert kept.of(metrics.STAGE_SECONDS, stage="engine") == 3
+    assert kept.of(metrics.UNITS_LEFT, **COMMON) == 6
 
 
-def test_a_dead_replica_holds_nothing_and_its_work_stays(kept: Kept, meter: RunMetrics) -> None:
-    """Its gauges fall to zero; the process that comes after it has another name."""
+def test_a_crashed_replica_keeps_its_counts_and_loses_its_gauges(
+    kept: KeepingRecorder, run_metrics: RunMetrics
+) -> None:
+    """Its gauges fall to zero; its successor has another name."""
     load = ReplicaLoad(9, 2, 600, 100, 7, 3, EngineUsage(4, 5, 0.5))
-    observed(meter, one=load)
-    observed(meter, two=load, deaths=1)
-    for gauge in (meters.REQUESTS_RUNNING, meters.REQUESTS_WAITING, meters.KV_CACHE_USAGE):
+    observe(run_metrics, one=load)
+    observe(run_metrics, two=load, crashes=1)
+    for gauge in (metrics.REQUESTS_RUNNING, metrics.REQUESTS_WAITING, metrics.KV_CACHE_USAGE):
         assert kept.of(gauge, replica="one") == 0
-    assert kept.of(meters.PROMPT_TOKENS) == 1200
-    assert kept.of(meters.ENGINE_DEATHS) == 1
+    assert kept.of(metrics.PROMPT_TOKENS) == 1200
+    assert kept.of(metrics.ENGINE_CRASHES) == 1
 
 
-def test_what_is_told_anew_is_not_counted_again(kept: Kept, meter: RunMetrics) -> None:
-    """A board that was killed has forgotten the replicas and their deaths, for a moment."""
+def test_repeated_reports_are_not_counted_again(
+    kept: KeepingRecorder, run_metrics: RunMetrics
+) -> None:
+    """A coordinator that was restarted knows no replicas and no crashes for a moment."""
     load = ReplicaLoad(9, 2, 600, 100)
-    observed(meter, one=load, deaths=1)
-    observed(meter)
-    observed(meter, one=replace(load, input_tokens=700))
-    assert kept.of(meters.PROMPT_TOKENS) == 700
-    assert kept.of(meters.ENGINE_DEATHS) == 1
+    observe(run_metrics, one=load, crashes=1)
+    observe(run_metrics)
+    observe(run_metrics, one=replace(load, input_tokens=700))
+    assert kept.of(metrics.PROMPT_TOKENS) == 700
+    assert kept.of(metrics.ENGINE_CRASHES) == 1
 
 
-def test_a_runs_metrics_are_those_of_its_summary(tmp_path: Path, kept: Kept) -> None:
-    """Units, rows and rejects of a whole run, and the seconds that its stages took."""
+def test_the_metrics_of_a_run_agree_with_its_summary(tmp_path: Path, kept: KeepingRecorder) -> None:
+    """Units, rows, rejects, and the seconds of each stage."""
     keys = job_over(write_corpus(tmp_path / "in"), tmp_path / "out")
     keys["input"]["where"] = "text <> 'six'"
     summary = run_job(Job.model_validate(keys), ScriptedExecutor(recorder=kept), Quiet())
     assert summary is not None
     labels = {"job_name": "tiny", "run": summary.run}
-    assert kept.of(meters.UNITS, **labels) == summary.units
-    rows = kept.of(meters.ROWS, **labels, replica=REPLICA_NAME)
+    assert kept.of(metrics.UNITS, **labels) == summary.units
+    rows = kept.of(metrics.ROWS, **labels, replica=REPLICA_NAME)
     assert rows + summary.filtered == summary.rows
-    assert kept.of(meters.FILTERED_ROWS, **labels) == summary.filtered > 0
-    assert kept.of(meters.REJECTS, **labels, **{"class": "empty_input"}) == summary.rejected > 0
+    assert kept.of(metrics.FILTERED_ROWS, **labels) == summary.filtered > 0
+    assert kept.of(metrics.REJECTS, **labels, **{"class": "empty_input"}) == summary.rejected > 0
     for stage in (Stage.READ, Stage.RENDER, Stage.WRITE):
-        assert 0 < kept.of(meters.STAGE_SECONDS, **labels, stage=stage) < summary.seconds
-    assert kept.of(meters.UNITS_LEFT, **labels) == 0
+        assert 0 < kept.of(metrics.STAGE_SECONDS, **labels, stage=stage) < summary.seconds
+    assert kept.of(metrics.UNITS_LEFT, **labels) == 0
 
 
-def test_a_cluster_has_a_port_of_its_own() -> None:
-    """The option beside an address is a mistake, told before anything is started."""
+def test_a_port_for_a_cluster_is_refused() -> None:
+    """A cluster exports metrics itself; the mistake is found before anything starts."""
     with pytest.raises(UserError, match="--metrics-port 9464: a cluster exports"):
         RayExecutor("10.0.0.1:6379", 9464)
 
 
-def test_a_port_that_is_taken_is_told_before_anything_starts() -> None:
-    """Ray's agent would end without a word, and Ray with it."""
+def test_a_port_that_is_taken_is_refused_before_anything_starts() -> None:
+    """Ray's agent would end silently, and Ray with it."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"--metrics-port {port}: Address already in use"):
@@ -184,14 +192,14 @@ def test_a_port_that_is_taken_is_told_before_anything_starts() -> None:
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
 def test_names_follow_the_conventions_of_prometheus(metric: Metric) -> None:
-    """Counters end in _total, units are base units, and a help is one sentence."""
+    """Counters end in _total, units are base units, and the help is one sentence."""
     assert re.fullmatch(r"tokenmill(_[a-z]+)+", metric.name)
     assert metric.name.endswith("_total") == (metric.kind is Kind.COUNTER)
     assert not re.search(r"_(ms|milliseconds|minutes|percent|count|sum|bucket)(_|$)", metric.name)
     assert re.fullmatch(r"[A-Z].*[a-z1]\.", metric.help)
     assert len(set(metric.labels)) == len(metric.labels)
     assert all(re.fullmatch(r"[a-z_]+", label) for label in metric.labels)
-    # A configuration of Prometheus's gives these.
+    # Prometheus sets these itself.
     assert not {"job", "instance", "le"} & set(metric.labels)
 
 
@@ -202,7 +210,7 @@ def expressions() -> Iterator[str]:
 
 
 def test_the_dashboard_shows_each_metric_and_no_other() -> None:
-    """The names in its expressions are ours, behind Ray's prefix, or vLLM's own."""
+    """Its expressions use tokenmill's names with Ray's prefix, or names of vLLM."""
     shown = set(re.findall(r"\bray_\w+", " ".join(expressions())))
     ours = {name for name in shown if name.startswith("ray_tokenmill_")}
     assert ours == {f"ray_{metric.name}" for metric in METRICS}
@@ -215,7 +223,7 @@ def test_the_dashboard_shows_each_metric_and_no_other() -> None:
 
 
 def test_the_dashboard_groups_by_labels_that_the_metrics_have() -> None:
-    """A misspelt label would make one line of all."""
+    """A misspelt label would merge all lines into one."""
     labels = {f"ray_{metric.name}": set(metric.labels) for metric in METRICS}
     grouped = re.findall(
         r"(?:sum|max) by \((\w+)\) \((?:rate\()?(ray_tokenmill_\w+)\{([^}]*)\}",
@@ -226,14 +234,17 @@ def test_the_dashboard_groups_by_labels_that_the_metrics_have() -> None:
         assert {label, *re.findall(r"(\w+)=", selector)} <= labels[name], name
 
 
-def test_the_dashboard_is_one_that_grafana_can_show() -> None:
-    """Panels have numbers and places of their own, and only the variable names a data source."""
+def test_grafana_can_show_the_dashboard() -> None:
+    """Panels have unique ids and do not overlap; the data source is a variable."""
     panels = DASHBOARD["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     cells = Counter(
         itertools.chain.from_iterable(
-            itertools.product(range(at["x"], at["x"] + at["w"]), range(at["y"], at["y"] + at["h"]))
-            for at in (panel["gridPos"] for panel in panels)
+            itertools.product(
+                range(position["x"], position["x"] + position["w"]),
+                range(position["y"], position["y"] + position["h"]),
+            )
+            for position in (panel["gridPos"] for panel in panels)
         )
     )
     assert set(cells.values()) == {1}

@@ -1,4 +1,4 @@
-"""Progress: what is counted, how fast it goes, and what a person sees of it."""
+"""Progress: the counts, the rates, and what the screens show."""
 
 import io
 import json
@@ -10,7 +10,7 @@ import pytest
 from helpers.stores import record, unit
 from rich.console import Console
 from tokenmill.formatting import duration
-from tokenmill.observe.events import EventLog, progress_event
+from tokenmill.observe.events import EventLog, EventName, progress_event
 from tokenmill.observe.progress import Progress
 from tokenmill.observe.screen import LiveScreen, PlainScreen, make_screen, progress_line
 from tokenmill.output.commit import Commit
@@ -18,14 +18,14 @@ from tokenmill.scheduling.load import PoolState, ReplicaLoad
 
 
 def commit(is_ours: bool = True, **changes: Any) -> Commit:
-    """The commit of a unit of 100 rows, of which 90 are written and 5 rejected."""
+    """The commit of a unit of 100 rows: 90 written, 5 of them rejected, 10 filtered out."""
     counts = {"num_rows": 90, "num_filtered": 10, "rejects": {"empty_input": 5}}
     tokens = {"input_tokens": 1000, "generated_tokens": 200}
     return Commit(record(unit(num_rows=100), **{**counts, **tokens, **changes}), is_ours)
 
 
 def progress(**changes: Any) -> Progress:
-    """A run over 10 units and 1,000 rows, of which nothing is done."""
+    """A run of 10 units and 1,000 rows, with nothing done yet."""
     whole: dict[str, Any] = {
         "units_total": 10,
         "rows_total": 1000,
@@ -36,12 +36,12 @@ def progress(**changes: Any) -> Progress:
     return Progress(**{**whole, **changes})
 
 
-def pool(*loads: ReplicaLoad, deaths: int = 0) -> PoolState:
-    return PoolState({f"host-{number}": load for number, load in enumerate(loads)}, deaths)
+def pool(*loads: ReplicaLoad, crashes: int = 0) -> PoolState:
+    return PoolState({f"host-{number}": load for number, load in enumerate(loads)}, crashes)
 
 
-def test_our_commits_count_with_rows_rejects_and_tokens() -> None:
-    """Rows are input rows: what `input.where` leaves out is done too, and counted by itself."""
+def test_a_commit_counts_rows_rejects_and_tokens() -> None:
+    """Rows are input rows: filtered rows are done too, and also counted separately."""
     one = progress()
     one.add(commit())
     one.add(commit(num_rows=100, num_filtered=0, rejects={}))
@@ -49,16 +49,16 @@ def test_our_commits_count_with_rows_rejects_and_tokens() -> None:
     assert (one.counts.input_tokens, one.counts.generated_tokens, one.lost_races) == (2000, 400, 0)
 
 
-def test_a_lost_race_is_done_but_not_our_work() -> None:
-    """A unit that another driver committed first moves the bars; its tokens are not ours."""
+def test_a_unit_of_another_driver_counts_without_its_tokens() -> None:
+    """The unit is done, so the bars move; the tokens were generated elsewhere."""
     one = progress()
     one.add(commit(is_ours=False))
     assert (one.units_done, one.rows_done, one.rejected, one.lost_races) == (1, 100, 5, 1)
     assert (one.counts.input_tokens, one.counts.generated_tokens) == (0, 0)
 
 
-def test_a_resumed_run_begins_where_the_last_one_ended() -> None:
-    """What earlier runs committed counts as done, and not as this run's."""
+def test_a_resumed_run_starts_where_the_last_one_ended() -> None:
+    """Units of earlier runs are done, and are not counted as this run's."""
     one = progress(units_before=7, rows_before=700)
     assert (one.units_done, one.rows_done, one.counts.units, one.rows) == (7, 700, 0, 0)
     one.add(commit())
@@ -66,7 +66,7 @@ def test_a_resumed_run_begins_where_the_last_one_ended() -> None:
 
 
 def test_rates_count_from_the_first_replica_that_is_ready() -> None:
-    """Loading is no part of the pace: seconds run from the first report of a load."""
+    """Loading is not part of the rate: time counts from the first report."""
     one = progress()
     one.observe(pool(), 10.0)
     assert one.engine_seconds(15.0) == 0
@@ -77,8 +77,8 @@ def test_rates_count_from_the_first_replica_that_is_ready() -> None:
     assert one.rates(30.0) == (100, 15)
 
 
-def test_a_replica_that_was_ready_before_it_was_asked_counts_from_then() -> None:
-    """The driver asks once a second; the board knows for how long a replica has been there."""
+def test_rates_count_from_the_moment_a_replica_is_ready() -> None:
+    """The driver asks once a second, and the coordinator knows the exact moment."""
     one = progress()
     one.observe(PoolState({"replica": ReplicaLoad(0, 0, 0, 0)}, ready_s=0.75), 20.0)
     one.observe(PoolState({"replica": ReplicaLoad(0, 0, 0, 0)}, ready_s=10.75), 30.0)
@@ -86,8 +86,8 @@ def test_a_replica_that_was_ready_before_it_was_asked_counts_from_then() -> None
 
 
 @pytest.mark.parametrize("seconds", [0.0, 1e-6, 0.5])
-def test_moments_after_the_first_report_there_is_no_pace_yet(seconds: float) -> None:
-    """A report with tokens in it, seen for the first time, is not divided by next to nothing."""
+def test_there_is_no_rate_right_after_the_first_report(seconds: float) -> None:
+    """The tokens of a first report are not divided by a tiny time."""
     one = progress()
     one.add(commit())
     one.observe(pool(ReplicaLoad(4, 1, 600, 100)), 20.0)
@@ -95,16 +95,16 @@ def test_moments_after_the_first_report_there_is_no_pace_yet(seconds: float) -> 
     assert one.remaining_s(20.0 + seconds) is None
 
 
-def test_the_pace_ends_with_the_last_report() -> None:
-    """Leaving the cluster and verifying the output take their time, but no engine's."""
+def test_engine_time_ends_with_the_last_report() -> None:
+    """Disconnecting and verifying the output take time, but no engine works then."""
     one = progress()
     one.observe(pool(ReplicaLoad(4, 1, 10, 10)), 100.0)
     one.observe(pool(ReplicaLoad(0, 0, 50, 20)), 110.0)
     assert one.engine_seconds(one.observed_at) == 10.0
 
 
-def test_rows_move_as_they_are_answered() -> None:
-    """The bar of rows does not wait for whole units: a row counts as soon as it is answered."""
+def test_rows_count_as_soon_as_they_are_answered() -> None:
+    """The bar of rows does not wait for complete units."""
     one = progress(rows_before=100)
     one.observe(pool(ReplicaLoad(4, 1, 10, 10, 7), ReplicaLoad(4, 1, 10, 10, 5)), 0.0)
     assert one.rows_answered == 112
@@ -113,36 +113,36 @@ def test_rows_move_as_they_are_answered() -> None:
     assert one.rows_answered == 200
 
 
-def test_rates_do_not_fall_when_a_replica_starts_anew() -> None:
-    """A new engine counts from zero; what was committed before is still counted."""
+def test_rates_do_not_fall_when_a_replica_restarts() -> None:
+    """A new engine counts from zero; earlier commits are still counted."""
     one = progress()
     one.observe(pool(ReplicaLoad(0, 0, 0, 0)), 0.0)
     one.add(commit())
-    one.observe(pool(ReplicaLoad(1, 1, 50, 10), deaths=1), 10.0)
+    one.observe(pool(ReplicaLoad(1, 1, 50, 10), crashes=1), 10.0)
     assert one.rates(10.0) == (100, 20)
-    assert one.engine_deaths == 1
+    assert one.engine_crashes == 1
 
 
 @pytest.mark.parametrize(
-    ("before", "commits", "now", "left"),
+    ("before", "commits", "now", "remaining_s"),
     [
         (0, 0, 30.0, None),
         (0, 1, 30.0, 180.0),
         (0, 4, 30.0, 30.0),
         (0, 10, 30.0, 0.0),
-        # 500 rows of earlier runs say nothing about this run's pace.
+        # 500 rows of earlier runs say nothing about the rate of this run.
         (500, 1, 30.0, 80.0),
     ],
 )
-def test_the_time_left_follows_from_this_runs_pace(
-    before: int, commits: int, now: float, left: float | None
+def test_the_time_left_follows_from_the_rate_of_this_run(
+    before: int, commits: int, now: float, remaining_s: float | None
 ) -> None:
-    """The rows that are left take as long each as this run's rows did; unknown before the first."""
+    """Each remaining row takes as long as this run's rows did; unknown before the first."""
     one = progress(rows_before=before)
     one.observe(pool(ReplicaLoad(0, 0, 0, 0)), 10.0)
     for _ in range(commits):
         one.add(commit())
-    assert one.remaining_s(now) == left
+    assert one.remaining_s(now) == remaining_s
 
 
 @pytest.mark.parametrize(
@@ -160,12 +160,12 @@ def test_the_time_left_follows_from_this_runs_pace(
         (360_000, "100 h 00 min"),
     ],
 )
-def test_durations_are_told_in_two_units_at_most(seconds: float | None, text: str) -> None:
-    """Seconds, minutes and seconds, or hours and minutes; a dash where it is not known."""
+def test_durations_have_two_units_at_most(seconds: float | None, text: str) -> None:
+    """Seconds, minutes and seconds, or hours and minutes; a dash if unknown."""
     assert duration(seconds) == text
 
 
-def test_a_line_tells_what_the_live_screen_shows() -> None:
+def test_a_line_has_the_content_of_the_live_screen() -> None:
     """Units, rows, rejects, tokens a second, replicas and the time left."""
     one = progress(units_total=1234, rows_total=123_400)
     one.observe(pool(ReplicaLoad(0, 0, 0, 0)), 0.0)
@@ -178,10 +178,10 @@ def test_a_line_tells_what_the_live_screen_shows() -> None:
 
 
 def test_a_plain_screen_writes_a_line_every_ten_seconds() -> None:
-    """The first at once, the next after ten seconds, however often it is updated."""
+    """The first at once, the next ones ten seconds apart, however often it is called."""
     lines: list[str] = []
     written_at = []
-    screen = PlainScreen(lambda *seen: lines.append(progress_line(*seen)))
+    screen = PlainScreen(lambda *shown: lines.append(progress_line(*shown)))
     for tenths in range(5000, 5350):
         before = len(lines)
         screen.ticked(progress(), tenths / 10)
@@ -196,7 +196,7 @@ def console(is_terminal: bool) -> Console:
 
 
 def last_frame(screen: Console) -> list[str]:
-    """The last six lines on a terminal, without colours, moves of the cursor, and bars."""
+    """The last six lines on a terminal, without colours, cursor movements and bars."""
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|[━╸╺]", "", written(screen))
     return [" ".join(line.split()) for line in text.splitlines()[-6:]]
 
@@ -207,7 +207,7 @@ def written(screen: Console) -> str:
 
 
 def test_a_pipe_gets_whole_lines_without_markup() -> None:
-    """What is no terminal gets the line as it is, in one piece."""
+    """Without a terminal the line is not wrapped."""
     pipe = console(is_terminal=False)
     screen = make_screen(pipe)
     screen.ticked(progress(), 100.0)
@@ -216,7 +216,7 @@ def test_a_pipe_gets_whole_lines_without_markup() -> None:
 
 
 def test_a_terminal_gets_bars_and_facts() -> None:
-    """The live screen shows units and rows of their totals, rejects, pace, replicas and time."""
+    """The live screen shows units and rows, rejects, rates, replicas and the time left."""
     terminal = console(is_terminal=True)
     screen = make_screen(terminal)
     assert isinstance(screen, LiveScreen)
@@ -237,7 +237,7 @@ def test_a_terminal_gets_bars_and_facts() -> None:
 
 
 def test_a_narrow_terminal_shows_each_fact_on_a_line() -> None:
-    """In 80 columns nothing wraps, however large the figures of a run are."""
+    """In 80 columns nothing wraps, however large the numbers are."""
     terminal = Console(file=io.StringIO(), force_terminal=True, width=80)
     screen = make_screen(terminal)
     huge = progress(units_total=123_456, rows_total=1_234_567_890, units_before=99_999)
@@ -249,30 +249,30 @@ def test_a_narrow_terminal_shows_each_fact_on_a_line() -> None:
     assert names == ["units", "rows", "rejects", "tokens/s", "replicas", "ETA"]
 
 
-def test_for_programs_progress_is_an_event_every_ten_seconds() -> None:
-    """The numbers of the live screen; what is not known yet is null."""
-    told: list[Mapping[str, Any]] = []
-    screen = PlainScreen(lambda *seen: told.append(progress_event(*seen)))
-    going = progress()
-    screen.ticked(going, 100.0)
-    going.add(commit())
-    going.observe(pool(ReplicaLoad(8, 2, 500, 100)), 101.0)
+def test_programs_get_a_progress_event_every_ten_seconds() -> None:
+    """It has the numbers of the live screen; an unknown one is null."""
+    events: list[Mapping[str, Any]] = []
+    screen = PlainScreen(lambda *shown: events.append(progress_event(*shown)))
+    one = progress()
+    screen.ticked(one, 100.0)
+    one.add(commit())
+    one.observe(pool(ReplicaLoad(8, 2, 500, 100)), 101.0)
     for now in (105.0, 109.9, 110.0):
-        screen.ticked(going, now)
+        screen.ticked(one, now)
     screen.close()
-    first, second = [json.loads(json.dumps(event)) for event in told]
+    first, second = [json.loads(json.dumps(event)) for event in events]
     assert (first["event"], first["replicas"], first["remaining_s"]) == ("progress", 0, None)
-    assert (second["units_done"], second["requests_running"]) == (going.units_done, 8)
+    assert (second["units_done"], second["requests_running"]) == (one.units_done, 8)
     assert second["rejects"] == {"empty_input": 5}
     assert second["remaining_s"] > 0
 
 
 def test_events_are_json_lines_with_time_and_name() -> None:
-    """Each event is one line that a program can read, whatever its text holds."""
-    told: list[Mapping[str, Any]] = []
-    events = EventLog("a-run", told.append)
+    """Each event is one line of JSON, whatever its text holds."""
+    shown: list[Mapping[str, Any]] = []
+    events = EventLog("a-run", shown.append)
     assert events.to_bytes() == b""
-    events.add("stop", reason="first line\nsecond line\u2028third, é \udce9")
+    events.add(EventName.STOP, reason="first line\nsecond line\u2028third, é \udce9")
     events.committed(commit(is_ours=False), progress())
     text = events.to_bytes().decode()
     assert text.endswith("\n")
@@ -281,5 +281,5 @@ def test_events_are_json_lines_with_time_and_name() -> None:
     assert stop["reason"] == "first line\nsecond line\u2028third, é \udce9"
     assert 0 < stop["time"] <= committed["time"]
     assert committed["is_ours"] is False
-    assert json.loads(json.dumps(told)) == [stop, committed] and stop["run"] == "a-run"
+    assert json.loads(json.dumps(shown)) == [stop, committed] and stop["run"] == "a-run"
     assert (committed["unit"], committed["rejects"]) == (commit().record.unit, {"empty_input": 5})

@@ -1,4 +1,4 @@
-"""What Prometheus sees of a run that is at work, at the port that the run was given."""
+"""The metrics of a running run, as Prometheus scrapes them."""
 
 import ipaddress
 import json
@@ -28,16 +28,16 @@ pytestmark = pytest.mark.integration
 
 TIMEOUT_S = 60
 ROWS_PER_UNIT = 2
-#: A few rows a second, and so many of them that the run does not end by itself; one is rejected.
+#: A few rows a second, and enough rows that the run does not end by itself; one is rejected.
 SLOW = {"step_s": 0.5, "max_num_seqs": 4, "output_tokens": 2}
 TEXTS = ["", *(f"text {number}" for number in range(999))]
-#: Of what a run of the fake engine has nothing: it dies not, and its caches spare nothing.
+#: Metrics that a run with the fake engine never has: no crashes, no cache, no filter.
 NEVER = {"tokenmill_engine_deaths_total", PREFIX_HIT_TOKENS.name, "tokenmill_filtered_rows_total"}
 
 
 @dataclass(frozen=True)
 class Running:
-    """A run at work: its process, its output, and where it is scraped."""
+    """A running run: its process, its output, and its metrics port."""
 
     process: "subprocess.Popen[str]"
     output: Path
@@ -45,11 +45,11 @@ class Running:
 
     @property
     def rows(self) -> int:
-        """Rows in committed units, by the objects."""
+        """The rows in committed units, counted by objects."""
         return ROWS_PER_UNIT * len(list(self.output.glob("data/*/*.parquet")))
 
     def samples(self) -> list[Sample]:
-        """What stands at the port now; nothing as long as nobody listens there."""
+        """The samples at the port now; none while nothing listens there."""
         return samples_of(scraped(f"127.0.0.1:{self.port}"))
 
 
@@ -68,12 +68,12 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield Running(process, folder / "out", port)
     finally:
         process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode == ExitCode.STOPPED, said
+        printed, _ = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == ExitCode.STOPPED, printed
 
 
-def test_a_local_run_counts_at_its_port(running: Running) -> None:
-    """Each metric is there, with its labels and its kind; rows are those of committed units."""
+def test_a_local_run_exports_metrics_at_its_port(running: Running) -> None:
+    """Each metric has its labels and its kind; rows are those of committed units."""
     expected = {f"ray_{metric.name}" for metric in METRICS if metric.name not in NEVER}
     eventually(lambda: expected <= {sample.name for sample in running.samples()})
     committed = running.rows
@@ -94,12 +94,12 @@ def test_a_local_run_counts_at_its_port(running: Running) -> None:
     assert stages == {"read", "render", "engine", "write"}
 
 
-def test_the_port_and_all_others_of_the_run_are_on_loopback(running: Running) -> None:
-    """Who is on another machine sees no metrics and no agent of the run's."""
-    own = psutil.Process(running.process.pid)
+def test_all_ports_of_the_run_are_on_loopback(running: Running) -> None:
+    """Another machine reaches neither the metrics nor Ray's agents."""
+    driver = psutil.Process(running.process.pid)
     listening = {
         (ipaddress.ip_address(connection.laddr.ip), connection.laddr.port)
-        for process in (own, *own.children(recursive=True))
+        for process in (driver, *driver.children(recursive=True))
         for connection in process.net_connections("inet")
         if connection.status == psutil.CONN_LISTEN
     }
@@ -113,35 +113,35 @@ def test_the_port_and_all_others_of_the_run_are_on_loopback(running: Running) ->
 
 @dataclass(frozen=True)
 class Prometheus:
-    """A Prometheus at work."""
+    """A running Prometheus."""
 
     address: str
     programs: Path
 
     def get(self, path: str, **parameters: str) -> Any:
-        """What its HTTP API answers; an expression that it does not understand raises."""
+        """The answer of its HTTP API. Raises for an expression that it cannot parse."""
         query = urllib.parse.urlencode(parameters)
         with urllib.request.urlopen(f"http://{self.address}/api/v1/{path}?{query}") as answer:
             return json.load(answer)["data"]
 
     def sum_of(self, metric: str) -> float:
-        """The sum over a metric's series as they are now."""
-        found = self.get("query", query=f"sum({metric})")["result"]
-        return float(found[0]["value"][1]) if found else 0.0
+        """The sum over a metric's series now."""
+        result = self.get("query", query=f"sum({metric})")["result"]
+        return float(result[0]["value"][1]) if result else 0.0
 
 
 @pytest.fixture(scope="module")
 def prometheus(running: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """It scrapes the run, as infra/grafana says, each second."""
+    """A Prometheus that scrapes the run every second, configured as in infra/grafana."""
     program = os.environ.get("TOKENMILL_PROMETHEUS") or shutil.which("prometheus")
     if program is None:
         pytest.skip("no prometheus on the PATH or in TOKENMILL_PROMETHEUS (see CONTRIBUTING.md)")
     text = (ROOT / "infra" / "grafana" / "README.md").read_text(encoding="utf-8")
     first, *_ = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     assert first.count("127.0.0.1:9464") == first.count("5s") == 1
-    own = first.replace("9464", str(running.port)).replace("5s", "1s")
+    configuration = first.replace("9464", str(running.port)).replace("5s", "1s")
     folder = tmp_path_factory.mktemp("prometheus")
-    (folder / "prometheus.yml").write_text(own)
+    (folder / "prometheus.yml").write_text(configuration)
     address = f"127.0.0.1:{free_port()}"
     command = [
         *(program, f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"),
@@ -156,44 +156,40 @@ def prometheus(running: Running, tmp_path_factory: pytest.TempPathFactory) -> It
             process.terminate()
 
 
-def test_a_real_prometheus_has_what_the_run_committed(
-    running: Running, prometheus: Prometheus
-) -> None:
-    """It learns of each row that was committed, and of none that was not."""
+def test_prometheus_counts_the_committed_rows(running: Running, prometheus: Prometheus) -> None:
+    """All of them, and no others."""
     committed = running.rows
     eventually(lambda: prometheus.sum_of(f"ray_{ROWS.name}") >= committed)
     assert prometheus.sum_of(f"ray_{ROWS.name}") <= running.rows
     (target,) = prometheus.get("targets")["activeTargets"]
     assert (target["health"], target["lastError"]) == ("up", "")
-    # A label of ours that is a target's as well would be renamed.
+    # Prometheus renames a label that its target has too.
     names = prometheus.get("labels", **{"match[]": '{__name__=~"ray_tokenmill_.*"}'})
     assert not [name for name in names if name.startswith("exported_")]
 
 
-def test_a_real_prometheus_answers_the_dashboard(prometheus: Prometheus) -> None:
-    """It understands each expression; what a run of the fake engine counts has a line."""
+def test_prometheus_answers_the_queries_of_the_dashboard(prometheus: Prometheus) -> None:
+    """It parses every expression, and each that the fake engine has values for has a line."""
     dashboard = json.loads((ROOT / "infra" / "grafana" / "tokenmill.json").read_text())
     for panel in dashboard["panels"]:
         for target in panel["targets"]:
-            asked = target["expr"].replace("$__rate_interval", "1m")
-            asked = re.sub(r"\$(job_name|run)", ".*", asked)
-            names = set(re.findall(r"ray_\w+", asked))
-            if any(name.removeprefix("ray_") in NEVER for name in names) or "ray_vllm" in asked:
-                prometheus.get("query", query=asked)
+            query = target["expr"].replace("$__rate_interval", "1m")
+            query = re.sub(r"\$(job_name|run)", ".*", query)
+            names = set(re.findall(r"ray_\w+", query))
+            if any(name.removeprefix("ray_") in NEVER for name in names) or "ray_vllm" in query:
+                prometheus.get("query", query=query)
                 continue
 
-            def answered(asked: str = asked) -> Any:
-                return prometheus.get("query", query=asked)["result"]
+            def result(query: str = query) -> Any:
+                return prometheus.get("query", query=query)["result"]
 
-            lines = eventually(answered)
-            for named in re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]):
-                assert all(line["metric"].get(named) for line in lines), asked
+            lines = eventually(result)
+            for label in re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]):
+                assert all(line["metric"].get(label) for line in lines), query
 
 
-def test_promtool_has_nothing_to_say_of_our_metrics(
-    running: Running, prometheus: Prometheus
-) -> None:
-    """Names, helps and kinds are by the conventions; Ray's own labels are Ray's affair."""
+def test_promtool_accepts_the_metrics(running: Running, prometheus: Prometheus) -> None:
+    """Names, helps and kinds follow the conventions; only Ray's own labels do not."""
     checked = subprocess.run(
         [prometheus.programs / "promtool", "check", "metrics"],
         input=scraped(f"127.0.0.1:{running.port}"),
@@ -201,6 +197,6 @@ def test_promtool_has_nothing_to_say_of_our_metrics(
         text=True,
         check=False,
     )
-    said = [line.split(maxsplit=1) for line in checked.stderr.splitlines()]
-    ours = {remark for name, remark in said if name.startswith("ray_tokenmill_")}
+    remarks = [line.split(maxsplit=1) for line in checked.stderr.splitlines()]
+    ours = {remark for name, remark in remarks if name.startswith("ray_tokenmill_")}
     assert ours == {"label names should be written in 'snake_case' not 'camelCase'"}

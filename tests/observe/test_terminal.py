@@ -1,4 +1,4 @@
-"""What a person sees of a run on a terminal of 80 columns: progress, no chatter, a cursor after."""
+"""A run on a terminal of 80 columns: it shows progress only, and restores the cursor."""
 
 import os
 import re
@@ -35,7 +35,7 @@ def job(tmp_path: Path) -> Path:
 
 
 class Terminal:
-    """A run on a terminal of its own; `text` is all that it has written there."""
+    """A run on its own terminal; `text` is everything that it has written there."""
 
     def __init__(self, *arguments: str | Path) -> None:
         self._ours, theirs = os.openpty()
@@ -52,12 +52,12 @@ class Terminal:
         self.text = ""
 
     def read_until(self, part: str) -> None:
-        """Read on until this was written; fail at the end of the run."""
+        """Read until this was written; fail at the end of the run."""
         while part not in self.text:
             assert self._read(), self.text
 
     def read_to_end(self) -> int:
-        """The exit code."""
+        """Read everything; returns the exit code."""
         while self._read():
             pass
         os.close(self._ours)
@@ -66,21 +66,21 @@ class Terminal:
     def _read(self) -> bool:
         try:
             data = os.read(self._ours, 65536)
-        except OSError:  # Linux's word for: nobody has the terminal open any more
+        except OSError:  # On Linux: no process has the terminal open any more.
             return False
         self.text += data.decode()
         return bool(data)
 
     @property
     def lines(self) -> list[str]:
-        """What was written, without colours and moves of the cursor."""
+        """The lines that were written, without colours and cursor movements."""
         text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.text).replace("\r", "\n")
         return [line.rstrip() for line in text.splitlines() if line.strip()]
 
 
 @pytest.mark.integration
 def test_a_terminal_shows_the_run_and_nothing_else(job: Path) -> None:
-    """Progress and summary are all that is seen; none of it is wider than the terminal."""
+    """Only progress and summary appear, and no line is wider than the terminal."""
     terminal = Terminal("run", job)
     assert terminal.read_to_end() == ExitCode.FINISHED, terminal.text
     names = ("tiny:", "units", "rows", "rejects", "tokens/s", "replicas", "ETA")
@@ -93,11 +93,11 @@ def test_a_terminal_shows_the_run_and_nothing_else(job: Path) -> None:
 
 
 @pytest.mark.integration
-def test_a_run_that_is_stopped_while_it_starts_gives_the_terminal_back(job: Path) -> None:
-    """Ctrl-C before there is an engine ends with 4, says what is kept, and shows the cursor."""
+def test_a_run_that_is_stopped_during_its_start_restores_the_terminal(job: Path) -> None:
+    """Ctrl-C before an engine is loaded exits with 4, says what is saved, and shows the cursor."""
     terminal = Terminal("run", job)
     terminal.read_until("starting")
     terminal.process.send_signal(signal.SIGINT)
     assert terminal.read_to_end() == ExitCode.STOPPED, terminal.text
     assert terminal.text.rindex(SHOW_CURSOR) > terminal.text.rindex(HIDE_CURSOR)
-    assert "0 of 1 units are committed and stay" in " ".join(terminal.lines)
+    assert "Stopped. 0 of 1 units are saved." in " ".join(terminal.lines)

@@ -1,4 +1,4 @@
-"""Traces of OpenTelemetry: what a collector gets of a run, and that nothing depends on one."""
+"""OpenTelemetry traces: what a collector receives of a run, and that no run depends on one."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from tokenmill.errors import ExitCode
 from tokenmill.stages.in_process import REPLICA_NAME
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
-ROW_TEXT = "what nobody may read"
+ROW_TEXT = "text of a row"
 
 
 def job_file(folder: Path, **changes: object) -> Path:
@@ -28,7 +28,7 @@ def job_file(folder: Path, **changes: object) -> Path:
 
 @pytest.fixture(scope="module")
 def collected(tmp_path_factory: pytest.TempPathFactory) -> Collector:
-    """What a collector got of a run of four units with seven rows."""
+    """What a collector received of a run with four units and seven rows."""
     file = job_file(tmp_path_factory.mktemp("traces"))
     with collecting() as collector:
         done = invoke("run", file, env={ENDPOINT: collector.url})
@@ -36,8 +36,8 @@ def collected(tmp_path_factory: pytest.TempPathFactory) -> Collector:
     return collector
 
 
-def test_each_unit_is_one_committed_span_and_rows_add_up(collected: Collector) -> None:
-    """Four units of one run, whose rows and rejects are those of the input."""
+def test_each_unit_is_one_span(collected: Collector) -> None:
+    """The rows and rejects of the four spans add up to those of the input."""
     units = collected.named("unit")
     assert len({unit.attributes["tokenmill.unit"] for unit in units}) == len(units) == 4
     assert all(unit.attributes["tokenmill.committed"] for unit in units)
@@ -48,8 +48,8 @@ def test_each_unit_is_one_committed_span_and_rows_add_up(collected: Collector) -
     assert sum(unit.attributes["tokenmill.generated_tokens"] for unit in units) > 0
 
 
-def test_stages_lie_inside_their_unit_and_units_inside_their_run(collected: Collector) -> None:
-    """One trace; each span's time is within its parent's, and the stages follow each other."""
+def test_stages_are_inside_their_unit_and_units_inside_their_run(collected: Collector) -> None:
+    """There is one trace; a span's time is within its parent's, and stages are in order."""
     (run,) = collected.named("run")
     assert not run.parent and not run.error
     assert {span.trace for span in collected.spans} == {run.trace}
@@ -66,12 +66,12 @@ def test_stages_lie_inside_their_unit_and_units_inside_their_run(collected: Coll
 
 
 def test_no_text_of_a_row_is_sent(collected: Collector) -> None:
-    """Neither prompts nor answers stand anywhere in what was sent."""
+    """What was sent contains neither prompts nor answers."""
     assert collected.payload and ROW_TEXT.encode() not in collected.payload
 
 
-def test_a_run_that_fails_tells_its_class_and_not_its_message(tmp_path: Path) -> None:
-    """The run's span has the status of an error, and an event that names the class alone."""
+def test_a_failed_run_sends_the_class_of_its_error_only(tmp_path: Path) -> None:
+    """The run's span has an error status and an event with the class, without the message."""
     file = job_file(tmp_path, max_reject_rate=0.0, max_rejects=0)
     with collecting() as collector:
         done = invoke("run", file, env={ENDPOINT: collector.url})
@@ -81,12 +81,12 @@ def test_a_run_that_fails_tells_its_class_and_not_its_message(tmp_path: Path) ->
     assert b"max_reject_rate" not in collector.payload
 
 
-def test_a_collector_that_is_not_there_costs_one_line(tmp_path: Path) -> None:
-    """The run ends well, and says once how many spans did not arrive, without a password."""
+def test_a_missing_collector_costs_one_line(tmp_path: Path) -> None:
+    """The run finishes and reports how many spans were lost, without the URL's password."""
     done = invoke("run", job_file(tmp_path), env={ENDPOINT: "http://me:hidden@127.0.0.1:9"})
     assert done.exit_code == ExitCode.FINISHED
     (line,) = [line for line in done.output.splitlines() if "spans" in line]
-    assert "21 spans did not reach 127.0.0.1:9" in line
+    assert "21 trace spans did not reach 127.0.0.1:9" in line
     assert "hidden" not in done.output and "Traceback" not in done.output
 
 
@@ -99,7 +99,7 @@ def test_nothing_is_imported_unless_an_endpoint_is_set() -> None:
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=ROOT,
-        env={"PYTHONPATH": str(ROOT)},
+        env={"PYTHONPATH": str(ROOT / "pipeline")},
         capture_output=True,
         text=True,
         timeout=60,

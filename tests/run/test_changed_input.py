@@ -1,4 +1,4 @@
-"""Nights over an input that grows and changes: one output that follows it, and nothing lost."""
+"""Nightly runs on an input that grows and changes: the output follows it, and no row is lost."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -35,21 +35,22 @@ def corpus(tmp_path: Path) -> Path:
 
 
 def nightly(corpus: Path, output: Path, **settings: Any) -> Job:
-    """A job that follows its input as the settings say."""
+    """A job with these settings for its input."""
     keys = job_over(corpus, output)
     return Job.model_validate({**keys, "input": {**keys["input"], **settings}})
 
 
 def following(corpus: Path, output: Path) -> Job:
+    """A job that adds new shards and answers changed ones again."""
     return nightly(corpus, output, on_new_shard="add", on_changed_shard="redo")
 
 
-def night(job: Job) -> Summary | None:
+def run_nightly(job: Job) -> Summary | None:
     return drive(job, LocalStore(job.output.path))
 
 
 def answers(output: Path) -> list[tuple[str, int, str]]:
-    """Each row's shard, place and answer."""
+    """For each row its shard, its position and its answer."""
     rows = ds.dataset(output / "data", format="parquet").to_table().to_pylist()
     return sorted((row["source_file"], row["source_row"], row["generated_text"]) for row in rows)
 
@@ -59,31 +60,31 @@ def is_whole(output: Path) -> bool:
     return verify(opened.store, expected_output(opened), Level.INPUT).is_whole
 
 
-def test_a_new_shard_is_added_and_what_stood_stays(corpus: Path, tmp_path: Path) -> None:
-    """The second night runs the new rows alone; objects of the first keep their very bytes."""
+def test_a_new_shard_is_added(corpus: Path, tmp_path: Path) -> None:
+    """The second run answers only the new rows; existing objects are unchanged."""
     output = tmp_path / "out"
-    night(following(corpus, output))
+    run_nightly(following(corpus, output))
     before = contents(LocalStore(str(output)), "data")
     write_corpus(corpus, {"c/d.parquet": ["seven", "eight"]})
-    summary = night(following(corpus, output))
+    summary = run_nightly(following(corpus, output))
     assert summary is not None and (summary.units, summary.rows) == (1, 2)
     assert summary.totals is not None and summary.totals.rows == 8
     after = contents(LocalStore(str(output)), "data")
     assert before.items() <= after.items()
     assert is_whole(output)
-    assert night(following(corpus, output)) is None
+    assert run_nightly(following(corpus, output)) is None
 
 
-def test_a_changed_shard_is_answered_anew(corpus: Path, tmp_path: Path) -> None:
-    """Its former answers go, also those of rows that it has no more; the others' stay."""
+def test_a_changed_shard_is_answered_again(corpus: Path, tmp_path: Path) -> None:
+    """Its old answers are removed, also those of rows that are gone; other shards' are kept."""
     output = tmp_path / "out"
-    night(following(corpus, output))
+    run_nightly(following(corpus, output))
     kept = [row for row in answers(output) if row[0] != "a.parquet"]
     write_corpus(corpus, {"a.parquet": ["another"]})
-    summary = night(following(corpus, output))
+    summary = run_nightly(following(corpus, output))
     assert summary is not None and summary.rows == 1
     fresh = following(corpus, tmp_path / "fresh")
-    night(fresh)
+    run_nightly(fresh)
     assert answers(output) == answers(tmp_path / "fresh")
     assert [row for row in answers(output) if row[0] != "a.parquet"] == kept
     assert is_whole(output)
@@ -97,73 +98,73 @@ def test_a_changed_shard_is_answered_anew(corpus: Path, tmp_path: Path) -> None:
     ],
     ids=["by default", "new ones only"],
 )
-def test_a_change_that_is_not_followed_is_refused_by_name(
+def test_a_change_that_the_job_does_not_follow_is_refused(
     corpus: Path, tmp_path: Path, settings: dict[str, str], message: str
 ) -> None:
-    """And nothing of the output is touched."""
+    """The message names the shard, and the output is unchanged."""
     output = tmp_path / "out"
-    night(nightly(corpus, output, on_new_shard="add"))
+    run_nightly(nightly(corpus, output, on_new_shard="add"))
     before = contents(LocalStore(str(output)))
     write_corpus(corpus, {"a.parquet": ["another"], "c.parquet": ["new"]})
     if settings:
         with pytest.raises(UserError, match=message):
-            night(nightly(corpus, output, **settings))
+            run_nightly(nightly(corpus, output, **settings))
     else:
-        # Without a look at the input: the output is finished.
-        assert night(nightly(corpus, output)) is None
+        # The input is not even listed, because the output is finished.
+        assert run_nightly(nightly(corpus, output)) is None
     assert contents(LocalStore(str(output))) == before
 
 
-def test_a_shard_that_is_gone_is_refused(corpus: Path, tmp_path: Path) -> None:
-    """Its rows' answers are not thrown away unasked."""
+def test_a_missing_shard_is_refused(corpus: Path, tmp_path: Path) -> None:
+    """The answers of its rows are not removed silently."""
     output = tmp_path / "out"
-    night(following(corpus, output))
+    run_nightly(following(corpus, output))
     (corpus / "b.parquet").unlink()
     with pytest.raises(UserError, match=r"b.parquet: the shard has been deleted"):
-        night(following(corpus, output))
+        run_nightly(following(corpus, output))
 
 
-def test_new_shards_are_left_out_unless_asked_for(corpus: Path, tmp_path: Path) -> None:
+def test_new_shards_are_left_out_by_default(corpus: Path, tmp_path: Path) -> None:
     """A finished output stays finished."""
     output = tmp_path / "out"
-    night(nightly(corpus, output))
+    run_nightly(nightly(corpus, output))
     write_corpus(corpus, {"c.parquet": ["new"]})
-    assert night(nightly(corpus, output)) is None
+    assert run_nightly(nightly(corpus, output)) is None
 
 
-def test_other_types_and_names_in_anothers_place_are_refused(corpus: Path, tmp_path: Path) -> None:
-    """Before anything is planned."""
+def test_new_shards_that_do_not_fit_are_refused(corpus: Path, tmp_path: Path) -> None:
+    """Another column type, or a name that clashes, is found before anything is planned."""
     output = tmp_path / "out"
-    night(following(corpus, output))
+    run_nightly(following(corpus, output))
     plan = (output / "_tokenmill" / "plan.parquet").read_bytes()
     pq.write_table(pa.table({"id": ["a text"], "text": ["x"]}), corpus / "c.parquet")
     with pytest.raises(UserError, match="column id"):
-        night(following(corpus, output))
+        run_nightly(following(corpus, output))
     (corpus / "c.parquet").unlink()
     write_corpus(corpus, {"a.pq": ["the same name"]})
     with pytest.raises(UserError, match="differ only in their suffix"):
-        night(following(corpus, output))
+        run_nightly(following(corpus, output))
     assert (output / "_tokenmill" / "plan.parquet").read_bytes() == plan
     assert read_success(LocalStore(str(output))) is not None
 
 
 def test_bad_new_shards_may_be_skipped(corpus: Path, tmp_path: Path) -> None:
-    """As in a first plan; good ones beside them are run, and bad ones alone are no error."""
+    """Readable new shards are run, and unreadable ones alone are no error."""
     output = tmp_path / "out"
     job = nightly(corpus, output, on_new_shard="add", on_bad_shard="skip")
-    night(job)
+    run_nightly(job)
     (corpus / "c.parquet").write_bytes(b"no Parquet")
-    summary = night(job)
+    summary = run_nightly(job)
     assert summary is not None and summary.rows == 0 and summary.skipped_shards == ("c.parquet",)
     write_corpus(corpus, {"d.parquet": ["good"]})
-    summary = night(job)
+    summary = run_nightly(job)
     assert summary is not None and summary.rows == 1
 
 
 def test_a_new_shard_without_rows_changes_nothing(corpus: Path, tmp_path: Path) -> None:
-    """The plan stands as it was, and the output is finished at every moment."""
+    """The plan is unchanged, and the output stays finished all the time."""
     output = tmp_path / "out"
-    night(following(corpus, output))
+    run_nightly(following(corpus, output))
     before = (output / "_tokenmill" / "plan.parquet").read_bytes()
     write_corpus(corpus, {"c.parquet": []})
     recorder = CrashingStore(LocalStore(str(output)))
@@ -173,124 +174,124 @@ def test_a_new_shard_without_rows_changes_nothing(corpus: Path, tmp_path: Path) 
     assert (output / "_tokenmill" / "plan.parquet").read_bytes() == before
 
 
-def test_the_first_rows_of_an_input_do_not_grow(corpus: Path, tmp_path: Path) -> None:
-    """A limit and growth exclude each other."""
+def test_a_limit_excludes_new_shards(corpus: Path, tmp_path: Path) -> None:
+    """The first rows of an input do not grow."""
     with pytest.raises(ValueError, match="the first rows do not grow"):
         nightly(corpus, tmp_path / "out", on_new_shard="add", limit=2)
 
 
 def test_following_changes_no_answer(corpus: Path, tmp_path: Path) -> None:
-    """An output that was begun without it may follow its input later."""
+    """An output that was started without it can follow its input later."""
     output = tmp_path / "out"
-    night(nightly(corpus, output))
+    run_nightly(nightly(corpus, output))
     write_corpus(corpus, {"c.parquet": ["new"]})
-    summary = night(following(corpus, output))
+    summary = run_nightly(following(corpus, output))
     assert summary is not None and summary.rows == 1
 
 
 @pytest.mark.filterwarnings(
-    "ignore:Exception in thread leave:pytest.PytestUnhandledThreadExceptionWarning"
+    "ignore:Exception in thread save-summary:pytest.PytestUnhandledThreadExceptionWarning"
 )
-def test_a_night_may_die_at_every_call(corpus: Path, tmp_path: Path) -> None:
-    """Before and after each call of a night that adds and redoes: the next one ends it.
+def test_a_nightly_run_may_crash_at_every_call(corpus: Path, tmp_path: Path) -> None:
+    """After a crash before or after each call to the store, the next run finishes the output.
 
-    What is taken for finished is whole at every moment.
+    An output that is marked as finished is complete at every moment.
     """
-    night(following(corpus, tmp_path / "before"))
+    run_nightly(following(corpus, tmp_path / "before"))
     write_corpus(corpus, {"a.parquet": ["another"], "c.parquet": ["new", "newer", "newest"]})
-    night(following(corpus, tmp_path / "expected"))
+    run_nightly(following(corpus, tmp_path / "expected"))
     expected = answers(tmp_path / "expected")
 
-    def began(name: str) -> Path:
+    def copy_of_before(name: str) -> Path:
         return Path(shutil.copytree(tmp_path / "before", tmp_path / name))
 
-    recorder = CrashingStore(LocalStore(str(began("whole"))))
+    recorder = CrashingStore(LocalStore(str(copy_of_before("whole"))))
     drive(following(corpus, tmp_path / "whole"), recorder)
     assert answers(tmp_path / "whole") == expected
     for number, name in enumerate(recorder.calls):
         for after in (False, True):
-            output = began(f"{number} {name} {after}")
+            output = copy_of_before(f"{number} {name} {after}")
             store = CrashingStore(LocalStore(str(output)), number, after)
             with pytest.raises((Crash, DriverCrashed)):
                 drive(following(corpus, output), store)
             if (output / SUCCESS_KEY).exists() and answers(output) != expected:
-                # Still the former night's.
+                # The output is still that of the run before.
                 assert answers(output) == answers(tmp_path / "before"), output.name
-            night(following(corpus, output))
+            run_nightly(following(corpus, output))
             assert answers(output) == expected, output.name
             assert is_whole(output)
 
 
-def overtaken_by(meanwhile: Callable[[], None]) -> ScriptedExecutor:
-    """Runs all units; then another driver of the same job comes, before the run can finish."""
+def overtaken_by(other_driver: Callable[[], None]) -> ScriptedExecutor:
+    """An executor that runs all units, and then another driver before the run can finish."""
 
     def around(execution: InProcessExecution, spec: RunSpec) -> Iterator[Commit]:
         yield from execution.commits(spec)
-        meanwhile()
+        other_driver()
 
     return ScriptedExecutor(around)
 
 
-def test_two_nights_at_once_end_well(corpus: Path, tmp_path: Path) -> None:
-    """The second adds a shard and ends first; the first ends with the whole, too."""
+def test_two_runs_at_once_finish(corpus: Path, tmp_path: Path) -> None:
+    """The second adds a shard and finishes first; the first then finishes with all rows."""
     job = following(corpus, tmp_path / "out")
 
-    def second_night() -> None:
+    def second_run() -> None:
         write_corpus(corpus, {"c.parquet": ["new"]})
-        summary = night(job)
+        summary = run_nightly(job)
         assert summary is not None and summary.exit_code == ExitCode.FINISHED
 
-    summary = run_job(job, overtaken_by(second_night), Quiet())
+    summary = run_job(job, overtaken_by(second_run), Quiet())
     assert summary is not None and summary.exit_code == ExitCode.FINISHED
     assert summary.totals is not None and summary.totals.rows == 7
     assert is_whole(tmp_path / "out")
 
 
 class _Overtaking(LocalStore):
-    """A store in which another night comes between a look at the input and the plan's exchange."""
+    """A store in which another run comes between the listing and the update of the plan."""
 
-    other_night: Any = None
+    other_run: Any = None
 
     def info(self, key: str) -> ObjectInfo:
-        other_night, self.other_night = self.other_night, None
-        if key == PLAN_KEY and other_night is not None:
-            other_night()
+        other_run, self.other_run = self.other_run, None
+        if key == PLAN_KEY and other_run is not None:
+            other_run()
         return super().info(key)
 
 
-def test_no_unit_that_another_night_has_planned_is_lost(corpus: Path, tmp_path: Path) -> None:
-    """Who is overtaken plans on top of what stands, also of shards that its listing has not."""
+def test_no_unit_that_another_run_has_planned_is_lost(corpus: Path, tmp_path: Path) -> None:
+    """The slower run extends the stored plan, including shards that its own listing lacks."""
     job = following(corpus, tmp_path / "out")
-    night(job)
+    run_nightly(job)
     write_corpus(corpus, {"c.parquet": ["seven"]})
 
-    def other_night() -> None:
+    def other_run() -> None:
         write_corpus(corpus, {"d.parquet": ["eight"]})
-        night(job)
+        run_nightly(job)
 
     store = _Overtaking(job.output.path)
-    store.other_night = other_night
+    store.other_run = other_run
     prepared = prepare(job, store, has_gpus=False)
     assert {unit.shard for unit in prepared.opened.plan.units} >= {"c.parquet", "d.parquet"}
     assert prepared.missing == ()
 
 
-def test_who_adds_units_runs_them(corpus: Path, tmp_path: Path) -> None:
-    """The first night ends well with its own; the output is finished by who comes last."""
+def test_the_run_that_adds_units_runs_them(corpus: Path, tmp_path: Path) -> None:
+    """The first run ends well without them; the last one finishes the output."""
     job = following(corpus, tmp_path / "out")
 
-    def stopped_night() -> None:
+    def stopped_run() -> None:
         write_corpus(corpus, {"c.parquet": ["new"]})
         with pytest.raises(RunFailed):
             run_job(job, ScriptedExecutor(_failing), Quiet())
 
     interface = Quiet()
-    summary = run_job(job, overtaken_by(stopped_night), interface)
+    summary = run_job(job, overtaken_by(stopped_run), interface)
     assert summary is not None and summary.exit_code == ExitCode.FINISHED
     assert summary.totals is None
-    assert any("another run has added 1 unit to" in line for line in interface.lines)
+    assert any("Another run has added 1 unit to" in line for line in interface.lines)
     assert not (tmp_path / "out" / SUCCESS_KEY).exists()
-    last = night(job)
+    last = run_nightly(job)
     assert last is not None and last.rows == 1
     assert is_whole(tmp_path / "out")
 

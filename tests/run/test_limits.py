@@ -1,4 +1,4 @@
-"""How many deaths of engines a run bears: enough to find a row that kills, not for ever."""
+"""How many engine crashes a run tolerates: enough to find a row that causes them, no more."""
 
 import math
 
@@ -11,16 +11,16 @@ from tokenmill.run.limits import CrashLimit
 from tokenmill.scheduling.load import PoolState
 
 ROWS = 1000
-#: What a search for one row may cost (it is condemned by its second death alone), and three more.
-ENOUGH = 3 + 3 + math.ceil(math.log2(ROWS))
+#: The crashes of a search for one row (which must crash an engine alone twice), and three more.
+LIMIT = 3 + 3 + math.ceil(math.log2(ROWS))
 
 
-def dead(deaths: int, condemned: int = 0) -> Progress:
-    """A run with work left whose engines have crashed this often."""
+def crashed(crashes: int, poison_rows: int = 0) -> Progress:
+    """The progress of an unfinished run whose engines have crashed this often."""
     progress = Progress(
         units_total=2, rows_total=2 * ROWS, units_before=0, rows_before=0, started_at=0
     )
-    progress.observe(PoolState({}, deaths, "CUDA error", condemned), 1.0)
+    progress.observe(PoolState({}, crashes, "CUDA error", poison_rows), 1.0)
     return progress
 
 
@@ -28,29 +28,29 @@ def commit() -> Commit:
     return Commit(record(unit(0, 10)), is_ours=True)
 
 
-def test_the_deaths_of_a_search_are_borne() -> None:
-    """A run is not given up while a row that kills may still be found."""
-    CrashLimit(ROWS, replicas=1).ticked(dead(ENOUGH - 1), 1.0)
+def test_the_crashes_of_a_search_are_tolerated() -> None:
+    """A run goes on while the row that causes the crashes may still be found."""
+    CrashLimit(ROWS, replicas=1).ticked(crashed(LIMIT - 1), 1.0)
 
 
-def test_deaths_without_a_unit_getting_through_end_the_run() -> None:
-    """The reason tells how often, and of what the last engine died."""
+def test_crashes_without_a_completed_unit_end_the_run() -> None:
+    """The message says how often and why the last engine crashed."""
     limit = CrashLimit(ROWS, replicas=1)
-    with pytest.raises(RunFailed, match=r"died 100 times .* CUDA error"):
-        limit.ticked(dead(100), 1.0)
+    with pytest.raises(RunFailed, match=r"crashed 100 times .* CUDA error"):
+        limit.ticked(crashed(100), 1.0)
 
 
-def test_a_commit_renews_the_patience() -> None:
-    """Engines that get units through may die as often again."""
+def test_a_commit_restarts_the_count() -> None:
+    """Engines that complete units may crash as often again."""
     limit = CrashLimit(ROWS, replicas=1)
-    limit.committed(commit(), dead(ENOUGH))
-    limit.ticked(dead(2 * ENOUGH - 1), 1.0)
+    limit.committed(commit(), crashed(LIMIT))
+    limit.ticked(crashed(2 * LIMIT - 1), 1.0)
 
 
-def test_a_row_that_was_found_renews_it_too_but_not_for_ever() -> None:
-    """Each search that ends is a step forward; engines that die of everything are sick."""
+def test_a_found_row_restarts_the_count_eight_times() -> None:
+    """A finished search is progress; engines that crash on many rows are broken themselves."""
     limit = CrashLimit(ROWS, replicas=1)
-    for found in range(1, 9):
-        limit.ticked(dead(found * (ENOUGH - 1), condemned=found), 1.0)
+    for num_found in range(1, 9):
+        limit.ticked(crashed(num_found * (LIMIT - 1), poison_rows=num_found), 1.0)
     with pytest.raises(RunFailed):
-        limit.ticked(dead(9 * ENOUGH, condemned=9), 1.0)
+        limit.ticked(crashed(9 * LIMIT, poison_rows=9), 1.0)

@@ -1,4 +1,4 @@
-"""Who is told how a run ended, and what happens where that fails."""
+"""Notifications of a run's end, and what happens if they fail."""
 
 import json
 import sys
@@ -24,7 +24,7 @@ KEEP = (sys.executable, "-c", "import sys; open(sys.argv[1], 'w').write(sys.stdi
 
 @contextmanager
 def webhook(status: int = 200) -> Iterator[tuple[str, list[Any]]]:
-    """A server on loopback: its URL, and what was posted to it."""
+    """A server on loopback; yields its URL and a list of what was posted to it."""
     posted: list[Any] = []
 
     class Hook(BaseHTTPRequestHandler):
@@ -47,19 +47,19 @@ def webhook(status: int = 200) -> Iterator[tuple[str, list[Any]]]:
         server.server_close()
 
 
-def job_that_tells(tmp_path: Path, **told: Any) -> Job:
+def notifying_job(tmp_path: Path, **settings: Any) -> Job:
     corpus = write_corpus(tmp_path / "corpus")
-    return Job.model_validate(job_over(corpus, tmp_path / "out", notify=told))
+    return Job.model_validate(job_over(corpus, tmp_path / "out", notify=settings))
 
 
 def test_a_command_and_a_webhook_get_the_summary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same that stands in the output; the URL comes from the environment, and stays there."""
+    """They get what is stored in the output; the URL is in the environment only."""
     with webhook() as (url, posted):
         monkeypatch.setenv("NIGHT_HOOK", url)
         kept = tmp_path / "kept.json"
-        job = job_that_tells(tmp_path, command=[*KEEP, str(kept)], webhook="NIGHT_HOOK")
+        job = notifying_job(tmp_path, command=[*KEEP, str(kept)], webhook="NIGHT_HOOK")
         run_job(job, InProcessExecutor(), Quiet())
     (written,) = (tmp_path / "out" / "_tokenmill" / "runs").glob("*/summary.json")
     summary = json.loads(written.read_text())
@@ -69,15 +69,15 @@ def test_a_command_and_a_webhook_get_the_summary(
     assert not any(b"a-secret" in data for data in stored)
 
 
-def test_a_run_that_fails_tells_why(tmp_path: Path) -> None:
-    """With its exit code and the reason, before it ends."""
+def test_a_failed_run_notifies_too(tmp_path: Path) -> None:
+    """The summary has the exit code and the reason."""
 
     def failing(_execution: object, _spec: RunSpec) -> Iterator[Any]:
         raise RunFailed("the cluster is gone")
         yield
 
     kept = tmp_path / "kept.json"
-    job = job_that_tells(tmp_path, command=[*KEEP, str(kept)])
+    job = notifying_job(tmp_path, command=[*KEEP, str(kept)])
     with pytest.raises(RunFailed):
         run_job(job, ScriptedExecutor(failing), Quiet())
     summary = json.loads(kept.read_text())
@@ -85,33 +85,35 @@ def test_a_run_that_fails_tells_why(tmp_path: Path) -> None:
     assert "the cluster is gone" in summary["error"]
 
 
-def test_who_cannot_be_told_fails_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is said in a line each; the output is finished all the same."""
+def test_a_failed_notification_fails_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each failure is reported in one line, and the output is finished."""
     monkeypatch.delenv("NIGHT_HOOK", raising=False)
     interface = Quiet()
-    job = job_that_tells(tmp_path, command=["no-such-program"], webhook="NIGHT_HOOK")
+    job = notifying_job(tmp_path, command=["no-such-program"], webhook="NIGHT_HOOK")
     summary = run_job(job, InProcessExecutor(), interface)
     assert summary is not None and summary.exit_code == ExitCode.FINISHED
     assert (tmp_path / "out" / "_SUCCESS").exists()
-    told = [line for line in interface.lines if line.startswith("notify.")]
-    assert len(told) == 2
-    assert "no-such-program" in told[0] and "NIGHT_HOOK holds no URL" in told[1]
+    command, hook = [line for line in interface.lines if line.startswith("notify.")]
+    assert "no-such-program" in command
+    assert "NIGHT_HOOK is not set" in hook
 
 
-def test_what_others_answer_is_said_without_their_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A webhook's URL is a secret; a command's complaint is not."""
+def test_a_failure_is_reported_without_the_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The URL of a webhook is a secret; the error output of a command is not."""
     with webhook(500) as (url, posted):
         monkeypatch.setenv("NIGHT_HOOK", url)
         (line,) = notify(Notify(webhook="NIGHT_HOOK"), "{}")
     assert posted == [{}]
     assert "500" in line and "a-secret" not in line
-    complaining = (sys.executable, "-c", "import sys; sys.exit('no such\\nroom')")
-    (line,) = notify(Notify(command=complaining), "{}")
-    assert line.endswith("ended with 1: no such room")
+    failing = (sys.executable, "-c", "import sys; sys.exit('no such\\nroom')")
+    (line,) = notify(Notify(command=failing), "{}")
+    assert line.endswith("exited with 1: no such room")
 
 
-@pytest.mark.parametrize("told", [{}, {"webhook": "https://hooks.example/secret"}])
-def test_a_url_in_the_job_is_refused(told: dict[str, str]) -> None:
-    """Jobs are stored with their outputs; and one of the two must be there."""
+@pytest.mark.parametrize("settings", [{}, {"webhook": "https://hooks.example/secret"}])
+def test_a_url_in_the_job_is_refused(settings: dict[str, str]) -> None:
+    """Jobs are stored with their outputs. A command or a webhook must be set."""
     with pytest.raises(ValueError, match="webhook"):
-        Notify(**told)
+        Notify(**settings)

@@ -1,4 +1,4 @@
-"""Before a run: what is known of a job in seconds, and real answers for a few of its rows."""
+"""`validate` and `preview`: checks of a job within seconds, and answers for a few rows."""
 
 import io
 import json
@@ -25,7 +25,7 @@ def corpus(tmp_path: Path) -> Path:
     """Four shards of ten rows; one text is blank."""
     texts = [f"text {row}" for row in range(NUM_ROWS)]
     texts[7] = " "
-    shards = {f"{at}.parquet": texts[10 * at : 10 * at + 10] for at in range(4)}
+    shards = {f"{shard}.parquet": texts[10 * shard :][:10] for shard in range(4)}
     return write_corpus(tmp_path / "corpus", shards)
 
 
@@ -40,21 +40,21 @@ def previewed(corpus: Path, count: int, seed: int = 0, **changes: Any) -> list[P
     return preview(Job.model_validate(job_over(corpus, "out", **changes)), count, seed)
 
 
-def places(rows: list[PreviewedRow]) -> list[tuple[str, int]]:
+def positions(rows: list[PreviewedRow]) -> list[tuple[str, int]]:
     return [(row.source_file, row.source_row) for row in rows]
 
 
-def test_rows_are_drawn_from_all_over_and_by_the_seed(corpus: Path) -> None:
-    """The same seed draws the same rows, another one others; no row comes twice."""
+def test_rows_are_drawn_from_the_whole_input_by_the_seed(corpus: Path) -> None:
+    """The same seed draws the same rows, another seed others; no row is drawn twice."""
     rows = previewed(corpus, 8)
-    assert len(set(places(rows))) == 8
+    assert len(set(positions(rows))) == 8
     assert len({row.source_file for row in rows}) > 1
-    assert places(previewed(corpus, 8)) == places(rows)
-    assert places(previewed(corpus, 8, seed=1)) != places(rows)
+    assert positions(previewed(corpus, 8)) == positions(rows)
+    assert positions(previewed(corpus, 8, seed=1)) != positions(rows)
 
 
-def test_text_that_is_not_utf_8_is_a_reject_beside_the_others(tmp_path: Path) -> None:
-    """A row with broken bytes is shown as one, and hinders no other."""
+def test_text_that_is_not_utf8_is_shown_as_a_reject(tmp_path: Path) -> None:
+    """The other rows are shown with their answers."""
     texts = strings_of_bytes([b"fine", b"caf\xe9"])
     corpus = tmp_path / "corpus"
     corpus.mkdir()
@@ -65,10 +65,10 @@ def test_text_that_is_not_utf_8_is_a_reject_beside_the_others(tmp_path: Path) ->
     assert broken.written["error"]["class"] == "bad_text"
 
 
-def test_more_rows_than_there_are_is_all_of_them(corpus: Path) -> None:
-    """Each with what the job reads, and what a run would write for it; rejects too."""
+def test_a_large_count_shows_all_rows(corpus: Path) -> None:
+    """Each with what the job reads and what a run would write, rejects included."""
     rows = previewed(corpus, 1000)
-    assert len(set(places(rows))) == NUM_ROWS
+    assert len(set(positions(rows))) == NUM_ROWS
     for row in rows:
         number = 10 * int(row.source_file[0]) + row.source_row
         is_blank = number == 7
@@ -78,7 +78,7 @@ def test_more_rows_than_there_are_is_all_of_them(corpus: Path) -> None:
 
 
 def test_only_rows_that_pass_the_filter_are_drawn(corpus: Path) -> None:
-    """And where there is none, the command says so."""
+    """If no row passes, the message says so."""
     where = {"path": str(corpus), "keep": ["id"], "where": "id = 3"}
     assert {row.source_row for row in previewed(corpus, 9, input=where)} == {3}
     with pytest.raises(UserError, match="no row to show"):
@@ -86,7 +86,7 @@ def test_only_rows_that_pass_the_filter_are_drawn(corpus: Path) -> None:
 
 
 def test_a_preview_is_shown_and_nothing_is_written(job_file: Path, tmp_path: Path) -> None:
-    """On the terminal in 100 columns, with `--json` as data; there is no output afterwards."""
+    """On the terminal in 100 columns, or as data with `--json`."""
     before = sorted(tmp_path.rglob("*"))
     shown = invoke("preview", job_file, "-n", "2", "--where", "id = 3")
     assert shown.exit_code == ExitCode.FINISHED, shown.stderr
@@ -99,8 +99,8 @@ def test_a_preview_is_shown_and_nothing_is_written(job_file: Path, tmp_path: Pat
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_text_without_spaces_is_shown_whole(tmp_path: Path) -> None:
-    """In Chinese it is one word, longer than its column: it goes on in the next line."""
+def test_a_text_without_spaces_is_shown_completely(tmp_path: Path) -> None:
+    """Chinese text is one word, longer than its column; it continues in the next line."""
     text = "".join(chr(0x4E00 + number) for number in range(120))
     corpus = write_corpus(tmp_path / "corpus", {"0.parquet": [text]})
     job_file = tmp_path / "job.json"
@@ -112,7 +112,7 @@ def test_a_text_without_spaces_is_shown_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("is_fact", [True, False])
 def test_no_table_cuts_a_long_word(is_fact: bool) -> None:
-    """A path or a text without spaces, longer than the terminal is wide."""
+    """A path or a text without spaces may be longer than the terminal is wide."""
     word = "".join(chr(0x4E00 + number) for number in range(120))
     if is_fact:
         table = facts_table({"output": word})
@@ -124,22 +124,22 @@ def test_no_table_cuts_a_long_word(is_fact: bool) -> None:
     assert set(word) <= set(console.export_text())
 
 
-def test_a_valid_job_is_told_by_its_figures(job_file: Path, tmp_path: Path) -> None:
-    """Rows, shards, units and the output's columns; nothing is written."""
+def test_a_valid_job_is_described(job_file: Path, tmp_path: Path) -> None:
+    """With rows, shards, units and the output's columns; nothing is written."""
     before = sorted(tmp_path.rglob("*"))
     done = invoke("validate", job_file)
     assert done.exit_code == ExitCode.FINISHED, done.stderr
     assert "40 in 4 shards and 20 units" in done.stdout
-    found = json.loads(invoke("validate", job_file, "--json").stdout)
-    assert (found["rows"], found["shards"], found["units"]) == (40, 4, 20)
-    assert found["columns"]["id"] == "int64"
-    assert found["columns"]["generated_text"] == "string"
-    assert found["models"] == [{"place": "model", "source": "fake", "is_fetched": True}]
+    facts = json.loads(invoke("validate", job_file, "--json").stdout)
+    assert (facts["rows"], facts["shards"], facts["units"]) == (40, 4, 20)
+    assert facts["columns"]["id"] == "int64"
+    assert facts["columns"]["generated_text"] == "string"
+    assert facts["models"] == [{"place": "model", "source": "fake", "is_fetched": True}]
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_job_that_cannot_be_run_is_refused(job_file: Path, corpus: Path) -> None:
-    """With the line and the exit code that a run would end with."""
+    """With the message and the exit code of a run."""
     for setting, part in (
         ("prompt.user={{ body }}", "body"),
         ("model.engine.step_seconds=1", "step_s"),

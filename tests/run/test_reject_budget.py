@@ -1,4 +1,4 @@
-"""The reject budget: a run stops early just when it is sure to miss it."""
+"""The reject budget: a run stops early if, and only if, it is certain to exceed it."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from tokenmill.storage.local import LocalStore
 
 
 def progress_of(rows_total: int, *rejects: dict[str, int], filtered: int = 0) -> Progress:
-    """Units of ten rows are done, with these rejects each."""
+    """A run in which units of ten rows are done, with these rejects in each."""
     progress = Progress(100, rows_total, 0, 0, started_at=0.0)
     for number, classes in enumerate(rejects):
         facts: dict[str, Any] = {"num_rows": 10 - filtered, "num_filtered": filtered}
@@ -26,16 +26,16 @@ def progress_of(rows_total: int, *rejects: dict[str, int], filtered: int = 0) ->
     return progress
 
 
-NOTHING = LocalStore("/nowhere/at/all")
+NO_STORE = LocalStore("/nowhere/at/all")
 
 
 def check_budget(job: Job, progress: Progress) -> None:
-    """What the budget says of a run that has come so far."""
-    RejectBudget(job, NOTHING).committed(Commit(record(unit(0, 10)), is_ours=True), progress)
+    """Let the budget look at a run with this progress."""
+    RejectBudget(job, NO_STORE).committed(Commit(record(unit(0, 10)), is_ours=True), progress)
 
 
 @pytest.mark.parametrize(
-    ("budget", "rejects", "filtered", "is_lost"),
+    ("budget", "rejects", "filtered", "is_exceeded"),
     [
         # 5 % of 100 rows are five.
         ({"max_reject_rate": 0.05}, [5], 0, False),
@@ -44,41 +44,59 @@ def check_budget(job: Job, progress: Progress) -> None:
         ({"max_reject_rate": 0}, [1], 0, True),
         ({"max_reject_rate": 0}, [0], 0, False),
         ({"max_reject_rate": 1}, [10], 0, False),
-        # The smaller of the two counts.
+        # The smaller limit counts.
         ({"max_reject_rate": 1, "max_rejects": 3}, [3], 0, False),
         ({"max_reject_rate": 1, "max_rejects": 3}, [4], 0, True),
         ({"max_reject_rate": 0.02, "max_rejects": 50}, [3], 0, True),
-        # Rows that are filtered out are no rows of the output: 5 % of 80 are four.
+        # Filtered rows are not in the output: 5 % of 80 are four.
         ({"max_reject_rate": 0.05}, [2, 2], 10, False),
         ({"max_reject_rate": 0.05}, [2, 3], 10, True),
     ],
 )
-def test_a_run_is_given_up_just_when_it_is_sure_to_miss(
-    budget: dict[str, float], rejects: list[int], filtered: int, is_lost: bool
+def test_a_run_stops_when_it_is_certain_to_exceed_the_budget(
+    budget: dict[str, float], rejects: list[int], filtered: int, is_exceeded: bool
 ) -> None:
-    """With one reject fewer the run goes on, since all that is left may get answers."""
-    each = [{"timeout": count} if count else {} for count in rejects]
-    progress = progress_of(100, *each, filtered=filtered)
-    if is_lost:
+    """With one reject fewer it goes on, since all remaining rows may be answered."""
+    classes = [{"timeout": count} if count else {} for count in rejects]
+    progress = progress_of(100, *classes, filtered=filtered)
+    if is_exceeded:
         refusal(OverBudget, lambda: check_budget(job(budget), progress))
     else:
         check_budget(job(budget), progress)
 
 
-def test_a_run_that_is_done_is_not_given_up() -> None:
-    """The last unit's rejects are for the verdict at the end, which has a summary."""
+def test_the_last_unit_does_not_stop_the_run() -> None:
+    """After it the run ends by itself, with a summary and its own exit code."""
     progress = progress_of(20, {"timeout": 5}, {"timeout": 5})
     check_budget(job({"max_reject_rate": 0}), progress)
 
 
 def test_the_reason_names_the_main_classes_first() -> None:
-    """The three most frequent classes stand in the message with their counts."""
+    """The message has the three most frequent classes with their counts."""
     rejects = {"timeout": 1, "engine_error": 4, "empty_input": 2, "bad_text": 3}
     progress = progress_of(100, rejects)
     message = refusal(OverBudget, lambda: check_budget(job({"max_rejects": 3}), progress))
-    assert "10 rejects are more than the 3" in message
-    assert ": 4 engine_error; 3 bad_text; 2 empty_input. " in message
+    assert "10 of 100 rows were rejected; the limit is 3 (max_rejects: 3)" in message
+    assert ": 4 engine_error, 3 bad_text, 2 empty_input. " in message
     assert "timeout" not in message
+
+
+@pytest.mark.parametrize(
+    ("budget", "words"),
+    [
+        (
+            {"max_reject_rate": 0.01},
+            "1 of 64 rows was rejected; the limit is 0 (max_reject_rate: 0.01)",
+        ),
+        ({"max_reject_rate": 0.01, "max_rejects": 0}, "the limit is 0 (max_rejects: 0)"),
+        ({"max_reject_rate": 0.01, "max_rejects": 9}, "the limit is 0 (max_reject_rate: 0.01)"),
+    ],
+)
+def test_the_reason_names_the_limit_and_its_key(budget: dict[str, float], words: str) -> None:
+    """Of two limits it names the one that is exceeded."""
+    progress = progress_of(64, {"timeout": 1})
+    message = refusal(OverBudget, lambda: check_budget(job(budget), progress))
+    assert words in message
 
 
 # A whole run.
@@ -86,15 +104,15 @@ def test_the_reason_names_the_main_classes_first() -> None:
 TEXTS = {"a.parquet": ["", "one", "two", "three", "", "", *(f"later {n}" for n in range(194))]}
 
 
-def test_a_run_stops_early_and_goes_on_with_a_larger_budget(tmp_path: Path) -> None:
-    """It stops with its own exit code and an example; what is committed stays and counts."""
+def test_a_run_stops_early_and_continues_with_a_larger_budget(tmp_path: Path) -> None:
+    """It stops with its own exit code and an example; committed units are kept and counted."""
     corpus = write_corpus(tmp_path / "corpus", TEXTS)
     keys = job_over(corpus, tmp_path / "out", units={"rows": 1}, max_rejects=2)
-    tight, wide = (Job.model_validate({**keys, "max_rejects": most}) for most in (2, 3))
+    tight, wide = (Job.model_validate({**keys, "max_rejects": limit}) for limit in (2, 3))
     store = LocalStore(str(tmp_path / "out"))
     message = refusal(OverBudget, lambda: drive(tight, store))
     assert OverBudget.exit_code == ExitCode.OVER_REJECT_BUDGET == 3
-    assert "3 empty_input, as a.parquet row 0: " in message
+    assert "3 empty_input (such as a.parquet row 0: " in message
     committed = {item.key for item in store.list("data")}
     assert 6 <= len(committed) < 200
     assert read_success(store) is None
@@ -105,10 +123,9 @@ def test_a_run_stops_early_and_goes_on_with_a_larger_budget(tmp_path: Path) -> N
     assert totals is not None and totals.rejects == {"empty_input": 3}
 
 
-def test_a_budget_that_is_missed_at_the_end_withholds_success(tmp_path: Path) -> None:
-    """All units are there and the verdict is 3; a larger budget finishes without running any."""
-    one = {"a.parquet": ["fine", ""]}
-    corpus = write_corpus(tmp_path / "corpus", one)
+def test_a_budget_that_is_exceeded_at_the_end_leaves_no_success(tmp_path: Path) -> None:
+    """All units are saved and the exit code is 3; with a larger budget no unit runs again."""
+    corpus = write_corpus(tmp_path / "corpus", {"a.parquet": ["fine", ""]})
     store = LocalStore(str(tmp_path / "out"))
     keys = job_over(corpus, tmp_path / "out", max_rejects=0)
     summary = drive(Job.model_validate(keys), store)

@@ -1,4 +1,4 @@
-"""What a resume and a finished job's next run cost: requests of the store, and what is imported."""
+"""The cost of a resume and of running a finished job: requests to the store, and imports."""
 
 import math
 import subprocess
@@ -18,10 +18,10 @@ from yaml import safe_dump
 
 
 @pytest.mark.parametrize("num_units", [10, 1_000, 2_500])
-def test_a_resume_lists_a_page_for_each_thousand_units(
+def test_a_resume_reads_one_listing_page_per_thousand_units(
     stub_s3: StubS3, tmp_path: Path, num_units: int
 ) -> None:
-    """What is done is decided from the listing alone: no object is asked for by itself."""
+    """The listing alone says what is done; no single object is asked for."""
     corpus = write_corpus(tmp_path, {"a.parquet": [f"text {n}" for n in range(num_units)]})
     job = Job.model_validate(job_over(corpus, stub_s3.store.url, units={"rows": 1}))
     units = prepare(job, stub_s3.store, has_gpus=False).opened.plan.units
@@ -38,8 +38,8 @@ def test_a_resume_lists_a_page_for_each_thousand_units(
     assert requests["PUT"] == 0
 
 
-def test_a_finished_job_is_known_by_two_objects(stub_s3: StubS3, tmp_path: Path) -> None:
-    """Its next run reads the plan and the mark of success; it lists nothing and writes nothing."""
+def test_a_finished_job_is_recognized_by_two_objects(stub_s3: StubS3, tmp_path: Path) -> None:
+    """Its next run reads the plan and the success marker; it lists and writes nothing."""
     job = Job.model_validate(job_over(write_corpus(tmp_path), stub_s3.store.url))
     drive(job, stub_s3.store)
     before = dict(stub_s3.objects)
@@ -60,7 +60,7 @@ main()
 
 
 def test_a_finished_job_needs_neither_ray_nor_an_engine(tmp_path: Path) -> None:
-    """The command ends with 0 where neither can be imported, and leaves the output as it is."""
+    """The command exits with 0 although neither can be imported, and changes nothing."""
     keys = job_over(write_corpus(tmp_path / "corpus"), tmp_path / "out")
     store = LocalStore(str(tmp_path / "out"))
     drive(Job.model_validate(keys), store)

@@ -1,4 +1,4 @@
-"""Retry: rejected and cut rows again, in place, with what was changed on record."""
+"""Retry: rejected and truncated rows are answered again in place, and the change is recorded."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ TEXTS = {"a.parquet": [*(f"text {n}" for n in range(9)), ""], "b.parquet": ["one
 
 
 class World:
-    """A finished output with rejects and cut answers."""
+    """A finished output with rejects and truncated answers."""
 
     def __init__(self, folder: Path, **changes: Any) -> None:
         corpus = write_corpus(folder / "corpus", TEXTS)
@@ -65,20 +65,20 @@ def error_class(row: dict[str, Any]) -> str | None:
     return None if row["error"] is None else row["error"]["class"]
 
 
-def test_rejected_rows_get_answers_in_their_places(world: World) -> None:
-    """Only the chosen rows are run; all others, and units without such rows, stay bit for bit."""
+def test_rejected_rows_get_answers_in_place(world: World) -> None:
+    """Only the selected rows are run; other rows, and objects without any, are unchanged."""
     before, objects = world.rows(), contents(world.store, "data")
-    failed = {place for place, row in before.items() if error_class(row) == "engine_error"}
+    failed = {key for key, row in before.items() if error_class(row) == "engine_error"}
     assert failed and len(failed) < len(before) - 1
     summary = drive_retry(world.store, FAILED, SOUND)
     assert summary is not None and summary.exit_code == ExitCode.FINISHED
     after = world.rows()
     assert after.keys() == before.keys()
-    for place, row in after.items():
-        if place in failed:
+    for key, row in after.items():
+        if key in failed:
             assert row["error"] is None and row["generated_text"]
         else:
-            assert row == before[place]
+            assert row == before[key]
     changed = {key for key, data in contents(world.store, "data").items() if data != objects[key]}
     units = {unit.key: unit for unit in open_output(world.store).plan.units}
     assert changed == {
@@ -90,8 +90,8 @@ def test_rejected_rows_get_answers_in_their_places(world: World) -> None:
     assert world.success().rejects == {"empty_input": 1}
 
 
-def test_what_was_changed_is_on_record(world: World) -> None:
-    """Each footer of a changed object names the retry, the fields and how many rows it ran."""
+def test_a_retry_is_recorded(world: World) -> None:
+    """The footer of each changed object has the run, the fields and the number of rows."""
     summary = drive_retry(world.store, FAILED, SOUND, "sampling.max_tokens=7")
     assert summary is not None
     repaired = [record for record in world.records() if record.repairs]
@@ -102,41 +102,41 @@ def test_what_was_changed_is_on_record(world: World) -> None:
         assert made["changes"] == {"model.engine.error_rate": 0, "sampling.max_tokens": 7}
         assert 1 <= made["num_rows"] <= 2
         assert record.run != summary.run
-    # The job that the output is of stays what it was.
+    # The job of the output is unchanged.
     assert open_output(world.store).job.params[0].max_tokens == 5
 
 
-def test_cut_answers_get_longer_ones(world: World) -> None:
-    """With room for more tokens the truncated answers end by themselves."""
+def test_truncated_answers_become_complete(world: World) -> None:
+    """With more tokens the truncated answers end by themselves."""
     before = world.rows()
-    cut = {place for place, row in before.items() if row["finish_reason"] == "length"}
-    assert cut
-    nothing_else = Selection(frozenset({"timeout"}), truncated=True)
-    drive_retry(world.store, nothing_else, "sampling.max_tokens=200")
-    for place, row in world.rows().items():
-        if place in cut:
+    truncated = {key for key, row in before.items() if row["finish_reason"] == "length"}
+    assert truncated
+    only_truncated = Selection(frozenset({"timeout"}), truncated=True)
+    drive_retry(world.store, only_truncated, "sampling.max_tokens=200")
+    for key, row in world.rows().items():
+        if key in truncated:
             assert row["finish_reason"] == "stop"
             assert row["num_generated_tokens"] > 5
         else:
-            assert row == before[place]
+            assert row == before[key]
     world.assert_whole()
 
 
-def test_a_retry_that_fails_takes_no_answer_away(world: World) -> None:
-    """Cut answers whose second try ends in an error stay; rejects get the new reason."""
+def test_a_failed_retry_removes_no_answer(world: World) -> None:
+    """Truncated answers are kept if the second try fails; rejects get the new reason."""
     before = world.rows()
     everything = Selection(truncated=True)
     drive_retry(world.store, everything, "model.engine.error_rate=1")
-    for place, row in world.rows().items():
-        if error_class(before[place]) is None:
-            assert row == before[place]
+    for key, row in world.rows().items():
+        if error_class(before[key]) is None:
+            assert row == before[key]
         else:
             assert row["error"] is not None
     world.assert_whole()
 
 
 def test_nothing_to_retry_changes_nothing(world: World) -> None:
-    """Where no row is chosen there is no run, and not one object is written."""
+    """If no row is selected, nothing runs and no object is written."""
     before = contents(world.store)
     assert drive_retry(world.store, Selection(frozenset({"timeout"})), SOUND) is None
     assert contents(world.store) == before
@@ -152,27 +152,27 @@ def test_nothing_to_retry_changes_nothing(world: World) -> None:
     ],
 )
 def test_columns_and_input_cannot_change(world: World, override: str, word: str) -> None:
-    """What would change rows or columns of the output is refused by name, and nothing is run."""
+    """A setting that would change rows or columns of the output is refused by name."""
     before = contents(world.store)
     message = refusal(UserError, lambda: drive_retry(world.store, FAILED, override))
     assert "--set" in message and word in message
     assert contents(world.store) == before
 
 
-def test_a_mistaken_override_is_refused(world: World) -> None:
-    """A key that no job has is the user's mistake; the nearest one is named."""
+def test_an_unknown_override_is_refused(world: World) -> None:
+    """The message names the nearest key."""
     message = refusal(UserError, lambda: drive_retry(world.store, FAILED, "model.sauce=fake"))
     assert "model.sauce" in message and "source" in message
 
 
-def test_an_output_that_is_none_cannot_be_retried(tmp_path: Path) -> None:
-    """A folder without a plan is the user's mistake."""
+def test_a_folder_that_is_no_output_cannot_be_retried(tmp_path: Path) -> None:
+    """A folder without a plan is a user error that names it."""
     store = LocalStore(str(tmp_path / "nowhere"))
     assert store.url in refusal(UserError, lambda: drive_retry(store, FAILED))
 
 
 def test_an_output_whose_job_was_edited_is_refused(world: World) -> None:
-    """A stored job that is not the plan's is named by what differs; a missing one too."""
+    """The message names the field that differs, or the file if it is unreadable or missing."""
     path = world.folder / "_tokenmill" / "job.yaml"
     text = path.read_text()
     path.write_text(text.replace("max_tokens: 5", "max_tokens: 6"))
@@ -184,8 +184,8 @@ def test_an_output_whose_job_was_edited_is_refused(world: World) -> None:
     assert str(path) in refusal(UserError, lambda: drive_retry(world.store, FAILED))
 
 
-def test_the_budget_of_a_retry_is_the_retrys_own(world: World) -> None:
-    """A retry is given up, or finishes the output, by the budget that it is given."""
+def test_a_retry_has_its_own_budget(world: World) -> None:
+    """The budget in the overrides decides whether the retry stops or finishes the output."""
     (world.folder / "_SUCCESS").unlink()
     with pytest.raises(OverBudget):
         drive_retry(world.store, FAILED, "model.engine.error_rate=1", "max_rejects=0")
@@ -196,20 +196,20 @@ def test_the_budget_of_a_retry_is_the_retrys_own(world: World) -> None:
     assert world.success().rejects == {"empty_input": 1}
 
 
-def test_an_output_of_which_a_part_is_missing_is_mended_as_far_as_it_is(world: World) -> None:
-    """Its rejects are answered, and then it is said that units are missing, which a run adds."""
+def test_rejects_of_an_incomplete_output_are_answered(world: World) -> None:
+    """The retry then fails and names the missing unit, which a run adds."""
     (world.folder / "_SUCCESS").unlink()
-    lost = open_output(world.store).plan.units[0]
-    (world.folder / lost.key).unlink()
+    missing = open_output(world.store).plan.units[0]
+    (world.folder / missing.key).unlink()
     message = refusal(RunFailed, lambda: drive_retry(world.store, FAILED, SOUND))
-    assert lost.key in message
+    assert missing.key in message
     assert "engine_error" not in map(error_class, world.rows().values())
     world.run()
     world.assert_whole()
 
 
-def test_a_retry_that_is_overtaken_by_another_keeps_its_answers(world: World) -> None:
-    """Where a second retry of the same rows ends first, a failure of the first one takes no row."""
+def test_a_slow_retry_keeps_the_answers_of_a_faster_one(world: World) -> None:
+    """If a second retry of the same rows ends first, a failure of the first removes no answer."""
     answered: list[dict[tuple[str, int], dict[str, Any]]] = []
 
     def overtake(number: int) -> None:

@@ -1,4 +1,4 @@
-"""`tokenmill retry` over Ray: what failed in a first run is answered in place by the second."""
+"""`tokenmill retry` on Ray: rows that failed in a first run are answered in place by a second."""
 
 from pathlib import Path
 
@@ -18,10 +18,10 @@ TEXTS = {
 }
 
 
-def test_rows_without_a_whole_answer_get_one(tmp_path: Path) -> None:
-    """Errors, time-outs and cut answers are run again with the changes; the rest stays as it was.
+def test_rows_without_a_complete_answer_get_one(tmp_path: Path) -> None:
+    """Errors, timeouts and truncated answers are run again; all other rows are unchanged.
 
-    Both runs end with 0, and the proof from objects and input holds after each.
+    Both runs exit with 0, and the output is verified after each.
     """
     corpus, output = write_corpus(tmp_path / "corpus", TEXTS), tmp_path / "out"
     engine = {"hang_on": "for ever", "error_rate": 0.3, "step_s": 0.001}
@@ -39,23 +39,23 @@ def test_rows_without_a_whole_answer_get_one(tmp_path: Path) -> None:
     retried = tokenmill(
         *("retry", output, "--class", "timeout", "--class", "engine_error", "--truncated"),
         *("--set", "sampling.max_tokens=100", "--set", "model.engine={}"),
-        # On a busy machine an answer may take that long.
+        # On a busy machine an answer may take long.
         *("--set", "model.request_timeout_s=60"),
     )
 
     assert retried.returncode == ExitCode.FINISHED, retried.stderr
     after = output_rows(output)
     assert positions(after) == positions(before)
-    for was, now in zip(before, after, strict=True):
-        if was["finish_reason"] == "stop" or (
-            was["error"] and was["error"]["class"] == "empty_input"
+    for old, new in zip(before, after, strict=True):
+        if old["finish_reason"] == "stop" or (
+            old["error"] and old["error"]["class"] == "empty_input"
         ):
-            assert now == was
+            assert new == old
         else:
-            assert (now["error"], now["finish_reason"]) == (None, "stop")
-    proved = invoke("verify", output, "--deep")
-    assert proved.exit_code == ExitCode.FINISHED, proved.stdout
-    assert "1 rejected" in proved.stdout
+            assert (new["error"], new["finish_reason"]) == (None, "stop")
+    verified = invoke("verify", output, "--deep")
+    assert verified.exit_code == ExitCode.FINISHED, verified.stdout
+    assert "1 rejected" in verified.stdout
     store = LocalStore(str(output))
     repairs = [made for item in store.list("data") for made in read_record(store, item.key).repairs]
     assert repairs

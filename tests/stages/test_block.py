@@ -1,4 +1,4 @@
-"""Units on their way between processes: what is packed comes out, whatever it is."""
+"""Units on their way between processes: every table comes out of its block unchanged."""
 
 import pyarrow as pa
 import pytest
@@ -26,38 +26,38 @@ TABLES = {
 
 
 @pytest.mark.parametrize("rows", TABLES.values(), ids=TABLES.keys())
-def test_a_unit_comes_out_as_it_was_packed(rows: pa.Table) -> None:
-    """Rows, types, nulls and metadata of a unit are kept, and so is its position."""
-    parcel = to_block(7, rows)
-    assert parcel.num_rows == 1
-    ((unit, again),) = from_block(parcel)
+def test_a_unit_comes_out_of_its_block_unchanged(rows: pa.Table) -> None:
+    """Its rows, types, nulls, metadata and position are kept."""
+    block = to_block(7, rows)
+    assert block.num_rows == 1
+    ((unit, again),) = from_block(block)
     assert unit == 7
     assert again.schema.equals(rows.schema, check_metadata=True)
     assert again.num_rows == rows.num_rows
-    # By their bytes: NaN equals nothing, and text that is not UTF-8 has no value in Python.
+    # Compared as bytes: NaN is unequal to itself, and invalid UTF-8 has no Python value.
     assert to_block(7, again).equals(to_block(7, rows.combine_chunks())) or again.equals(rows)
 
 
-def test_several_units_in_one_block_stay_apart() -> None:
-    """Parcels that were put into one block come out one by one, in their order."""
-    parcels = [to_block(unit, rows) for unit, rows in enumerate(TABLES.values())]
-    found = from_block(pa.concat_tables(parcels))
-    assert [unit for unit, _ in found] == list(range(len(TABLES)))
-    assert [rows.schema for _, rows in found] == [rows.schema for rows in TABLES.values()]
-    sliced = from_block(pa.concat_tables(parcels).combine_chunks().slice(1, 1))
+def test_several_units_in_one_block_stay_separate() -> None:
+    """Blocks that were joined come apart again, in order."""
+    blocks = [to_block(unit, rows) for unit, rows in enumerate(TABLES.values())]
+    units = from_block(pa.concat_tables(blocks))
+    assert [unit for unit, _ in units] == list(range(len(TABLES)))
+    assert [rows.schema for _, rows in units] == [rows.schema for rows in TABLES.values()]
+    sliced = from_block(pa.concat_tables(blocks).combine_chunks().slice(1, 1))
     assert [(unit, rows.num_rows) for unit, rows in sliced] == [(1, 0)]
 
 
-def test_parcels_look_alike() -> None:
-    """All parcels have one schema, so that blocks of different jobs' columns can be joined."""
+def test_all_blocks_have_the_same_schema() -> None:
+    """So Ray Data can join blocks of units with different columns."""
     assert len({to_block(0, rows).schema.to_string() for rows in TABLES.values()}) == 1
     assert from_block(to_block(0, TABLES["rows"]).slice(0, 0)) == []
 
 
-def test_a_unit_is_unpacked_without_a_copy() -> None:
-    """The rows that come out lie in the parcel's own memory."""
-    parcel = to_block(0, pa.table({"n": range(100_000)}))
+def test_a_unit_is_read_without_a_copy() -> None:
+    """Its rows share the memory of the block."""
+    block = to_block(0, pa.table({"n": range(100_000)}))
     before = pa.total_allocated_bytes()
-    unpacked = from_block(parcel)
-    assert unpacked[0][1].num_rows == 100_000
+    units = from_block(block)
+    assert units[0][1].num_rows == 100_000
     assert pa.total_allocated_bytes() - before < 100_000

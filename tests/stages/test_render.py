@@ -1,4 +1,4 @@
-"""Rendering a unit: every row keeps its place, whatever becomes of it."""
+"""Rendering a unit: every row has a prompt or a reject at its own position."""
 
 import datetime as dt
 from collections.abc import Sequence
@@ -26,13 +26,13 @@ from tokenmill.tasks.unit_tables import (
 
 
 class PickyTokenizer(FakeTokenizer):
-    """A model whose chat template refuses chats that say no."""
+    """A tokenizer whose chat template refuses chats that contain "no"."""
 
     def encode_chats(self, chats: Sequence[Chat]) -> list[Sequence[int] | Reject]:
         encoded = super().encode_chats(chats)
-        refused = Reject(RejectClass.CHAT_TEMPLATE_ERROR, "roles must alternate")
+        refusal = Reject(RejectClass.CHAT_TEMPLATE_ERROR, "roles must alternate")
         return [
-            refused if any("no" in content for _, content in chat) else tokens
+            refusal if any("no" in content for _, content in chat) else tokens
             for chat, tokens in zip(chats, encoded, strict=True)
         ]
 
@@ -43,32 +43,32 @@ def rendered(
     keep: tuple[str, ...] = (),
     tokenizer: Tokenizer | None = None,
 ) -> pa.Table:
-    """The rows, whose positions begin at 10, rendered; `{{ text }}` alone unless told."""
+    """The rendered rows, with positions from 10; by default the prompt is `{{ text }}`."""
     positions = pa.array(range(10, 10 + rows.num_rows), pa.int64())
     rows = rows.append_column(pa.field(ROW_COLUMN, pa.int64(), nullable=False), positions)
-    tools = TaskContext(tokenizer or FakeTokenizer(), max_model_len=100)
+    context = TaskContext(tokenizer or FakeTokenizer(), max_model_len=100)
     steps = job({"prompt": prompt or {"text": "{{ text }}"}}).steps
-    table = Renderer(RowTasks(steps, tools), keep).render(rows)
+    table = Renderer(RowTasks(steps, context), keep).render(rows)
     assert table[ROW_COLUMN].equals(rows[ROW_COLUMN])
     return table
 
 
 def entries(table: pa.Table) -> list[PreparedRow | Reject]:
-    """Each row's one entry."""
+    """The entry of each row, which has one task."""
     rows = RenderedRows(table)
-    found = [rows.entries(row) for row in range(len(rows))]
-    assert all(len(row) == 1 for row in found)
-    return [entry for (entry,) in found if entry is not None]
+    entries_by_row = [rows.entries(row) for row in range(len(rows))]
+    assert all(len(row) == 1 for row in entries_by_row)
+    return [entry for (entry,) in entries_by_row if entry is not None]
 
 
 def reject(table: pa.Table, row: int) -> Reject:
-    found = entries(table)[row]
-    assert isinstance(found, Reject)
-    return found
+    entry = entries(table)[row]
+    assert isinstance(entry, Reject)
+    return entry
 
 
 def outcomes(table: pa.Table) -> list[str]:
-    """Each row's prompt, or the class of its reject."""
+    """For each row its prompt, or the class of its reject."""
     return [
         str(entry.reject_class) if isinstance(entry, Reject) else text_of(*entry.prompts)
         for entry in entries(table)
@@ -80,10 +80,10 @@ TEXTS = st.lists(st.none() | st.sampled_from(["", " ", "yes", "no", "é\U0001f60
 
 @settings(max_examples=60, deadline=None)
 @given(texts=TEXTS, chat=st.booleans(), pieces=st.integers(1, 4))
-def test_every_row_has_its_prompt_or_reject_in_its_place(
+def test_every_row_has_its_prompt_or_reject_at_its_position(
     texts: list[str | None], *, chat: bool, pieces: int
 ) -> None:
-    """Good rows, and rejects of the template and of the tokenizer, stand where the rows stood."""
+    """This holds for answered rows and for rejects of the template and of the tokenizer."""
     rows = pa.table({"text": pa.array(texts, pa.string()), "id": range(len(texts))})
     chunks = [rows.slice(start, pieces) for start in range(0, len(texts), pieces)]
     table = rendered(
@@ -105,7 +105,7 @@ def test_every_row_has_its_prompt_or_reject_in_its_place(
 
 
 def test_a_chat_has_its_messages_in_order() -> None:
-    """The roles and contents of the job reach the model's chat template in their order."""
+    """The model's chat template gets the job's roles and contents in order."""
     prompt = {
         "messages": [
             {"role": "system", "content": "Be {{ how }}."},
@@ -117,35 +117,35 @@ def test_a_chat_has_its_messages_in_order() -> None:
     assert outcomes(table) == ["<|system|>\nBe brief.\n<|user|>\nHi\n<|assistant|>\nSure\n"]
 
 
-def test_a_refusing_chat_template_is_told_in_its_row() -> None:
-    """What the model's chat template says of a chat is the row's message."""
+def test_a_chat_that_the_template_refuses_is_a_reject() -> None:
+    """The message of the model's chat template becomes the row's message."""
     table = rendered(
         pa.table({"text": ["no", "yes"]}), {"user": "{{ text }}"}, tokenizer=PickyTokenizer()
     )
-    refused, answered = entries(table)
+    refused, prepared = entries(table)
     assert refused == Reject(RejectClass.CHAT_TEMPLATE_ERROR, "roles must alternate", attempts=0)
-    assert isinstance(answered, PreparedRow)
+    assert isinstance(prepared, PreparedRow)
 
 
 @pytest.mark.parametrize(
     "broken", [b"\xff", b"caf\xe9", b"\xed\xa0\x80", b"\xc0\x80", b"\xf0\x9f\x98"], ids=repr
 )
-def test_text_that_is_not_utf8_is_rejected_alone(broken: bytes) -> None:
-    """A row whose text's bytes are not UTF-8 is a reject that names the column; others go on."""
+def test_text_that_is_not_utf8_rejects_only_its_row(broken: bytes) -> None:
+    """The reject names the column; other rows are prepared."""
     table = rendered(pa.table({"text": strings_of_bytes([b"good", broken, "é".encode()])}))
     assert outcomes(table) == ["good", "bad_text", "é"]
     assert "the column text holds text that is not UTF-8" in reject(table, 1).message
 
 
-def test_text_deep_in_a_value_that_is_not_utf8_is_rejected() -> None:
-    """A list with one broken text is a row with broken text."""
+def test_nested_text_that_is_not_utf8_is_rejected() -> None:
+    """A list with one invalid text rejects its row."""
     cells = strings_of_bytes([b"a", b"\xff", b"b"])
     lists = pa.ListArray.from_arrays(pa.array([0, 2, 3], pa.int32()), cells)
     assert outcomes(rendered(pa.table({"text": lists}))) == ["bad_text", "['b']"]
 
 
 def test_a_lone_surrogate_is_rejected() -> None:
-    """A prompt that is no Unicode text, which a tokenizer would choke on, is a reject."""
+    """A prompt that is not valid Unicode would crash a tokenizer, so it is a reject."""
     prompt = {"text": "{{ '%c' | format(code) }}"}
     table = rendered(pa.table({"code": [0x41, 0xD800, 0x1F600]}), prompt)
     assert outcomes(table) == ["A", "bad_text", "\U0001f600"]
@@ -163,8 +163,8 @@ def test_a_lone_surrogate_is_rejected() -> None:
     ],
     ids=str,
 )
-def test_a_value_that_python_cannot_hold_is_rejected(kind: pa.DataType, value: int) -> None:
-    """A date beyond all calendars, or in no time zone, is one row's fault."""
+def test_a_value_without_a_python_equivalent_is_rejected(kind: pa.DataType, value: int) -> None:
+    """A date beyond the calendar, or in an unknown time zone, rejects only its row."""
     rows = pa.table({"text": pa.array([None, value], pa.int64()).cast(kind)})
     table = rendered(rows, {"text": "{% if text %}{{ text }}{% endif %}."})
     assert outcomes(table) == [".", "template_error"]
@@ -189,13 +189,13 @@ VALUES = [
 
 
 @pytest.mark.parametrize(("values", "expected"), VALUES, ids=[str(v.type) for v, _ in VALUES])
-def test_columns_of_any_type_can_be_printed(values: pa.Array, expected: str) -> None:
-    """A value is printed as Python does; null is empty input."""
+def test_columns_of_any_type_can_be_in_a_prompt(values: pa.Array, expected: str) -> None:
+    """A value is formatted as by `str`; null is empty input."""
     assert outcomes(rendered(pa.table({"text": values}))) == [expected, "empty_input"]
 
 
 def test_kept_columns_are_unchanged() -> None:
-    """Kept columns keep their type, nulls and bytes, in the asked order; no others are kept."""
+    """They keep their types, nulls and bytes, in the order of `keep`; no others are kept."""
     rows = pa.table(
         {
             "text": ["a", None, "c"],
@@ -214,8 +214,8 @@ def test_kept_columns_are_unchanged() -> None:
 
 @pytest.mark.parametrize("texts", [[], [None], [None] * 3], ids=["no rows", "one", "three"])
 @pytest.mark.parametrize("form", ["text", "user"])
-def test_a_unit_without_a_single_prompt_is_rendered(texts: list[None], form: str) -> None:
-    """No rows, or rejects only, give columns of the same types as ever."""
+def test_a_unit_without_a_prompt_is_rendered(texts: list[None], form: str) -> None:
+    """Without rows, or with rejects only, the columns have their usual types."""
     table = rendered(pa.table({"text": pa.array(texts, pa.string())}), {form: "{{ text }}"})
     assert outcomes(table) == ["empty_input"] * len(texts)
     assert table.schema.field(PROMPTS_COLUMN).type == pa.list_(pa.list_(pa.int32()))
@@ -223,7 +223,7 @@ def test_a_unit_without_a_single_prompt_is_rendered(texts: list[None], form: str
 
 
 def several(*prompts: str) -> RowTasks:
-    """Tasks named a, b, …, each with a plain prompt."""
+    """Tasks named a, b, …, each with a text prompt."""
     steps = [
         step_of(Generate(name=name, prompt={"text": prompt}, sampling={"max_tokens": 5}))
         for name, prompt in zip("abc", prompts, strict=False)
@@ -232,16 +232,16 @@ def several(*prompts: str) -> RowTasks:
 
 
 def positioned(rows: pa.Table) -> pa.Table:
-    """The rows with their positions, as they come from the source."""
+    """The rows with their positions, as the source reads them."""
     return rows.append_column(ROW_COLUMN, pa.array(range(rows.num_rows), pa.int64()))
 
 
 def test_a_row_is_prepared_for_each_of_its_tasks() -> None:
-    """Each task has its own entry: a prompt, its own reject, or none while it waits."""
+    """Each task has an entry: a prompt, a reject, or None if it waits for another task."""
     tasks = several("A{{ x }}", "B{{ y }}", "C{{ a_generated_text }}{{ z }}")
     rows = positioned(pa.table({"x": ["1", "2"], "y": ["3", None], "z": ["4", "5"]}))
-    found = RenderedRows(Renderer(tasks, ()).render(rows))
-    first, second = found.entries(0), found.entries(1)
+    unit = RenderedRows(Renderer(tasks, ()).render(rows))
+    first, second = unit.entries(0), unit.entries(1)
     assert [text_of(*entry.prompts) for entry in first if isinstance(entry, PreparedRow)] == [
         "A1",
         "B3",
@@ -249,17 +249,17 @@ def test_a_row_is_prepared_for_each_of_its_tasks() -> None:
     assert first[2] is None and second[2] is None
     assert isinstance(second[0], PreparedRow)
     assert isinstance(second[1], Reject) and second[1].reject_class is RejectClass.EMPTY_INPUT
-    assert [found.late(row) for row in (0, 1)] == [{"z": "4"}, {"z": "5"}]
+    assert [unit.late(row) for row in (0, 1)] == [{"z": "4"}, {"z": "5"}]
 
 
 def test_an_unreadable_value_rejects_the_row_for_all_its_tasks() -> None:
-    """Text that is not UTF-8 is found before any task sees the row; its neighbours are prepared."""
+    """Invalid UTF-8 is found before any task sees the row; other rows are prepared."""
     tasks = several("A{{ x }}", "B{{ y }}", "C{{ b_generated_text }}")
     broken = strings_of_bytes([b"good", b"\xff"])
     rows = positioned(pa.table({"x": ["1", "2"], "y": broken}))
-    found = RenderedRows(Renderer(tasks, ()).render(rows))
-    assert [isinstance(entry, PreparedRow) for entry in found.entries(0)] == [True, True, False]
-    rejected = found.entries(1)
+    unit = RenderedRows(Renderer(tasks, ()).render(rows))
+    assert [isinstance(entry, PreparedRow) for entry in unit.entries(0)] == [True, True, False]
+    rejected = unit.entries(1)
     assert [isinstance(entry, Reject) and entry.reject_class for entry in rejected] == [
         RejectClass.BAD_TEXT
     ] * 3
@@ -268,16 +268,16 @@ def test_an_unreadable_value_rejects_the_row_for_all_its_tasks() -> None:
 # Whole chats.
 
 
-def test_a_rows_own_messages_are_its_prompt() -> None:
-    """Each row's list of roles and contents goes to the chat template as it is, in its place."""
+def test_the_messages_in_a_row_are_its_prompt() -> None:
+    """The row's list of roles and contents goes to the chat template unchanged."""
     chats = [
         [("system", "Be brief."), ("user", "One?"), ("assistant", "{{ text }}"), ("user", "Two?")],
         [("user", "")],
     ]
     column = [[{"role": role, "content": text} for role, text in chat] for chat in chats]
     table = rendered(pa.table({"messages": column}), {"chat": "messages"})
-    found = [entry.prompts[0] for entry in entries(table) if isinstance(entry, PreparedRow)]
-    assert found == FakeTokenizer().encode_chats(chats)
+    prompts = [entry.prompts[0] for entry in entries(table) if isinstance(entry, PreparedRow)]
+    assert prompts == FakeTokenizer().encode_chats(chats)
 
 
 @pytest.mark.parametrize(
@@ -290,16 +290,16 @@ def test_a_rows_own_messages_are_its_prompt() -> None:
         ([{"role": None, "content": "x"}], RejectClass.TEMPLATE_ERROR),
     ],
 )
-def test_messages_that_are_none_are_their_rows_reject(cell: object, kind: RejectClass) -> None:
-    """A row without whole messages is a reject that names the column; its neighbour is asked."""
-    sound = [{"role": "user", "content": "x"}]
-    table = rendered(pa.table({"m": [cell, sound]}), {"chat": "m"})
+def test_a_row_without_complete_messages_is_a_reject(cell: object, kind: RejectClass) -> None:
+    """The reject names the column; other rows are prepared."""
+    messages = [{"role": "user", "content": "x"}]
+    table = rendered(pa.table({"m": [cell, messages]}), {"chat": "m"})
     assert reject(table, 0).reject_class is kind
     assert "the column m" in reject(table, 0).message
     assert isinstance(entries(table)[1], PreparedRow)
 
 
-def test_a_column_of_texts_holds_no_messages() -> None:
-    """Of a column of another type every row is a reject, not a letter a message."""
+def test_a_text_is_not_a_list_of_messages() -> None:
+    """A column of another type rejects its rows; letters are not taken for messages."""
     table = rendered(pa.table({"m": ["Hello"]}), {"chat": "m"})
     assert reject(table, 0).reject_class is RejectClass.TEMPLATE_ERROR

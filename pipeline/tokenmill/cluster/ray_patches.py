@@ -10,6 +10,7 @@ it. Listening on loopback is the exception: without it the run stops with a `Use
 import importlib
 import inspect
 import logging
+import os
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -200,11 +201,12 @@ class RayPatches:
     def enable_tokens(self) -> None:
         """Make Ray before 2.59 require a token in the cluster that this process starts.
 
-        It reads RAY_AUTH_MODE when it is imported; this reads it again. Later versions turn tokens
-        on by themselves. The caller must check that the cluster requires a token.
+        It reads RAY_AUTH_MODE when it is imported, and this makes it read the variable again. Later
+        versions turn tokens on by themselves. The caller must check the cluster that is started.
         """
         names = self._names("enable_tokens")
         if names:
+            os.environ["RAY_AUTH_MODE"] = "token"
             self._value(names[0])("")
 
     def start_no_dashboard(self) -> None:

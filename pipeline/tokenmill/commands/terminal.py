@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tokenmill.errors import ExitCode, TokenmillError, root_cause
-from tokenmill.observe.events import event_of, progress_event
+from tokenmill.observe.events import EventName, new_event, progress_event
 from tokenmill.observe.screen import PlainScreen, Screen, chatter_into, make_screen
 
 #: Tables are no wider than this, even on a wider terminal.
@@ -155,16 +155,16 @@ class JsonTerminal:
         self._run: str | None = None
 
     def say(self, line: str) -> None:
-        self._write({**event_of("remark"), "message": line})
+        self._write({**new_event(EventName.REMARK), "message": line})
 
     def event(self, event: Mapping[str, Any]) -> None:
-        if event["event"] == "start":
+        if event["event"] == EventName.START:
             self._run = event["run"]
         self._write(event)
 
     def fail(self, message: str) -> None:
         """Report why the command failed."""
-        self._write({**event_of("error"), "message": message})
+        self._write({**new_event(EventName.ERROR), "message": message})
 
     @contextmanager
     def watch(self, log: Path) -> Iterator[Screen]:

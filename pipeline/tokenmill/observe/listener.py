@@ -1,11 +1,11 @@
-"""What happens in a run, for those that observe it: screen, events, metrics, traces, limits."""
+"""The interface of everything that observes a run: screen, events, metrics, traces, limits."""
 
 from tokenmill.observe.progress import Progress
 from tokenmill.output.commit import Commit
 
 
 class RunListener:
-    """Base class of a run's observers; override what is of interest.
+    """Base class of a run's observers, with methods that do nothing; override what you need.
 
     All methods are called in the thread that started the run. An exception raised by a listener
     stops the run: that is how limits work.
@@ -18,7 +18,7 @@ class RunListener:
         """A unit was committed, by this run or by another driver; `progress` includes it."""
 
     def crashed(self, replica: str, reason: str) -> None:
-        """An engine has crashed since the last tick; of several, the last one."""
+        """An engine has crashed since the last tick; if several have, this is the last one."""
 
     def ticked(self, progress: Progress, now: float) -> None:
         """Called about once a second with the latest reports of the replicas, and at the end.
@@ -27,4 +27,4 @@ class RunListener:
         """
 
     def ended(self, error: BaseException | None) -> None:
-        """The last call: no unit is at work any more. `error` is what stopped the run, if any."""
+        """The last call, when no unit is running. `error` is what stopped the run, if any."""

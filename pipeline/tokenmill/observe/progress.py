@@ -1,8 +1,4 @@
-"""How a run is going: counted from its commits, told in lines, kept as events.
-
-`Progress` is pure; `Monitor` shows it. On a terminal `screen.LiveScreen` draws it, elsewhere a
-plain line is printed every ten seconds.
-"""
+"""The progress of a run, counted from its commits and the reports of its replicas. Pure data."""
 
 from dataclasses import dataclass, field, replace
 
@@ -10,16 +6,17 @@ from tokenmill.output.commit import Commit
 from tokenmill.output.counts import NO_COUNTS, Counts
 from tokenmill.scheduling.load import PoolState
 
-# Of a shorter time no pace follows: the first report that is seen may hold many tokens.
-_LEAST_PACE_S = 1.0
+# A shorter time gives no rate: the first report may already count many tokens.
+_MIN_RATE_S = 1.0
 
 
 @dataclass(slots=True)
 class Progress:
     """Counts of one run. `units_before` and `rows_before` were committed by earlier runs.
 
-    `first_rejects` maps each class of rejects to the key of the unit in which it came first.
-    Rows are input rows: those that `input.where` leaves out count as done with their unit.
+    Rows are input rows: a row that `input.where` leaves out is done when its unit is.
+    `first_rejects` maps each reject class to the key of the first unit that has it. `pool` is the
+    last state of the replicas, taken at `observed_at`; times are in seconds of the monotonic clock.
     """
 
     units_total: int
@@ -36,7 +33,7 @@ class Progress:
     pool: PoolState = field(default_factory=PoolState)
 
     def add(self, commit: Commit) -> None:
-        """Count a commit; a unit that another driver made first is done, but not our work."""
+        """Count a commit; if another driver made it, the unit counts but its tokens do not."""
         record = commit.record
         for name in record.rejects:
             self.first_rejects.setdefault(name, record.unit)
@@ -48,7 +45,7 @@ class Progress:
             self.lost_races += 1
 
     def observe(self, pool: PoolState, now: float) -> None:
-        """Take over what the replicas report; the last time is where the run's pace ends."""
+        """Keep the replicas' last reports. Rates are measured until the last call of this."""
         self.pool = pool
         self.observed_at = now
         if pool.loads and self.first_load_at is None:
@@ -56,16 +53,16 @@ class Progress:
 
     @property
     def rows(self) -> int:
-        """Input rows of this run's units."""
+        """The input rows of this run's units."""
         return self.counts.input_rows
 
     @property
     def rejected(self) -> int:
-        """Rows without an answer, of this run's units."""
+        """The rejected rows in this run's units."""
         return self.counts.rejected
 
     @property
-    def engine_deaths(self) -> int:
+    def engine_crashes(self) -> int:
         return self.pool.crashes
 
     @property
@@ -78,29 +75,31 @@ class Progress:
 
     @property
     def rows_answered(self) -> int:
-        """Rows that are committed, or answered and on their way to it."""
+        """Rows that are committed, or answered and soon to be."""
         answered = sum(load.answered_rows for load in self.pool.loads.values())
         return min(self.rows_before + max(self.rows, answered), self.rows_total)
 
     def engine_seconds(self, now: float) -> float:
-        """Since the first replica was ready."""
+        """Seconds since the first replica was ready."""
         return 0.0 if self.first_load_at is None else now - self.first_load_at
 
     def rates(self, now: float) -> tuple[float, float]:
-        """Input and output tokens a second, over the time that engines were there."""
+        """Input and output tokens a second since the first replica was ready."""
         seconds = self.engine_seconds(now)
-        if seconds < _LEAST_PACE_S:
+        if seconds < _MIN_RATE_S:
             return 0.0, 0.0
-        # A restarted replica counts from zero again, its former commits do not.
+        # A replica that was restarted counts from zero; its commits are still counted here.
         loads = self.pool.loads.values()
-        read = max(sum(load.input_tokens for load in loads), self.counts.input_tokens)
-        written = max(sum(load.generated_tokens for load in loads), self.counts.generated_tokens)
-        return read / seconds, written / seconds
+        input_tokens = max(sum(load.input_tokens for load in loads), self.counts.input_tokens)
+        output_tokens = max(
+            sum(load.generated_tokens for load in loads), self.counts.generated_tokens
+        )
+        return input_tokens / seconds, output_tokens / seconds
 
     def remaining_s(self, now: float) -> float | None:
-        """Seconds until the end at the present pace, None before there is one."""
+        """Seconds until the end at the present rate; None until the rate is known."""
         seconds = self.engine_seconds(now)
         rows = self.rows_answered - self.rows_before
-        if not rows or seconds < _LEAST_PACE_S:
+        if not rows or seconds < _MIN_RATE_S:
             return None
         return (self.rows_total - self.rows_answered) * seconds / rows

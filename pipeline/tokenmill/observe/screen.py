@@ -1,4 +1,4 @@
-"""The terminal: a live progress display, and Ray's and vLLM's chatter kept away from it."""
+"""The terminal: live progress, with the output of Ray and vLLM redirected into a log."""
 
 import os
 import sys
@@ -22,49 +22,49 @@ _LINE_INTERVAL_S = 10.0
 
 
 class Screen(RunListener):
-    """Shows a run to a person."""
+    """Shows the progress of a run to a person."""
 
     def started(self, progress: Progress) -> None:
         self.ticked(progress, time.monotonic())
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
 
 
 class PlainScreen(Screen):
-    """One line every ten seconds, for logs and pipes; `tell` says what it is."""
+    """Calls `show` every ten seconds, to print a line into a log or a pipe."""
 
-    def __init__(self, tell: Callable[[Progress, float], None]) -> None:
-        self._tell = tell
+    def __init__(self, show: Callable[[Progress, float], None]) -> None:
+        self._show = show
         self._next_line_at = 0.0
 
     def ticked(self, progress: Progress, now: float) -> None:
         if now >= self._next_line_at:
             self._next_line_at = now + _LINE_INTERVAL_S
-            self._tell(progress, now)
+            self._show(progress, now)
 
 
 def progress_line(progress: Progress, now: float) -> str:
-    """One line with what the live screen shows."""
-    read, written = progress.rates(now)
+    """The content of the live screen in one line."""
+    input_rate, output_rate = progress.rates(now)
     return (
         f"units {progress.units_done:,}/{progress.units_total:,}  "
         f"rows {progress.rows_answered:,}/{progress.rows_total:,}  "
         f"rejects {progress.rejected:,}  "
-        f"tokens/s in {read:,.0f} out {written:,.0f}  "
+        f"tokens/s in {input_rate:,.0f} out {output_rate:,.0f}  "
         f"replicas {len(progress.pool.loads)}  "
         f"ETA {duration(progress.remaining_s(now))}"
     )
 
 
 class Interface(Protocol):
-    """What a run says to its user."""
+    """Where a run reports to its user."""
 
     def say(self, line: str) -> None:
-        """One line, now."""
+        """Print one line now."""
 
     def event(self, event: Mapping[str, Any]) -> None:
-        """Something that happened in the run, as it stands in its `events.jsonl`."""
+        """Report an event, with the fields that it has in `events.jsonl`."""
 
     def watch(self, log: Path) -> AbstractContextManager[Screen]:
         """Show progress while the context is open; all other output goes into `log`."""
@@ -72,9 +72,9 @@ class Interface(Protocol):
 
 @contextmanager
 def chatter_into(log: Path) -> Iterator[Console]:
-    """Send all that is written to stdout and stderr into `log`; yields the user's own screen.
+    """Redirect stdout and stderr into `log`; yields a console that still writes to the terminal.
 
-    At the level of file descriptors: Ray's and vLLM's C++ and child processes write there too.
+    File descriptors are redirected, because C++ code and child processes of Ray and vLLM write too.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
@@ -99,16 +99,18 @@ def make_screen(console: Console) -> Screen:
     """A live display on a terminal, plain lines elsewhere."""
     if console.is_terminal:
         return LiveScreen(console)
-    return PlainScreen(lambda *seen: console.print(progress_line(*seen), markup=False))
+    return PlainScreen(
+        lambda progress, now: console.print(progress_line(progress, now), markup=False)
+    )
 
 
 class LiveScreen(Screen):
-    """Units and rows as bars, rejects, tokens a second, replicas and the time left."""
+    """Bars for units and rows; rejects, tokens a second, replicas and the time left."""
 
     def __init__(self, console: Console) -> None:
-        # Drawn by the caller: a thread that draws by itself also collects garbage, and Ray ends a
-        # process in which an object of its is freed while it shuts down. Redirecting would bring
-        # the chatter back from the log onto the screen.
+        # Refreshed by `ticked`: a thread that refreshes also collects garbage, and Ray ends the
+        # process if one of its objects is freed during its shutdown. Redirected output would appear
+        # on the screen instead of in the log.
         self._live = Live(
             console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
         )
@@ -122,13 +124,13 @@ class LiveScreen(Screen):
 
 
 def _facts(progress: Progress, now: float) -> Table:
-    """A name and a value a line, within the 80 columns of a usual terminal."""
+    """One fact per line; every line fits into 80 columns."""
     facts = Table.grid(padding=(0, 2))
     facts.add_row("units", _bar(progress.units_done, progress.units_total))
     facts.add_row("rows", _bar(progress.rows_answered, progress.rows_total))
     facts.add_row("rejects", f"{progress.rejected:,}")
-    read, written = progress.rates(now)
-    facts.add_row("tokens/s", f"{read:,.0f} in, {written:,.0f} out")
+    input_rate, output_rate = progress.rates(now)
+    facts.add_row("tokens/s", f"{input_rate:,.0f} in, {output_rate:,.0f} out")
     facts.add_row("replicas", _replicas(progress))
     elapsed = duration(now - progress.started_at)
     facts.add_row("ETA", f"{duration(progress.remaining_s(now))}, after {elapsed}")

@@ -1,8 +1,8 @@
-"""Traces for OpenTelemetry: a run is a trace, a unit is a span in it, and so is each of its stages.
+"""Traces for OpenTelemetry: a run is a trace, and each unit and each of its stages is a span.
 
-Made by the driver of what each commit brings along, so that a replica that dies takes none with
-it. Knows nothing of rows: no text of theirs can get into a span. Ids are made of the run's and the
-unit's names, and nothing of OpenTelemetry is imported unless an endpoint is set.
+The driver makes the spans from the commits, so a replica that crashes loses none. This module knows
+nothing of rows, so no text of a row can get into a span. Ids are hashes of the run's and the units'
+names. OpenTelemetry is imported only if an endpoint is set.
 """
 
 import logging
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-# A collector that hangs costs a run's memory and its end no more than this.
-_MOST_WAITING = 16_384
-_MOST_IN_A_REQUEST = 512
+# Limits on the memory and the time at the end that a hanging collector can cost.
+_MAX_QUEUED = 16_384
+_MAX_SPANS_PER_REQUEST = 512
 _FLUSH_S = 5.0
 _REQUEST_S = 3.0
 _INTERVAL_S = 1.0
@@ -37,7 +37,7 @@ _INTERVAL_S = 1.0
 def traces_of(run: str, job: str, say: Callable[[str], None]) -> RunListener:
     """A listener that sends the run's trace, if OpenTelemetry's variables name an endpoint.
 
-    At the end it says in one line how many spans did not arrive.
+    At the end it reports in one line how many spans were lost.
     """
     endpoint = next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), None)
     if endpoint is None or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
@@ -47,7 +47,7 @@ def traces_of(run: str, job: str, say: Callable[[str], None]) -> RunListener:
 
 
 class _OtlpTraces(RunListener):
-    """Spans for the collector that OpenTelemetry's own variables name."""
+    """Sends spans to the collector that OpenTelemetry's own variables name."""
 
     def __init__(self, run: str, job: str, endpoint: str, say: Callable[[str], None]) -> None:
         self._run = run
@@ -61,7 +61,7 @@ class _OtlpTraces(RunListener):
         del progress
         record, times = commit.record, commit.stage_times
         name = f"unit {record.unit} {record.attempt}"
-        whole = (min(start for start, _ in times.values()), max(end for _, end in times.values()))
+        span = (min(start for start, _ in times.values()), max(end for _, end in times.values()))
         attributes: dict[str, str | int] = {
             "tokenmill.unit": record.unit,
             "tokenmill.replica": record.replica,
@@ -73,7 +73,7 @@ class _OtlpTraces(RunListener):
             "tokenmill.input_tokens": record.input_tokens,
             "tokenmill.generated_tokens": record.generated_tokens,
         }
-        self._send("unit", name, "run", whole, attributes)
+        self._send("unit", name, "run", span, attributes)
         for stage, ends in times.items():
             self._send(stage, f"{stage} of {name}", name, ends, {"tokenmill.unit": record.unit})
 
@@ -82,10 +82,11 @@ class _OtlpTraces(RunListener):
         lost = self._sender.close()
         if lost:
             self._say(
-                f"{plural(lost, 'span')} did not reach {self._endpoint}; no row depends on them"
+                f"{plural(lost, 'trace span')} did not reach {self._endpoint}; the output does not "
+                "depend on them"
             )
 
-    def _send(  # noqa: PLR0913 - what a span is made of
+    def _send(  # noqa: PLR0913 - the parts of a span
         self,
         kind: str,
         name: str,
@@ -98,14 +99,14 @@ class _OtlpTraces(RunListener):
         from opentelemetry.sdk.trace import Event, ReadableSpan  # noqa: PLC0415
         from opentelemetry.trace import Status, StatusCode  # noqa: PLC0415
 
-        start, end = (int(at * 1e9) for at in ends)
+        start_ns, end_ns = (int(seconds * 1e9) for seconds in ends)
         status = Status()
         events: list[Event] = []
         if failure is not None:
-            # The class alone: a message may quote a row.
-            kind_of_error = type(failure).__name__
-            status = Status(StatusCode.ERROR, kind_of_error)
-            events = [Event("exception", {"exception.type": kind_of_error}, end)]
+            # Only the class: a message may quote a row.
+            error_class = type(failure).__name__
+            status = Status(StatusCode.ERROR, error_class)
+            events = [Event("exception", {"exception.type": error_class}, end_ns)]
         self._sender.put(
             ReadableSpan(
                 kind,
@@ -115,8 +116,8 @@ class _OtlpTraces(RunListener):
                 attributes={**self._names, **attributes},
                 events=events,
                 status=status,
-                start_time=start,
-                end_time=end,
+                start_time=start_ns,
+                end_time=end_ns,
             )
         )
 
@@ -129,7 +130,7 @@ class _OtlpTraces(RunListener):
 
 
 class _Sender:
-    """The thread that sends spans: it holds nothing of Ray's, and is waited for at the end only."""
+    """Sends spans in a thread of its own. The thread holds no object of Ray."""
 
     def __init__(self) -> None:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415
@@ -137,11 +138,11 @@ class _Sender:
         )
         from opentelemetry.sdk.resources import SERVICE_NAME, Resource  # noqa: PLC0415
 
-        # It says each failure, with its traceback; we say one line at the end.
+        # It would log each failure with a traceback; `close` returns what is lost instead.
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL + 1)
-        named = os.environ.get("OTEL_SERVICE_NAME", "tokenmill")
-        self.resource = Resource.create({SERVICE_NAME: named})
-        self._waiting: queue.SimpleQueue[ReadableSpan] = queue.SimpleQueue()
+        service = os.environ.get("OTEL_SERVICE_NAME", "tokenmill")
+        self.resource = Resource.create({SERVICE_NAME: service})
+        self._queue: queue.SimpleQueue[ReadableSpan] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._num_put = self._num_sent = 0
         exporter = OTLPSpanExporter(timeout=_REQUEST_S)
@@ -152,10 +153,11 @@ class _Sender:
 
     def put(self, span: "ReadableSpan") -> None:
         self._num_put += 1
-        if self._waiting.qsize() < _MOST_WAITING:
-            self._waiting.put(span)
+        if self._queue.qsize() < _MAX_QUEUED:
+            self._queue.put(span)
 
     def close(self) -> int:
+        """Send what is queued, for a few seconds at most; returns how many spans are lost."""
         self._closing.set()
         self._thread.join(_FLUSH_S)
         return self._num_put - self._num_sent
@@ -169,8 +171,8 @@ class _Sender:
     def _send_all(self, exporter: "SpanExporter") -> None:
         from opentelemetry.sdk.trace.export import SpanExportResult  # noqa: PLC0415
 
-        while not self._waiting.empty():
-            size = min(self._waiting.qsize(), _MOST_IN_A_REQUEST)
-            batch = [self._waiting.get() for _ in range(size)]
+        while not self._queue.empty():
+            size = min(self._queue.qsize(), _MAX_SPANS_PER_REQUEST)
+            batch = [self._queue.get() for _ in range(size)]
             if exporter.export(batch) is SpanExportResult.SUCCESS:
                 self._num_sent += len(batch)

@@ -1,4 +1,4 @@
-"""What can be refused before a run, without input, output, Ray or engine."""
+"""Checks of a job that need neither its input nor its output, and neither Ray nor an engine."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -24,7 +24,7 @@ def check_job(job: Job) -> None:
             f"input.keep: {taken[0]} is the name of an output column; rename the input's column"
         )
     if len(set(job.input.keep)) != len(job.input.keep):
-        raise UserError("input.keep: a column stands twice")
+        raise UserError("input.keep: a column is listed twice")
     _check_cleaned(job, input_columns(job.steps))
     if job.output.publish is not None:
         split_url(job.output.publish)
@@ -47,7 +47,7 @@ def _samplings(step: TaskStep[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _check_cleaned(job: Job, read: Mapping[str, str]) -> None:
-    """Refuse to clean what no task reads, or what answers have places in."""
+    """Refuse to clean a column that no task reads, or in which answers are located."""
     for column in () if job.clean is None else job.clean.columns:
         if column not in read:
             raise UserError(
@@ -68,5 +68,5 @@ def check_formats(job: Job) -> None:
 
 
 def models_by_key(job: Job) -> dict[str, ModelSource]:
-    """The job's models by their places."""
+    """The job's models, by their keys in the job."""
     return {"model": job.model, **{at: side.source for at, side in job.auxiliary_models.items()}}

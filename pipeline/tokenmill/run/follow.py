@@ -1,4 +1,4 @@
-"""Follow an execution: count its commits, and tell the run's listeners what happens."""
+"""Follow an execution: count its commits and call the run's listeners."""
 
 import queue
 import threading
@@ -13,12 +13,13 @@ from tokenmill.plan.plan import Unit
 from tokenmill.stages.executor import Execution, RunSpec
 
 _TICK_S = 1.0
-# Ray Data's loop turns a hundred times a second, and more slowly on a busy machine.
-_END_S = 10.0
+# How long to wait for an execution to stop. Ray Data's loop notices within a second, or later on a
+# busy machine.
+_STOP_S = 10.0
 
 
 def initial_progress(planned: Sequence[Unit], units: Sequence[Unit]) -> Progress:
-    """The progress of a run that has `units` of the planned ones left to do."""
+    """The progress at the start of a run that has `units` of the planned units to do."""
     rows = sum(unit.num_rows for unit in planned)
     return Progress(
         units_total=len(planned),
@@ -32,9 +33,9 @@ def initial_progress(planned: Sequence[Unit], units: Sequence[Unit]) -> Progress
 def follow(
     execution: Execution, spec: RunSpec, progress: Progress, listeners: Sequence[RunListener]
 ) -> None:
-    """Run the units to their end. Raises what the execution or a listener raises."""
+    """Run all units of the spec. Raises what the execution or a listener raises."""
     next_tick_at = 0.0
-    with _commits_or_none(execution, spec) as commits:
+    with _commits_and_ticks(execution, spec) as commits:
         for commit in commits:
             if commit is not None:
                 progress.add(commit)
@@ -47,9 +48,9 @@ def follow(
 
 
 def _tick(execution: Execution, progress: Progress, listeners: Sequence[RunListener]) -> None:
-    """Take over the replicas' last reports, and pass them on."""
+    """Pass the replicas' last reports to the progress and the listeners."""
     state, now = execution.state(), time.monotonic()
-    if state.crashes > progress.engine_deaths:
+    if state.crashes > progress.engine_crashes:
         for listener in listeners:
             listener.crashed(state.crashed_replica, state.crash_reason)
     progress.observe(state, now)
@@ -58,31 +59,31 @@ def _tick(execution: Execution, progress: Progress, listeners: Sequence[RunListe
 
 
 @contextmanager
-def _commits_or_none(execution: Execution, spec: RunSpec) -> Iterator[Iterator[Commit | None]]:
-    """The commits as they come, and None after each second without one.
+def _commits_and_ticks(execution: Execution, spec: RunSpec) -> Iterator[Iterator[Commit | None]]:
+    """Yields an iterator over the commits, with None after each second without one.
 
-    They are iterated in a thread of its own, so that the main thread is free for signals and for
-    drawing. That thread has ended when the context has: Ray ends a process in which a thread uses
-    it while it shuts down.
+    A thread of its own waits for the commits, so that this thread can handle signals and draw. The
+    thread has to end with the context, because Ray ends the process if a thread uses it while it
+    shuts down.
     """
     arrived: queue.SimpleQueue[Commit | BaseException | None] = queue.SimpleQueue()
 
-    def iterate() -> None:
+    def wait_for_commits() -> None:
         try:
             for commit in execution.commits(spec):
                 arrived.put(commit)
-        except BaseException as error:  # noqa: BLE001 - raised again in the main thread
+        except BaseException as error:  # noqa: BLE001 - raised in the main thread
             arrived.put(error)
         else:
             arrived.put(None)
 
-    thread = threading.Thread(target=iterate, name="commits", daemon=True)
+    thread = threading.Thread(target=wait_for_commits, name="commits", daemon=True)
     thread.start()
     try:
         yield _until_none(arrived)
     finally:
         execution.stop()
-        thread.join(_END_S)
+        thread.join(_STOP_S)
 
 
 def _until_none(

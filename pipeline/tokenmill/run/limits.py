@@ -1,9 +1,10 @@
-"""When a run is given up: engines that keep crashing, more rejects than the job allows."""
+"""Limits that stop a run: engines that keep crashing, more rejected rows than the job allows."""
 
 from collections import Counter
 from contextlib import suppress
 
 from tokenmill.errors import OverBudget, RunFailed, TokenmillError
+from tokenmill.formatting import plural
 from tokenmill.job.job import Job
 from tokenmill.observe.listener import RunListener
 from tokenmill.observe.progress import Progress
@@ -12,15 +13,15 @@ from tokenmill.output.counts import Counts
 from tokenmill.output.rejects import example_reject
 from tokenmill.storage.base import Store
 
-# An engine that dies again and again without a unit getting through will not get better; but one
-# row that kills is found only by 3 + log2(rows of its unit) deaths, and each replica may have one.
-_MOST_DEATHS_BESIDES_SEARCH = 3
-_MOST_DEATHS_OF_A_SEARCH = 3
-# Rows that kill engines are rare; so many are a sign that the engine itself is sick.
-_MOST_CONDEMNED = 8
-# Of rejects, in the one line that says why a run was given up.
-_MOST_CLASSES = 3
-_MOST_CHARACTERS = 200
+# Crashes without a completed unit. The search for one row that crashes engines takes at most
+# 3 + log2(rows of its unit) crashes, and each replica may have such a row.
+_MAX_OTHER_CRASHES = 3
+_MAX_EXTRA_CRASHES_OF_A_SEARCH = 3
+# Rows that crash engines are rare; more of them mean that the engine itself is broken.
+_MAX_POISON_ROWS = 8
+# In the one line that says why a run was stopped.
+_MAX_CLASSES = 3
+_MAX_EXAMPLE_CHARACTERS = 200
 
 
 def over_budget(job: Job, totals: Counts) -> bool:
@@ -30,41 +31,41 @@ def over_budget(job: Job, totals: Counts) -> bool:
 
 
 class CrashLimit(RunListener):
-    """Gives a run up when engines crash again and again without a unit getting through.
+    """Stops a run if engines crash again and again and no unit is completed.
 
     `ticked` raises `RunFailed`.
     """
 
     def __init__(self, rows_per_unit: int, replicas: int) -> None:
-        search = _MOST_DEATHS_OF_A_SEARCH + rows_per_unit.bit_length()
-        self._allowance = _MOST_DEATHS_BESIDES_SEARCH + replicas * search
-        self._deaths_before = 0
-        self._condemned = 0
+        search = _MAX_EXTRA_CRASHES_OF_A_SEARCH + rows_per_unit.bit_length()
+        self._max_crashes = _MAX_OTHER_CRASHES + replicas * search
+        self._crashes_before = 0
+        self._poison_rows = 0
 
     def committed(self, commit: Commit, progress: Progress) -> None:
-        """A unit got through, so the engines work."""
+        """A completed unit shows that the engines work: count crashes from here."""
         del commit
-        self._deaths_before = progress.engine_deaths
+        self._crashes_before = progress.engine_crashes
 
     def ticked(self, progress: Progress, now: float) -> None:
         del now
         if progress.units_done == progress.units_total:
             return
         state = progress.pool
-        if self._condemned < state.poison_rows <= _MOST_CONDEMNED:
-            # A row that crashes engines was found, which is progress too.
-            self._condemned = state.poison_rows
-            self._deaths_before = state.crashes
-        deaths = state.crashes - self._deaths_before
-        if deaths >= self._allowance:
+        if self._poison_rows < state.poison_rows <= _MAX_POISON_ROWS:
+            # A row that crashes engines was found, so the search makes progress.
+            self._poison_rows = state.poison_rows
+            self._crashes_before = state.crashes
+        crashes = state.crashes - self._crashes_before
+        if crashes >= self._max_crashes:
             raise RunFailed(
-                f"engines died {deaths} times without a unit getting through, the last time of "
-                f"{state.crash_reason}"
+                f"engines crashed {crashes} times and no unit was completed in between; the last "
+                f"reason: {state.crash_reason}"
             )
 
 
 class RejectBudget(RunListener):
-    """Gives a run up as soon as it is sure to end with more rejects than the job allows.
+    """Stops a run as soon as it is certain to end with more rejects than the job allows.
 
     `committed` raises `OverBudget`.
     """
@@ -75,26 +76,32 @@ class RejectBudget(RunListener):
 
     def committed(self, commit: Commit, progress: Progress) -> None:
         del commit
-        most_rows = progress.rows_total - progress.counts.filtered
-        most = self._job.most_rejects(most_rows)
-        if progress.rejected <= most or progress.rows_done >= progress.rows_total:
+        num_rows = progress.rows_total - progress.counts.filtered
+        limit = self._job.most_rejects(num_rows)
+        if progress.rejected <= limit or progress.rows_done >= progress.rows_total:
             return
-        classes = "; ".join(
-            f"{count:,} {name}{_as_example(self._output, progress.first_rejects[name], name)}"
-            for name, count in Counter(progress.counts.rejects).most_common(_MOST_CLASSES)
+        classes = ", ".join(
+            f"{count:,} {name}{self._example(progress.first_rejects[name], name)}"
+            for name, count in Counter(progress.counts.rejects).most_common(_MAX_CLASSES)
         )
+        were = "was" if progress.rejected == 1 else "were"
         raise OverBudget(
-            f"{progress.rejected:,} rejects are more than the {most:,} that max_reject_rate and "
-            f"max_rejects allow of {most_rows:,} rows: {classes}. Run tokenmill rejects to see "
-            "them; fix the job or the input, or raise the budget, and run again"
+            f"{progress.rejected:,} of {plural(num_rows, 'row')} {were} rejected; the limit is "
+            f"{limit:,} ({self._setting(limit)}). Rejects: {classes}. Run tokenmill rejects to see "
+            "them; fix the job or the input, or raise the limit, and run the command again"
         )
 
+    def _setting(self, limit: int) -> str:
+        """The key of the job that sets this limit, with its value."""
+        if self._job.max_rejects == limit:
+            return f"max_rejects: {limit}"
+        return f"max_reject_rate: {self._job.max_reject_rate:g}"
 
-def _as_example(output: Store, unit: str, reject_class: str) -> str:
-    """One of the unit's rows of the class, to follow the number of all; empty if there is none."""
-    # The store may fail by now; the reason for the stop matters more.
-    with suppress(TokenmillError, FileNotFoundError):
-        row = example_reject(output, unit, reject_class)
-        if row is not None:
-            return f", as {' '.join(row.split())[:_MOST_CHARACTERS]}"
-    return ""
+    def _example(self, unit: str, reject_class: str) -> str:
+        """One of the unit's rejected rows, in parentheses; empty if it cannot be read."""
+        # The store may be failing, and its error must not hide why the run stops.
+        with suppress(TokenmillError, FileNotFoundError):
+            row = example_reject(self._output, unit, reject_class)
+            if row is not None:
+                return f" (such as {' '.join(row.split())[:_MAX_EXAMPLE_CHARACTERS]})"
+        return ""

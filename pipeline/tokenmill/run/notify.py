@@ -1,4 +1,4 @@
-"""Tell others how a run ended: a command, a webhook. What goes wrong with that is only said."""
+"""Notify a command or a webhook of a run's end. A failure here is reported and fails no run."""
 
 import os
 import subprocess
@@ -8,13 +8,13 @@ from http.client import HTTPException
 
 from tokenmill.job.sections import Notify
 
-# A spot machine that is to end has half a minute in all.
+# A spot machine has 30 s from its signal to its end.
 _TIMEOUT_S = 8.0
 _SCHEMES = ("https://", "http://")
 
 
 def notify(settings: Notify, summary: str) -> Iterator[str]:
-    """Hand the summary, as JSON, to each that the job names; what did not work, a line each."""
+    """Send the summary, as JSON, to what the job names. Yields one line for each failure."""
     if settings.command is not None:
         yield from _run(settings.command, summary)
     if settings.webhook is not None:
@@ -23,7 +23,7 @@ def notify(settings: Notify, summary: str) -> Iterator[str]:
 
 def _run(command: tuple[str, ...], summary: str) -> Iterator[str]:
     try:
-        done = subprocess.run(
+        finished = subprocess.run(
             command,
             input=summary,
             text=True,
@@ -35,22 +35,22 @@ def _run(command: tuple[str, ...], summary: str) -> Iterator[str]:
     except (OSError, subprocess.TimeoutExpired) as error:
         yield f"notify.command: {command[0]}: {error}"
         return
-    if done.returncode:
-        reason = " ".join(done.stderr.split())
-        yield f"notify.command: {command[0]} ended with {done.returncode}: {reason}"
+    if finished.returncode:
+        reason = " ".join(finished.stderr.split())
+        yield f"notify.command: {command[0]} exited with {finished.returncode}: {reason}"
 
 
 def _post(variable: str, summary: str) -> Iterator[str]:
     url = os.environ.get(variable, "")
     if not url.startswith(_SCHEMES):
-        yield f"notify.webhook: the environment variable {variable} holds no URL; set it"
+        yield f"notify.webhook: {variable} is not set to an http:// or https:// URL"
         return
-    request = urllib.request.Request(  # noqa: S310 - its scheme was looked at
+    request = urllib.request.Request(  # noqa: S310 - its scheme was checked
         url, summary.encode(), {"Content-Type": "application/json"}
     )
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S):  # noqa: S310 - as above
             pass
     except (OSError, HTTPException, ValueError) as error:
-        # Not the URL, which is a secret.
+        # Without the URL, which is a secret.
         yield f"notify.webhook: {variable}: {type(error).__name__}: {error}"

@@ -1,6 +1,6 @@
-"""Before a run: the job held against its input and output, its plan found or made.
+"""Before a run: check the job against its input and output, and read or make its plan.
 
-Reads the listing and the footers of the input; no row, no Ray, no engine.
+Reads the listing and the footers of the input, but no row. Starts neither Ray nor an engine.
 """
 
 from collections.abc import Mapping
@@ -34,13 +34,16 @@ from tokenmill.storage.base import Store
 from tokenmill.storage.open import open_store
 from tokenmill.tasks.row_tasks import input_columns
 
-# A template's words and the chat's marks around a row's text.
+# An estimate for the text of templates and of the chat format around a row's text.
 _CHARACTERS_PER_TOKEN = 4
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedRun:
-    """A job checked against its input and output: what is planned and what is committed."""
+    """A job checked against its input and output: its plan, and what is committed.
+
+    `new_shards` counts shards of the input that are not in the plan and are left out.
+    """
 
     opened: OpenedOutput
     committed: frozenset[str]
@@ -48,22 +51,28 @@ class PreparedRun:
 
     @property
     def missing(self) -> tuple[Unit, ...]:
-        """The units that are left to run."""
+        """The units that are still to run."""
         return missing_units(self.opened.plan, self.committed)
 
 
 def finished_before(job: Job, store: Store) -> Counts | None:
-    """The totals of an output that this very job has finished; None if there is work to do."""
+    """The totals of an output that this job has finished; None if there is work to do.
+
+    Raises `UserError` if the output belongs to another job.
+    """
     plan = read_plan(store)
     totals = None if plan is None else read_success(store)
     if plan is None or totals is None:
         return None
     check_same_job(store, plan, job)
-    return None if job.input.follows and _has_moved(job, plan) else totals
+    return None if job.input.follows and _has_changes(job, plan) else totals
 
 
-def _has_moved(job: Job, plan: Plan) -> bool:
-    """Whether the input has shards to be planned, or some that the job does not follow."""
+def _has_changes(job: Job, plan: Plan) -> bool:
+    """Whether the input has changed so that shards must be planned.
+
+    Raises `UserError` for changes that the job does not follow.
+    """
     listing = list_input(job.input.path, job.input.endpoint_url)
     changes = changes_since(plan, listing.objects)
     changes.check(listing.store, job.input.change_policy)
@@ -71,8 +80,11 @@ def _has_moved(job: Job, plan: Plan) -> bool:
 
 
 def prepare(job: Job, store: Store, has_gpus: bool) -> PreparedRun:
-    """Find the output's plan, or make it; hold it against input and output. Raises `UserError`."""
-    # Before the listing, or a shard that another night has planned since would look as if gone.
+    """Read the output's plan, or make one, and check it against input and output.
+
+    Raises `UserError` for an input or output that does not fit the job.
+    """
+    # Before the listing: a shard that another run plans in between would seem to be gone.
     plan = read_plan(store)
     listing = list_input(job.input.path, job.input.endpoint_url)
     check_output_outside(listing, store.url)
@@ -83,51 +95,52 @@ def prepare(job: Job, store: Store, has_gpus: bool) -> PreparedRun:
         update_job(store, job)
     else:
         plan = _replan(job, store, plan, _make_plan(job, listing, has_gpus))
-    plan, left_out = _follow(job, store, plan, listing, has_gpus)
-    return PreparedRun(OpenedOutput(store, plan, job), committed_keys(store, plan), left_out)
+    plan, new_shards = _follow_changes(job, store, plan, listing, has_gpus)
+    return PreparedRun(OpenedOutput(store, plan, job), committed_keys(store, plan), new_shards)
 
 
-def _follow(
+def _follow_changes(
     job: Job, store: Store, plan: Plan, listing: Listing, has_gpus: bool
 ) -> tuple[Plan, int]:
-    """The plan with what became of its input, as far as the job follows it; new shards beside it.
+    """The plan with the changes of the input that the job follows, and how many shards it lacks.
 
     Raises `UserError` for a change that the job does not follow.
     """
     while True:
         changes = changes_since(plan, listing.objects)
         changes.check(listing.store, job.input.change_policy)
-        followed = changes.to_plan(job.input.change_policy)
-        if not followed:
+        shards = changes.to_plan(job.input.change_policy)
+        if not shards:
             return plan, 0 if job.input.limit is not None else len(changes.new)
-        # Beside one that is as it was, so that none of the new ones need be readable.
-        looked_at = (*followed, *changes.unchanged[:1])
-        addition = _make_plan(job, replace(listing, objects=looked_at), has_gpus)
-        longer = extended_plan(plan, addition, followed)
-        if longer == plan:
-            # New shards without a row.
+        # With an unchanged shard, because a plan needs a readable shard and none of the new ones
+        # may be readable.
+        objects = (*shards, *changes.unchanged[:1])
+        addition = _make_plan(job, replace(listing, objects=objects), has_gpus)
+        extended = extended_plan(plan, addition, shards)
+        if extended == plan:
+            # The new shards have no rows.
             return plan, 0
         version = store.info(PLAN_KEY).version
-        standing = read_plan(store)
-        if standing == plan and extend_plan(
-            store, longer, version, dropped_keys(plan, changes.changed)
+        stored = read_plan(store)
+        if stored == plan and extend_plan(
+            store, extended, version, dropped_keys(plan, changes.changed)
         ):
-            plan = longer
+            plan = extended
         else:
-            # Another night's driver was faster, and may have planned what our listing has not.
-            plan = standing or plan
+            # Another driver was faster, and may have planned shards that this listing lacks.
+            plan = stored or plan
             listing = list_input(job.input.path, job.input.endpoint_url)
 
 
-def _replan(job: Job, store: Store, standing: Plan, plan: Plan) -> Plan:
-    """The plan for a job that was changed after a first try; refused once there are results."""
+def _replan(job: Job, store: Store, stored: Plan, plan: Plan) -> Plan:
+    """Replace the stored plan of a job that was changed. Raises `UserError` if it has results."""
     if has_results(store):
-        check_same_job(store, standing, job)
+        check_same_job(store, stored, job)
     return replace_plan(store, plan, job)
 
 
 def plan_ahead(job: Job) -> OpenedOutput:
-    """What a run on this machine would begin with in a new output; nothing is written.
+    """The plan of a run on this machine with a new output; nothing is written.
 
     Raises `UserError` for what such a run would refuse.
     """
@@ -142,12 +155,12 @@ def plan_ahead(job: Job) -> OpenedOutput:
 
 
 def _make_plan(job: Job, listing: Listing, has_gpus: bool) -> Plan:
-    read = input_columns(job.steps)
-    footers = read_footers(listing, _needed_columns(job, read), frozenset(read))
+    read_columns = input_columns(job.steps)
+    footers = read_footers(listing, _needed_columns(job, read_columns), frozenset(read_columns))
     if footers.bad and job.input.on_bad_shard == "stop":
         bad = footers.bad[0]
         raise UserError(
-            f"{listing.store.url}/{bad.path}: {bad.reason}; mend or remove it, or set "
+            f"{listing.store.url}/{bad.path}: {bad.reason}; fix or remove it, or set "
             f"input.on_bad_shard: skip ({len(footers.bad):,} of {len(listing.objects):,} shards "
             "cannot be used)"
         )
@@ -165,17 +178,20 @@ def _make_plan(job: Job, listing: Listing, has_gpus: bool) -> Plan:
     )
 
 
-def _needed_columns(job: Job, read: Mapping[str, str]) -> dict[str, str]:
-    """Each column that the job needs, and the place that names it; `read` are its tasks'."""
-    columns = dict(read)
+def _needed_columns(job: Job, read_columns: Mapping[str, str]) -> dict[str, str]:
+    """The columns that the job needs, each with the key that names it.
+
+    `read_columns` are those that its tasks read.
+    """
+    columns = dict(read_columns)
     if job.input.where is not None:
         columns |= dict.fromkeys(sorted(where_columns(job.input.where)), "input.where")
     return columns | dict.fromkeys(job.input.keep, "input.keep")
 
 
 def _overhead_tokens(job: Job) -> int:
-    """What each row costs beyond its text: the template's own words and the longest answer."""
+    """Estimated tokens per row in addition to its text: templates and the longest answers."""
     templates = [templates for step in job.steps for templates in step.templates.values()]
     sources = [source for item in templates for source in item.sources]
-    words = sum(map(len, sources)) // _CHARACTERS_PER_TOKEN
-    return words + sum(params.max_tokens or 0 for params in job.params)
+    template_tokens = sum(map(len, sources)) // _CHARACTERS_PER_TOKEN
+    return template_tokens + sum(params.max_tokens or 0 for params in job.params)

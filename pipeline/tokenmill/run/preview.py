@@ -1,6 +1,6 @@
-"""Real answers for a few rows, without Ray and without an output: a look before a run.
+"""Answer a few rows without Ray and without an output, to see what a run would write.
 
-The rows go through the same stages as in a run, in this process and with an engine of its own.
+The rows go through the same stages as in a run, in this process and with its own engine.
 """
 
 import math
@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from tokenmill.errors import UserError
+from tokenmill.formatting import plural
 from tokenmill.input.reader import Source
 from tokenmill.job.job import Job
 from tokenmill.output.schema import added_fields, output_rows, output_schema
@@ -23,13 +24,13 @@ from tokenmill.stages.in_process import local_replica
 from tokenmill.stages.load import load_tasks
 from tokenmill.stages.render import Renderer
 
-# With a condition that hardly any row meets, the search for some must end.
-_MOST_UNITS_READ = 50
+# The search for rows must end even if hardly any row passes input.where.
+_MAX_UNITS_READ = 50
 
 
 @dataclass(frozen=True, slots=True)
 class PreviewedRow:
-    """A row's place in the input, what the job reads of it, and what it would write."""
+    """A row of the input: where it is, what the job reads of it, and what a run would write."""
 
     source_file: str
     source_row: int
@@ -38,13 +39,14 @@ class PreviewedRow:
 
 
 def preview(job: Job, count: int, seed: int) -> list[PreviewedRow]:
-    """Answer so many rows, drawn by the seed from all over the input; fewer if there are fewer.
+    """Answer `count` random rows of the whole input, or all rows if there are fewer.
 
-    Raises `UserError` for what a run would refuse, and where no row is found.
+    The seed determines which. Raises `UserError` for what a run would refuse, and if no row is
+    found.
     """
-    ahead = plan_ahead(job)
-    job, source = ahead.job, ahead.source
-    drawn = _draw(ahead.plan, source, count, random.Random(seed))  # noqa: S311 - no secret
+    opened = plan_ahead(job)
+    job, source = opened.job, opened.source
+    drawn = _draw(opened.plan, source, count, random.Random(seed))  # noqa: S311 - no secret
     tasks = load_tasks(job, source.store)
     shown = list(dict.fromkeys([*tasks.columns, *job.input.keep]))
     renderer = Renderer(tasks, shown, job.clean)
@@ -71,21 +73,21 @@ def _value(cell: pa.Scalar) -> Any:
     try:
         return cell.as_py(maps_as_pydicts="strict")
     except UnicodeDecodeError:
-        # The row is a reject; the others are shown all the same.
+        # This row is rejected; the others are shown.
         return "(text that is not UTF-8)"
 
 
 def _previewed(shown: Sequence[str], row: dict[str, Any]) -> PreviewedRow:
-    place = row.pop("source_file"), row.pop("source_row")
+    source_file, source_row = row.pop("source_file"), row.pop("source_row")
     read = {name: row.pop(name) for name in shown}
-    return PreviewedRow(*place, read, row)
+    return PreviewedRow(source_file, source_row, read, row)
 
 
 def _draw(
     plan: Plan, source: Source, count: int, draw: random.Random
 ) -> list[tuple[str, pa.Table]]:
-    """Rows by shard, in a random order; as few of each unit as there are units for."""
-    units = draw.sample(plan.units, min(len(plan.units), _MOST_UNITS_READ))
+    """Random rows with their shards, in random order, spread over as many units as possible."""
+    units = draw.sample(plan.units, min(len(plan.units), _MAX_UNITS_READ))
     per_unit = math.ceil(count / max(1, len(units)))
     drawn: list[tuple[str, pa.Table]] = []
     for unit in units:
@@ -98,7 +100,7 @@ def _draw(
             count -= len(chosen)
     if not drawn:
         raise UserError(
-            f"no row to show: {len(units):,} units of {source.store.url} have none that passes "
+            f"no row to show: in {plural(len(units), 'unit')} of {source.store.url} no row passes "
             "input.where"
         )
     return drawn

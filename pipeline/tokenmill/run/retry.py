@@ -1,4 +1,4 @@
-"""Answer rejected rows again, in their places: each unit's object is exchanged in one step."""
+"""Answer rejected rows again: each unit's object is replaced in one conditional write."""
 
 from collections.abc import Sequence
 
@@ -24,9 +24,9 @@ def retry_rejects(
     executor: Executor,
     interface: Interface,
 ) -> Summary | None:
-    """Run the selected rows of an output again, in its job with overrides; None if there are none.
+    """Answer the selected rows of an output again, by its job with overrides; None if none match.
 
-    Raises as `run_job`. What changed is recorded in the objects' metadata.
+    The objects' metadata record what was changed. Raises as `run_job`.
     """
     opened = open_output(output)
     job = read_job(opened.store, overrides)
@@ -42,19 +42,22 @@ def retry_rejects(
     units = tuple(unit for unit in opened.plan.units if unit.key in rows)
     num_rows = sum(map(len, rows.values()))
     interface.say(
-        f"{job.name}: {plural(num_rows, 'row')} in {plural(len(units), 'unit')} again, "
-        f"in {opened.store.url}"
+        f"{job.name}: retrying {plural(num_rows, 'row')} in {plural(len(units), 'unit')} of "
+        f"{opened.store.url}"
     )
-    return Run(opened, job, units, interface, RepairSpec(rows, changes)).to_its_end(executor)
+    return Run(opened, job, units, interface, RepairSpec(rows, changes)).execute(executor)
 
 
 def _changes(opened: OpenedOutput, job: Job) -> dict[str, object]:
-    """The fields in which the job differs from the output's. Raises `UserError` for its columns."""
+    """The fields in which the job differs from the output's.
+
+    Raises `UserError` if they change the input or the output's columns.
+    """
     names = differing_fields(opened.job.answer_fields, job.answer_fields)
     same_columns = added_fields(job) == added_fields(opened.job)
     if not same_columns or any(name.startswith("input.") for name in names):
         raise UserError(
-            f"--set: a retry can change neither the input nor the output's columns "
-            f"({', '.join(names)}); run another job to another output"
+            f"--set: a retry cannot change the input or the output's columns "
+            f"({', '.join(names)}); run the job to another output instead"
         )
     return {name: job.answer_fields.get(name) for name in names}

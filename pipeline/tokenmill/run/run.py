@@ -1,6 +1,6 @@
-"""One execution of a job against an output: plan or resume, run what is missing, verify, finish.
+"""One execution of a job: plan or resume, run the missing units, verify, finish.
 
-Ray and the engine are imported only when there is something to run.
+The executor imports Ray and the engine only when there is something to run.
 """
 
 import queue
@@ -16,7 +16,7 @@ from tokenmill.formatting import plural
 from tokenmill.job.job import Job
 from tokenmill.models.cache import cache_folder
 from tokenmill.models.code_safety import trust_warnings
-from tokenmill.observe.events import EventLog
+from tokenmill.observe.events import EventLog, EventName
 from tokenmill.observe.listener import RunListener
 from tokenmill.observe.metrics import RunMetrics
 from tokenmill.observe.screen import Interface
@@ -42,7 +42,8 @@ from tokenmill.stages.load import resolve
 from tokenmill.storage.base import Store
 from tokenmill.storage.open import open_store
 
-_LEAVE_S = 10.0
+# A spot machine ends 30 s after its signal, whether the store answers or not.
+_SAVE_SUMMARY_S = 10.0
 
 
 def run_job(
@@ -53,13 +54,12 @@ def run_job(
     *,
     output: Store | None = None,
 ) -> Summary | None:
-    """Run a job, or what its output lacks; None if the output is finished already.
+    """Run a job, or the part that its output lacks; None if the output is finished already.
 
-    `listeners` are told what happens in the run, after its own. `output` is the output's store, if
-    it is not the one that the job names.
+    `listeners` are called after the run's own. `output` replaces the store that the job names.
 
-    Raises `UserError` for the user's mistakes and `RunFailed` for failures that a later run may
-    survive; `KeyboardInterrupt` passes through. Committed units are kept in each case.
+    Raises `UserError` for mistakes of the user and `RunFailed` for failures that a later run may
+    survive; `KeyboardInterrupt` passes through. In each case the committed units are kept.
     """
     check_job(job)
     if executor.is_local and not executor.has_gpus:
@@ -73,7 +73,7 @@ def run_job(
     prepared = prepare(job, store, executor.has_gpus)
     _announce(prepared, interface)
     run = Run(prepared.opened, job, prepared.missing, interface)
-    return run.to_its_end(executor, listeners)
+    return run.execute(executor, listeners)
 
 
 def _announce(prepared: PreparedRun, interface: Interface) -> None:
@@ -84,31 +84,33 @@ def _announce(prepared: PreparedRun, interface: Interface) -> None:
         f"to {prepared.opened.store.url}"
     )
     for bad in plan.skipped:
-        interface.say(f"skipped {bad.path}: {bad.reason}")
+        interface.say(f"Skipped {bad.path}: {bad.reason}")
     if prepared.new_shards:
+        shards = plural(prepared.new_shards, "new shard")
+        are = "is" if prepared.new_shards == 1 else "are"
         interface.say(
-            f"{prepared.new_shards:,} shards are newer than the plan and are left out; "
-            "run them to another output"
+            f"{shards} {are} not in the plan and left out. Set input.on_new_shard: add to include "
+            "them, or use another output."
         )
     if prepared.committed:
         rows = sum(unit.num_rows for unit in missing)
         interface.say(
-            f"resuming: {len(prepared.committed):,} units are committed, {len(missing):,} units "
-            f"with {rows:,} rows are left"
+            f"Resuming: {len(prepared.committed):,} of {len(plan.units):,} units are saved; "
+            f"{plural(len(missing), 'unit')} with {plural(rows, 'row')} left to do."
         )
 
 
 def _counts(totals: Counts) -> str:
     filtered = f", {totals.filtered:,} filtered out" if totals.filtered else ""
-    whole = f"{plural(totals.rows, 'row')} in {plural(totals.units, 'unit')}"
-    return f"{whole}, {totals.rejected:,} rejected{filtered}"
+    size = f"{plural(totals.rows, 'row')} in {plural(totals.units, 'unit')}"
+    return f"{size}, {totals.rejected:,} rejected{filtered}"
 
 
 class Run:
     """Runs some of an output's units and finishes the output.
 
-    `job` says how they are answered. With `repair` only rejected rows are, by a job that may differ
-    from the output's.
+    `job` says how rows are answered. With `repair` only rejected rows are answered, by a job that
+    may differ from the output's.
     """
 
     def __init__(
@@ -124,51 +126,51 @@ class Run:
         self._units = units
         self._interface = interface
         self._repair = repair
-        self._run = new_run_id()
-        self._log = cache_folder() / "logs" / f"{self._run}.log"
-        self._events = EventLog(self._run, interface.event)
+        self._run_id = new_run_id()
+        self._log = cache_folder() / "logs" / f"{self._run_id}.log"
+        self._events = EventLog(self._run_id, interface.event)
         self._progress = initial_progress(opened.plan.units, units)
-        self._events.add("start", tokenmill=__version__, missing=len(units))
+        self._events.add(EventName.START, tokenmill=__version__, missing=len(units))
 
-    def to_its_end(self, executor: Executor, listeners: Sequence[RunListener] = ()) -> Summary:
-        """Run the units, verify the output, sum it up. Raises as `run_job`."""
+    def execute(self, executor: Executor, listeners: Sequence[RunListener] = ()) -> Summary:
+        """Run the units, verify the output and write the summary. Raises as `run_job`."""
         try:
             if self._units:
-                for line in trust_warnings(models_by_key(self._job)):
+                for line in [*trust_warnings(models_by_key(self._job)), *executor.warnings()]:
                     self._interface.say(line)
-                self._execute(executor, listeners)
+                self._run_units(executor, listeners)
             return self._finish()
         except (KeyboardInterrupt, Exception) as error:
-            self._stopped(error)
+            self._report_stop(error)
             raise
 
-    def _execute(self, executor: Executor, others: Sequence[RunListener]) -> None:
+    def _run_units(self, executor: Executor, listeners: Sequence[RunListener]) -> None:
         if not executor.is_local:
-            # Before a cluster starts machines for it. On this machine the replica finds the same
-            # before it loads anything, and ten seconds of import are saved here.
+            # Checked before a cluster starts machines. A local replica makes the same check before
+            # it loads anything, and here it would cost ten seconds of imports.
             backend_of(self._job.model).check_params(self._job.params)
-        traces = traces_of(self._run, self._opened.job.name, self._interface.say)
-        listeners = [self._events, traces, *others]
+        traces = traces_of(self._run_id, self._opened.job.name, self._interface.say)
+        observers = [self._events, traces, *listeners]
         error: BaseException | None = None
         try:
             with (
                 self._interface.watch(self._log) as screen,
-                Heartbeat(self._opened.store, self._run),
+                Heartbeat(self._opened.store, self._run_id),
             ):
-                listeners.append(screen)
-                for listener in listeners:
-                    listener.started(self._progress)
+                observers.append(screen)
+                for observer in observers:
+                    observer.started(self._progress)
                 with closing(executor.start(self._job)) as execution:
-                    listeners.append(
-                        RunMetrics(execution.recorder, self._opened.job.name, self._run)
+                    observers.append(
+                        RunMetrics(execution.recorder, self._opened.job.name, self._run_id)
                     )
-                    follow(execution, self._spec, self._progress, [*listeners, *self._limits])
-        except BaseException as stopped_by:
-            error = stopped_by
+                    follow(execution, self._spec, self._progress, [*observers, *self._limits])
+        except BaseException as caught:
+            error = caught
             raise
         finally:
-            for listener in listeners:
-                listener.ended(error)
+            for observer in observers:
+                observer.ended(error)
 
     @property
     def _limits(self) -> tuple[RunListener, ...]:
@@ -181,7 +183,7 @@ class Run:
     @property
     def _spec(self) -> RunSpec:
         return RunSpec(
-            run=self._run,
+            run=self._run_id,
             job=self._job,
             source=self._opened.source,
             output=self._opened.store,
@@ -191,26 +193,26 @@ class Run:
         )
 
     def _finish(self) -> Summary:
-        """Verify the whole output, mark it as finished unless too many rows were rejected."""
+        """Verify the whole output, and mark it as finished unless too many rows were rejected."""
         store = self._opened.store
-        left = self._added_meanwhile()
-        if left:
+        num_added = self._units_of_other_runs()
+        if num_added:
             self._interface.say(
-                f"another run has added {plural(left, 'unit')} to the plan meanwhile, and is at "
-                "work there; if it is not, the same command runs them"
+                f"Another run has added {plural(num_added, 'unit')} to the plan and is processing "
+                "them. If it has stopped, run the same command to continue."
             )
-            return self._ended(None, ExitCode.FINISHED)
+            return self._end(None, ExitCode.FINISHED)
         totals = require_whole(verify(store, expected_output(self._opened), Level.FOOTERS))
         if over_budget(self._job, totals):
-            return self._ended(totals, ExitCode.OVER_REJECT_BUDGET)
+            return self._end(totals, ExitCode.OVER_REJECT_BUDGET)
         if self._opened.job.output.publish is not None:
             self._publish(totals, self._opened.job.output.publish)
-        return self._ended(totals, ExitCode.FINISHED)
+        return self._end(totals, ExitCode.FINISHED)
 
-    def _added_meanwhile(self) -> int:
-        """How many units are missing that another driver's plan has on top of ours.
+    def _units_of_other_runs(self) -> int:
+        """The number of missing units that another driver has added to the plan since the start.
 
-        The plan that stands is ours from here on.
+        From here on this run uses the new plan.
         """
         store, before = self._opened.store, {unit.key for unit in self._opened.plan.units}
         plan = read_plan(store) or self._opened.plan
@@ -219,17 +221,17 @@ class Run:
         return len(added - committed_keys(store, plan)) if added else 0
 
     def _publish(self, totals: Counts, target: str) -> None:
-        standing = publish(self._opened, totals, target)
-        if standing.output != self._opened.store.url:
+        pointer = publish(self._opened, totals, target)
+        if pointer.output != self._opened.store.url:
             self._interface.say(
-                f"{target} already names a newer output ({standing.version_date}), and stays: "
-                f"{standing.output}"
+                f"{target} already points to a newer output ({pointer.version_date}) and was not "
+                f"changed: {pointer.output}"
             )
 
-    def _ended(self, totals: Counts | None, exit_code: ExitCode) -> Summary:
-        """Leave the summary, mark a whole output as finished, tell whom the job names."""
+    def _end(self, totals: Counts | None, exit_code: ExitCode) -> Summary:
+        """Write the summary, mark a complete output as finished, and notify whom the job names."""
         summary = self._summary(totals, exit_code)
-        self._events.add("finish", exit_code=int(exit_code))
+        self._events.add(EventName.FINISH, exit_code=int(exit_code))
         self._write(summary)
         if totals is not None and exit_code == ExitCode.FINISHED:
             write_success(self._opened.store, totals)
@@ -241,35 +243,30 @@ class Run:
             for line in notify(self._job.notify, summary.to_json()):
                 self._interface.say(line)
 
-    def _stopped(self, error: BaseException) -> None:
-        """Leave a summary of a run that did not end well, and say what stays of it.
-
-        A spot machine is gone in 30 s, whether the store answers or not.
-        """
+    def _report_stop(self, error: BaseException) -> None:
+        """Write the summary of a run that was stopped or failed, and say what is saved."""
         reason = f"{type(error).__name__}: {root_cause(error)}"
-        self._events.add("stop", reason=reason)
-        by_signal = isinstance(error, KeyboardInterrupt)
-        exit_code = ExitCode.STOPPED if by_signal else ExitCode.FAILED
-        newly_counted: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._events.add(EventName.STOP, reason=reason)
+        is_interrupted = isinstance(error, KeyboardInterrupt)
+        exit_code = ExitCode.STOPPED if is_interrupted else ExitCode.FAILED
+        counts: queue.SimpleQueue[str] = queue.SimpleQueue()
 
-        def leave() -> None:
-            # The store may be what failed; the reason for the stop matters more.
+        def save() -> None:
+            # The store may be what has failed, and its error must not hide the first one.
             with suppress(TokenmillError):
                 plan = self._opened.plan
-                # Counted anew: commits of the last moments have not reached the driver.
-                done = len(committed_keys(self._opened.store, plan))
-                newly_counted.put(f"{done:,} of {len(plan.units):,} units are committed and stay")
+                # Listed again: the last commits may not have reached the driver.
+                num_committed = len(committed_keys(self._opened.store, plan))
+                counts.put(f"{num_committed:,} of {len(plan.units):,} units are saved.")
                 summary = self._summary(None, exit_code, reason)
                 self._write(summary)
                 self._notify(summary)
 
-        thread = threading.Thread(target=leave, name="leave", daemon=True)
+        thread = threading.Thread(target=save, name="save-summary", daemon=True)
         thread.start()
-        thread.join(_LEAVE_S)
-        stays = (
-            "the units that are committed stay" if newly_counted.empty() else newly_counted.get()
-        )
-        self._interface.say(f"stopped: {stays}; the same command runs the rest")
+        thread.join(_SAVE_SUMMARY_S)
+        saved = "All committed units are saved." if counts.empty() else counts.get()
+        self._interface.say(f"Stopped. {saved} Run the same command to continue.")
 
     def _summary(
         self, totals: Counts | None, exit_code: ExitCode, error: str | None = None
@@ -277,7 +274,7 @@ class Run:
         progress, counts, now = self._progress, self._progress.counts, time.monotonic()
         return Summary(
             job=self._opened.job.name,
-            run=self._run,
+            run=self._run_id,
             tokenmill=__version__,
             output=self._opened.store.url,
             log=str(self._log),
@@ -290,7 +287,7 @@ class Run:
             generated_tokens=counts.generated_tokens,
             reused=progress.reused,
             lost_races=progress.lost_races,
-            engine_deaths=progress.engine_deaths,
+            engine_deaths=progress.engine_crashes,
             seconds=round(now - progress.started_at, 3),
             engine_seconds=round(progress.engine_seconds(progress.observed_at), 3),
             skipped_shards=tuple(bad.path for bad in self._opened.plan.skipped),

@@ -10,7 +10,7 @@ from tokenmill.output.counts import Counts
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a run came to: its own counts, and the whole output's `totals` once it is finished."""
+    """The result of a run: its own counts, and the `totals` of the output once it is finished."""
 
     job: str
     run: str
@@ -39,5 +39,5 @@ class Summary:
 
 
 def new_run_id() -> str:
-    """Sortable by time, and unique: UTC time and six hexadecimal digits."""
+    """A unique id that sorts by time: UTC time and six hexadecimal digits."""
     return time.strftime("%Y%m%dT%H%M%SZ-", time.gmtime()) + secrets.token_hex(3)

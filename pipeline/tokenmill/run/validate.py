@@ -1,6 +1,6 @@
-"""What can be known of a job in seconds: its file, its models, its input, its output's columns.
+"""Check a job within seconds: its file, models, input, and the columns of its output.
 
-Nothing is written, no row is read, and no Ray and no engine are started.
+Nothing is written, no row is read, and neither Ray nor an engine is started.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from tokenmill.stages.load import load_tasks
 
 @dataclass(frozen=True, slots=True)
 class ModelState:
-    """A model of the job, and whether it is on this machine."""
+    """A model of the job, and whether it is on this machine. `place` is its key in the job."""
 
     place: str
     source: str
@@ -24,10 +24,10 @@ class ModelState:
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """A job that can be run, as far as is known before an engine is there.
+    """A job that passed all checks that need no engine.
 
-    `columns` maps the output's columns to their Arrow types. What follows from tokenizers (labels
-    that begin alike, prompts that are too long) is known only where all models are fetched.
+    `columns` maps the output's columns to their Arrow types. What depends on tokenizers (labels
+    with the same beginning, prompts that are too long) is checked only if all models are fetched.
     """
 
     rows: int
@@ -39,21 +39,21 @@ class Validation:
 
     @property
     def missing_models(self) -> tuple[ModelState, ...]:
-        """Those that a run would download first."""
+        """The models that a run would download first."""
         return tuple(model for model in self.models if not model.is_fetched)
 
 
 def validate(job: Job) -> Validation:
-    """Hold a job against its input, its models and this machine. Raises `UserError`."""
-    ahead = plan_ahead(job)
-    plan = ahead.plan
+    """Check a job against its input, its models and this machine. Raises `UserError`."""
+    opened = plan_ahead(job)
+    plan = opened.plan
     models = tuple(
-        ModelState(place, model.source, backend_of(model, place).is_fetched)
-        for place, model in models_by_key(ahead.job).items()
+        ModelState(key, model.source, backend_of(model, key).is_fetched)
+        for key, model in models_by_key(opened.job).items()
     )
     if all(model.is_fetched for model in models):
-        load_tasks(ahead.job)
-    schema = output_schema(ahead.kept_schema, added_fields(ahead.job))
+        load_tasks(opened.job)
+    schema = output_schema(opened.kept_schema, added_fields(opened.job))
     return Validation(
         rows=plan.num_rows,
         shards=plan.num_shards,

@@ -1,10 +1,10 @@
-"""The seam between a run and the place where its units are executed.
+"""The interface between a run and what executes its units.
 
 `cluster.ray_executor` runs units on Ray, `stages.in_process` in this process. A run knows only the
 two protocols below.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,10 +21,10 @@ from tokenmill.storage.base import Store
 
 @dataclass(frozen=True, slots=True)
 class RepairSpec:
-    """Answer only some rows of the units again, and put them into the existing objects.
+    """Answer only some rows of the units again, and replace them in the existing objects.
 
-    `rows` maps a unit's key to the rows' positions in the shard. `changes` holds the job fields
-    that differ from the job of the output, with their new values.
+    `rows` maps a unit's key to the rows' positions in the shard. `changes` holds the fields in
+    which the job differs from the output's, with their new values.
     """
 
     rows: Mapping[str, tuple[int, ...]]
@@ -33,7 +33,7 @@ class RepairSpec:
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:
-    """All that the stages need, as plain data."""
+    """Everything that the stages of a run need, as plain data."""
 
     run: str
     job: Job
@@ -59,14 +59,14 @@ class Execution(Protocol):
         """The last reports of the replicas."""
 
     def stop(self) -> None:
-        """Make `commits`, which another thread iterates, end soon, with an error if need be."""
+        """Make `commits`, which another thread iterates over, end soon, possibly with an error."""
 
     def close(self) -> None:
         """Release everything. No object is written after this returns."""
 
 
 class Executor(Protocol):
-    """Where the units of a run are executed. Nothing is started before `start`."""
+    """Executes the units of a run. Nothing is started before `start`."""
 
     @property
     def is_local(self) -> bool:
@@ -75,6 +75,12 @@ class Executor(Protocol):
     @property
     def has_gpus(self) -> bool:
         """Whether replicas may have GPUs, as far as is known before the start."""
+
+    def warnings(self) -> Sequence[str]:
+        """What the user should know before a start, one line each.
+
+        Raises `UserError` for software that cannot work.
+        """
 
     def start(self, job: Job) -> Execution:
         """Start what runs the job's units; the caller closes it.

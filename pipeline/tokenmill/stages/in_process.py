@@ -1,12 +1,12 @@
-"""Units without Ray: one replica in this process, one unit after another.
+"""Runs units without Ray: one replica in this process, one unit after another.
 
-The twin of `cluster.ray_executor`. Units pass through the same stages and are committed in the same
-way, so tests and notebooks see what a run would do. `preview` uses its replica.
+An alternative to `cluster.ray_executor`. Units pass through the same stages and are committed in
+the same way, so tests and notebooks see what a run would do. `preview` uses its replica.
 """
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from tokenmill.engine.base import EngineResources
 from tokenmill.hardware import has_local_gpus
@@ -33,20 +33,23 @@ class InProcessExecutor:
     def has_gpus(self) -> bool:
         return has_local_gpus()
 
+    def warnings(self) -> Sequence[str]:
+        return ()
+
     def start(self, job: Job) -> "InProcessExecution":
         """An execution; its engine is loaded when the first unit needs it."""
         return InProcessExecution(job)
 
 
 class InProcessExecution:
-    """One run's units in this process. An engine that crashes ends the run with its error."""
+    """Runs the units of one run. An engine that crashes ends the run with its error."""
 
     def __init__(self, job: Job) -> None:
         self.recorder: Recorder = NoRecorder()
         self._job = job
         self._loads: dict[str, ReplicaLoad] = {}
         self._is_stopped = False
-        # Held while a unit is at work, so that `close` can wait for it.
+        # Held while a unit is running, so that `close` can wait for it.
         self._working = threading.Lock()
 
     def commits(self, spec: RunSpec) -> Iterator[Commit]:
@@ -58,8 +61,8 @@ class InProcessExecution:
                     return
                 rendered = render_unit(spec, position, tasks)
                 answered = replica.answer(rendered)
-                whole = with_notes(answered, rendered, replica.info, REPLICA_NAME)
-                commit = commit_unit(spec, position, whole)
+                rows = with_notes(answered, rendered, replica.info, REPLICA_NAME)
+                commit = commit_unit(spec, position, rows)
             yield commit
 
     def state(self) -> PoolState:

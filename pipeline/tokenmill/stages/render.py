@@ -1,6 +1,6 @@
-"""The first stage: a unit's rows made ready for the engine by the job's tasks.
+"""The first stage: prepare a unit's rows for the engine with the job's tasks.
 
-A row with a value that Python cannot hold is a reject; the others go to the tasks.
+A row with a value that has no Python equivalent is rejected; the other rows go to the tasks.
 """
 
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ from tokenmill.tasks.unit_tables import rendered_table
 
 @dataclass(frozen=True, slots=True)
 class Renderer:
-    """Renders rows for one job: its tasks, the columns to keep, and what is cleaned before."""
+    """Renders rows for one job: its tasks, the columns to keep, and how texts are cleaned."""
 
     tasks: RowTasks
     keep: Sequence[str]
     clean: Clean | None = None
 
     def render(self, rows: pa.Table) -> pa.Table:
-        """The unit as `rendered` describes it; kept columns stay as they are."""
+        """The unit as `rendered_table` describes it; kept columns are unchanged."""
         kept = rows.select([*self.keep, ROW_COLUMN])
         late = rows.select(list(self.tasks.late_columns))
         values = self._values(rows)
@@ -58,16 +58,16 @@ def _first_reject(row: dict[str, Any]) -> Reject | None:
 def _cleaned(
     clean: Clean, rows: Sequence[dict[str, Any]]
 ) -> tuple[list[dict[str, Any]], list[list[tuple[str, int]]]]:
-    """The rows with clean texts, and what was changed in each as a map column holds it."""
+    """The rows with clean texts, and the counts of changes in each, as for a map column."""
     results = [clean.apply(row) for row in rows]
     return [row for row, _ in results], [list(counts.items()) for _, counts in results]
 
 
 def _with_cleaned(late: pa.Table, clean: Clean, rows: Sequence[dict[str, Any]]) -> pa.Table:
-    """What tasks read beside the engine, with clean texts as well."""
+    """The columns that tasks read after the engine, with clean texts too."""
     for name in set(clean.columns).intersection(late.schema.names):
         values = [None if isinstance(row[name], Reject) else row[name] for row in rows]
-        # Only texts are cleaned; a column of another type stays as it is.
+        # Only texts are cleaned; a column of another type is unchanged.
         if all(value is None or isinstance(value, str) for value in values):
             position = late.schema.get_field_index(name)
             late = late.set_column(position, name, pa.array(values, pa.string()))
@@ -75,7 +75,7 @@ def _with_cleaned(late: pa.Table, clean: Clean, rows: Sequence[dict[str, Any]]) 
 
 
 def _cells(name: str, column: pa.ChunkedArray) -> list[Any]:
-    """The column's values; a `Reject` for one that Python cannot hold."""
+    """The column's values, with a `Reject` for each that has no Python equivalent."""
     try:
         return list(column.to_pylist())
     except (ValueError, OverflowError):
@@ -88,7 +88,7 @@ def _cell(name: str, cell: pa.Scalar) -> Any:
     except UnicodeDecodeError:
         return Reject(RejectClass.BAD_TEXT, f"the column {name} holds text that is not UTF-8")
     except (ValueError, OverflowError) as error:
-        # A date beyond the year 9999, say.
+        # For example, a date after the year 9999.
         reason = " ".join(str(error).split())
         return Reject(
             RejectClass.TEMPLATE_ERROR, f"the column {name} holds an unreadable value: {reason}"
