@@ -79,8 +79,8 @@ def refused(
 
 
 def listed(address: str, **env: str | None) -> str:
-    """What `jobs` prints."""
-    done = CliRunner().invoke(app, ["jobs", "--address", address], env=env)
+    """What `jobs --json` prints."""
+    done = CliRunner().invoke(app, ["jobs", "--json", "--address", address], env=env)
     assert done.exit_code == ExitCode.FINISHED, done.output
     return done.stdout
 
@@ -106,13 +106,13 @@ def test_a_cluster_that_requires_no_token_is_refused(home: Path) -> None:
 def test_the_token_is_found_where_ray_looks_for_it(home: Path) -> None:
     """In a variable, in the file that a variable names, or in ~/.ray/auth_token."""
     with job_api(ray_of("2.54.1")) as address:
-        assert "no jobs" in listed(address, RAY_AUTH_TOKEN=TOKEN)
+        assert "[]" in listed(address, RAY_AUTH_TOKEN=TOKEN)
         file = home / "token"
         file.write_text(f"{TOKEN}\n")
-        assert "no jobs" in listed(address, RAY_AUTH_TOKEN_PATH=str(file))
+        assert "[]" in listed(address, RAY_AUTH_TOKEN_PATH=str(file))
         (home / ".ray").mkdir()
         file.rename(home / ".ray" / "auth_token")
-        assert "no jobs" in listed(address)
+        assert "[]" in listed(address)
 
 
 def test_a_wrong_or_missing_token_is_refused(home: Path) -> None:
