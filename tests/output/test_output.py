@@ -159,7 +159,7 @@ def test_publishing_a_plan_survives_a_network_fault(stub_s3: StubS3, fault: Faul
     assert read_plan(stub_s3.store) == PLAN
 
 
-def test_a_plan_that_is_deleted_while_it_is_published_is_run_failed(tmp_path: Path) -> None:
+def test_a_plan_that_is_deleted_while_it_is_published_raises_run_failed(tmp_path: Path) -> None:
     """If the plan exists at the PUT but not at the read, `RunFailed` names it."""
     message = refusal(RunFailed, lambda: publish_plan(Vanishing(str(tmp_path)), PLAN, JOB))
     assert f"{tmp_path}/{PLAN_KEY}" in message
@@ -305,7 +305,7 @@ def test_an_output_without_units_is_whole(store: Store) -> None:
     assert totals.reject_rate == 0
 
 
-def test_missing_units_are_run_failed(store: Store) -> None:
+def test_missing_units_raise_run_failed(store: Store) -> None:
     """The error says how many units are missing and names the first."""
     for unit in (PLAN.units[0], PLAN.units[2], PLAN.units[4]):
         commit_unit(store, unit)

@@ -256,7 +256,7 @@ def test_a_kill_at_any_line_leaves_the_old_or_the_new_object(tmp_path: Path) -> 
     assert set(seen) == {"engine_error", "one"}
 
 
-def test_a_unit_that_is_gone_cannot_be_repaired(store: Store) -> None:
+def test_a_missing_unit_cannot_be_repaired(store: Store) -> None:
     """A missing object is not created."""
     store.put_if_absent("data/other", b"")
     with pytest.raises(FileNotFoundError):

@@ -99,7 +99,7 @@ def test_a_unit_is_read_once(store: LocalStore) -> None:
     assert recording.opened == [key]
 
 
-def test_a_heartbeat_beats_until_its_context_ends(tmp_path: Path) -> None:
+def test_a_heartbeat_is_written_while_its_context_is_open(tmp_path: Path) -> None:
     """The first heartbeat is written after the given time."""
     store = LocalStore(str(tmp_path / "out"))
     key = f"{run_folder('a')}/{ALIVE_NAME}"

@@ -39,7 +39,7 @@ def outputs(folder: Path) -> list[str]:
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The files of both pages, by name."""
     folder = tmp_path_factory.mktemp("pages")
-    one, two = map(open_output, outputs(folder))
+    one, two = (open_output(LocalStore(path)) for path in outputs(folder))
     texts = {
         "report": report_page(make_report(one, {"rows": 40, "input_tokens": {"estimate": 9}})),
         "compare": comparison_page(compare(one, two), DriftLimits(0.02)),

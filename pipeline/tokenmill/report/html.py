@@ -101,7 +101,12 @@ def render(
     environment = Environment(
         loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined
     )
-    environment.filters |= {"count": _count, "number": _number, "seconds": _seconds}
+    environment.filters |= {
+        "count": _count,
+        "money": _money,
+        "number": _number,
+        "seconds": _seconds,
+    }
     scripts = [get_plotlyjs(), _asset("page.js")]
     return environment.get_template(name).render(
         **values,
@@ -141,6 +146,10 @@ def _json(value: Any) -> Markup:
 
 def _count(value: int) -> str:
     return f"{value:,}"
+
+
+def _money(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.2f}"
 
 
 def _seconds(seconds: float) -> str:
