@@ -147,11 +147,11 @@ def check(
 
 
 def too_wide(shown: Shown, columns: int) -> list[str]:
-    """Lines that the terminal wraps, except errors and log paths, which may be long."""
+    """Lines that the terminal wraps, except errors, log paths and findings, which may be long."""
     return [
         line
         for line in shown.lines
-        if len(line) > columns and not line.startswith(("error: ", "loading "))
+        if len(line) > columns and not line.startswith(("error: ", "loading ", "missing: "))
     ]
 
 
