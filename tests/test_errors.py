@@ -1,4 +1,4 @@
-"""Errors: each crosses processes, ends with its exit code, and is found beneath its wrapping."""
+"""Errors: they can be pickled, have exit codes, and are found inside other errors."""
 
 import pickle
 
@@ -8,7 +8,7 @@ from tokenmill.errors import ExitCode, RunFailed, TokenmillError, UserError, roo
 
 
 class Wrapped(Exception):
-    """As Ray wraps what a task raised: the error in `cause`, which need not be one."""
+    """An error like Ray's, which has the error of a task in `cause`."""
 
     def __init__(self, cause: object) -> None:
         super().__init__("a task failed")
@@ -16,7 +16,7 @@ class Wrapped(Exception):
 
 
 def raised_from(error: Exception, cause: BaseException | None) -> Exception:
-    """The error as it is after `raise error from cause`."""
+    """The error after `raise error from cause`."""
     try:
         raise error from cause
     except type(error) as caught:
@@ -24,7 +24,7 @@ def raised_from(error: Exception, cause: BaseException | None) -> Exception:
 
 
 def raised_while_handling(error: Exception, first: Exception) -> Exception:
-    """The error as it is when it is raised in the handler of another."""
+    """The error after it was raised while `first` was handled."""
     try:
         try:
             raise first
@@ -35,7 +35,7 @@ def raised_while_handling(error: Exception, first: Exception) -> Exception:
 
 
 def every_error_class() -> list[type[Exception]]:
-    """The tree in `errors`, and what the engine raises besides."""
+    """All classes in `errors`, and the engine's error."""
     classes: list[type[Exception]] = [TokenmillError, RequestRefused]
     for error_class in classes:
         classes += error_class.__subclasses__()
@@ -43,26 +43,24 @@ def every_error_class() -> list[type[Exception]]:
 
 
 @pytest.mark.parametrize("error_class", every_error_class())
-def test_an_error_survives_the_way_between_processes(error_class: type[Exception]) -> None:
-    """Pickled and back, an error has its class and its message, of one line or many."""
+def test_an_error_can_be_pickled(error_class: type[Exception]) -> None:
+    """A pickled error keeps its class and its message."""
     error = error_class("s3://bucket/é: two\nlines")
-    again = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
-    assert type(again) is error_class
-    assert str(again) == str(error)
+    copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
+    assert type(copy) is error_class
+    assert str(copy) == str(error)
 
 
 @pytest.mark.parametrize(
     ("error_class", "exit_code"), [(TokenmillError, 1), (RunFailed, 1), (UserError, 2)]
 )
-def test_an_error_ends_with_its_exit_code(
-    error_class: type[TokenmillError], exit_code: int
-) -> None:
-    """1 is what the same command may mend, 2 what the user must."""
+def test_an_error_has_an_exit_code(error_class: type[TokenmillError], exit_code: int) -> None:
+    """1 if the same command may succeed later, 2 if the user must change something."""
     assert error_class("why").exit_code == exit_code
 
 
 def test_exit_codes_are_as_documented() -> None:
-    """Scripts depend on them: 0 finished, 1 failed, 2 user error, 3 too many rejects, 4 stopped."""
+    """Scripts depend on 0 finished, 1 failed, 2 user error, 3 too many rejects, 4 stopped."""
     assert [int(code) for code in ExitCode] == [0, 1, 2, 3, 4]
     assert (ExitCode.FINISHED, ExitCode.OVER_REJECT_BUDGET) == (0, 3)
 
@@ -90,15 +88,15 @@ OTHER = KeyError("x")
     ],
     ids=str,
 )
-def test_the_root_cause_is_ours_or_the_systems_or_the_innermost(
+def test_the_root_cause_is_our_error_or_the_systems_or_the_first(
     error: Exception, cause: Exception
 ) -> None:
-    """First an error of ours, then one of the operating system, else what was raised first."""
+    """A TokenmillError has priority, then an OSError, then the error that was raised first."""
     assert root_cause(error) is cause
 
 
-def test_a_circle_of_causes_ends() -> None:
-    """Errors that name one another as their cause are walked through once."""
+def test_a_circle_of_causes_is_no_endless_loop() -> None:
+    """Errors that are each other's cause are visited once."""
     one, other = Wrapped(None), Wrapped(None)
     one.cause, other.cause = other, one
     assert root_cause(one) is other

@@ -12,13 +12,12 @@ import s3fs
 from helpers.stores import answers, contents, keys, record, refusal, unit
 from tokenmill.errors import RunFailed, UserError
 from tokenmill.input.footers import read_footers
-from tokenmill.input.listing import list_input
+from tokenmill.input.listing import Listing
 from tokenmill.output.commit import Repair, commit, commit_repair
 from tokenmill.output.output import committed_keys
 from tokenmill.output.record import read_record
 from tokenmill.plan.plan import Plan
 from tokenmill.reject import error_array
-from tokenmill.storage import s3
 from tokenmill.storage.base import Store
 from tokenmill.storage.s3 import S3Store
 
@@ -144,24 +143,22 @@ def test_a_damaged_answer_is_not_taken_for_the_object(
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What fails for good does so after two tries instead of 25."""
+def impatient(far: S3Store, monkeypatch: pytest.MonkeyPatch) -> S3Store:
+    """The store behind the proxy, which gives up after a few tries instead of 30."""
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
-    monkeypatch.setattr(s3, "_S3_RETRIES", {"max_attempts": 2, "mode": "standard"})
+    return S3Store(far.url, far.endpoint_url, max_retries=2)
 
 
-@pytest.mark.usefixtures("impatient")
-def test_a_damaged_upload_is_no_object(far: S3Store, near: S3Store, proxy: FaultyS3) -> None:
+def test_a_damaged_upload_is_no_object(impatient: S3Store, near: S3Store, proxy: FaultyS3) -> None:
     """The server refuses a body that is not the one that was sent, however often it is sent."""
     # A try that a busy machine answers late is followed by another, which must not be whole.
     proxy.weather = Storm("", 1.0, [Fault.FLIPPED_REQUEST])
-    refusal(RunFailed, lambda: far.put_if_absent("key", LARGE))
+    refusal(RunFailed, lambda: impatient.put_if_absent("key", LARGE))
     assert keys(near) == []
 
 
-@pytest.mark.usefixtures("impatient")
 def test_a_listing_whose_second_page_fails_is_whole_or_none(
-    far: S3Store, near: S3Store, proxy: FaultyS3
+    impatient: S3Store, near: S3Store, proxy: FaultyS3
 ) -> None:
     """Units behind the first thousand are never taken for missing."""
     units = [unit(number, 1) for number in range(1_010)]
@@ -172,11 +169,11 @@ def test_a_listing_whose_second_page_fails_is_whole_or_none(
         proxy,
         Fault.INTERNAL_ERROR,
         lambda asked: asked.is_later_page,
-        lambda: committed_keys(far, plan),
+        lambda: committed_keys(impatient, plan),
     )
     assert whole == {one.key for one in units}
     proxy.weather = Forecast([Fault.INTERNAL_ERROR] * 99, lambda asked: asked.is_later_page)
-    assert "run the command again" in refusal(RunFailed, lambda: committed_keys(far, plan))
+    assert "run the command again" in refusal(RunFailed, lambda: committed_keys(impatient, plan))
 
 
 def test_expired_credentials_are_named(far: S3Store, near: S3Store, proxy: FaultyS3) -> None:
@@ -250,12 +247,11 @@ def test_the_first_commit_may_come_in_the_middle_of_a_listing(
 
 def footers_of(folder: Store) -> object:
     """What is found in the footers of a store's Parquet files."""
-    return read_footers(list_input(folder.url, folder._endpoint_url), {}, frozenset())
+    return read_footers(Listing(folder, tuple(folder.list()), recursive=True), {}, frozenset())
 
 
-@pytest.mark.usefixtures("impatient")
 def test_a_network_that_fails_is_not_the_shards_fault(
-    far: S3Store, near: S3Store, proxy: FaultyS3, tmp_path: Path
+    impatient: S3Store, near: S3Store, proxy: FaultyS3, tmp_path: Path
 ) -> None:
     """A shard whose footer cannot be fetched is never skipped as one that cannot be read."""
     pq.write_table(pa.table({"text": ["a"] * 9}), tmp_path / "a.parquet")
@@ -263,7 +259,7 @@ def test_a_network_that_fails_is_not_the_shards_fault(
     proxy.weather = Forecast(
         [Fault.INTERNAL_ERROR] * 999, lambda asked: "a.parquet" in asked.path and gets(asked)
     )
-    assert "run the command again" in refusal(RunFailed, lambda: footers_of(far))
+    assert "run the command again" in refusal(RunFailed, lambda: footers_of(impatient))
 
 
 def test_an_object_that_changes_under_a_reader_is_told(far: S3Store, near: S3Store) -> None:

@@ -1,4 +1,4 @@
-"""Builders that several test files share: whole, small values, in which a test changes one fact."""
+"""Builders of small, complete values, in which a test changes one fact."""
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,7 +46,7 @@ def job(changes: Mapping[str, Any] | None = None) -> Job:
 
 
 def shard(path: str, *rows: int, num_bytes: int = 0) -> Shard:
-    """A shard whose row groups hold so many rows, and `num_bytes` of text each."""
+    """A shard whose row groups have these numbers of rows, and `num_bytes` of text each."""
     return Shard(path, 1000, "v1", tuple(RowGroup(count, num_bytes) for count in rows))
 
 
@@ -127,7 +127,7 @@ def script(*rounds: Sequence[Sequence[int]], raises: bool = False) -> PreparedRo
 def completion(
     text: str = "an answer", tokens: int = 4, logprob: float | None = -2.0
 ) -> Completion:
-    """An answer of so many tokens, with the sum of their log-probabilities."""
+    """An answer of `tokens` tokens, with the sum of their log-probabilities."""
     return Completion(0, text, "stop", 7, tokens, logprob)
 
 

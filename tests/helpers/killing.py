@@ -1,6 +1,6 @@
-"""Death within a call: a process that is killed at any line of the store and of the commit.
+"""Kill a process at any line of the local store or of commit.py.
 
-Imports little, for the killed processes import it too.
+Imports little, since the killed processes import it too.
 """
 
 import multiprocessing
@@ -19,14 +19,14 @@ _forks = multiprocessing.get_context("forkserver")
 _TRACED = {tokenmill.storage.local.__file__, tokenmill.output.commit.__file__}
 
 
-def killed_at_line(number: int, deed: Callable[..., object], *arguments: object) -> bool:
-    """Call `deed` in a process that is killed at the n-th line of the local store or of commit.py.
+def killed_at_line(number: int, function: Callable[..., object], *arguments: object) -> bool:
+    """Call `function` in a process that is killed at the n-th executed line of these two modules.
 
-    Lines are counted from 0. False if the deed ended before that line came.
+    Lines are counted from 0. Returns False if the call ended before that line.
     """
-    # The server forks in milliseconds, since it has imported all that the deed needs.
+    # The server has imported everything that the call needs, so that it forks in milliseconds.
     _forks.set_forkserver_preload(["pytest", "tokenmill.output.commit", "pyarrow.dataset"])
-    process = _forks.Process(target=_run_until_line, args=(number, deed, arguments))
+    process = _forks.Process(target=_run_until_line, args=(number, function, arguments))
     process.start()
     process.join()
     assert process.exitcode in {0, -signal.SIGKILL}
@@ -34,22 +34,24 @@ def killed_at_line(number: int, deed: Callable[..., object], *arguments: object)
 
 
 def create_in_pieces(store: Store, key: str, pieces: Sequence[bytes]) -> None:
-    """Here, since a killed process imports what it runs."""
+    """Write a new object in pieces. It is here because a killed process imports what it runs."""
     with store.open_new(key) as file:
         for piece in pieces:
             file.write(piece)
 
 
-def _run_until_line(left: int, deed: Callable[..., object], arguments: Sequence[object]) -> None:
+def _run_until_line(
+    num_lines: int, function: Callable[..., object], arguments: Sequence[object]
+) -> None:
     def trace(frame: FrameType, event: str, _: object) -> Any:
-        nonlocal left
+        nonlocal num_lines
         if frame.f_code.co_filename not in _TRACED:
             return None
         if event == "line":
-            if left == 0:
+            if num_lines == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
-            left -= 1
+            num_lines -= 1
         return trace
 
     sys.settrace(trace)
-    deed(*arguments)
+    function(*arguments)

@@ -19,7 +19,7 @@ SERVE = Path(__file__).parents[2] / "infra" / "local-s3" / "serve.py"
 
 
 class S3Server(Protocol):
-    """What a test sees of the `LocalS3` of infra/local-s3/serve.py."""
+    """The part of `LocalS3` in infra/local-s3/serve.py that tests use."""
 
     @property
     def endpoint_url(self) -> str: ...
@@ -36,13 +36,13 @@ class S3Server(Protocol):
 
 
 def load_serve() -> ModuleType:
-    """The module infra/local-s3/serve.py, which is a script and in no package."""
+    """Import infra/local-s3/serve.py, a script outside of any package."""
     name = "local_s3_serve"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, SERVE)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # dataclasses look their module up while it is loading
+        sys.modules[name] = module  # dataclasses look up their module while it loads
         spec.loader.exec_module(module)
     return sys.modules[name]
 
@@ -63,7 +63,7 @@ def s3_bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     use_only(s3_server.environment, monkeypatch)
     bucket = f"test-{uuid.uuid4().hex}"
     s3_server.create_bucket(bucket)
-    # fsspec hands out an earlier instance for the same arguments, whatever the environment is now.
+    # fsspec caches instances by arguments, regardless of the environment.
     s3fs.S3FileSystem.clear_instance_cache()
     yield bucket
     s3fs.S3FileSystem.clear_instance_cache()
@@ -71,7 +71,7 @@ def s3_bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 def use_only(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Set these AWS variables and hide every other AWS setting of the machine."""
+    """Set these AWS variables and hide all other AWS settings of the machine."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     hidden = {

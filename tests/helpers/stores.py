@@ -1,7 +1,8 @@
-"""Outputs to write to, and the ways in which a writer of them can die.
+"""Stores for tests, and stores that fail.
 
-`root` and `store` are a place on each kind of store. `CrashingStore` dies between two calls of a
-store (`killing` kills it within one), and `StubS3` does what networks and busy servers do.
+The fixtures `root` and `store` run a test on every kind of store. `CrashingStore` crashes between
+two calls (`killing` kills a process within one), and `StubS3` fails like a network or a busy
+server.
 """
 
 import hashlib
@@ -23,12 +24,22 @@ from tokenmill.errors import TokenmillError
 from tokenmill.output.record import UnitRecord
 from tokenmill.plan.plan import Unit
 from tokenmill.storage.base import Store
-from tokenmill.storage.local import LocalStore
+from tokenmill.storage.memory import MemoryStore
 from tokenmill.storage.open import open_store
 
 from helpers.s3_server import use_only
 
 ON_S3 = pytest.param("s3", marks=pytest.mark.integration)
+
+
+@pytest.fixture
+def memory_store() -> Iterator[Store]:
+    """An empty store in memory."""
+    store = open_store(f"memory://{uuid.uuid4().hex}")
+    yield store
+    # Otherwise the process keeps the objects until it ends.
+    for item in store.list():
+        store.delete(item.key)
 
 
 @pytest.fixture(params=["local", "memory", ON_S3])
@@ -39,12 +50,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     elif request.param == "s3":
         yield f"s3://{request.getfixturevalue('s3_bucket')}/out"
     else:
-        url = f"memory://{uuid.uuid4().hex}/out"
-        yield url
-        # Memory stores keep their objects until the process ends.
-        store = open_store(url)
-        for item in store.list():
-            store.delete(item.key)
+        yield f"{request.getfixturevalue('memory_store').url}/out"
 
 
 @pytest.fixture
@@ -54,17 +60,17 @@ def store(root: str) -> Store:
 
 
 def contents(store: Store, prefix: str = "") -> dict[str, bytes]:
-    """Every object that a reader sees, whole."""
+    """All objects that a reader sees, by key."""
     return {item.key: store.read(item.key) for item in store.list(prefix)}
 
 
 def keys(store: Store, prefix: str = "") -> list[str]:
-    """The keys of a listing."""
+    """The keys of a listing, in its order."""
     return [item.key for item in store.list(prefix)]
 
 
 def refusal(kind: type[TokenmillError], operation: Callable[[], object]) -> str:
-    """The message of the error of this very kind that the operation ends with: one line."""
+    """The message, in one line, of the error of exactly this `kind` that the operation raises."""
     with pytest.raises(TokenmillError) as failed:
         operation()
     assert type(failed.value) is kind, failed.value
@@ -74,12 +80,12 @@ def refusal(kind: type[TokenmillError], operation: Callable[[], object]) -> str:
 
 
 def unit(number: int = 0, num_rows: int = 3, shard: str = "a.parquet") -> Unit:
-    """The n-th unit of a shard that is cut into units of so many rows."""
+    """The n-th unit of a shard whose units have `num_rows` rows."""
     return Unit(shard, 1000, "v1", number * num_rows, num_rows, 30)
 
 
 def answers(of: Unit, writer: str = "") -> pa.Table:
-    """The unit's rows as an output holds them; the answer names its row and its writer."""
+    """The unit's rows as an output stores them. An answer names its row and its writer."""
     rows = range(of.first_row, of.end_row)
     return pa.table(
         {
@@ -90,7 +96,7 @@ def answers(of: Unit, writer: str = "") -> pa.Table:
 
 
 def record(of: Unit, **changes: Any) -> UnitRecord:
-    """What the unit's object says of itself, with other values for some fields."""
+    """The record of the unit's object, with other values for some fields."""
     facts: dict[str, Any] = {
         "version": "0.0.0",
         "run": "a-run",
@@ -112,25 +118,25 @@ def record(of: Unit, **changes: Any) -> UnitRecord:
     return UnitRecord(**facts | changes)
 
 
-# Death between two calls of a store.
+# A crash between two calls of a store.
 
 
 class Crash(BaseException):
-    """Stands for the end of the process: not even `except Exception` sees it."""
+    """The end of the process: `except Exception` does not catch it."""
 
 
 @dataclass
 class CrashingStore:
-    """A store whose process dies before or after one of its calls, counted from 0, or at none.
+    """A store whose process crashes before or after call number `crash_at`, counted from 0.
 
-    Nothing comes after that: other threads of the process die with their next call.
+    -1 means never. After the crash, the next call of any other thread crashes too.
     """
 
     inner: Store
     crash_at: int = -1
     after: bool = False
     calls: list[str] = field(default_factory=list)
-    is_dead: bool = False
+    has_crashed: bool = False
 
     @property
     def url(self) -> str:
@@ -138,16 +144,16 @@ class CrashingStore:
 
     def __getattr__(self, name: str) -> Any:
         def call(*arguments: Any) -> Any:
-            if self.is_dead:
+            if self.has_crashed:
                 raise Crash
-            here = len(self.calls) == self.crash_at
+            crashes = len(self.calls) == self.crash_at
             self.calls.append(name)
-            self.is_dead = here
-            if here and not self.after:
+            self.has_crashed = crashes
+            if crashes and not self.after:
                 raise Crash
             result = getattr(self.inner, name)(*arguments)
-            if here:
-                # A file that is open in a dying process is closed by the system.
+            if crashes:
+                # The system closes the open files of a crashed process.
                 getattr(result, "close", lambda: None)()
                 raise Crash
             return result
@@ -156,12 +162,12 @@ class CrashingStore:
 
 
 @dataclass
-class Meddling:
-    """A store in which somebody does something right before some of the exchanges."""
+class RacingStore:
+    """A store that calls `race` with 1, 2, … right before each `put_if_match`."""
 
     inner: Store
-    deed: Callable[[int], object]
-    num_exchanges: int = 0
+    race: Callable[[int], object]
+    num_writes: int = 0
 
     @property
     def url(self) -> str:
@@ -171,39 +177,42 @@ class Meddling:
         return getattr(self.inner, name)
 
     def put_if_match(self, key: str, data: bytes, version: str) -> bool:
-        self.num_exchanges += 1
-        self.deed(self.num_exchanges)
+        self.num_writes += 1
+        self.race(self.num_writes)
         return self.inner.put_if_match(key, data, version)
 
 
-class Vanishing(LocalStore):
-    """A folder from which objects are removed right after they were found."""
+class VanishingStore(MemoryStore):
+    """A store in which every object exists when it is written and is then deleted."""
+
+    def __init__(self) -> None:
+        super().__init__("memory://vanishing")
 
     def put_if_absent(self, key: str, data: bytes) -> bool:  # noqa: ARG002
         return False
 
 
-# An S3 server that fails on demand.
+# An S3 server that fails on request.
 
 
 class Fault(Enum):
-    """What happens to one PUT; the refusals with the server's answer."""
+    """What happens to one PUT. Refusals are the status and code of the server's answer."""
 
-    LOST_REPLY = "the object is made and the connection breaks"
-    CUT_REQUEST = "the connection breaks before the object is made"
+    LOST_REPLY = "the object is written and the connection breaks"
+    CUT_REQUEST = "the connection breaks before the object is written"
     SLOW_DOWN = (503, "SlowDown")
-    # AWS answers so to a conditional write while another one of the same key is under way.
+    # AWS's answer to a conditional write while another one of the same key is in progress.
     CONFLICT = (409, "ConditionalRequestConflict")
 
 
-# Keys that S3 puts on one page of a listing.
+# S3's number of keys on one page of a listing.
 _PAGE = 1_000
 
 
 class StubS3(ThreadingHTTPServer):
-    """Objects in memory, over S3's protocol; the next PUTs meet the `faults`, one each.
+    """An S3 server with objects in memory. Each of the next PUTs gets one of the `faults`.
 
-    `requests` are the methods that came, a listing's page as `LIST`.
+    `requests` has the methods of all requests; the request for a page of a listing is `LIST`.
     """
 
     def __init__(self) -> None:
@@ -211,13 +220,14 @@ class StubS3(ThreadingHTTPServer):
         self.objects: dict[str, bytes] = {}
         self.faults: list[Fault] = []
         self.requests: list[str] = []
-        # A condition and the write that hangs on it are one step, as in S3.
+        # In S3, checking a condition and writing is one step.
         self.writing = threading.Lock()
-        self.store = open_store("s3://bucket/out", f"http://127.0.0.1:{self.server_port}")
+        self.endpoint_url = f"http://127.0.0.1:{self.server_port}"
+        self.store = open_store("s3://bucket/out", self.endpoint_url)
 
 
 def _md5(data: bytes) -> str:
-    return hashlib.md5(data).hexdigest()  # noqa: S324 - what S3 does
+    return hashlib.md5(data).hexdigest()  # noqa: S324 - as S3 does
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -247,8 +257,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._answer(200, b"", body)
 
     def _etag(self) -> str | None:
-        standing = self.server.objects.get(self.path)
-        return None if standing is None else f'"{_md5(standing)}"'
+        body = self.server.objects.get(self.path)
+        return None if body is None else f'"{_md5(body)}"'
 
     def do_GET(self) -> None:
         url = urlsplit(self.path)
@@ -261,21 +271,21 @@ class _Handler(BaseHTTPRequestHandler):
         if body is None:
             self._refuse(404, "NoSuchKey")
             return
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        if wanted is None:
+        requested = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if requested is None:
             self._answer(200, body, body)
         else:
-            self._answer(206, body[int(wanted[1]) : int(wanted[2]) + 1], body)
+            self._answer(206, body[int(requested[1]) : int(requested[2]) + 1], body)
 
     def _list(self, bucket: str, query: dict[str, str]) -> None:
         self.server.requests.append("LIST")
-        found = {unquote(path.removeprefix(f"{bucket}/")): path for path in self.server.objects}
-        keys = sorted(key for key in found if key.startswith(query.get("prefix", "")))
+        paths = {unquote(path.removeprefix(f"{bucket}/")): path for path in self.server.objects}
+        keys = sorted(key for key in paths if key.startswith(query.get("prefix", "")))
         later = [key for key in keys if key > query.get("continuation-token", "")]
         page = list(itertools.islice(later, int(query.get("max-keys", _PAGE))))
         entries = "".join(
-            f"<Contents><Key>{key}</Key><Size>{len(self.server.objects[found[key]])}</Size>"
-            f"<ETag>{_md5(self.server.objects[found[key]])}</ETag></Contents>"
+            f"<Contents><Key>{key}</Key><Size>{len(self.server.objects[paths[key]])}</Size>"
+            f"<ETag>{_md5(self.server.objects[paths[key]])}</ETag></Contents>"
             for key in page
         )
         more = f"<NextContinuationToken>{page[-1]}</NextContinuationToken>" if later[_PAGE:] else ""
@@ -286,7 +296,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Do not log."""
 
     def _refuse(self, status: int, code: str, more: str = "") -> None:
         self._answer(status, f"<Error><Code>{code}</Code>{more}</Error>".encode(), b"")
@@ -302,7 +312,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def stub_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubS3]:
-    """A stub of S3 and the store that it keeps."""
+    """A stub of S3, with a store on it."""
     use_only({"AWS_ACCESS_KEY_ID": "stub", "AWS_SECRET_ACCESS_KEY": "stub"}, monkeypatch)
     with StubS3() as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})

@@ -1,4 +1,4 @@
-"""The input: which files are its shards, and what their footers tell before a row is read."""
+"""The shards of an input, and the content of their footers."""
 
 import os
 from collections.abc import Mapping
@@ -12,10 +12,11 @@ from helpers.stores import StubS3
 from tokenmill.errors import UserError
 from tokenmill.input.footers import Footers, read_footers
 from tokenmill.input.listing import check_output_outside, list_input
+from tokenmill.storage.base import Store
 
 
 def write(path: Path, columns: Mapping[str, Any] | None = None, group: int = 100) -> Path:
-    """A Parquet file of these columns, its folders made."""
+    """Write a Parquet file with these columns, and its folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pa.table({"text": ["a", "bc"]} if columns is None else dict(columns))
     pq.write_table(table, path, row_group_size=group)
@@ -29,13 +30,13 @@ def keys(path: str | Path) -> list[str]:
 def footers(
     path: Path, columns: Mapping[str, str] | None = None, measured: frozenset[str] = frozenset()
 ) -> Footers:
-    """The footers of a folder; the job asks for `text` unless told."""
+    """The footers of a folder. By default, the job needs the column `text`."""
     listing = list_input(str(path), None)
     return read_footers(listing, {"text": "prompt.user"} if columns is None else columns, measured)
 
 
 def refusal(path: Path, columns: Mapping[str, str] | None = None) -> str:
-    """The message with which a folder's footers are refused."""
+    """The message of the error when a folder's footers are read."""
     with pytest.raises(UserError) as refused:
         footers(path, columns)
     assert "\n" not in str(refused.value)
@@ -44,7 +45,7 @@ def refusal(path: Path, columns: Mapping[str, str] | None = None) -> str:
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """A folder with shards at several depths, and what lies about beside them."""
+    """A folder with shards at several depths, and other files."""
     root = tmp_path / "corpus"
     for name in (
         "b.parquet",
@@ -81,40 +82,48 @@ def corpus(tmp_path: Path) -> Path:
     ],
 )
 def test_a_path_names_its_shards(corpus: Path, path: str, shards: list[str]) -> None:
-    """A file, folder or glob gives its shards by key; names with `_` or `.` before are skipped."""
+    """A file, folder or glob lists its shards by key, without names that begin with `_` or `.`."""
     assert keys(f"{corpus}{path}") == shards
     assert keys(f"file://{corpus}{path}") == shards
 
 
 @pytest.mark.parametrize("path", ["a.parquet", "*.parquet", ".", "day=1", "./day=1/*", "../corpus"])
 def test_paths_may_be_relative(corpus: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
-    """A relative path is one from the working folder."""
+    """A relative path starts at the working folder."""
     monkeypatch.chdir(corpus)
     assert keys(path) == keys(corpus / path)
 
 
-def test_a_folder_may_be_called_like_a_file(tmp_path: Path) -> None:
+def test_a_folder_may_be_named_like_a_file(tmp_path: Path) -> None:
     """A folder `corpus.parquet`, as Spark writes them, is a folder of shards."""
     write(tmp_path / "corpus.parquet" / "part-0.parquet")
     assert keys(tmp_path / "corpus.parquet") == ["part-0.parquet"]
 
 
-def test_a_path_in_s3_names_a_file_or_a_folder(stub_s3: StubS3) -> None:
-    """A key gives its own object, what lies below it the folder, whatever the names end in."""
+def test_an_s3_url_names_a_file_or_a_folder(stub_s3: StubS3) -> None:
+    """A URL lists the objects below it, or else the object itself, whatever the names end with."""
     for key in ("corpus.parquet/a.parquet", "corpus.parquet/b/c.parquet", "corpus.parquet-2"):
         stub_s3.store.put_if_absent(key, b"")
     url = f"{stub_s3.store.url}/corpus.parquet"
-    endpoint = f"http://127.0.0.1:{stub_s3.server_port}"
-    listed = [item.key for item in list_input(url, endpoint).objects]
+    endpoint_url = stub_s3.endpoint_url
+    listed = [item.key for item in list_input(url, endpoint_url).objects]
     assert listed == ["a.parquet", "b/c.parquet"]
-    assert [item.key for item in list_input(f"{url}/a.parquet", endpoint).objects] == ["a.parquet"]
+    (single,) = list_input(f"{url}/a.parquet", endpoint_url).objects
+    assert single.key == "a.parquet"
     with pytest.raises(UserError, match="no such file"):
-        list_input(f"{url}/d.parquet", endpoint)
+        list_input(f"{url}/d.parquet", endpoint_url)
+
+
+@pytest.mark.parametrize("url", ["s3://", "memory://"])
+def test_a_url_without_a_bucket_is_refused(url: str) -> None:
+    """A scheme alone names no input."""
+    with pytest.raises(UserError, match=url):
+        list_input(url, None)
 
 
 @pytest.mark.parametrize("path", ["nope", "nope.parquet", "nope/", "empty", "corpus/a.parquet/b"])
 def test_a_path_without_shards_is_refused(corpus: Path, path: str) -> None:
-    """A path that is not there, or a folder without shards, is refused by its name."""
+    """The error names a path that does not exist, or a folder without shards."""
     (corpus.parent / "empty").mkdir()
     with pytest.raises(UserError, match=path):
         list_input(f"{corpus.parent}/{path}", None)
@@ -122,7 +131,7 @@ def test_a_path_without_shards_is_refused(corpus: Path, path: str) -> None:
 
 @pytest.mark.parametrize("pattern", ["*.csv", "nope/*", "**/_*.parquet", "*/e.parquet"])
 def test_a_pattern_without_shards_is_refused(corpus: Path, pattern: str) -> None:
-    """A glob that matches nothing, or hidden files only, is refused with the glob."""
+    """The error names a glob that matches nothing, or only hidden files."""
     with pytest.raises(UserError) as refused:
         list_input(f"{corpus}/{pattern}", None)
     assert pattern in str(refused.value)
@@ -130,7 +139,7 @@ def test_a_pattern_without_shards_is_refused(corpus: Path, pattern: str) -> None
 
 
 def test_a_file_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
-    """A name that is not UTF-8, after which no output could be named, is told readably."""
+    """A name that is not UTF-8 is refused, since no output can be named after it."""
     write(tmp_path / "cafe.parquet").rename(tmp_path / os.fsdecode(b"caf\xe9.parquet"))
     with pytest.raises(UserError) as refused:
         list_input(str(tmp_path), None)
@@ -153,7 +162,7 @@ def test_a_file_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
 def test_an_output_inside_the_input_is_refused(
     tmp_path: Path, path: str, output: str, *, refused: bool
 ) -> None:
-    """An output that a later listing of the input would find is refused, no other."""
+    """An output that a later listing of the input would include is refused."""
     write(tmp_path / "in" / "a.parquet")
     listing = list_input(f"{tmp_path}{path}", None)
     if refused:
@@ -163,23 +172,23 @@ def test_an_output_inside_the_input_is_refused(
         check_output_outside(listing, f"{tmp_path}{output}")
 
 
-def test_a_footer_tells_rows_bytes_and_types(tmp_path: Path) -> None:
-    """Of each shard there are size, version, rows by group, and the bytes of the measured text."""
+def test_a_footer_has_rows_bytes_and_types(tmp_path: Path) -> None:
+    """A shard has its size, its rows by row group, and the bytes of the measured columns."""
     columns = {"text": ["abcd" * 100, "b", "c"], "n": [1, 2, 3], "x.y": ["z" * 999] * 3}
     path = write(tmp_path / "a.parquet", columns, group=2)
-    found = footers(tmp_path, measured=frozenset({"text"}))
-    (shard,) = found.shards
+    read = footers(tmp_path, measured=frozenset({"text"}))
+    (shard,) = read.shards
     assert (shard.path, shard.size) == ("a.parquet", path.stat().st_size)
     assert [group.num_rows for group in shard.row_groups] == [2, 1]
     assert shard.row_groups[0].num_bytes > 400
     assert shard.row_groups[1].num_bytes < 200
-    assert found.schema == pa.schema([("text", pa.string())])
+    assert read.schema == pa.schema([("text", pa.string())])
     (dotted,) = footers(tmp_path, measured=frozenset({"x.y"})).shards
     assert dotted.row_groups[0].num_bytes > 999
 
 
-def test_a_footer_may_be_long(tmp_path: Path) -> None:
-    """A footer that does not fit into what is read first is read whole."""
+def test_a_long_footer_is_read_whole(tmp_path: Path) -> None:
+    """A footer that is longer than the first read is read again."""
     columns = {f"a column whose name is long {number}": [number] for number in range(700)}
     path = write(tmp_path / "a.parquet", {"text": ["abc"], **columns})
     assert pq.read_metadata(path).serialized_size > 2**16
@@ -187,21 +196,22 @@ def test_a_footer_may_be_long(tmp_path: Path) -> None:
     assert shard.row_groups[0].num_rows == 1
 
 
-def test_shards_are_read_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More shards than are read at a time stay in the order of their keys, bad ones left out."""
-    monkeypatch.setattr("tokenmill.input.footers._BATCH_OBJECTS", 2)
-    for name in "abcdefg":
-        write(tmp_path / f"{name}.parquet", {"text": [name] * (ord(name) - 96)})
-    (tmp_path / "d.parquet").write_bytes(b"PAR1")
-    found = footers(tmp_path)
-    assert [(shard.path[0], shard.row_groups[0].num_rows) for shard in found.shards] == [
-        (name, ord(name) - 96) for name in "abcefg"
+def test_thousands_of_shards_stay_in_order(tmp_path: Path, memory_store: Store) -> None:
+    """More shards than are read at a time are in the order of their keys, without bad ones."""
+    for rows in (1, 2):
+        data = write(tmp_path / f"{rows}.parquet", {"text": ["a"] * rows}).read_bytes()
+        for number in range(rows, 1_201, 2):
+            memory_store.put_if_absent(f"{number:04}.parquet", data)
+    memory_store.replace("0600.parquet", b"PAR1")
+    read = read_footers(list_input(memory_store.url, None), {}, frozenset())
+    assert [(shard.path, shard.row_groups[0].num_rows) for shard in read.shards] == [
+        (f"{number:04}.parquet", 2 - number % 2) for number in range(1, 1_201) if number != 600
     ]
-    assert [shard.path for shard in found.bad] == ["d.parquet"]
+    assert [shard.path for shard in read.bad] == ["0600.parquet"]
 
 
 def test_a_shard_may_have_no_rows(tmp_path: Path) -> None:
-    """A Parquet file of zero rows is a shard like any other."""
+    """A Parquet file with zero rows is a shard."""
     write(tmp_path / "a.parquet", {"text": pa.array([], pa.string())})
     assert sum(group.num_rows for group in footers(tmp_path).shards[0].row_groups) == 0
 
@@ -216,29 +226,29 @@ BROKEN: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("data", BROKEN.values(), ids=BROKEN.keys())
-def test_what_is_no_parquet_file_is_a_bad_shard(tmp_path: Path, data: bytes) -> None:
-    """A file that cannot be read is set aside by name beside the good ones, and refused alone."""
+def test_a_file_that_is_not_parquet_is_a_bad_shard(tmp_path: Path, data: bytes) -> None:
+    """An unreadable file is a bad shard; an input with no other file is refused."""
     (tmp_path / "bad.parquet").write_bytes(data)
     assert str(tmp_path / "bad.parquet") in refusal(tmp_path)
     write(tmp_path / "good.parquet")
-    found = footers(tmp_path)
-    assert [shard.path for shard in found.shards] == ["good.parquet"]
-    assert [shard.path for shard in found.bad] == ["bad.parquet"]
-    assert "not a readable Parquet file" in found.bad[0].reason
-    assert data or "0 bytes" in found.bad[0].reason
+    read = footers(tmp_path)
+    assert [shard.path for shard in read.shards] == ["good.parquet"]
+    assert [shard.path for shard in read.bad] == ["bad.parquet"]
+    assert "not a readable Parquet file" in read.bad[0].reason
+    assert data or "0 bytes" in read.bad[0].reason
 
 
 @pytest.mark.parametrize("kept", [0.5, 0.98])
-def test_a_shard_that_is_cut_off_is_a_bad_shard(tmp_path: Path, kept: float) -> None:
-    """A file whose end is missing is not taken for a shorter one."""
+def test_a_truncated_shard_is_a_bad_shard(tmp_path: Path, kept: float) -> None:
+    """A file whose end is missing is not read as a shorter one."""
     data = write(tmp_path / "a.parquet", {"text": [str(n) for n in range(999)]}).read_bytes()
     (tmp_path / "a.parquet").write_bytes(data[: int(len(data) * kept)])
     write(tmp_path / "b.parquet")
     assert [shard.path for shard in footers(tmp_path).bad] == ["a.parquet"]
 
 
-def test_a_missing_column_is_told_with_those_there_are(tmp_path: Path) -> None:
-    """A shard without a column is set aside, with the key that names it and the columns there."""
+def test_a_shard_without_a_column_is_a_bad_shard(tmp_path: Path) -> None:
+    """The reason names the job key, the missing column, and the columns that exist."""
     write(tmp_path / "a.parquet", {"body": ["x"], "id": [1]})
     message = refusal(tmp_path)
     assert str(tmp_path / "a.parquet") in message
@@ -250,8 +260,8 @@ def test_a_missing_column_is_told_with_those_there_are(tmp_path: Path) -> None:
     assert [shard.path for shard in footers(tmp_path).bad] == ["a.parquet"]
 
 
-def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
-    """Of two columns with the name that is asked for, none is guessed; others may be doubled."""
+def test_a_column_that_occurs_twice_is_refused(tmp_path: Path) -> None:
+    """A needed column must be unique in the shard; other columns may occur twice."""
     table = pa.table([["a"], ["b"], [1]], names=["text", "text", "id"])
     pq.write_table(table, tmp_path / "a.parquet")
     assert "prompt.user names the column text, which occurs more than once" in refusal(tmp_path)
@@ -279,10 +289,10 @@ TYPES: list[tuple[pa.DataType, pa.DataType, pa.DataType | None]] = [
 
 
 @pytest.mark.parametrize(("one", "other", "common"), TYPES, ids=str)
-def test_types_of_a_column_are_widened_but_not_changed(
+def test_types_of_a_column_may_differ_in_width_only(
     tmp_path: Path, one: pa.DataType, other: pa.DataType, common: pa.DataType | None
 ) -> None:
-    """Shards' types may differ in width; where their kinds do, both are named with their shards."""
+    """Types of different widths are widened; the error for other types names both shards."""
     for order in ((one, other), (other, one)):
         for name, kind in zip("ab", order, strict=True):
             write(tmp_path / f"{name}.parquet", {"text": pa.array([None], kind)})
@@ -293,15 +303,15 @@ def test_types_of_a_column_are_widened_but_not_changed(
             assert footers(tmp_path).schema.field("text").type == common
 
 
-def test_the_shard_that_gave_the_type_is_named(tmp_path: Path) -> None:
-    """A shard of nulls is not blamed for the types of two others."""
+def test_a_shard_of_nulls_is_not_blamed(tmp_path: Path) -> None:
+    """The error names the two shards whose types differ, not the first shard."""
     for name, kind in (("a", pa.null()), ("b", pa.string()), ("c", pa.int64())):
         write(tmp_path / f"{name}.parquet", {"text": pa.array([None], kind)})
     assert "string in b.parquet and int64 in c.parquet" in refusal(tmp_path)
 
 
 def test_types_of_other_columns_do_not_matter(tmp_path: Path) -> None:
-    """Only columns that the job reads need one type, and only they are in the schema."""
+    """Only the columns that the job reads need a common type, and only they are in the schema."""
     write(tmp_path / "a.parquet", {"text": ["a"], "id": [1]})
     write(tmp_path / "b.parquet", {"id": ["one"], "text": ["b"]})
     assert footers(tmp_path).schema.names == ["text"]

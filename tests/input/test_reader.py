@@ -1,4 +1,4 @@
-"""A unit's rows: exactly those planned, filtered, and nothing read beyond them."""
+"""Reading a unit: exactly its rows, filtered, and little more is read from the shard."""
 
 import os
 from dataclasses import replace
@@ -21,10 +21,10 @@ KEY = "day=1/a.parquet"
 
 
 def write(folder: Path, table: pa.Table, groups: list[int] | None = None) -> Unit:
-    """The table as the shard `KEY`, in row groups of these sizes; the unit of all its rows."""
+    """Write the table as the shard `KEY`, with these row groups. Returns a unit of all rows."""
     path = folder / KEY
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Short pages, so that parts of a large row group can be read.
+    # With short pages, parts of a large row group can be read.
     with pq.ParquetWriter(path, table.schema, data_page_size=1024) as writer:
         start = 0
         for rows in groups or [table.num_rows]:
@@ -43,7 +43,7 @@ def source(folder: Path, schema: pa.Schema, where: str | None = None) -> Source:
 
 
 def with_rows(table: pa.Table) -> pa.Table:
-    """The table as it is to be read: each row with its position in the shard."""
+    """The table as it should be read, with each row's position in the shard."""
     field = pa.field(ROW_COLUMN, pa.int64(), nullable=False)
     return table.append_column(field, pa.array(range(table.num_rows), pa.int64()))
 
@@ -61,10 +61,10 @@ BORDERS = st.tuples(st.integers(0, 20_000), st.integers(0, 20_000)).map(sorted)
 @given(groups=GROUPS, borders=BORDERS)
 @example(groups=[4096, 0, 4096], borders=[4096, 8192])
 @example(groups=[9000], borders=[4095, 4097])
-def test_any_unit_of_any_layout_is_exactly_its_rows(
+def test_a_unit_has_exactly_its_rows_in_any_layout(
     folder: Path, groups: list[int], borders: list[int]
 ) -> None:
-    """Whatever the row groups and wherever a unit begins, it has its rows, once, in order."""
+    """With any row groups and borders, a unit has each of its rows once, in order."""
     total = sum(groups)
     first, end = (border % (total + 1) for border in borders)
     first, end = min(first, end), max(first, end)
@@ -75,7 +75,7 @@ def test_any_unit_of_any_layout_is_exactly_its_rows(
     assert all(column.num_chunks <= 1 for column in read.columns)
 
 
-# Values that come in runs, so that row groups can be ruled out, and nulls among them.
+# Runs of equal values, so that row groups can be skipped, with nulls among them.
 RUNS = st.lists(
     st.tuples(st.none() | st.integers(0, 5), st.integers(1, 4)), min_size=1, max_size=12
 ).map(lambda runs: [value for value, times in runs for _ in range(times)])
@@ -126,14 +126,14 @@ NULLS = pa.schema([(name, pa.null()) for name in NARROW.names])
         [(NARROW, NARROW), (NARROW, WIDE), (WIDE, WIDE), (NULLS, NARROW), (NULLS, WIDE)]
     ),
 )
-def test_filtering_by_row_groups_is_filtering_in_memory(
+def test_skipping_row_groups_changes_no_result(
     folder: Path,
     values: list[int | None],
     layout: tuple[int, int],
     where: str,
     kinds: tuple[pa.Schema, pa.Schema],
 ) -> None:
-    """Skipping row groups changes no result, nor do a shard's types that others have wider."""
+    """The rows are those of a filter in memory, also if the shard's types are narrower."""
     stored, common = kinds
     rows, border = layout
     texts = [None if value is None else str(value) for value in values]
@@ -155,7 +155,7 @@ def test_filtering_by_row_groups_is_filtering_in_memory(
 
 
 class CountingStore(LocalStore):
-    """Counts the bytes that are read."""
+    """A store that counts the bytes that are read."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -187,38 +187,38 @@ class CountingFile:
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> tuple[Path, Unit, pa.Table]:
-    """A shard of ten row groups whose column `big` is a hundred times the size of `n`."""
+    """A shard with ten row groups, whose column `big` is a hundred times larger than `n`."""
     noise = [os.urandom(400) for _ in range(10_000)]
     table = pa.table({"big": noise, "n": pa.array(range(10_000), pa.int64())})
     return tmp_path, write(tmp_path, table, [1000] * 10), table
 
 
 @pytest.mark.parametrize(
-    ("columns", "where", "rows", "most_bytes"),
+    ("columns", "where", "rows", "max_bytes"),
     [
         (["n"], None, (0, 10_000), 200_000),
         (["big", "n"], None, (2_100, 2_200), 600_000),
         (["big", "n"], "n >= 4500 AND n < 4600", (0, 10_000), 600_000),
         (["big", "n"], "n < 0", (0, 10_000), 140_000),
     ],
-    ids=["one column", "one row group", "filter in one row group", "filter that none passes"],
+    ids=["one column", "one row group", "filter in one row group", "filter that no row passes"],
 )
 def test_only_what_is_needed_is_read(
     corpus: tuple[Path, Unit, pa.Table],
     columns: list[str],
     where: str | None,
     rows: tuple[int, int],
-    most_bytes: int,
+    max_bytes: int,
 ) -> None:
-    """Of four megabytes only the needed columns, of the row groups with the unit's rows."""
+    """Of four megabytes, only the needed columns in the unit's row groups are read."""
     folder, unit, table = corpus
     store = CountingStore(str(folder))
     Source(store, table.select(columns).schema, where).read(part(unit, *rows))
-    assert 0 < store.num_bytes < most_bytes
+    assert 0 < store.num_bytes < max_bytes
 
 
 def test_memory_is_that_of_the_unit(tmp_path: Path) -> None:
-    """A unit at the end of a huge row group holds its own rows only when it is read."""
+    """A unit at the end of a huge row group takes the memory of its own rows only."""
     table = pa.table({"text": ["x" * 1000] * 20_000})
     unit = write(tmp_path, table)
     before = pa.total_allocated_bytes()
@@ -227,16 +227,16 @@ def test_memory_is_that_of_the_unit(tmp_path: Path) -> None:
     assert pa.total_allocated_bytes() - before < 100_000
 
 
-def test_columns_come_in_the_order_that_was_asked_for(tmp_path: Path) -> None:
-    """The columns' order in a shard, and names with dots in them, do not matter."""
+def test_columns_are_in_the_order_of_the_schema(tmp_path: Path) -> None:
+    """The order in the shard does not matter, nor do dots in names."""
     table = pa.table({"c": [1], "a": [{"b": 2, "c": 3}], "a.b": ["x"], "b": [True]})
     unit = write(tmp_path, table)
-    asked = table.select(["b", "a.b", "c", "a"])
-    assert source(tmp_path, asked.schema).read(unit).equals(with_rows(asked))
+    selected = table.select(["b", "a.b", "c", "a"])
+    assert source(tmp_path, selected.schema).read(unit).equals(with_rows(selected))
 
 
 def test_types_are_widened_to_the_common_ones(tmp_path: Path) -> None:
-    """A shard with narrower types than others gives the common ones, nested ones included."""
+    """A shard with narrower types than others is read with the common types, also nested ones."""
     unit = write(tmp_path, pa.table({"n": pa.array([1], pa.int32()), "l": [[1, None]], "s": ["a"]}))
     common = pa.schema([("n", pa.int64()), ("l", pa.list_(pa.float64())), ("s", pa.large_string())])
     read = source(tmp_path, common).read(unit)
@@ -245,7 +245,7 @@ def test_types_are_widened_to_the_common_ones(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("what", ["size", "version"])
 def test_a_changed_shard_is_refused(tmp_path: Path, what: str) -> None:
-    """A shard that is not the one that was planned is refused by name, with the way out."""
+    """The error names a shard that has changed since it was planned."""
     table = pa.table({"n": [1]})
     unit = write(tmp_path, table)
     other = replace(unit, size=unit.size + 1) if what == "size" else replace(unit, version="7")
@@ -255,7 +255,7 @@ def test_a_changed_shard_is_refused(tmp_path: Path, what: str) -> None:
 
 
 def test_a_missing_shard_is_refused(tmp_path: Path) -> None:
-    """A shard that is gone is refused by name, with the way out."""
+    """The error names a shard that has been deleted since it was planned."""
     table = pa.table({"n": [1]})
     unit = write(tmp_path, table)
     (tmp_path / KEY).unlink()
@@ -265,7 +265,7 @@ def test_a_missing_shard_is_refused(tmp_path: Path) -> None:
 
 
 def broken(unit: Unit, folder: Path, data: bytes) -> Unit:
-    """The unit of a shard that has become this, in a way that its version does not show."""
+    """The unit after the shard was overwritten with `data`, as if planned with its new version."""
     (folder / KEY).write_bytes(data)
     info = LocalStore(str(folder)).info(KEY)
     return replace(unit, size=info.size, version=info.version)
@@ -273,30 +273,30 @@ def broken(unit: Unit, folder: Path, data: bytes) -> Unit:
 
 @pytest.mark.parametrize("damage", ["cut off", "damaged page", "empty"])
 def test_a_shard_that_cannot_be_read_fails_the_run(tmp_path: Path, damage: str) -> None:
-    """Damage behind the plan's back stops the run with the shard's and the rows' names."""
+    """Damage that the plan did not detect stops the run; the error names shard and rows."""
     table = pa.table({"s": [os.urandom(50).hex() for _ in range(1000)]})
     unit = write(tmp_path, table)
     data = (tmp_path / KEY).read_bytes()
-    became = {
+    damaged = {
         "cut off": data[: len(data) // 2],
         "damaged page": data[:4] + b"\xff" * 4000 + data[4004:],
         "empty": b"",
     }
     with pytest.raises(RunFailed, match="rows 5 to 9 cannot be read") as failed:
-        source(tmp_path, table.schema).read(part(broken(unit, tmp_path, became[damage]), 5, 9))
+        source(tmp_path, table.schema).read(part(broken(unit, tmp_path, damaged[damage]), 5, 9))
     assert str(tmp_path / KEY) in str(failed.value)
     assert "\n" not in str(failed.value)
 
 
-def test_a_value_that_the_common_type_cannot_hold_fails_the_run(tmp_path: Path) -> None:
-    """No value is cut to fit into a type."""
+def test_a_value_beyond_the_common_type_fails_the_run(tmp_path: Path) -> None:
+    """A value is never truncated to fit into a type."""
     unit = write(tmp_path, pa.table({"n": pa.array([2**64 - 1], pa.uint64())}))
     with pytest.raises(RunFailed, match="rows 0 to 1 cannot be read"):
         source(tmp_path, pa.schema([("n", pa.int64())])).read(unit)
 
 
-def test_a_damaged_page_is_not_taken_for_its_text(tmp_path: Path) -> None:
-    """A byte of a text that changed on its way is an error where the page bears a checksum."""
+def test_a_page_with_a_wrong_checksum_fails_the_run(tmp_path: Path) -> None:
+    """A changed byte in a text is an error if its page has a checksum."""
     table = pa.table({"text": ["a text to be damaged"]})
     unit = write(tmp_path, table)
     options = {"compression": "none", "use_dictionary": False, "write_statistics": False}

@@ -1,4 +1,4 @@
-"""`input.where` keeps the rows that a database would keep, and says what it cannot do."""
+"""`input.where` keeps the rows that a database keeps, and refuses what it does not support."""
 
 import datetime as dt
 import itertools
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tokenmill.errors import UserError
 from tokenmill.input.where import where_columns, where_expression
 
-# Every combination of values that comparisons treat differently, null among them.
+# All combinations of values that comparisons treat differently, including null.
 ROWS = list(
     itertools.product(
         [None, -1, 0, 2],
@@ -44,9 +44,9 @@ TABLE = pa.table(
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[sqlite3.Connection]:
-    """The rows in a database: the judge of what a condition means."""
+    """A database with the rows, which defines what a condition means."""
     with closing(sqlite3.connect(":memory:")) as connection:
-        # The standard's LIKE tells capitals apart; SQLite's does so when asked.
+        # LIKE is case-sensitive in standard SQL, but not by default in SQLite.
         connection.execute("PRAGMA case_sensitive_like = ON")
         connection.execute("CREATE TABLE t (a INTEGER, b INTEGER, x REAL, s TEXT, flag BOOLEAN)")
         connection.executemany("INSERT INTO t VALUES (?, ?, ?, ?, ?)", ROWS)
@@ -59,13 +59,13 @@ def kept(where: str, table: pa.Table = TABLE) -> list[int]:
     return rows
 
 
-def judged(where: str, database: sqlite3.Connection) -> list[int]:
+def kept_by_database(where: str, database: sqlite3.Connection) -> list[int]:
     """The positions of the rows that a database keeps."""
-    found = database.execute(f"SELECT rowid - 1 FROM t WHERE {where} ORDER BY rowid")  # noqa: S608
-    return [row for (row,) in found]
+    rows = database.execute(f"SELECT rowid - 1 FROM t WHERE {where} ORDER BY rowid")  # noqa: S608
+    return [row for (row,) in rows]
 
 
-# What the property below does not write.
+# Conditions that the property below does not generate.
 CONDITIONS = """
 a = - -2 | a <> a | a = 2.0 | a > 0.5 | a < 9223372036854775808 | a >= -9223372036854775809
 x = 2 | x = a | x < 1e400 | s = 'it''s' | s >= 'a' AND s < 'b' | flag <> TRUE
@@ -77,11 +77,11 @@ a = 2 OR b = 2 AND s = 'a' | NOT NOT a = 2 | a = 2 OR (b = 2 OR (x = 2 OR flag))
 
 
 @pytest.mark.parametrize("where", re.split(r"[|\n]", CONDITIONS.strip()))
-def test_conditions_mean_what_they_mean_in_a_database(
+def test_a_condition_keeps_the_rows_that_a_database_keeps(
     where: str, database: sqlite3.Connection
 ) -> None:
-    """A condition keeps the rows that SQL says, with nulls neither true nor false."""
-    assert kept(where) == judged(where, database)
+    """As in SQL, a comparison with null is neither true nor false."""
+    assert kept(where) == kept_by_database(where, database)
 
 
 NUMBERS = st.sampled_from(["-1", "0", "1", "2"])
@@ -93,7 +93,7 @@ INTEGERS = st.sampled_from(["a", "b"])
 
 
 def sql(form: str, *parts: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
-    """Texts of a form, its places filled."""
+    """The `form` with its placeholders filled."""
     return st.tuples(*parts).map(lambda values: form.format(*values))
 
 
@@ -108,7 +108,7 @@ LEAVES = st.one_of(
     sql("{} IS {}NULL", st.sampled_from(["a", "b", "x", "s", "flag"]), NOT),
     st.sampled_from(["flag", "flag = FALSE", "TRUE", "FALSE"]),
 )
-# Mostly without parentheses: which part binds first is to be found out by both.
+# Mostly without parentheses, so that operator precedence is tested.
 WHERES = st.recursive(
     LEAVES,
     lambda inner: st.one_of(
@@ -125,11 +125,11 @@ WHERES = st.recursive(
 @settings(max_examples=250, deadline=None)
 @given(where=WHERES)
 @example(where="NOT a IN (1, b) OR s LIKE 'a%' AND NOT flag")
-def test_any_condition_means_what_it_means_in_a_database(
+def test_any_condition_keeps_the_rows_that_a_database_keeps(
     where: str, database: sqlite3.Connection
 ) -> None:
-    """However conditions are put together, the rows are those that a database keeps."""
-    assert kept(where) == judged(where, database)
+    """The rows are the same for any combination of conditions."""
+    assert kept(where) == kept_by_database(where, database)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_any_condition_means_what_it_means_in_a_database(
     ],
 )
 def test_columns_are_found(where: str, columns: set[str]) -> None:
-    """A condition names its columns, as they are spelled, and texts are none."""
+    """The columns of a condition are found as spelled; string literals are not columns."""
     assert where_columns(where) == columns
 
 
@@ -157,7 +157,7 @@ USUAL_NAMES = (
 
 
 def test_usual_names_need_no_quotes() -> None:
-    """Columns with everyday names may be used as they are, words of SQL among them."""
+    """Common column names work without quotes, even those that are SQL keywords."""
     for name in USUAL_NAMES.split():
         table = pa.table({name: ["yes", "no", None], "n": range(3)})
         assert where_columns(f"{name} = 'yes'") == {name}
@@ -180,8 +180,8 @@ def test_usual_names_need_no_quotes() -> None:
         "a XOR b",
     ],
 )
-def test_what_is_no_condition_is_refused(where: str) -> None:
-    """Text that does not parse is refused with the text and its key."""
+def test_text_that_is_not_a_condition_is_refused(where: str) -> None:
+    """The error for text that does not parse names the job key."""
     for parse in (where_columns, lambda text: where_expression(text, TABLE.schema)):
         with pytest.raises(UserError) as refused:
             parse(where)
@@ -191,7 +191,7 @@ def test_what_is_no_condition_is_refused(where: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "named"),
+    ("where", "part"),
     [
         ("lower(s) = 'a'", "LOWER(s)"),
         ("a + 1 = 2", "a + 1"),
@@ -222,16 +222,16 @@ def test_what_is_no_condition_is_refused(where: str) -> None:
         ("*", "*"),
     ],
 )
-def test_what_we_cannot_do_is_refused_by_its_name(where: str, named: str) -> None:
-    """SQL beyond ours is refused with the part that is, and a list of what there is instead."""
+def test_unsupported_sql_is_refused(where: str, part: str) -> None:
+    """The error names the part that is not supported, and lists what is."""
     with pytest.raises(UserError) as refused:
         where_expression(where, TABLE.schema)
     message = str(refused.value)
-    assert all(part in message for part in ("input.where", named, "not supported", "BETWEEN"))
+    assert all(word in message for word in ("input.where", part, "not supported", "BETWEEN"))
 
 
 @pytest.mark.parametrize(
-    ("where", "named"),
+    ("where", "part"),
     [
         ("a = 'x'", "int64"),
         ("a IN (1, 'x')", "int64"),
@@ -248,11 +248,11 @@ def test_what_we_cannot_do_is_refused_by_its_name(where: str, named: str) -> Non
         ("flag = 2", "bool"),
     ],
 )
-def test_values_of_another_type_are_refused(where: str, named: str) -> None:
-    """A condition that does not fit its columns' types is refused before anything is read."""
+def test_values_of_another_type_are_refused(where: str, part: str) -> None:
+    """A condition that does not fit the columns' types is refused before rows are read."""
     with pytest.raises(UserError, match="column") as refused:
         where_expression(where, TABLE.schema)
-    assert named in str(refused.value)
+    assert part in str(refused.value)
     assert where in str(refused.value)
 
 
@@ -281,10 +281,8 @@ TIMES = [None if day is None else dt.datetime.combine(day, dt.time(12)) for day 
     ],
     ids=lambda value: str(value.type) if isinstance(value, pa.Array) else None,
 )
-def test_columns_of_other_types_compare_as_themselves(
-    values: pa.Array, where: str, rows: list[int]
-) -> None:
-    """A literal is taken as a value of its column's type: dates, times, decimals, dictionaries."""
+def test_a_literal_has_its_columns_type(values: pa.Array, where: str, rows: list[int]) -> None:
+    """A literal is converted to its column's type: dates, times, decimals, dictionaries."""
     table = pa.table({"v": values, "row": pa.array(range(4))})
     assert kept(where, table) == rows
 
@@ -303,10 +301,8 @@ def test_columns_of_other_types_compare_as_themselves(
     ],
     ids=str,
 )
-def test_a_literal_that_is_no_value_of_the_column_is_refused(
-    kind: pa.DataType, literal: str
-) -> None:
-    """A literal that the column cannot hold is refused with the literal and the column's type."""
+def test_a_literal_that_does_not_fit_its_column_is_refused(kind: pa.DataType, literal: str) -> None:
+    """The error names the literal and the column's type."""
     with pytest.raises(UserError) as refused:
         where_expression(f"v = {literal}", pa.schema([("v", kind)]))
     assert literal in str(refused.value)
@@ -327,17 +323,17 @@ def test_a_literal_that_is_no_value_of_the_column_is_refused(
     ],
     ids=str,
 )
-def test_a_number_need_not_fit_into_its_column(
+def test_a_number_may_be_outside_of_its_columns_type(
     kind: pa.DataType, values: list[Any], where: str, rows: list[int]
 ) -> None:
-    """Numbers compare by value: a limit may lie outside of the column's range or between two."""
+    """Numbers are compared by value, also outside of the column's range or precision."""
     table = pa.table({"v": pa.array(values, kind), "row": pa.array(range(len(values)))})
     assert kept(where, table) == rows
 
 
 @pytest.mark.parametrize("literal", ["1" * 99, "-" + "1" * 99, "1e400"])
 def test_a_number_beyond_all_types_is_refused(literal: str) -> None:
-    """An integer column is not compared with a number of a hundred digits."""
+    """A number with a hundred digits is refused."""
     with pytest.raises(UserError, match=literal):
         where_expression(f"a = {literal}", TABLE.schema)
 
@@ -348,23 +344,23 @@ def test_a_number_beyond_all_types_is_refused(literal: str) -> None:
     ids=["int64", "int8"],
 )
 def test_a_list_of_values_may_be_long(values: pa.Array, rows: list[int]) -> None:
-    """Thousands of values, as a list of ids has, work as few do: null is in none and not out."""
+    """A list of thousands of ids works like a short one; null is neither in it nor not in it."""
     table = pa.table({"v": values, "row": pa.array(range(4))})
     listed = ", ".join(map(str, range(20_000)))
     assert kept(f"v IN ({listed})", table) == rows
     assert kept(f"v NOT IN ({listed})", table) == [3]
 
 
-def test_a_long_list_of_texts_takes_dictionaries() -> None:
-    """A long list works on a dictionary column."""
+def test_a_long_list_works_on_a_dictionary_column() -> None:
+    """The column's values are compared, not their indices."""
     table = pa.table({"v": pa.array(["ab", "b", None]).dictionary_encode(), "row": range(3)})
     listed = ", ".join(f"'{letter}b'" for letter in "abcdefgh" * 20)
     assert kept(f"v IN ({listed})", table) == [0]
     assert kept(f"v NOT IN ({listed})", table) == [1]
 
 
-def test_a_chain_may_be_long_but_not_endless() -> None:
-    """Two thousand conditions in one chain work; more, which end a process, are refused."""
+def test_the_length_of_a_chain_is_limited() -> None:
+    """A chain of 2,000 conditions works; a longer one, which could crash Arrow, is refused."""
     chain = [f"a = {number}" for number in range(2_001)]
     assert kept(" OR ".join(chain[:-1])) == kept("a >= 0")
     with pytest.raises(UserError, match=r"2,001 conditions .* IN"):
@@ -372,8 +368,8 @@ def test_a_chain_may_be_long_but_not_endless() -> None:
 
 
 @pytest.mark.parametrize("opening", ["(", "NOT ("])
-def test_what_is_nested_too_deeply_is_refused(opening: str) -> None:
-    """Thousands of parentheses are a mistake that is told."""
+def test_deep_nesting_is_refused(opening: str) -> None:
+    """Thousands of parentheses are a UserError."""
     where = opening * 5_000 + "a = 1" + ")" * 5_000
     with pytest.raises(UserError, match=r"input\.where: .*too deeply"):
         where_expression(where, TABLE.schema)

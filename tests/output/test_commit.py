@@ -16,7 +16,7 @@ from helpers.stores import (
     CrashingStore,
     Fault,
     StubS3,
-    Vanishing,
+    VanishingStore,
     answers,
     contents,
     keys,
@@ -214,10 +214,11 @@ def test_an_object_of_another_job_stops_the_run(store: Store, facts: dict[str, s
     assert contents(store) == before
 
 
-def test_an_object_that_is_deleted_during_the_commit_raises_run_failed(tmp_path: Path) -> None:
+def test_an_object_that_is_deleted_during_the_commit_raises_run_failed() -> None:
     """If the object exists at the PUT but not at the read, `RunFailed` names it."""
-    message = refusal(RunFailed, lambda: write(Vanishing(str(tmp_path)), "ours"))
-    assert f"{tmp_path}/{UNIT.key}" in message
+    store = VanishingStore()
+    message = refusal(RunFailed, lambda: write(store, "ours"))
+    assert f"{store.url}/{UNIT.key}" in message
 
 
 class Slow(io.BytesIO):

@@ -14,7 +14,7 @@ from helpers.stores import (
     CrashingStore,
     Fault,
     StubS3,
-    Vanishing,
+    VanishingStore,
     answers,
     contents,
     keys,
@@ -159,10 +159,11 @@ def test_publishing_a_plan_survives_a_network_fault(stub_s3: StubS3, fault: Faul
     assert read_plan(stub_s3.store) == PLAN
 
 
-def test_a_plan_that_is_deleted_while_it_is_published_raises_run_failed(tmp_path: Path) -> None:
+def test_a_plan_that_is_deleted_while_it_is_published_raises_run_failed() -> None:
     """If the plan exists at the PUT but not at the read, `RunFailed` names it."""
-    message = refusal(RunFailed, lambda: publish_plan(Vanishing(str(tmp_path)), PLAN, JOB))
-    assert f"{tmp_path}/{PLAN_KEY}" in message
+    store = VanishingStore()
+    message = refusal(RunFailed, lambda: publish_plan(store, PLAN, JOB))
+    assert f"{store.url}/{PLAN_KEY}" in message
 
 
 @pytest.mark.parametrize("body", [b"", b"PAR1", plan_to_bytes(PLAN)[:-20]])

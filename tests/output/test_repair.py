@@ -16,7 +16,7 @@ from helpers.stores import (
     Crash,
     CrashingStore,
     Fault,
-    Meddling,
+    RacingStore,
     StubS3,
     keys,
     record,
@@ -135,7 +135,7 @@ def test_a_repair_between_reading_and_writing_is_kept(store: Store) -> None:
         if number == 1:
             repair(store, {1: "other one", 2: "other two", 3: LATE}, attempt="other")
 
-    assert repair(Meddling(store, other), {2: FAILED, 3: "three"}).is_ours
+    assert repair(RacingStore(store, other), {2: FAILED, 3: "three"}).is_ours
     assert cells_of(store) == ["zero", "other one", "other two", "three"]
     assert repairs_of(store) == ["other", "second"]
     assert read_record(store, UNIT.key).rejects == {}
@@ -169,7 +169,7 @@ def test_a_repair_gives_up_if_others_keep_changing_the_object(tmp_path: Path) ->
     def other(number: int) -> None:
         repair(store, {1: f"other {number}"}, attempt=f"other {number}")
 
-    message = refusal(RunFailed, lambda: repair(Meddling(store, other), {2: "two"}))
+    message = refusal(RunFailed, lambda: repair(RacingStore(store, other), {2: "two"}))
     assert f"{tmp_path}/{UNIT.key}" in message
     assert "keep changing it" in message
     assert "second" not in repairs_of(store)
@@ -210,7 +210,7 @@ def test_a_repair_with_a_lost_reply_is_found_below_a_later_one(store: Store) -> 
             repair(store, ours, attempt="second")
             repair(store, {1: "a later one"}, attempt="other")
 
-    outcome = repair(Meddling(store, lost), ours, attempt="second")
+    outcome = repair(RacingStore(store, lost), ours, attempt="second")
     assert outcome.is_ours
     assert repairs_of(store) == ["second", "other"]
     assert cells_of(store)[1] == "a later one"

@@ -1,4 +1,4 @@
-"""The plan: every row in exactly one unit, cut where reading is cheap, and kept as it was made."""
+"""Plans: every row is in exactly one unit, and a plan's file gives back the plan."""
 
 import io
 from dataclasses import replace
@@ -40,13 +40,13 @@ LAYOUTS = [
 
 
 def num_tokens(group: RowGroup, overhead: int) -> int:
-    """What a row group costs: four bytes a token, and the overhead of each row."""
+    """The tokens of a row group: four bytes per token, and the overhead of each row."""
     return group.num_bytes // 4 + group.num_rows * overhead
 
 
 @st.composite
 def layouts(draw: st.DrawFn, num_rows: st.SearchStrategy[int] = ANY_ROWS) -> Shard:
-    """A shard with any row groups; one without rows has no text."""
+    """A shard with any row groups; a group without rows has no text."""
     groups = [
         RowGroup(rows, draw(st.integers(0, 40 * rows)))
         for rows in draw(st.lists(num_rows, max_size=8))
@@ -58,7 +58,7 @@ def layouts(draw: st.DrawFn, num_rows: st.SearchStrategy[int] = ANY_ROWS) -> Sha
 def cuts_by_tokens(
     draw: st.DrawFn, num_rows: st.SearchStrategy[int] = ANY_ROWS
 ) -> tuple[Shard, int, int]:
-    """A shard, a unit size in tokens that gives some hundred units at most, an overhead a row."""
+    """A shard, a unit size in tokens that gives at most some hundred units, an overhead per row."""
     cut_shard = draw(layouts(num_rows))
     overhead = draw(st.integers(0, 50))
     total = sum(num_tokens(group, overhead) for group in cut_shard.row_groups)
@@ -66,7 +66,7 @@ def cuts_by_tokens(
 
 
 def assert_covers(units: list[Unit], whole: Shard) -> None:
-    """Each row of the shard is in exactly one of the units, which are not empty and in order."""
+    """The units are not empty, in order, and contain each row of the shard exactly once."""
     borders = [0, *accumulate(unit.num_rows for unit in units)]
     assert [(unit.first_row, unit.end_row) for unit in units] == list(pairwise(borders))
     assert all(unit.num_rows > 0 for unit in units)
@@ -78,10 +78,10 @@ def assert_covers(units: list[Unit], whole: Shard) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(layouts(FEW_ROWS), st.integers(1, 300), st.integers(0, 50))
-def test_units_by_rows_are_equal_and_hold_every_row_once(
+def test_units_by_rows_have_equal_size_and_cover_every_row(
     whole: Shard, rows: int, overhead: int
 ) -> None:
-    """By rows every row is in one unit, and all units but a shard's last have that many rows."""
+    """All units have the given number of rows, except the last one of a shard."""
     units = list(cut_shard(whole, UnitSize(rows=rows), overhead))
     assert_covers(units, whole)
     assert all(unit.num_rows == rows for unit in units[:-1])
@@ -90,8 +90,8 @@ def test_units_by_rows_are_equal_and_hold_every_row_once(
 
 @settings(max_examples=100, deadline=None)
 @given(cuts_by_tokens())
-def test_units_by_tokens_hold_every_row_once(given_cut: tuple[Shard, int, int]) -> None:
-    """By tokens every row is in one unit, whatever the row groups, and no unit is huge."""
+def test_units_by_tokens_cover_every_row(given_cut: tuple[Shard, int, int]) -> None:
+    """With any row groups, every row is in one unit, and no unit has too many rows."""
     whole, tokens, overhead = given_cut
     units = list(cut_shard(whole, UnitSize(tokens=tokens), overhead))
     assert_covers(units, whole)
@@ -110,23 +110,23 @@ def test_units_by_tokens_hold_every_row_once(given_cut: tuple[Shard, int, int]) 
     ],
     ids=str,
 )
-def test_awkward_layouts_are_covered(rows: tuple[int, ...], size: UnitSize) -> None:
-    """No row groups, empty ones, hundreds of tiny ones, a huge one: every row is in one unit."""
+def test_units_cover_unusual_layouts(rows: tuple[int, ...], size: UnitSize) -> None:
+    """No row groups, empty ones, hundreds of small ones, a huge one: every row is in one unit."""
     whole = shard("a.parquet", *rows, num_bytes=4000)
     assert_covers(list(cut_shard(whole, size, overhead_tokens=1)), whole)
 
 
 @settings(max_examples=60, deadline=None)
 @given(layouts(FEW_ROWS), st.integers(0, 50))
-def test_smallest_unit_is_one_row(whole: Shard, overhead: int) -> None:
-    """A unit size below one row's tokens gives units of single rows at the least, never empty."""
+def test_a_unit_has_at_least_one_row(whole: Shard, overhead: int) -> None:
+    """A unit size below the tokens of one row gives no empty units."""
     assert_covers(list(cut_shard(whole, UnitSize(tokens=1), overhead)), whole)
 
 
 @settings(max_examples=100, deadline=None)
 @given(cuts_by_tokens())
-def test_only_large_row_groups_are_cut_inside(given_cut: tuple[Shard, int, int]) -> None:
-    """By tokens a cut inside a row group means that this group alone is more than a unit."""
+def test_only_large_row_groups_are_split(given_cut: tuple[Shard, int, int]) -> None:
+    """A row group is split only if it is larger than a unit."""
     whole, tokens, overhead = given_cut
     borders = [0, *accumulate(group.num_rows for group in whole.row_groups)]
     for unit in cut_shard(whole, UnitSize(tokens=tokens), overhead):
@@ -138,8 +138,8 @@ def test_only_large_row_groups_are_cut_inside(given_cut: tuple[Shard, int, int])
 
 @settings(max_examples=100, deadline=None)
 @given(cuts_by_tokens(FEW_ROWS))
-def test_small_row_groups_are_joined_up_to_the_size(given_cut: tuple[Shard, int, int]) -> None:
-    """Row groups smaller than a unit are joined as long as they fit, and no longer."""
+def test_small_row_groups_are_joined(given_cut: tuple[Shard, int, int]) -> None:
+    """Row groups that are smaller than a unit are joined while they fit."""
     whole, tokens, overhead = given_cut
     largest = max((num_tokens(group, overhead) for group in whole.row_groups), default=0)
     size = max(tokens, largest)
@@ -152,7 +152,7 @@ def test_small_row_groups_are_joined_up_to_the_size(given_cut: tuple[Shard, int,
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 300_000), st.integers(1, 400))
 def test_a_large_row_group_is_split_evenly(num_rows: int, parts: int) -> None:
-    """The units of one large row group differ by one row at most."""
+    """The units of a large row group differ by at most one row."""
     whole = Shard("a.parquet", 1, "v1", (RowGroup(num_rows, 40 * num_rows),))
     units = list(cut_shard(whole, UnitSize(tokens=10 * num_rows // parts + 1), 0))
     sizes = [unit.num_rows for unit in units]
@@ -162,7 +162,7 @@ def test_a_large_row_group_is_split_evenly(num_rows: int, parts: int) -> None:
 @settings(max_examples=60, deadline=None)
 @given(cuts_by_tokens(), st.integers(1000, 5000))
 def test_estimates_add_up(given_cut: tuple[Shard, int, int], rows: int) -> None:
-    """The units' estimated tokens are those of the shard, but for rounding down in each unit."""
+    """The units' estimates sum up to that of the shard, except for rounding down in each unit."""
     whole, tokens, overhead = given_cut
     total = sum(num_tokens(group, overhead) for group in whole.row_groups)
     for size in (UnitSize(tokens=tokens), UnitSize(rows=rows)):
@@ -173,8 +173,8 @@ def test_estimates_add_up(given_cut: tuple[Shard, int, int], rows: int) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(layouts(FEW_ROWS), max_size=5), st.integers(1, 300))
-def test_units_of_several_shards_have_keys_of_their_own(several: list[Shard], rows: int) -> None:
-    """Units come shard by shard, and no two of a plan have the same key."""
+def test_units_of_several_shards_have_different_keys(several: list[Shard], rows: int) -> None:
+    """Units are ordered by shard, and no two have the same key."""
     shards = [replace(one, path=f"{number}.parquet") for number, one in enumerate(several)]
     units = plan_units(shards, UnitSize(rows=rows), 0)
     assert len({unit.key for unit in units}) == len(units)
@@ -192,8 +192,8 @@ def test_units_of_several_shards_have_keys_of_their_own(several: list[Shard], ro
         ("day=1/a.parq", "day=1/a.parquet"),
     ],
 )
-def test_shards_that_differ_in_their_suffix_are_refused(one: str, other: str) -> None:
-    """Two shards that would write to the same folder are refused, both by name."""
+def test_shards_that_differ_only_in_their_suffix_are_refused(one: str, other: str) -> None:
+    """The error names both shards, which would be written to the same folder."""
     with pytest.raises(UserError) as refusal:
         plan_units([shard(one, 1), shard(other, 1)], UnitSize(rows=1), 0)
     assert one in str(refusal.value)
@@ -201,8 +201,8 @@ def test_shards_that_differ_in_their_suffix_are_refused(one: str, other: str) ->
     assert "rename" in str(refusal.value)
 
 
-def test_shards_of_one_name_in_two_folders_are_taken() -> None:
-    """The same file name in two folders is two shards with outputs of their own."""
+def test_shards_in_two_folders_may_have_the_same_name() -> None:
+    """Their outputs are in different folders."""
     units = plan_units([shard("x/a.parquet", 1), shard("y/a.parquet", 1)], UnitSize(rows=1), 0)
     assert [unit.key for unit in units] == [
         "data/x/a/rows-000000000000-000000000001.parquet",
@@ -210,7 +210,7 @@ def test_shards_of_one_name_in_two_folders_are_taken() -> None:
     ]
 
 
-# Paths in which separators, dots and what escapes are made of are as likely as letters.
+# Paths with many separators, dots and characters of escapes.
 PATHS = st.one_of(
     st.text(st.sampled_from("ab/._~%25EF0- "), max_size=12),
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20),
@@ -223,10 +223,10 @@ SUFFIXES = st.sampled_from(["", ".parquet", ".pq", ".parq", ".PARQUET", ".Pq"])
 @example("../../etc/passwd", ".parquet", 0, 1)
 @example("a//b/./.hidden/_temporary/é ü", ".parquet", 0, 1)
 @example("", ".parquet", 0, 1)
-def test_every_key_is_one_that_stores_and_readers_take(
+def test_every_key_works_in_all_stores_and_readers(
     path: str, suffix: str, first_row: int, num_rows: int
 ) -> None:
-    """A unit's key matches `UNIT_KEY`, cannot leave `data/`, and has no part that readers skip."""
+    """A unit's key matches `UNIT_KEY`, stays in `data/`, and has no part that readers skip."""
     unit = Unit(path + suffix, 1, "v1", first_row, num_rows, 0)
     assert UNIT_KEY.fullmatch(unit.key)
     root, *parts = unit.key.split("/")
@@ -242,17 +242,17 @@ def test_every_key_is_one_that_stores_and_readers_take(
 @example("a~", "a%7E", ".parquet", ".parquet")
 @example("a//b", "a/%00/b", ".parquet", ".parquet")
 @example("A", "a", ".parquet", ".parquet")
-def test_two_paths_have_one_folder_only_if_they_differ_in_the_suffix(
+def test_paths_share_a_folder_only_if_they_differ_only_in_the_suffix(
     one: str, other: str, suffix: str, other_suffix: str
 ) -> None:
-    """Output folders are as different as the shards' paths without their suffixes."""
+    """Output folders are equal only if the paths without their suffixes are equal."""
     same = output_folder(one + suffix) == output_folder(other + other_suffix)
     assert same == (one == other)
 
 
 @pytest.mark.parametrize("letter", ["文", "é", "a", " "])
-def test_a_name_that_a_disk_takes_gives_a_folder_that_a_disk_takes(letter: str) -> None:
-    """Folders of shards with long names fit into a file system's 255 bytes, and stay different."""
+def test_a_long_name_gives_a_folder_that_a_disk_allows(letter: str) -> None:
+    """Folders of shards with long names have at most 255 bytes per part, and differ."""
     stem = letter * (240 // len(letter.encode()))
     one, other = output_folder(f"{stem}b.parquet"), output_folder(f"{stem}c.parquet")
     for folder in (one, other):
@@ -266,7 +266,7 @@ def test_a_name_that_a_disk_takes_gives_a_folder_that_a_disk_takes(letter: str) 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 6), max_size=4), max_size=4), st.integers(1, 60))
 def test_first_rows_are_exactly_the_first_rows(layout: list[list[int]], limit: int) -> None:
-    """A limit keeps the first rows of the corpus, in order, and no shard without rows."""
+    """A limit keeps the first rows of the corpus, in order, and drops shards without rows."""
     shards = [shard(f"{number}.parquet", *rows) for number, rows in enumerate(layout)]
 
     def rows_of(some: list[Shard]) -> list[tuple[str, int]]:
@@ -316,16 +316,16 @@ PLANS = st.builds(
 
 @settings(max_examples=60, deadline=None)
 @given(PLANS)
-def test_a_plan_comes_back_as_it_was_written(plan: Plan) -> None:
-    """A plan's file gives back the plan, the Arrow types of its columns included."""
-    again = plan_from_bytes(plan_to_bytes(plan), "here")
-    assert again == plan
-    assert again.schema.equals(plan.schema, check_metadata=True)
+def test_a_plan_is_read_as_it_was_written(plan: Plan) -> None:
+    """A plan's file gives back the plan, including the Arrow types of its columns."""
+    read = plan_from_bytes(plan_to_bytes(plan), "here")
+    assert read == plan
+    assert read.schema.equals(plan.schema, check_metadata=True)
 
 
 @pytest.mark.parametrize("kind", AWKWARD_TYPES, ids=str)
 def test_every_column_type_is_kept(kind: pa.DataType) -> None:
-    """Whatever type a column has, its plan remembers it exactly."""
+    """A plan keeps the exact type of a column."""
     schema = pa.schema([pa.field("x", kind, nullable=True)])
     plan = Plan("in", "f", {}, schema, ())
     assert plan_from_bytes(plan_to_bytes(plan), "here").schema.field("x").type.equals(kind)
@@ -333,15 +333,15 @@ def test_every_column_type_is_kept(kind: pa.DataType) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(PLANS)
-def test_equal_plans_are_equal_bytes(plan: Plan) -> None:
-    """The bytes depend on what a plan says, not on the order in which its fields were put."""
+def test_equal_plans_have_equal_bytes(plan: Plan) -> None:
+    """The order in which fields were set does not matter."""
 
-    def backwards(value: Any) -> Any:
+    def reordered(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: backwards(value[key]) for key in reversed(value)}
+            return {key: reordered(value[key]) for key in reversed(value)}
         return value
 
-    other = replace(plan, answer_fields=backwards(plan.answer_fields))
+    other = replace(plan, answer_fields=reordered(plan.answer_fields))
     assert plan_to_bytes(other) == plan_to_bytes(plan)
 
 
@@ -363,14 +363,14 @@ def parquet_with(metadata: dict[bytes, bytes] | None) -> bytes:
     ],
     ids=["empty", "magic only", "text", "other Parquet", "broken metadata", "no format"],
 )
-def test_what_is_no_plan_is_refused(data: bytes) -> None:
-    """A file that is no plan of ours is an error that names it and says what to do."""
+def test_a_file_that_is_not_a_plan_is_refused(data: bytes) -> None:
+    """The error names the file and says what to do."""
     with pytest.raises(UserError, match=r"^s3://out/plan: .*use another output"):
         plan_from_bytes(data, "s3://out/plan")
 
 
 def test_a_later_format_is_refused() -> None:
-    """A plan in another format is refused with both formats' numbers."""
+    """The error names the numbers of both formats."""
     data = parquet_with({b"tokenmill": b'{"format": 99}', b"tokenmill.schema": b""})
     with pytest.raises(UserError, match=r"s3://out/plan: .*format 99.*reads format 1"):
         plan_from_bytes(data, "s3://out/plan")
@@ -379,9 +379,9 @@ def test_a_later_format_is_refused() -> None:
 @pytest.mark.parametrize(
     ("rows_per_unit", "max_num_seqs", "expected"), [(32, 64, 19), (2_000, 1_024, 8), (1, 1_024, 64)]
 )
-def test_a_replica_has_eight_batches_and_three_units(
+def test_a_replica_gets_eight_batches_and_three_units(
     rows_per_unit: int, max_num_seqs: int, expected: int
 ) -> None:
-    """Eight batches of rows and three units more, and no more units than threads may wait."""
+    """Eight batches of rows and three more units, but at most 64 units (a thread each)."""
     units = plan_units([shard("a.parquet", 10 * rows_per_unit)], UnitSize(rows=rows_per_unit), 0)
     assert units_in_flight(units, max_num_seqs) == expected

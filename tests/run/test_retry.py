@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from helpers.inprocess import drive, drive_retry, job_over, write_corpus
-from helpers.stores import Meddling, contents, refusal
+from helpers.stores import RacingStore, contents, refusal
 from tokenmill.errors import ExitCode, OverBudget, RunFailed, UserError
 from tokenmill.job.job import Job
 from tokenmill.output.counts import Counts
@@ -217,7 +217,7 @@ def test_a_slow_retry_keeps_the_answers_of_a_faster_one(world: World) -> None:
             drive_retry(world.store, FAILED, SOUND)
             answered.append(world.rows())
 
-    drive_retry(Meddling(world.store, overtake), FAILED, "model.engine.error_rate=1")
+    drive_retry(RacingStore(world.store, overtake), FAILED, "model.engine.error_rate=1")
     assert [world.rows()] == answered
     assert world.success().rejects == {"empty_input": 1}
     world.assert_whole()

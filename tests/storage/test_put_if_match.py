@@ -1,4 +1,4 @@
-"""Exchange: an object gives way to another one only as long as it is the one that was read."""
+"""`put_if_match`: an object is replaced only if it still has the version that was read."""
 
 import errno
 import os
@@ -17,16 +17,16 @@ from tokenmill.storage.open import open_store
 KEY = "data/a"
 
 
-def test_an_object_is_exchanged_for_another(store: Store) -> None:
-    """With its present version an object takes other bytes, longer or shorter, again and again."""
+def test_an_object_with_this_version_is_replaced(store: Store) -> None:
+    """With its current version, an object can be replaced repeatedly, by any number of bytes."""
     store.put_if_absent(KEY, b"0")
     for data in (b"a longer one", b"", b"1"):
         assert store.put_if_match(KEY, data, store.info(KEY).version) is True
         assert contents(store) == {KEY: data}
 
 
-def test_an_object_that_has_moved_on_stays_as_it_is(store: Store, root: str) -> None:
-    """With a version that stands no longer nothing is written, and the caller is told."""
+def test_an_object_with_another_version_is_kept(store: Store, root: str) -> None:
+    """With an old version nothing is written, and the result is False."""
     store.put_if_absent(KEY, b"0")
     stale = store.info(KEY).version
     assert open_store(root).put_if_match(KEY, b"1", stale) is True
@@ -34,25 +34,25 @@ def test_an_object_that_has_moved_on_stays_as_it_is(store: Store, root: str) -> 
     assert contents(store) == {KEY: b"1"}
 
 
-def test_an_object_that_is_gone_is_not_made_anew(store: Store) -> None:
-    """Without an object there is nothing to exchange, which is told in the store's own way."""
+def test_a_missing_object_is_not_created(store: Store) -> None:
+    """Without an object nothing is written; the store returns False or raises an error."""
     store.put_if_absent("data/other", b"")
-    # AWS and a disk say that it is missing, SeaweedFS that its version is not this one.
+    # AWS, disks and memory raise an error; SeaweedFS answers that the version differs.
     with suppress(FileNotFoundError):
         assert store.put_if_match(KEY, b"1", "1") is False
     assert contents(store) == {"data/other": b""}
 
 
-def test_one_of_many_exchanges_of_a_version_wins(store: Store, root: str) -> None:
-    """Of threads that exchange one version at once exactly one is told that it did, and did."""
+def test_one_of_many_concurrent_writers_wins(store: Store, root: str) -> None:
+    """If threads replace one version at the same time, exactly one succeeds."""
     store.put_if_absent(KEY, b"0")
     version = store.info(KEY).version
     bodies = [f"writer {number}".encode() for number in range(5)]
-    together = Barrier(len(bodies))
+    barrier = Barrier(len(bodies))
 
     def race(body: bytes) -> bool:
         other = open_store(root)
-        together.wait()
+        barrier.wait()
         return other.put_if_match(KEY, body, version)
 
     with ThreadPoolExecutor(len(bodies)) as pool:
@@ -61,15 +61,15 @@ def test_one_of_many_exchanges_of_a_version_wins(store: Store, root: str) -> Non
     assert contents(store) == {KEY: bodies[won.index(True)]}
 
 
-def test_exchanges_within_one_tick_of_the_clock_differ_in_their_version(
+def test_writes_within_one_tick_of_the_clock_have_different_versions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the system's clock stands still, no two of an object's versions are the same."""
+    """While the system's clock does not advance, an object's versions still differ."""
 
-    def stand_still(file: int) -> None:
+    def stop_clock(file: int) -> None:
         os.utime(file, ns=(0, 0))
 
-    monkeypatch.setattr(os, "fsync", stand_still)
+    monkeypatch.setattr(os, "fsync", stop_clock)
     store = open_store(str(tmp_path))
     store.put_if_absent(KEY, b"0")
     versions = [store.info(KEY).version]
@@ -80,23 +80,23 @@ def test_exchanges_within_one_tick_of_the_clock_differ_in_their_version(
 
 
 @pytest.mark.parametrize("fault", Fault)
-def test_an_exchange_outlives_a_fault_of_the_network(stub_s3: StubS3, fault: Fault) -> None:
-    """An exchange that is refused or cut is tried again, and is made once.
+def test_put_if_match_survives_a_network_fault(stub_s3: StubS3, fault: Fault) -> None:
+    """A write that is refused or cut off is retried, and happens once.
 
-    After a lost reply the second try finds what the first one made, and so has another version.
+    After a lost reply, the retry finds the version of the first try and returns False.
     """
     stub_s3.store.put_if_absent(KEY, b"0")
     version = stub_s3.store.info(KEY).version
     stub_s3.faults.append(fault)
-    made = stub_s3.store.put_if_match(KEY, b"1", version)
-    assert made is (fault is not Fault.LOST_REPLY)
+    was_replaced = stub_s3.store.put_if_match(KEY, b"1", version)
+    assert was_replaced is (fault is not Fault.LOST_REPLY)
     assert stub_s3.store.read(KEY) == b"1"
 
 
 def test_a_kill_at_any_line_leaves_the_old_or_the_new(tmp_path: Path) -> None:
-    """Wherever an exchanging process is killed, the object is whole, and the next one goes on.
+    """Wherever a writing process is killed, the object is whole, and the next writer succeeds.
 
-    A lock that the dead process held is free again.
+    The lock of a killed process is free.
     """
     number, killed, seen = 0, True, []
     while killed:
@@ -105,17 +105,17 @@ def test_a_kill_at_any_line_leaves_the_old_or_the_new(tmp_path: Path) -> None:
         version = store.info(KEY).version
         killed = killed_at_line(number, store.put_if_match, KEY, b"new", version)
         seen.append(store.read(KEY))
-        assert store.put_if_match(KEY, b"dead", version) is (seen[-1] == b"old")
+        assert store.put_if_match(KEY, b"late", version) is (seen[-1] == b"old")
         assert store.put_if_match(KEY, b"next", store.info(KEY).version) is True
         assert contents(store) == {KEY: b"next"}
         number += 1
-    # Once a kill comes too late to undo the exchange, so does every later one.
+    # After the first kill that comes too late, all others do.
     assert seen == sorted(seen, reverse=True)
     assert set(seen) == {b"old", b"new"}
 
 
-def test_a_full_disk_leaves_the_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An exchange for which there is no room names the object, which stays."""
+def test_a_full_disk_keeps_the_old_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the object, which is kept."""
     store = open_store(str(tmp_path))
     store.put_if_absent(KEY, b"old")
     version = store.info(KEY).version

@@ -1,4 +1,4 @@
-"""Writes that fail: tried again while the store may come back; then the run stops, resumable."""
+"""Writes that fail are retried in case the store recovers; then the run stops, resumable."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,6 @@ from tokenmill.job.job import Job
 from tokenmill.output.rejects import Selection
 from tokenmill.output.success import read_success
 from tokenmill.storage.base import Store
-from tokenmill.storage.local import LocalStore
 from tokenmill.storage.retry import MAX_TRIES, persist
 
 BUSY = RunFailed("s3://bucket/out: SlowDown")
@@ -61,22 +60,19 @@ class Failing:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> LocalStore:
-    return LocalStore(str(tmp_path / "out"))
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> Job:
+def job(tmp_path: Path, memory_store: Store) -> Job:
     """A job of one unit with two rows, which are rejected until the engine's `error_rate` is 0."""
     corpus = write_corpus(tmp_path / "corpus", {"a.parquet": ["one", "two"]})
     model = {"source": "fake", "engine": {"error_rate": 1}}
-    return Job.model_validate(job_over(corpus, tmp_path / "out", model=model))
+    return Job.model_validate(job_over(corpus, memory_store.url, model=model))
 
 
 @pytest.mark.parametrize("made", [False, True], ids=["refused", "written, reply lost"])
-def test_a_unit_is_written_once_the_store_recovers(job: Job, store: LocalStore, made: bool) -> None:
+def test_a_unit_is_written_once_the_store_recovers(
+    job: Job, memory_store: Store, made: bool
+) -> None:
     """A write is retried; the unit is committed once, and counts as ours."""
-    failing = Failing(store, BUSY, MAX_TRIES - 1, made)
+    failing = Failing(memory_store, BUSY, MAX_TRIES - 1, made)
     summary = drive(job, failing)
     assert summary is not None and summary.exit_code == ExitCode.FINISHED
     assert summary.lost_races == 0
@@ -85,27 +81,27 @@ def test_a_unit_is_written_once_the_store_recovers(job: Job, store: LocalStore, 
 
 @pytest.mark.parametrize("made", [False, True], ids=["refused", "written, reply lost"])
 def test_a_repair_is_written_once_the_store_recovers(
-    job: Job, store: LocalStore, made: bool
+    job: Job, memory_store: Store, made: bool
 ) -> None:
     """A repair is retried, or recognized as written, and is recorded once."""
-    drive(job, store)
-    before = read_success(store)
-    failing = Failing(store, BUSY, MAX_TRIES - 1, made)
+    drive(job, memory_store)
+    before = read_success(memory_store)
+    failing = Failing(memory_store, BUSY, MAX_TRIES - 1, made)
     drive_retry(failing, Selection(), "model.engine.error_rate=0")
-    after = read_success(store)
+    after = read_success(memory_store)
     assert before is not None and after is not None
     assert (before.rejects, after.rejects) == ({"engine_error": 2}, {})
     # The two prompts ran once more, not once for each try.
     assert after.input_tokens == 2 * before.input_tokens
 
 
-def test_a_store_that_does_not_recover_stops_the_run(job: Job, store: LocalStore) -> None:
+def test_a_store_that_does_not_recover_stops_the_run(job: Job, memory_store: Store) -> None:
     """After the last try the run stops with the store's error; a later run does the rest."""
-    failing = Failing(store, BUSY)
+    failing = Failing(memory_store, BUSY)
     assert refusal(RunFailed, lambda: drive(job, failing)) == str(BUSY)
     assert failing.num_writes == MAX_TRIES
-    assert list(store.list("data")) == []
-    summary = drive(job, store)
+    assert list(memory_store.list("data")) == []
+    summary = drive(job, memory_store)
     assert summary is not None and summary.exit_code == ExitCode.FINISHED
 
 
@@ -113,10 +109,10 @@ def test_a_store_that_does_not_recover_stops_the_run(job: Job, store: LocalStore
     "error", [UserError("s3://bucket/out: refused"), NoSpace("/out: no space left")]
 )
 def test_an_error_that_waiting_does_not_fix_stops_the_run_at_once(
-    job: Job, store: LocalStore, error: TokenmillError, pauses: list[float]
+    job: Job, memory_store: Store, error: TokenmillError, pauses: list[float]
 ) -> None:
     """Missing rights and a full disk are reported after the first try."""
-    failing = Failing(store, error)
+    failing = Failing(memory_store, error)
     assert refusal(type(error), lambda: drive(job, failing)) == str(error)
     assert failing.num_writes == 1
     assert pauses == []

@@ -1,4 +1,4 @@
-"""The store: an object is there whole or not at all, and only one writer is the first."""
+"""All stores: an object exists whole or not at all, and one of several writers is the first."""
 
 import errno
 import os
@@ -28,12 +28,12 @@ ODD_KEYS = (
 )
 
 
-# One writer is the first.
+# The first writer wins.
 
 
 @pytest.mark.parametrize("body", [b"first", b"", b"0123456789abcdef" * 4 * MIB])
 def test_the_first_writer_of_a_key_wins(store: Store, root: str, body: bytes) -> None:
-    """The first create makes the object, empty, small or of 64 MiB; later ones change nothing."""
+    """Only the first `put_if_absent` writes, whether the object is empty, small or 64 MiB."""
     assert store.put_if_absent("data/a", body) is True
     assert store.put_if_absent("data/a", b"second") is False
     assert open_store(root).put_if_absent("data/a", b"of another process") is False
@@ -41,12 +41,12 @@ def test_the_first_writer_of_a_key_wins(store: Store, root: str, body: bytes) ->
 
 
 def test_one_of_many_concurrent_writers_wins(store: Store) -> None:
-    """Of threads that create one key at once exactly one wins, and its bytes stand whole."""
+    """If threads put one key at the same time, one succeeds, and the object has its bytes."""
     bodies = [bytes([65 + number]) * (64 * KIB + number) for number in range(6)]
-    together = threading.Barrier(len(bodies))
+    barrier = threading.Barrier(len(bodies))
 
     def attempt(body: bytes) -> bool:
-        together.wait()
+        barrier.wait()
         return store.put_if_absent("data/race", body)
 
     with ThreadPoolExecutor(len(bodies)) as pool:
@@ -56,7 +56,7 @@ def test_one_of_many_concurrent_writers_wins(store: Store) -> None:
 
 
 def test_replace_writes_and_overwrites(store: Store) -> None:
-    """Replace makes an object and makes it another, longer or shorter; create leaves it alone."""
+    """`replace` creates and overwrites an object; `put_if_absent` does not overwrite it."""
     for data in (b"a", b"a longer one", b"", b"b"):
         store.replace("folder/key", data)
         assert contents(store) == {"folder/key": data}
@@ -64,8 +64,8 @@ def test_replace_writes_and_overwrites(store: Store) -> None:
     assert store.read("folder/key") == b"b"
 
 
-def test_what_is_deleted_is_gone_and_may_be_made_again(store: Store) -> None:
-    """Once and again, and its neighbours stay."""
+def test_a_deleted_object_is_gone_and_can_be_written_again(store: Store) -> None:
+    """Deleting twice is no error, and deletes no other object."""
     store.replace("folder/key", b"a")
     store.replace("folder/key2", b"b")
     for _ in range(2):
@@ -74,12 +74,12 @@ def test_what_is_deleted_is_gone_and_may_be_made_again(store: Store) -> None:
     assert store.put_if_absent("folder/key", b"again") is True
 
 
-# In pieces.
+# Writing in pieces.
 
 
 @pytest.mark.parametrize("pieces", [[], [b"one", b"", b"two"], [b"0123456789abcdef" * 4 * MIB]])
-def test_an_object_made_in_pieces_is_there_at_the_end(store: Store, pieces: list[bytes]) -> None:
-    """Nothing is seen before the last piece, then the whole: empty, small, or of many megabytes."""
+def test_an_object_written_in_pieces_appears_at_the_end(store: Store, pieces: list[bytes]) -> None:
+    """Readers see nothing before the end, then all of it: empty, small or of many megabytes."""
     with store.open_new("data/a") as file:
         for piece in pieces:
             file.write(piece)
@@ -87,8 +87,8 @@ def test_an_object_made_in_pieces_is_there_at_the_end(store: Store, pieces: list
     assert contents(store) == {"data/a": b"".join(pieces)}
 
 
-def test_a_name_that_is_taken_stays(store: Store) -> None:
-    """Whoever writes in pieces is refused, at once, or later if it was taken meanwhile."""
+def test_a_taken_name_is_not_overwritten_in_pieces(store: Store) -> None:
+    """The error comes at the start, or at the end if the object was written in between."""
     store.put_if_absent("data/a", b"first")
 
     def write(key: str, meanwhile: Callable[[], object]) -> None:
@@ -97,16 +97,16 @@ def test_a_name_that_is_taken_stays(store: Store) -> None:
             meanwhile()
 
     for key in ("data/a", "data/b"):
-        said = refusal(
+        message = refusal(
             UserError, lambda key=key: write(key, lambda: store.put_if_absent(key, b"first"))
         )
-        assert said.endswith(f"{key} already exists; remove it or choose another name")
+        assert message.endswith(f"{key} already exists; remove it or choose another name")
     assert contents(store) == {"data/a": b"first", "data/b": b"first"}
 
 
 @pytest.mark.parametrize("piece", [b"half", b"0123456789abcdef" * 4 * MIB])
 def test_an_error_between_two_pieces_leaves_nothing(store: Store, root: str, piece: bytes) -> None:
-    """The object is not there, nor what was written of it, and the error comes through."""
+    """The error is raised, and neither the object nor a part of it remains."""
 
     def write() -> None:
         with store.open_new("data/a") as file:
@@ -121,7 +121,7 @@ def test_an_error_between_two_pieces_leaves_nothing(store: Store, root: str, pie
 
 
 def test_a_kill_between_two_pieces_leaves_all_or_nothing(tmp_path: Path) -> None:
-    """Wherever the process dies, the object is whole or not there, and another may make it."""
+    """Wherever the process is killed, the object is whole or missing, and can then be written."""
     number, killed, seen = 0, True, []
     while killed:
         store = open_store(str(tmp_path / str(number)))
@@ -133,11 +133,11 @@ def test_a_kill_between_two_pieces_leaves_all_or_nothing(tmp_path: Path) -> None
     assert seen[-1] == {"data/a": b"onetwo"}
 
 
-# Reading sees whole objects.
+# Reading.
 
 
 def test_a_reader_never_sees_a_part_of_a_replaced_object(store: Store) -> None:
-    """While an object is replaced over and over, every read gives one of its versions whole."""
+    """While an object is replaced again and again, every read returns one version whole."""
     versions = {bytes([65 + number]) * (256 * KIB + number) for number in range(3)}
     store.replace("key", next(iter(versions)))
     stop = threading.Event()
@@ -156,8 +156,8 @@ def test_a_reader_never_sees_a_part_of_a_replaced_object(store: Store) -> None:
         writer.result()
 
 
-def test_an_open_object_reads_at_any_place(store: Store) -> None:
-    """An opened object gives the bytes at each position asked for, and knows its end."""
+def test_an_open_object_can_be_read_anywhere(store: Store) -> None:
+    """An open object returns the bytes at any position, and knows its size."""
     store.put_if_absent("data/a", bytes(range(256)))
     with store.open("data/a") as file:
         assert file.seek(0, os.SEEK_END) == 256
@@ -168,7 +168,7 @@ def test_an_open_object_reads_at_any_place(store: Store) -> None:
 
 
 def test_the_ends_of_listed_objects_are_read(store: Store) -> None:
-    """Of many objects come their last bytes, or all of the shorter ones, each in its place."""
+    """`read_ends` returns the last bytes of each object, or all of a shorter one, in order."""
     for key in ODD_KEYS:
         store.put_if_absent(key, key.encode() + b"0123456789")
     store.put_if_absent("empty", b"")
@@ -182,7 +182,7 @@ def test_the_ends_of_listed_objects_are_read(store: Store) -> None:
 
 @pytest.mark.parametrize("data", [b"54321", b"1", b"123456"], ids=["other", "shorter", "longer"])
 def test_the_end_of_an_object_that_has_changed_is_refused(store: Store, data: bytes) -> None:
-    """An object that was replaced between listing and reading is told, whatever its size is now."""
+    """The error names an object that was replaced after the listing, with any new size."""
     for key in ("a", "b"):
         store.put_if_absent(key, b"12345")
     items = [*store.list()]
@@ -191,8 +191,8 @@ def test_the_end_of_an_object_that_has_changed_is_refused(store: Store, data: by
     assert f"{store.url}/b: changed while it was read" in message
 
 
-def test_the_end_of_an_object_that_is_gone_is_refused(store: Store) -> None:
-    """An object that is not there any more is told by its name, among others that are."""
+def test_the_end_of_a_deleted_object_is_refused(store: Store) -> None:
+    """The error names the object that was deleted after the listing."""
     store.put_if_absent("a", b"1")
     items = [*store.list(), ObjectInfo("b", 1, "v1")]
     message = refusal(RunFailed, lambda: store.read_ends(items, 4))
@@ -201,25 +201,25 @@ def test_the_end_of_an_object_that_is_gone_is_refused(store: Store) -> None:
 
 @pytest.mark.parametrize("operation", ["info", "read", "open"])
 def test_a_missing_object_is_file_not_found(store: Store, operation: str) -> None:
-    """Asking for an object that is not there raises FileNotFoundError, whatever its name is."""
+    """An object that does not exist raises FileNotFoundError, whatever its name is."""
     for key in ("missing", "data/missing", "data/bucket=3/part.parquet"):
         with pytest.raises(FileNotFoundError):
             getattr(store, operation)(key)
         store.put_if_absent("data/other", b"")
 
 
-def test_a_folder_is_no_object(store: Store) -> None:
-    """A folder has no info: Spark writes folders whose names end as Parquet files' do."""
+def test_a_folder_is_not_an_object(store: Store) -> None:
+    """A folder has no info. Spark writes folders named like Parquet files."""
     store.put_if_absent("corpus.parquet/part-0.parquet", b"1")
     with pytest.raises(FileNotFoundError):
         store.info("corpus.parquet")
 
 
-def test_info_tells_size_and_a_version_that_changes(store: Store, root: str) -> None:
-    """Info and list agree on size and version; both follow at once what another process writes."""
+def test_info_has_the_size_and_a_version_that_changes(store: Store, root: str) -> None:
+    """`info` and `list` agree on size and version, and see another store's write at once."""
     store.put_if_absent("data/a", b"12345")
     if isinstance(store, LocalStore):
-        # Two writes within one tick of the kernel's clock would have one time.
+        # Two writes within one tick of the kernel's clock would have the same time.
         os.utime(Path(root, "data/a"), ns=(0, 0))
     first = store.info("data/a")
     assert (first.key, first.size) == ("data/a", 5)
@@ -235,12 +235,12 @@ def test_info_tells_size_and_a_version_that_changes(store: Store, root: str) -> 
 
 
 def test_an_empty_store_lists_nothing(store: Store) -> None:
-    """A place where nothing was ever written lists nothing, whatever the prefix."""
+    """A root where nothing was ever written lists nothing, with any prefix."""
     assert keys(store) == keys(store, "data") == []
 
 
 def test_a_prefix_is_a_folder(store: Store) -> None:
-    """A listing holds what lies in the folder, at any depth, and not what only starts like it."""
+    """A listing has the objects in the folder at any depth, not those with a longer name."""
     for key in ("data/a", "data/b/c/d", "data-2/e", "data2/f", "database", "other/data/g"):
         store.put_if_absent(key, b"")
     assert keys(store, "data") == ["data/a", "data/b/c/d"]
@@ -249,7 +249,7 @@ def test_a_prefix_is_a_folder(store: Store) -> None:
 
 
 def test_a_store_ends_at_its_root(root: str) -> None:
-    """A store sees what lies below its root, not a neighbour whose name starts like it."""
+    """A store sees the objects below its root, not those of a root with a longer name."""
     open_store(f"{root}/run").put_if_absent("a", b"")
     open_store(f"{root}/run-2").put_if_absent("b", b"")
     assert keys(open_store(f"{root}/run")) == ["a"]
@@ -258,15 +258,15 @@ def test_a_store_ends_at_its_root(root: str) -> None:
 
 
 def test_a_listing_is_in_the_order_of_the_keys(store: Store) -> None:
-    """Keys come in their own order, also where a folder's name starts another's."""
-    wanted = ["a-b/y", "a-c", "a.d", "a/b-c", "a/b/z", "a/z", "a0"]
-    for key in reversed(wanted):
+    """Keys are sorted, also if one folder's name is the start of another's."""
+    ordered = ["a-b/y", "a-c", "a.d", "a/b-c", "a/b/z", "a/z", "a0"]
+    for key in reversed(ordered):
         store.put_if_absent(key, b"")
-    assert keys(store) == wanted
+    assert keys(store) == ordered
 
 
-def test_keys_may_hold_what_unit_names_hold(store: Store) -> None:
-    """Percent signs, equals signs and pluses in keys stay as they are, in every operation."""
+def test_keys_may_have_all_characters_of_unit_keys(store: Store) -> None:
+    """Every operation keeps percent signs, equals signs and pluses in keys unchanged."""
     for key in ODD_KEYS:
         assert store.put_if_absent(key, key.encode()) is True
         assert store.put_if_absent(key, b"") is False
@@ -279,13 +279,13 @@ def test_keys_may_hold_what_unit_names_hold(store: Store) -> None:
 
 @pytest.mark.parametrize("url", ["gs://bucket/out", "https://host/out", "hdfs://host/out"])
 def test_other_schemes_are_refused(url: str) -> None:
-    """A URL of another kind of store is a UserError that names it and says what can be used."""
+    """The URL of another kind of store is a UserError that names it and what can be used."""
     message = refusal(UserError, lambda: open_store(url))
     assert url in message and "s3://" in message
 
 
 @pytest.mark.parametrize("url", ["s3://", "s3:///out"])
-def test_an_s3_url_names_a_bucket(url: str) -> None:
+def test_an_s3_url_must_have_a_bucket(url: str) -> None:
     """An S3 URL without a bucket is a UserError that names it."""
     assert url in refusal(UserError, lambda: open_store(url))
 
@@ -298,8 +298,8 @@ def test_a_folder_has_many_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert open_store(url).url == f"{tmp_path}/out"
 
 
-def test_a_store_may_be_sent_to_another_process(store: Store) -> None:
-    """A store that was pickled, connected or not, reads and writes the same objects."""
+def test_a_store_can_be_pickled(store: Store) -> None:
+    """A pickled store, connected or not, reads and writes the same objects."""
     fresh = pickle.loads(pickle.dumps(store))  # noqa: S301
     assert fresh.put_if_absent("data/a", b"1") is True
     used = pickle.loads(pickle.dumps(fresh))  # noqa: S301
@@ -312,34 +312,34 @@ def test_a_store_may_be_sent_to_another_process(store: Store) -> None:
 
 
 @pytest.mark.parametrize("operation", ["put_if_absent", "replace"])
-@pytest.mark.parametrize("standing", [None, b"standing"], ids=["new", "there"])
+@pytest.mark.parametrize("before", [None, b"before"], ids=["missing", "present"])
 def test_a_kill_at_any_line_leaves_all_or_nothing(
-    tmp_path: Path, operation: str, standing: bytes | None
+    tmp_path: Path, operation: str, before: bytes | None
 ) -> None:
-    """Wherever a writing process is killed, readers see the object whole or as it was before.
+    """Wherever a writing process is killed, readers see the new object or the one before, whole.
 
-    The temporary files that killed processes leave are in no listing and in nobody's way.
+    Killed processes leave temporary files, which are not listed and disturb no other writer.
     """
     data = b"new" * MIB
     number, killed, last_seen, left_behind = 0, True, None, 0
     while killed:
         store = open_store(str(tmp_path / str(number)))
-        if standing is not None:
-            store.put_if_absent("data/a", standing)
+        if before is not None:
+            store.put_if_absent("data/a", before)
         killed = killed_at_line(number, getattr(store, operation), "data/a", data)
         last_seen = contents(store).get("data/a")
-        assert last_seen in (standing, data), number
+        assert last_seen in (before, data), number
         left_behind += sum(path.name.startswith(".") for path in tmp_path.glob("*/data/*"))
         assert store.put_if_absent("data/a", data) is (last_seen is None)
         store.replace("data/a", b"again")
         assert contents(store) == {"data/a": b"again"}
         number += 1
-    assert last_seen == (standing if standing and operation == "put_if_absent" else data)
+    assert last_seen == (before if before and operation == "put_if_absent" else data)
     assert left_behind > 0
 
 
 def test_a_finished_write_leaves_nothing_behind(tmp_path: Path) -> None:
-    """Writers take their temporary files away, also one that is told that it lost."""
+    """Writers delete their temporary files, also a writer that was not the first."""
     store = open_store(str(tmp_path))
     store.put_if_absent("a", b"1")
     store.put_if_absent("a", b"2")
@@ -348,7 +348,7 @@ def test_a_finished_write_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def failing(number: int) -> Callable[..., None]:
-    """A system call that fails with this error number."""
+    """A function that fails like a system call with this error number."""
 
     def fail(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
@@ -374,32 +374,32 @@ def failing(number: int) -> Callable[..., None]:
         ("replace", ("replace", errno.EIO), RunFailed),
     ],
 )
-def test_a_failing_disk_keeps_what_is_there(
+def test_a_failing_disk_keeps_the_objects(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     operation: str,
     failure: tuple[str, int],
     kind: type[TokenmillError],
 ) -> None:
-    """What a disk refuses names the object, leaves no trace, and works once the disk is mended."""
+    """The error names the object, no file is left, and the write works once the disk does."""
     call, number = failure
     store = open_store(str(tmp_path))
-    store.put_if_absent("data/standing", b"1")
-    key = "data/a" if operation == "put_if_absent" else "data/standing"
+    store.put_if_absent("data/old", b"1")
+    key = "data/a" if operation == "put_if_absent" else "data/old"
     with monkeypatch.context() as broken:
         broken.setattr(os, call, failing(number))
         message = refusal(kind, lambda: getattr(store, operation)(key, b"2"))
     assert str(tmp_path / key) in message
     assert ("hard links" in message) is (number in {errno.EPERM, errno.ENOTSUP})
-    assert os.listdir(tmp_path / "data") == ["standing"]
-    assert store.read("data/standing") == b"1"
+    assert os.listdir(tmp_path / "data") == ["old"]
+    assert store.read("data/old") == b"1"
     getattr(store, operation)(key, b"2")
     assert store.read(key) == b"2"
 
 
 @pytest.mark.parametrize("key", ["a", "data/a"])
 def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path, key: str) -> None:
-    """An output below a file is the user's mistake, and the message names the path."""
+    """A root that is a file, or below one, is a UserError that names the path."""
     (tmp_path / "file").write_bytes(b"")
     store = open_store(str(tmp_path / "file"))
     for operation in (

@@ -18,28 +18,31 @@ from tokenmill.storage.base import (
 
 # S3's limit for one PUT: below it an object is one request, and so one atomic step.
 _SINGLE_PUT_BYTES = 5 * 2**30
-# Tries of one request, with exponential backoff; s3fs repeats them if it is throttled. With more, a
-# mistyped endpoint would hang for minutes.
-_S3_RETRIES = {"max_attempts": 5, "mode": "standard"}
+# With more retries, a mistyped endpoint would hang for minutes.
+_MAX_RETRIES = 5
 
 
 class S3Store:
     """A prefix in a bucket. Credentials, profile, region and endpoint come from the AWS chain.
 
-    `endpoint_url` takes precedence over AWS_ENDPOINT_URL.
+    `endpoint_url` takes precedence over AWS_ENDPOINT_URL. botocore retries a request up to
+    `max_retries` times with exponential backoff, and s3fs repeats that if it is throttled.
     """
 
-    def __init__(self, url: str, endpoint_url: str | None = None) -> None:
+    def __init__(
+        self, url: str, endpoint_url: str | None = None, max_retries: int = _MAX_RETRIES
+    ) -> None:
         self._root = url.removeprefix("s3://").rstrip("/")
         self.url = f"s3://{self._root}"
         if not self._root.split("/")[0]:
             raise UserError(f"{url}: has no bucket; write s3://bucket/prefix")
-        self._endpoint_url = endpoint_url
+        self.endpoint_url = endpoint_url
+        self._max_retries = max_retries
         self._connected: Any = None
 
-    def __reduce__(self) -> tuple[type["S3Store"], tuple[str, str | None]]:
+    def __reduce__(self) -> tuple[type["S3Store"], tuple[str, str | None, int]]:
         # A connection cannot be sent to another process; each process opens its own.
-        return S3Store, (self.url, self._endpoint_url)
+        return S3Store, (self.url, self.endpoint_url, self._max_retries)
 
     @property
     def _fs(self) -> Any:
@@ -49,10 +52,10 @@ class S3Store:
 
             s3fs.core.set_custom_error_handler(_is_conflict)
             self._connected = s3fs.S3FileSystem(
-                endpoint_url=self._endpoint_url,
+                endpoint_url=self.endpoint_url,
                 use_listings_cache=False,
                 skip_instance_cache=True,
-                config_kwargs={"retries": _S3_RETRIES},
+                config_kwargs={"retries": {"max_attempts": self._max_retries, "mode": "standard"}},
             )
         return self._connected
 
@@ -248,8 +251,8 @@ def _s3_errors(where: str) -> Iterator[None]:
         ) from error
     except PermissionError as error:
         raise UserError(
-            f"{where}: access denied ({error}); check that the credentials are valid and allow "
-            "this, and run the command again"
+            f"{where}: access denied ({error}); check that the credentials allow this and have "
+            "not expired, and run the command again"
         ) from error
     except FileNotFoundError as error:
         if _answer_to(error.__cause__)[0] == "NoSuchBucket":
