@@ -92,7 +92,7 @@ class RayExecution:
         self._exports_metrics = metrics_port is not None or address is not None
         self.recorder: Recorder = _RayRecorder() if self._exports_metrics else NoRecorder()
         self._ray = ExitStack()
-        self._ray.enter_context(connected(address, job.model.most_replicas, metrics_port))
+        self._ray.enter_context(connected(address, job.model.max_replicas, metrics_port))
         actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Coordinator)
         self._board: Any = actor.remote()
 
@@ -177,7 +177,7 @@ class RayExecution:
 
 def _render_tasks(job: Job) -> int:
     """Half of the cores that the replicas leave: a tokenizer takes seconds of each to load."""
-    left = int(ray.cluster_resources().get("CPU", 1)) - CPUS_PER_REPLICA * job.model.most_replicas
+    left = int(ray.cluster_resources().get("CPU", 1)) - CPUS_PER_REPLICA * job.model.max_replicas
     return max(1, left // 2)
 
 

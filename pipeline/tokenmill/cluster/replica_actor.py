@@ -78,7 +78,7 @@ def _threads_per_replica(job: Job) -> int:
     """This machine's cores, shared by the replicas that stand on it."""
     cores = len(os.sched_getaffinity(0))
     nodes = sum(node["Alive"] for node in ray.nodes())
-    return max(1, int(cores * nodes // max(nodes, job.model.most_replicas)))
+    return max(1, int(cores * nodes // max(nodes, job.model.max_replicas)))
 
 
 @lru_cache(maxsize=1)
@@ -113,7 +113,7 @@ class ReplicaActor:
         self._name = name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._board = board
 
-        has_others = job.model.deduplicate and job.model.most_replicas > 1
+        has_others = job.model.deduplicate and job.model.max_replicas > 1
 
         def on_load(load: ReplicaLoad) -> None:
             board.report.remote(name, load)

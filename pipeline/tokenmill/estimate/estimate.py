@@ -119,8 +119,8 @@ def estimate(
         truncated=sample.count(lambda row: row.is_truncated),
         divided=sample.count(lambda row: row.is_divided),
         speed=speed,
-        replicas=model.most_replicas,
-        seconds_per_replica=None if seconds is None else round(seconds / model.most_replicas, 1),
+        replicas=model.max_replicas,
+        seconds_per_replica=None if seconds is None else round(seconds / model.max_replicas, 1),
         gpu_hours=None if gpu_hours is None else round(gpu_hours, 4),
         price_per_gpu_hour=price,
         cost=None if gpu_hours is None or price is None else round(gpu_hours * price, 2),
@@ -132,7 +132,7 @@ def estimate(
 
 def _over_budget(job: Job, rejects: Interval, rows: Interval) -> Iterator[str]:
     """That the run is likely to end with exit code 3, said while it costs nothing."""
-    most = job.most_rejects(rows.estimate)
+    most = job.reject_limit(rows.estimate)
     if rejects.estimate > most:
         yield (
             f"{rejects.estimate:,} rejects are more than the {most:,} that max_reject_rate and "

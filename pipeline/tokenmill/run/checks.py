@@ -1,6 +1,6 @@
-"""What can be refused before a run, without input, output, Ray or engine."""
+"""Checks of a job before a run, without its input or output, Ray or an engine."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -20,32 +20,31 @@ from tokenmill.tasks.row_tasks import input_columns
 
 
 def check_job(job: Job) -> None:
-    """What can be refused without the input, the output, Ray or an engine. Raises `UserError`."""
+    """Check what needs no input, output, Ray or engine. Raises `UserError`."""
     names = output_schema(pa.schema([]), added_fields(job)).names
     taken = sorted(set(names).intersection(job.input.keep))
     if taken:
         raise UserError(
-            f"input.keep: {taken[0]} is the name of an output column; rename the input's column"
+            f"input.keep: {taken[0]} is also the name of an output column; rename the input column"
         )
     if len(set(job.input.keep)) != len(job.input.keep):
-        raise UserError("input.keep: a column stands twice")
-    _check_cleaned(job, input_columns(job.steps))
+        raise UserError("input.keep: a column is listed twice")
+    steps = job.steps
+    _check_cleaned(job, steps)
     if job.output.publish is not None:
         split_url(job.output.publish)
     models = models_by_key(job)
-    for place, model in models.items():
-        check_not_gguf(model, place)
+    for key, model in models.items():
+        check_not_gguf(model, key)
         check_source(model)
         if model.is_fake:
-            fake_settings(model.engine, place)
+            fake_settings(model.engine, key)
     if not job.model.is_fake:
         check_adapters(job.model.adapters)
-    real = {f"{at}.engine": model.engine for at, model in models.items() if not model.is_fake}
-    if real:
-        check_argument_names(
-            real,
-            dict(sampling for step in job.steps for sampling in _samplings(step)),
-        )
+    engines = {f"{key}.engine": model.engine for key, model in models.items() if not model.is_fake}
+    if engines:
+        samplings = dict(sampling for step in steps for sampling in _samplings(step))
+        check_argument_names(engines, samplings)
 
 
 def _samplings(step: TaskStep[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -59,27 +58,29 @@ def _samplings(step: TaskStep[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{final.prompt_prefix}sampling", final.section.sampling
 
 
-def _check_cleaned(job: Job, read: Mapping[str, str]) -> None:
-    """Refuse to clean what no task reads, or what answers have places in."""
+def _check_cleaned(job: Job, steps: Sequence[TaskStep[Any]]) -> None:
+    """Check that tasks read the cleaned columns, and that no answer has offsets in them."""
+    columns = input_columns(steps)
     for column in () if job.clean is None else job.clean.columns:
-        if column not in read:
+        if column not in columns:
             raise UserError(
-                f"clean.columns: no prompt uses {column}; they use {', '.join(sorted(read))}"
+                f"clean.columns: no task reads {column}; tasks read {', '.join(sorted(columns))}"
             )
-        for step in job.steps:
+        for step in steps:
             if step.located_column == column:
                 raise UserError(
-                    f"clean.columns: {step.key_of('locate')} gives places in {column}, which "
-                    "would be those in its clean text; leave it out"
+                    f"clean.columns: {step.key_of('locate')} returns offsets in {column}, which "
+                    "would refer to its cleaned text; remove one of them"
                 )
 
 
 def check_formats(job: Job) -> None:
-    """Refuse models on this machine, without a GPU, that it cannot run. Raises `UserError`."""
-    for place, model in models_by_key(job).items():
-        check_on_cpu(model, place)
+    """Check that this machine, which has no GPU, can run the models. Raises `UserError`."""
+    for key, model in models_by_key(job).items():
+        check_on_cpu(model, key)
 
 
 def models_by_key(job: Job) -> dict[str, ModelSource]:
-    """The job's models by their places."""
-    return {"model": job.model, **{at: side.source for at, side in job.auxiliary_models.items()}}
+    """The job's models by their keys."""
+    auxiliary = {key: model.source for key, model in job.auxiliary_models.items()}
+    return {"model": job.model, **auxiliary}

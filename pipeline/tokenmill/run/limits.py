@@ -75,7 +75,7 @@ class RejectBudget(RunListener):
     def committed(self, commit: Commit, progress: Progress) -> None:
         del commit
         most_rows = progress.rows_total - progress.filtered
-        most = self._job.most_rejects(most_rows)
+        most = self._job.reject_limit(most_rows)
         if progress.rejected <= most or progress.rows_done >= progress.rows_total:
             return
         classes = "; ".join(

@@ -428,7 +428,7 @@ def test_rerank_has_no_prompt() -> None:
     assert made.steps[0].columns == {"q": "task.query", "d": "task.document"}
     with pytest.raises(ValidationError, match="rerank tasks have no prompt"):
         job(task={**keys, **TEXT})
-    with pytest.raises(ValidationError, match="the task does not ask by one"):
+    with pytest.raises(ValidationError, match="no task of the job has a prompt"):
         job(task=keys, **TEXT)
 
 
@@ -526,13 +526,13 @@ def test_an_engine_without_work_is_left_alone() -> None:
 
 def test_a_judge_beside_a_writer_needs_a_model_of_its_own() -> None:
     """One engine cannot both write and judge; nor can a job do without its own model."""
-    with pytest.raises(ValidationError, match="give the tasks of one kind a model of their own"):
+    with pytest.raises(ValidationError, match="one model cannot both generate text"):
         job(
             tasks=[{**task, "model": None} for task in TWO_MODELS["tasks"]],
             prompt={"text": "{{ t }}"},
             sampling={"max_tokens": 1},
         )
-    with pytest.raises(ValidationError, match="give one of them as model"):
+    with pytest.raises(ValidationError, match="model: every task has its own"):
         job(task={"kind": "embed", "model": {"source": "fake"}, **TEXT})
 
 
