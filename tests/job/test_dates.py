@@ -1,4 +1,4 @@
-"""`{date}` in a job's paths, and the day that it stands for."""
+"""`{date}` in a job's paths is replaced by a day."""
 
 import datetime as dt
 from pathlib import Path
@@ -21,8 +21,8 @@ KEYS: dict[str, Any] = {
 }
 
 
-def test_a_day_stands_in_the_paths_and_nowhere_else() -> None:
-    """A prompt's own braces are text."""
+def test_the_day_is_filled_into_paths_only() -> None:
+    """Braces in a prompt are text."""
     job = Job.model_validate({**KEYS, "date": "2026-01-31"})
     assert (job.input.path, job.output.path) == ("s3://in/dt=2026-01-31/", "s3://out/dt=2026-01-31")
     assert job.prompt is not None and job.prompt.user == "{{ text }} of {date}"
@@ -31,8 +31,8 @@ def test_a_day_stands_in_the_paths_and_nowhere_else() -> None:
 @pytest.mark.parametrize(
     ("name", "days_ago"), [("today", 0), ("yesterday", 1)], ids=["today", "yesterday"]
 )
-def test_days_are_those_of_utc(name: str, days_ago: int) -> None:
-    """Whatever the machine's time zone is, and stored as a date, which means the same tomorrow."""
+def test_today_and_yesterday_are_days_of_utc(name: str, days_ago: int) -> None:
+    """The machine's time zone does not matter. The date is stored, so it is the same tomorrow."""
     before = dt.datetime.now(dt.UTC).date()
     job = Job.model_validate({**KEYS, "date": name})
     after = dt.datetime.now(dt.UTC).date()
@@ -41,14 +41,14 @@ def test_days_are_those_of_utc(name: str, days_ago: int) -> None:
     assert Job.model_validate(yaml.safe_load(job.to_yaml())) == job
 
 
-def test_yaml_may_write_it_without_quotes() -> None:
-    """YAML reads 2026-01-31 as a date, and a time of that day as more."""
+def test_a_date_needs_no_quotes_in_yaml() -> None:
+    """YAML reads 2026-01-31 as a date, and with a time as a datetime; both are accepted."""
     assert day_of(dt.date(2026, 1, 31)) == dt.date(2026, 1, 31)
     assert day_of(dt.datetime(2026, 1, 31, 5, tzinfo=dt.UTC)) == dt.date(2026, 1, 31)
 
 
-def test_the_day_changes_no_answer_but_where_it_stands() -> None:
-    """Two jobs over the same paths are the same, whatever their day."""
+def test_the_date_itself_is_not_part_of_the_fingerprint() -> None:
+    """Two jobs with the same paths have the same fingerprint, whatever their dates."""
     fixed = {**KEYS, "input": {"path": "in"}, "output": {"path": "out"}}
     dated = Job.model_validate({**fixed, "date": "2026-01-31"})
     assert dated.fingerprint == Job.model_validate(fixed).fingerprint
@@ -57,17 +57,17 @@ def test_the_day_changes_no_answer_but_where_it_stands() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ([], "input.path: {date} stands for a day; say which with --date yesterday"),
-        (['date="2026-02-30"'], "date: '2026-02-30' is no day"),
-        (["date=tomorrow"], "date: 'tomorrow' is no day; write today, yesterday or 2026-01-31"),
-        (["date=7"], "date: 7 is no day"),
+        ([], "input.path: {date} needs a day; pass --date yesterday"),
+        (['date="2026-02-30"'], "date: '2026-02-30' is not a day"),
+        (["date=tomorrow"], "date: 'tomorrow' is not a day; use today, yesterday or a date"),
+        (["date=7"], "date: 7 is not a day"),
     ],
-    ids=["none", "no such day", "another word", "a number"],
+    ids=["missing", "not in the calendar", "another word", "a number"],
 )
-def test_what_is_wrong_is_said_in_one_line(
+def test_an_invalid_or_missing_date_is_an_error_of_one_line(
     tmp_path: Path, settings: list[str], message: str
 ) -> None:
-    """A path that wants a day, and what is none."""
+    """The error names the key and what to write."""
     file = tmp_path / "job.yaml"
     file.write_text(yaml.safe_dump(KEYS))
     with pytest.raises(UserError) as refused:

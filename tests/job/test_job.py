@@ -1,4 +1,4 @@
-"""The job file: what is accepted, what is refused in which words, and what makes it another job."""
+"""The job file: what is valid, which errors are reported, and what changes the fingerprint."""
 
 import json
 import math
@@ -64,15 +64,15 @@ def load(tmp_path: Path) -> Load:
     return load_it
 
 
-def refusal(load: Load, content: str | bytes | dict[str, Any], *overrides: str) -> str:
-    """The message with which a job is refused."""
-    with pytest.raises(UserError) as refused:
+def error_of(load: Load, content: str | bytes | dict[str, Any], *overrides: str) -> str:
+    """The error message for an invalid job."""
+    with pytest.raises(UserError) as caught:
         load(content, *overrides)
-    return str(refused.value)
+    return str(caught.value)
 
 
 def test_a_yaml_file_is_a_job(load: Load) -> None:
-    """A job file gives a job with its values, and defaults where it says nothing."""
+    """A job has the values of its file, and defaults for the other keys."""
     read = load(JOB)
     assert read.name == "summaries"
     assert read.input.path == "corpus/*.parquet"
@@ -88,19 +88,19 @@ def test_a_yaml_file_is_a_job(load: Load) -> None:
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
-def test_the_jobs_that_we_ship_are_valid(path: Path) -> None:
+def test_the_shipped_jobs_are_valid(path: Path) -> None:
     """Every job in `jobs/` loads."""
     assert load_job(path).name
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "byte order mark"])
-def test_files_of_other_editors_are_read(load: Load, newline: str, mark: str) -> None:
-    """Line ends of Windows and a byte order mark do not matter."""
+def test_files_of_any_editor_are_read(load: Load, newline: str, mark: str) -> None:
+    """Windows line ends and a byte order mark do not matter."""
     assert load(mark + JOB.replace("\n", newline)) == load(JOB)
 
 
-# What is wrong, the changed keys, and what the message has to hold: the key, and the remedy.
+# A name, the changed keys, and what the message must contain: the key, and the remedy.
 MISTAKES: list[tuple[str, dict[str, Any], list[str]]] = [
     ("unknown key", {"modle": {}}, ["modle", "did you mean model?"]),
     ("unknown in input", {"input.wher": "a = 1"}, ["input.wher", "did you mean where?"]),
@@ -137,7 +137,7 @@ MISTAKES: list[tuple[str, dict[str, Any], list[str]]] = [
     (
         "replicas the wrong way round",
         {"model.replicas": {"min": 3, "max": 1}},
-        ["model.replicas", "min (3) is above max (1)"],
+        ["model.replicas", "min (3) is greater than max (1)"],
     ),
     ("no GPU", {"model.gpus_per_replica": 0}, ["model.gpus_per_replica"]),
     ("model as argument", {"model.engine": {"model": "x"}}, ["engine.model", "model.source"]),
@@ -177,11 +177,11 @@ MISTAKES: list[tuple[str, dict[str, Any], list[str]]] = [
 @pytest.mark.parametrize(
     ("changes", "parts"), [case[1:] for case in MISTAKES], ids=[case[0] for case in MISTAKES]
 )
-def test_a_mistake_is_told_with_its_key_and_remedy(
+def test_an_error_names_the_key_and_the_remedy(
     load: Load, tmp_path: Path, changes: dict[str, Any], parts: list[str]
 ) -> None:
-    """Whatever is wrong in a job, one line names the file, the key and what would be right."""
-    message = refusal(load, job_data(changes))
+    """Every error is one line with the file, the key and what would be valid."""
+    message = error_of(load, job_data(changes))
     assert str(tmp_path / "job.yaml") in message
     assert all(part in message for part in parts), message
     assert "\n" not in message
@@ -189,58 +189,58 @@ def test_a_mistake_is_told_with_its_key_and_remedy(
 
 @pytest.mark.parametrize("key", ["name", "input", "model", "output"])
 def test_a_missing_section_is_named(load: Load, key: str) -> None:
-    """A job without one of its required sections is refused by the section's name."""
+    """A job without a required section gives an error that names it."""
     data = job_data()
     del data[key]
-    assert f"{key}: Field required" in refusal(load, data)
+    assert f"{key}: Field required" in error_of(load, data)
 
 
 @pytest.mark.parametrize(
     ("key", "remedy"), [("prompt", "what to ask about a row"), ("sampling", "max_tokens")]
 )
 def test_a_task_without_a_prompt_or_sampling_is_refused(load: Load, key: str, remedy: str) -> None:
-    """What neither the job nor its task gives is named with what to say."""
+    """If neither the job nor the task has the key, the error says what to write."""
     data = job_data()
     del data[key]
-    message = refusal(load, data)
+    message = error_of(load, data)
     assert f"{key} is missing: say" in message
     assert remedy in message
 
 
 @pytest.mark.parametrize("key", ["input.path", "model.source", "output.path"])
 def test_a_missing_value_is_named(load: Load, key: str) -> None:
-    """A section without its required value is refused by the value's dotted name."""
+    """A section without a required value gives an error with the value's dotted key."""
     section, name = key.split(".")
     data = job_data()
     del data[section][name]
-    assert f"{key}: Field required" in refusal(load, data)
+    assert f"{key}: Field required" in error_of(load, data)
 
 
 @pytest.mark.parametrize("max_tokens", [0, -1, "many", [8]], ids=str)
 def test_an_answer_has_at_least_one_token(load: Load, max_tokens: Any) -> None:
-    """A `max_tokens` that is no positive number is refused with the job."""
-    assert "sampling.max_tokens" in refusal(load, job_data({"sampling.max_tokens": max_tokens}))
+    """A `max_tokens` that is not a positive number is an error of the job."""
+    assert "sampling.max_tokens" in error_of(load, job_data({"sampling.max_tokens": max_tokens}))
 
 
 @pytest.mark.parametrize("replicas", ["many", {"min": 3, "max": 1}], ids=str)
-def test_messages_are_in_the_words_of_the_job(load: Load, replicas: Any) -> None:
-    """A refusal names keys of the job, not functions of ours."""
-    message = refusal(load, job_data({"model.replicas": replicas}))
+def test_messages_use_the_words_of_the_job_file(load: Load, replicas: Any) -> None:
+    """An error names keys of the job, not validators."""
+    message = error_of(load, job_data({"model.replicas": replicas}))
     assert "function-after" not in message
     assert "constrained-int" not in message
 
 
-# What is no YAML, or none that we take; the line that has to be named, if there is one.
+# Invalid YAML, or YAML that is not accepted, and the line that must be named, if any.
 NOT_YAML: list[tuple[str, str, list[str]]] = [
     ("unclosed list", JOB.replace("[id, title]", "[id, title"), ["line 5", "not valid YAML"]),
     ("tab", JOB.replace("  source: fake", "\tsource: fake"), ["line 6", "not valid YAML"]),
     ("bad indentation", JOB.replace("  user:", "   user:"), ["line 9", "not valid YAML"]),
     ("control character", JOB + "\x01", ["not valid YAML"]),
-    ("key twice", JOB + "name: other\n", ["line 14", "name", "twice"]),
+    ("key twice", JOB + "name: other\n", ["line 14", "duplicate key 'name'"]),
     (
         "key twice below",
         JOB.replace("  source: fake", "  source: fake\n  source: other"),
-        ["line 7", "source", "twice"],
+        ["line 7", "duplicate key 'source'"],
     ),
     (
         "object",
@@ -251,30 +251,38 @@ NOT_YAML: list[tuple[str, str, list[str]]] = [
     ("own tag", JOB.replace("fake", "!mine x"), ["line 6", "!mine"]),
     ("unknown anchor", JOB.replace("fake", "*fake"), ["line 6", "fake"]),
     ("value in itself", JOB.replace("max_tokens: 16", "max_tokens: &a [*a]"), ["line 11"]),
-    ("template without quotes", JOB.replace('"{{ text }}"', "{{ text }}"), ["line 9", "quotes"]),
+    (
+        "template without quotes",
+        JOB.replace('"{{ text }}"', "{{ text }}"),
+        ["line 9", "quote a value"],
+    ),
     ("list as key", JOB + "? [a, b]\n: c\n", ["line 14", "key"]),
     ("two documents", JOB + "---\n" + JOB, ["line 14"]),
-    ("empty file", "", ["job.yaml", "name, input, model"]),
-    ("comment only", "# later\n", ["job.yaml", "name, input, model"]),
-    ("list", "- name: a\n", ["job.yaml", "name, input, model"]),
-    ("text", "just text", ["job.yaml", "name, input, model"]),
+    ("empty file", "", ["job.yaml", "name, input and model"]),
+    ("comment only", "# later\n", ["job.yaml", "name, input and model"]),
+    ("list", "- name: a\n", ["job.yaml", "name, input and model"]),
+    ("text", "just text", ["job.yaml", "name, input and model"]),
 ]
 
 
 @pytest.mark.parametrize(
     ("text", "parts"), [case[1:] for case in NOT_YAML], ids=[case[0] for case in NOT_YAML]
 )
-def test_what_is_no_job_file_is_told_with_its_line(load: Load, text: str, parts: list[str]) -> None:
-    """A file that is no plain YAML mapping is refused in one line that says where and why."""
-    message = refusal(load, text)
+def test_a_file_that_is_not_a_job_file_is_an_error_with_its_line(
+    load: Load, text: str, parts: list[str]
+) -> None:
+    """A file that is not a plain YAML mapping gives an error of one line, with line and reason."""
+    message = error_of(load, text)
     assert all(part in message for part in parts), message
     assert "\n" not in message
 
 
 @pytest.mark.parametrize("value", ["2024-13-01", "!!int five", "0b_", "!!float x"])
-def test_a_value_that_yaml_cannot_make_is_told_with_its_line(load: Load, value: str) -> None:
-    """A date that no calendar has, or a number that is none, is a mistake in the file."""
-    assert "line 1" in refusal(load, JOB.replace("summaries", value, 1))
+def test_a_value_that_yaml_cannot_construct_is_an_error_with_its_line(
+    load: Load, value: str
+) -> None:
+    """An impossible date, or an invalid number, is a mistake in the file."""
+    assert "line 1" in error_of(load, JOB.replace("summaries", value, 1))
 
 
 YAML_PIECES = st.text(
@@ -289,8 +297,8 @@ KEY_PIECES = st.sampled_from(
 @given(text=st.lists(YAML_PIECES | KEY_PIECES, max_size=6).map("".join))
 @example(text="user: {{ text }}")
 @example(text="a: &a {b: *a}")
-def test_no_text_is_a_crash(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Whatever stands in a job file, it is a job or a mistake that is told."""
+def test_no_text_crashes_the_loader(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Any text is either a job or gives an error."""
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_text(text, encoding="utf-8", newline="")
     try:
@@ -299,29 +307,29 @@ def test_no_text_is_a_crash(text: str, tmp_path_factory: pytest.TempPathFactory)
         assert str(error)  # noqa: PT017 - either outcome is right
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    """A job file that does not exist is refused by its path."""
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    """The error names the path of a job file that does not exist."""
     path = tmp_path / "nope.yaml"
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(UserError) as caught:
         load_job(path)
-    assert str(path) in str(refused.value)
-    assert "No such file" in str(refused.value)
+    assert str(path) in str(caught.value)
+    assert "No such file" in str(caught.value)
 
 
-def test_a_folder_is_no_job_file(tmp_path: Path) -> None:
-    """A folder in place of a job file is refused by its path."""
+def test_a_folder_is_not_a_job_file(tmp_path: Path) -> None:
+    """The error names the path of a folder that was given as a job file."""
     with pytest.raises(UserError, match="cannot read the job file"):
         load_job(tmp_path)
 
 
-def test_a_file_that_is_not_utf8_is_refused(load: Load) -> None:
-    """A job file in another encoding is refused in those words."""
-    assert "not UTF-8" in refusal(load, JOB.encode("utf-16"))
-    assert "not UTF-8" in refusal(load, JOB.replace("Be brief", "Sé breve").encode("latin-1"))
+def test_a_file_that_is_not_utf8_is_an_error(load: Load) -> None:
+    """The error says that the encoding is wrong."""
+    assert "not UTF-8" in error_of(load, JOB.encode("utf-16"))
+    assert "not UTF-8" in error_of(load, JOB.replace("Be brief", "Sé breve").encode("latin-1"))
 
 
-def test_environment_variables_are_filled_in(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`${NAME}` is the variable's value, alone or within a text, at any depth."""
+def test_environment_variables_are_replaced(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`${NAME}` becomes the variable's value, alone or within a text, at any depth."""
     monkeypatch.setenv("CORPUS", "s3://bucket/corpus")
     monkeypatch.setenv("DAY", "monday")
     changes = {"input.path": "${CORPUS}/${DAY}/*.parquet", "input.keep": ["${DAY}"]}
@@ -330,10 +338,8 @@ def test_environment_variables_are_filled_in(load: Load, monkeypatch: pytest.Mon
     assert read.input.keep == ("monday",)
 
 
-def test_a_default_stands_in_for_an_unset_variable(
-    load: Load, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`${NAME:-default}` is the default as long as the variable is not set."""
+def test_a_default_replaces_an_unset_variable(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`${NAME:-default}` becomes the default if the variable is not set."""
     monkeypatch.delenv("CORPUS", raising=False)
     data = job_data({"input.path": "${CORPUS:-here/or there}/x"})
     assert load(data).input.path == "here/or there/x"
@@ -344,9 +350,9 @@ def test_a_default_stands_in_for_an_unset_variable(
 def test_an_unset_variable_is_named_with_its_key(
     load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A variable that is not set is refused with the key, its name and the way to a default."""
+    """The error for an unset variable has the key, the variable and the syntax of a default."""
     monkeypatch.delenv("CORPUS", raising=False)
-    message = refusal(load, job_data({"input.path": "${CORPUS}"}))
+    message = error_of(load, job_data({"input.path": "${CORPUS}"}))
     assert all(part in message for part in ("input.path", "CORPUS is not set", "${CORPUS:-"))
 
 
@@ -364,7 +370,7 @@ def test_an_unset_variable_is_named_with_its_key(
 def test_a_variable_may_be_a_number(
     load: Load, monkeypatch: pytest.MonkeyPatch, key: str, value: str, expected: float
 ) -> None:
-    """A value that is one variable has the type that it would have in the file."""
+    """A value that is a single variable has the type that it would have in the file."""
     monkeypatch.setenv("VALUE", value)
     changes: dict[str, Any] = {"task.sampling": {"max_tokens": 5}} if "task" in key else {}
     section: Any = load(job_data({**changes, key: "${VALUE}"})).model_dump()
@@ -392,16 +398,16 @@ TEXT_OF_VARIABLES = [
 def test_a_variable_may_be_any_text(
     load: Load, monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
-    """Where a key holds text, a variable's value is that text, whatever YAML would make of it."""
+    """For a key with a text value, the variable's value is not parsed as YAML."""
     monkeypatch.setenv("VALUE", value)
     assert load(job_data({"input.path": "${VALUE}"})).input.path == value
 
 
 @pytest.mark.parametrize("value", TEXT_OF_VARIABLES)
-def test_a_variable_within_a_text_is_taken_as_it_is(
+def test_a_variable_within_a_text_is_inserted_unchanged(
     load: Load, monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
-    """Beside other text a variable's value is never read as YAML."""
+    """Next to other text, a variable's value is never parsed as YAML."""
     monkeypatch.setenv("VALUE", value)
     assert load(job_data({"input.path": "in/${VALUE}"})).input.path == f"in/{value}"
 
@@ -421,26 +427,28 @@ def test_a_variable_within_a_text_is_taken_as_it_is(
         "PRIVATE_KEY",
     ],
 )
-def test_secrets_are_refused(load: Load, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """A variable that looks like a secret is refused by its name, and its value is not shown."""
+def test_secrets_are_errors(load: Load, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The error names a variable that looks like a secret, and does not show its value."""
     monkeypatch.setenv(name, "hunter2")
     for text in (f"${{{name}}}", f"x/${{{name}:-y}}"):
-        message = refusal(load, job_data({"input.path": text}))
+        message = error_of(load, job_data({"input.path": text}))
         assert all(part in message for part in ("input.path", name, "secret", "AWS"))
         assert "hunter2" not in message
 
 
 @pytest.mark.parametrize("name", ["MAX_TOKENS", "TOKENIZER", "PASS_RATE", "KEYWORDS", "CORPUS"])
-def test_other_variables_are_no_secrets(
+def test_other_variables_are_not_secrets(
     load: Load, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Names that only resemble a secret's may be used."""
+    """Names that only resemble those of secrets are allowed."""
     monkeypatch.setenv(name, "value")
     assert load(job_data({"output.path": f"out/${{{name}}}"})).output.path == "out/value"
 
 
-def test_a_prompt_is_never_filled_in(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`${NAME}` in a prompt is the prompt's own text, a secret's name included."""
+def test_variables_in_a_prompt_are_not_replaced(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`${NAME}` in a prompt is text, even with the name of a secret."""
     monkeypatch.setenv("HOME", "/root")
     text = "Explain ${HOME}, ${NOPE} and ${AWS_SECRET_ACCESS_KEY}: {{ text }}"
     assert load(job_data({"prompt.user": text})).prompt == Prompt(user=text)
@@ -452,8 +460,8 @@ def test_a_prompt_is_never_filled_in(load: Load, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("text", ["$HOME", "${}", "${a b}", "${HOME", "100$", "$$", "{HOME}"])
-def test_what_only_resembles_a_variable_is_text(load: Load, text: str) -> None:
-    """Other uses of a dollar stay as they are written."""
+def test_text_that_only_resembles_a_variable_is_unchanged(load: Load, text: str) -> None:
+    """Other uses of a dollar sign are text."""
     assert load(job_data({"output.path": f"out/{text}"})).output.path == f"out/{text}"
 
 
@@ -479,23 +487,23 @@ def test_what_only_resembles_a_variable_is_text(load: Load, text: str) -> None:
 def test_an_override_replaces_or_adds_a_value(
     load: Load, override: str, changes: dict[str, Any]
 ) -> None:
-    """`--set key.path=value` is the same as that value in the file, at any depth."""
+    """`--set key.path=value` has the same effect as the value in the file, at any depth."""
     assert load(job_data(), override) == job(changes)
 
 
-def test_of_two_overrides_the_last_one_counts(load: Load) -> None:
-    """Overrides are taken in their order."""
+def test_the_last_of_two_overrides_counts(load: Load) -> None:
+    """Overrides are applied in order."""
     read = load(job_data(), "input.limit=5", "name=other", "input.limit=6")
     assert (read.input.limit, read.name) == (6, "other")
 
 
-def test_an_override_mends_a_file(load: Load) -> None:
-    """A file that is only invalid for want of a value is valid with an override that gives it."""
+def test_an_override_can_make_a_file_valid(load: Load) -> None:
+    """A file that lacks a value is valid with an override that sets it."""
     assert load(job_data({"sampling": {}}), "sampling.max_tokens=4").sampling == {"max_tokens": 4}
 
 
 def test_an_override_may_name_a_variable(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A variable in an override is filled in as in the file."""
+    """A variable in an override is replaced as in the file."""
     monkeypatch.setenv("DAY", "monday")
     assert load(job_data(), "output.path=out/${DAY}").output.path == "out/monday"
 
@@ -506,7 +514,7 @@ def test_an_override_may_name_a_variable(load: Load, monkeypatch: pytest.MonkeyP
         ("name", ["name", "key.path=value"]),
         ("=5", ["=5", "key.path=value"]),
         ("", ["--set", "key.path=value"]),
-        ("input.path.x=5", ["input.path.x=5", "path holds a value"]),
+        ("input.path.x=5", ["input.path.x=5", "path is a value"]),
         ("prompt.messages.0.role=x", ["messages", "unknown key", "0"]),
         ("input.lmit=5", ["input.lmit", "did you mean limit?"]),
         ("input.limit=many", ["input.limit"]),
@@ -516,20 +524,20 @@ def test_an_override_may_name_a_variable(load: Load, monkeypatch: pytest.MonkeyP
         ("name={[a]: b}", ["{[a]: b}", "not valid YAML"]),
     ],
 )
-def test_a_bad_override_is_told(load: Load, override: str, parts: list[str]) -> None:
-    """An override that cannot be is refused in one line that names it."""
-    message = refusal(load, job_data(), override)
+def test_an_invalid_override_is_an_error(load: Load, override: str, parts: list[str]) -> None:
+    """The error is one line that names the override."""
+    message = error_of(load, job_data(), override)
     assert all(part in message for part in parts), message
     assert "\n" not in message
 
 
-def test_an_override_that_yaml_cannot_make_is_told(load: Load) -> None:
-    """A date that no calendar has is refused in an override too."""
-    assert "2024-13-01" in refusal(load, job_data(), "name=2024-13-01")
+def test_an_override_that_yaml_cannot_construct_is_an_error(load: Load) -> None:
+    """An impossible date is an error in an override, too."""
+    assert "2024-13-01" in error_of(load, job_data(), "name=2024-13-01")
 
 
-def test_prompts_come_in_three_forms() -> None:
-    """A prompt is system and user, or messages, or plain text; the first two are a chat's turns."""
+def test_a_prompt_has_one_of_three_forms() -> None:
+    """System and user, or messages, or plain text; the first two are turns of a chat."""
     user = Message(role="user", content="{{ text }}")
     assert Prompt(user="{{ text }}").turns == (user,)
     both = Prompt(system="Be brief.", user="{{ text }}")
@@ -552,24 +560,24 @@ def test_prompts_come_in_three_forms() -> None:
         ({"prompt": {"chat": "m", "text": "{{ m }}"}}, "give one of"),
     ],
 )
-def test_whole_chats_need_a_task_that_takes_them(changes: dict[str, Any], part: str) -> None:
-    """A row's own messages are asked by generate alone, uncut and without a judge of templates."""
+def test_whole_chats_need_a_task_that_accepts_them(changes: dict[str, Any], part: str) -> None:
+    """Only generate accepts them, without a length policy and without a reward model."""
     data = {**job_data(), "prompt": {"chat": "m"}, "sampling": {"max_tokens": 4}}
     assert Job.model_validate(data).steps[0].columns == {"m": "prompt.chat"}
     with pytest.raises(ValidationError, match=part):
         Job.model_validate(data | changes)
 
 
-def test_a_job_that_names_no_task_generates() -> None:
-    """A prompt and sampling are a whole job: one task without a name, whose columns have none."""
+def test_a_job_without_a_task_generates() -> None:
+    """A prompt and sampling are enough: one task without a name, and columns without a prefix."""
     for step in (*job().steps, *job({"task": task()}).steps):
         assert (step.kind.name, step.section.name, step.key_prefix) == ("generate", None, "")
         assert step.prompt == Prompt(user="{{ text }}")
         assert step.sampling.values == {"max_tokens": 16}
 
 
-def test_the_jobs_prompt_and_sampling_are_those_of_tasks_without_their_own() -> None:
-    """Each task of a list has what it says, and the job's for the rest."""
+def test_tasks_without_their_own_prompt_and_sampling_use_the_jobs() -> None:
+    """Each task of a list has its own values, and the job's for the other keys."""
     several = job(
         {
             "tasks": [
@@ -591,19 +599,19 @@ def test_the_jobs_prompt_and_sampling_are_those_of_tasks_without_their_own() -> 
     ]
 
 
-def test_tasks_with_prompts_and_sampling_of_their_own_need_none_from_the_job(load: Load) -> None:
-    """A job without `prompt` and `sampling` is whole if each of its tasks has them."""
+def test_a_job_needs_no_prompt_and_sampling_if_its_tasks_have_them(load: Load) -> None:
+    """A job without `prompt` and `sampling` is valid if each of its tasks has them."""
     data = job_data({"tasks": [task("a", prompt=OWN_PROMPT, sampling=OWN_SAMPLING)]})
     del data["prompt"], data["sampling"]
     (step,) = load(data).steps
     assert step.sampling.values == OWN_SAMPLING
 
 
-# What is wrong with tasks, and what the message has to hold.
+# Mistakes in tasks, and what the message must contain.
 TASK_MISTAKES: list[tuple[str, dict[str, Any], list[str]]] = [
-    ("both", {"task": task(), "tasks": [task("a")]}, ["give one of task and tasks"]),
+    ("both", {"task": task(), "tasks": [task("a")]}, ["give either task or tasks"]),
     ("no tasks", {"tasks": []}, ["tasks", "at least 1"]),
-    ("no name", {"tasks": [task("a"), task()]}, ["each of tasks needs a name"]),
+    ("no name", {"tasks": [task("a"), task()]}, ["tasks", "each task needs a name"]),
     ("name twice", {"tasks": [task("a"), task("b"), task("a")]}, ["tasks", "the same name"]),
     ("bad name", {"tasks": [task("My-Task")]}, ["tasks.0.name"]),
     ("bad name of one", {"task": task("2nd")}, ["task.name"]),
@@ -647,27 +655,27 @@ TASK_MISTAKES: list[tuple[str, dict[str, Any], list[str]]] = [
     [case[1:] for case in TASK_MISTAKES],
     ids=[case[0] for case in TASK_MISTAKES],
 )
-def test_a_mistake_in_a_task_is_told_with_its_place(
+def test_an_error_in_a_task_names_its_key(
     load: Load, changes: dict[str, Any], parts: list[str]
 ) -> None:
-    """Whatever is wrong with a task, one line names the task and what would be right."""
-    message = refusal(load, job_data(changes))
+    """Every error is one line with the task and what would be valid."""
+    message = error_of(load, job_data(changes))
     assert all(part in message for part in parts), message
     assert "\n" not in message
 
 
 @pytest.mark.parametrize("key", ["prompt", "sampling"])
-def test_of_several_tasks_the_one_without_is_named(load: Load, key: str) -> None:
-    """A task that has no prompt or sampling, nor the job, is named."""
+def test_the_error_names_the_task_without_a_prompt_or_sampling(load: Load, key: str) -> None:
+    """Neither this task nor the job has the key; the other task does."""
     whole = {"prompt": OWN_PROMPT, "sampling": OWN_SAMPLING}
     lacking = {name: value for name, value in whole.items() if name != key}
     data = job_data({"tasks": [task("a", **whole), task("b", **lacking)]})
     del data["prompt"], data["sampling"]
-    assert f"tasks.b.{key} is missing" in refusal(load, data)
+    assert f"tasks.b.{key} is missing" in error_of(load, data)
 
 
 def test_replicas_are_a_number_or_a_range() -> None:
-    """A pool is a number of replicas, or a range whose minimum is one by default."""
+    """A number of replicas, or a range with a minimum of one by default."""
     assert job({"model.replicas": 4}).model.replicas == 4
     assert job({"model.replicas": {"max": 4}}).model.replicas == ReplicaRange(min=1, max=4)
 
@@ -684,12 +692,12 @@ def test_replicas_are_a_number_or_a_range() -> None:
         ("~/models/x", False),
     ],
 )
-def test_only_hub_ids_have_revisions(source: str, is_hub_id: bool) -> None:
-    """A source is a hub id if it is `owner/name` and nothing else that we know."""
+def test_a_hub_id_is_owner_and_name(source: str, is_hub_id: bool) -> None:
+    """A source is a hub id if it is `owner/name` and has no other known form."""
     assert job({"model.source": source}).model.is_hub_id == is_hub_id
 
 
-# Changes of one fact, each in a job of its own.
+# Jobs that differ from `job()` in one key, with other answers.
 OTHER_ANSWERS: dict[str, dict[str, Any]] = {
     "user prompt": {"prompt.user": "{{ text }}!"},
     "system prompt": {"prompt.system": "Be brief."},
@@ -741,32 +749,32 @@ SAME_ANSWERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("changes", OTHER_ANSWERS.values(), ids=OTHER_ANSWERS.keys())
-def test_what_the_answers_depend_on_is_in_the_fingerprint(changes: dict[str, Any]) -> None:
-    """A job whose answers would be others has another fingerprint."""
+def test_the_fingerprint_covers_what_answers_depend_on(changes: dict[str, Any]) -> None:
+    """A job with other answers has another fingerprint."""
     assert job(changes).fingerprint != job().fingerprint
 
 
 def test_no_two_of_these_jobs_share_a_fingerprint() -> None:
-    """Different changes give different fingerprints."""
+    """Different changes result in different fingerprints."""
     fingerprints = {job(changes).fingerprint for changes in OTHER_ANSWERS.values()}
     assert len(fingerprints) == len(OTHER_ANSWERS)
 
 
 @pytest.mark.parametrize("changes", SAME_ANSWERS.values(), ids=SAME_ANSWERS.keys())
-def test_what_the_answers_do_not_depend_on_is_not(changes: dict[str, Any]) -> None:
-    """A job that only runs otherwise, or ends elsewhere, has the same fingerprint."""
+def test_the_fingerprint_does_not_cover_the_rest(changes: dict[str, Any]) -> None:
+    """A job that only runs differently, or writes elsewhere, has the same fingerprint."""
     assert job(changes).fingerprint == job().fingerprint
 
 
 def test_the_order_of_keys_does_not_matter() -> None:
-    """Two files that say the same in another order are the same job."""
+    """Two files with the same keys in another order are the same job."""
     one = job({"sampling": {"max_tokens": 5, "temperature": 0}})
     other = job({"sampling": {"temperature": 0, "max_tokens": 5}})
     assert one.fingerprint == other.fingerprint
 
 
 def test_differing_fields_are_named() -> None:
-    """Between two jobs the fields with other values are listed, also those that one lacks."""
+    """The keys whose values differ are listed, including keys that one job lacks."""
     other = job({"prompt.user": "x {{ text }}", "sampling.top_p": 0.5, "input.keep": ["id"]})
     names = differing_fields(job().answer_fields, other.answer_fields)
     assert names == ["input.keep", "prompt.user", "sampling.top_p"]
@@ -774,7 +782,7 @@ def test_differing_fields_are_named() -> None:
 
 
 def test_a_task_that_differs_is_named() -> None:
-    """In a list of tasks a difference is told with the task's name."""
+    """In a list of tasks, the key of a difference has the task's name."""
     one = job({"tasks": [task("a"), task("b", prompt=OWN_PROMPT)]})
     other = job({"tasks": [task("a"), task("b", prompt={"text": "{{ text }}"})]})
     swapped = job({"tasks": [task("b", prompt=OWN_PROMPT), task("a")]})
@@ -787,7 +795,7 @@ def test_a_task_that_differs_is_named() -> None:
 
 
 def test_any_yaml_value_has_a_fingerprint(load: Load) -> None:
-    """An engine argument that YAML reads as a date can be fingerprinted."""
+    """An engine argument that YAML reads as a date works."""
     read = load(JOB.replace("source: fake", "source: fake\n  engine: {served_name: 2024-01-01}"))
     assert len(read.fingerprint) == 64
 
@@ -809,10 +817,10 @@ YAML_VALUES = st.recursive(
     sampling=st.dictionaries(st.text(min_size=12, max_size=15), YAML_VALUES, max_size=3),
 )
 @example(prompt="\x00\x85\u2028\ufeff\U0001f600 ${HOME}\n", sampling={"logprobs     ": None})
-def test_the_written_job_is_the_job(
+def test_a_stored_job_is_the_same_job(
     prompt: str, sampling: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """The job that is written to the output loads to an equal job with an equal fingerprint."""
+    """The job stored with an output loads as an equal job with the same fingerprint."""
     changes = {"prompt.user": prompt, "input.keep": ["id"], "units": {"rows": 5}}
     written = job(changes | {"sampling": {**sampling, "max_tokens": 5}})
     path = tmp_path_factory.getbasetemp() / "written.yaml"
@@ -831,16 +839,16 @@ def test_the_written_job_is_the_job(
     ],
     ids=["one", "several", "nulls"],
 )
-def test_a_written_job_has_its_tasks(load: Load, changes: dict[str, Any]) -> None:
-    """Tasks, and what is their own, are written out and read again."""
+def test_a_stored_job_has_its_tasks(load: Load, changes: dict[str, Any]) -> None:
+    """Tasks and their own keys are stored and loaded again."""
     written = job(changes)
     again = load(written.to_yaml())
     assert again == written
     assert again.fingerprint == written.fingerprint
 
 
-def test_nulls_of_the_sampling_survive(load: Load) -> None:
-    """A sampling argument that is null, which differs from none, is written out."""
+def test_nulls_in_sampling_are_stored(load: Load) -> None:
+    """A sampling parameter that is null differs from one that is absent."""
     written = job({"sampling.logprobs": None})
     assert load(written.to_yaml()).sampling == {"max_tokens": 16, "logprobs": None}
 
@@ -856,10 +864,10 @@ def validator() -> jsonschema.Draft202012Validator:
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
-def test_the_schema_accepts_the_jobs_that_we_ship(
+def test_the_schema_accepts_the_shipped_jobs(
     validator: jsonschema.Draft202012Validator, path: Path
 ) -> None:
-    """`tokenmill schema` prints a JSON schema to which every job in `jobs/` conforms."""
+    """Every job in `jobs/` conforms to the JSON schema that `tokenmill schema` prints."""
     validator.validate(yaml.safe_load(path.read_text()))
 
 
@@ -878,7 +886,7 @@ def test_the_schema_accepts_the_jobs_that_we_ship(
     ],
     ids=str,
 )
-def test_the_schema_refuses_what_we_refuse(
+def test_the_schema_rejects_invalid_jobs(
     validator: jsonschema.Draft202012Validator, changes: dict[str, Any]
 ) -> None:
     """An editor with the schema marks unknown keys and impossible values."""
@@ -887,7 +895,7 @@ def test_the_schema_refuses_what_we_refuse(
 
 
 def test_a_job_cannot_be_changed() -> None:
-    """A job is a value: its fields cannot be set after it was checked."""
+    """A job is a value: its fields cannot be set."""
     whole = job()
     with pytest.raises(ValueError, match="frozen"):
         whole.max_reject_rate = math.inf

@@ -252,8 +252,11 @@ def test_a_task_may_vary_for_itself() -> None:
     ("keys", "said"),
     [
         ({"overrides": {"logprobs": "l"}}, "logprobs cannot differ by row"),
-        ({"adapter": "style"}, "adapter: model.adapters names none"),
-        ({"model": {"source": "fake", "adapters": {"fr": "x"}}}, "no task takes one"),
+        ({"adapter": "style"}, "adapter: model.adapters is empty"),
+        (
+            {"model": {"source": "fake", "adapters": {"fr": "x"}}},
+            "model.adapters: no task uses one",
+        ),
         ({"model": {"source": "fake", "adapters": {"": "x"}}, "adapter": "a"}, "at least 1"),
     ],
 )

@@ -70,7 +70,7 @@ class RayExecution:
         self._exports_metrics = metrics_port is not None or address is not None
         self.recorder: Recorder = _RayRecorder() if self._exports_metrics else NoRecorder()
         self._connection = ExitStack()
-        self._connection.enter_context(connected(address, job.model.most_replicas, metrics_port))
+        self._connection.enter_context(connected(address, job.model.max_replicas, metrics_port))
         actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Coordinator)
         self._coordinator: Any = actor.remote()
 
@@ -133,7 +133,7 @@ class RayExecution:
 
 def _num_render_tasks(job: Job) -> int:
     """Half of the cores that the replicas leave: each task takes seconds to load a tokenizer."""
-    cores = int(ray.cluster_resources().get("CPU", 1)) - CPUS_PER_REPLICA * job.model.most_replicas
+    cores = int(ray.cluster_resources().get("CPU", 1)) - CPUS_PER_REPLICA * job.model.max_replicas
     return max(1, cores // 2)
 
 

@@ -75,7 +75,7 @@ def _threads_per_replica(job: Job) -> int:
     """This machine's cores, shared by the replicas on it."""
     cores = len(os.sched_getaffinity(0))
     nodes = sum(node["Alive"] for node in ray.nodes())
-    return max(1, int(cores * nodes // max(nodes, job.model.most_replicas)))
+    return max(1, int(cores * nodes // max(nodes, job.model.max_replicas)))
 
 
 class ReplicaActor:
@@ -87,7 +87,7 @@ class ReplicaActor:
         # A process id alone is not unique: another machine, or a later process, may have it too.
         self._name = name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._coordinator = coordinator
-        shares_answers = job.model.deduplicate and job.model.most_replicas > 1
+        shares_answers = job.model.deduplicate and job.model.max_replicas > 1
 
         def on_load(load: ReplicaLoad) -> None:
             coordinator.report.remote(name, load)

@@ -103,7 +103,7 @@ def estimate(
         None if speed is None else speed.seconds(input_tokens.estimate, output_tokens.estimate)
     )
     gpu_hours = _gpu_hours(job, seconds, previous_run, device)
-    price, replicas = job.model.price_per_gpu_hour, job.model.most_replicas
+    price, replicas = job.model.price_per_gpu_hour, job.model.max_replicas
     rejects = sample.count(lambda row: row.reject is not None)
     return Estimate(
         job=job.name,
@@ -137,7 +137,7 @@ def estimate(
 
 def _over_budget(job: Job, rejects: Interval, rows: Interval) -> Iterator[str]:
     """A warning if the run would exceed the reject limit."""
-    limit = job.most_rejects(rows.estimate)
+    limit = job.reject_limit(rows.estimate)
     if rejects.estimate > limit:
         yield (
             f"The run would end with exit code 3: about {rejects.estimate:,} rows would be "

@@ -44,7 +44,7 @@ def read_previous_run(path: str, job: Job) -> PreviousRun:
         rows=rows,
         input_tokens_per_row=status.input_tokens / rows,
         output_tokens_per_row=status.generated_tokens / rows,
-        speed=_speed(opened.store, opened.job.model.most_replicas),
+        speed=_speed(opened.store, opened.job.model.max_replicas),
         differs=tuple(name for name in differing if not name.startswith("input.")),
     )
 

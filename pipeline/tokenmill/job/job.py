@@ -1,8 +1,8 @@
-"""What the user asks for: a checked `Job`.
+"""What the user asks for: a validated `Job`.
 
-Knows nothing of shards, Ray or engines. What can be wrong with a job by itself is found here and
-raised as `UserError`; what needs the input (its columns) is found by `plan`, what needs the engine
-(its arguments) by `engine`.
+The job knows nothing of shards, Ray or engines. Mistakes in the job itself raise an error here.
+Mistakes that only the input or a model can show, such as a missing column, are found before the
+run by `run.planning` and `run.checks`.
 """
 
 import hashlib
@@ -28,9 +28,9 @@ from tokenmill.tasks.kinds import DEFAULT_KIND, AnyTask, step_of
 from tokenmill.tasks.section import TaskSection, check_overrides
 from tokenmill.tasks.task import AuxiliaryModel, Runner
 
-# Change no answer; so they may differ between a run and its resume.
+# Keys that change no answer, so they may differ between a run and its resumption.
 _SAME_ANSWERS = ("name", "date", "output", "units", "max_reject_rate", "max_rejects", "notify")
-# Change how fast answers come and what they cost, not what they are.
+# Keys that change the speed and the cost of answers, but not the answers.
 _SPEED_ONLY_ENGINE_ARGUMENTS = frozenset(
     {
         "disable_log_stats",
@@ -51,51 +51,63 @@ _SPEED_ONLY_MODEL_KEYS = (
     "request_timeout_s",
     "deduplicate",
 )
-# What `Job.steps` makes one of.
-_ASKED = ("prompt", "sampling", "length", "task", "tasks")
+# Keys that `_answered_tasks` replaces by the sections of `Job.steps`.
+_TASK_KEYS = ("prompt", "sampling", "length", "task", "tasks")
 
 
 class Job(Section):
-    """One task, or several, over the rows of a corpus."""
+    """One task, or several, for each row of a corpus."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     date: str | None = Field(
         default=None,
-        description="The day that {date} in a path stands for: today, yesterday (in UTC), or "
-        "2026-01-31. `--date` sets it.",
+        description="The day that replaces {date} in paths: today, yesterday (both in UTC) or a "
+        "date such as 2026-01-31. `--date` overrides it.",
     )
     input: Input
     model: Model
-    prompt: Prompt | None = Field(default=None, description="Of each task without its own.")
+    prompt: Prompt | None = Field(
+        default=None, description="The prompt of tasks without their own."
+    )
     sampling: dict[str, Any] | None = Field(
-        default=None, description="vLLM's SamplingParams; max_tokens is required."
+        default=None, description="Parameters of vLLM's SamplingParams. max_tokens is required."
     )
     overrides: dict[str, str] | None = Field(
         default=None,
-        description="Sampling parameter to the column with a row's own, e.g. max_tokens: length.",
+        description="Columns with a row's own sampling parameters, by parameter. Example: "
+        "{max_tokens: length_column}.",
     )
     adapter: str | None = Field(
-        default=None, description="The column that names a row's adapter of model.adapters."
+        default=None,
+        description="The column with the name of a row's LoRA adapter, one of model.adapters.",
     )
-    task: AnyTask | None = Field(default=None, description="By default {kind: generate}.")
+    task: AnyTask | None = Field(
+        default=None, description="The job's only task. Default: {kind: generate}."
+    )
     tasks: tuple[AnyTask, ...] | None = Field(
-        default=None, min_length=1, description="Several tasks on each row; each has a name."
+        default=None, min_length=1, description="Several tasks for each row, each with a name."
     )
     length: Length = Field(
-        default=RejectLong(), description="Of each task without its own: what is too long."
+        default=RejectLong(),
+        description="What happens to texts that are too long, in tasks without their own policy.",
     )
-    clean: Clean | None = Field(default=None, description="By default texts stay as they are.")
+    clean: Clean | None = Field(
+        default=None, description="Cleans columns before prompts are made. Default: no cleaning."
+    )
     output: Output
     units: Units | None = Field(
-        default=None, description="By default sized by estimated tokens for the machine."
+        default=None,
+        description="The size of a unit of work. Default: by estimated tokens, for this machine.",
     )
     max_reject_rate: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.05, description="A finished run with a larger share of rejects exits with 3."
+        default=0.05, description="A run with a larger share of rejected rows exits with code 3."
     )
     max_rejects: Annotated[int, Field(ge=0)] | None = Field(
-        default=None, description="A finished run with more rejects exits with 3."
+        default=None, description="A run with more rejected rows exits with code 3."
     )
-    notify: Notify | None = Field(default=None, description="Whom a run tells how it ended.")
+    notify: Notify | None = Field(
+        default=None, description="Receives the summary of a run when it ends."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -103,32 +115,32 @@ class Job(Section):
         return with_date(data) if isinstance(data, dict) else data
 
     @model_validator(mode="after")
-    def _nothing_spare(self) -> "Job":
+    def _one_runner(self) -> "Job":
         if self.prompt is not None and not any(step.kind.asks_by_prompt for step in self.steps):
-            raise ValueError("prompt: the task does not ask by one; leave it out")
+            raise ValueError("prompt: no task of the job has a prompt; remove it")
         runners = {step.runner for step in self.steps if step.section.model is None}
         if not runners:
-            raise ValueError("every task has a model of its own; give one of them as model")
+            raise ValueError("model: every task has its own; make one of those the job's model")
         if len(runners) > 1:
             raise ValueError(
-                "tasks that write text and tasks of pooling models need two models; give the "
-                "tasks of one kind a model of their own"
+                "model: one model cannot both generate text and run as a pooling model; give the "
+                "tasks of one sort their own model"
             )
         return self
 
     @model_validator(mode="after")
-    def _whole_tasks(self) -> "Job":
+    def _complete_tasks(self) -> "Job":
         if self.task is not None and self.tasks is not None:
-            raise ValueError("give one of task and tasks")
+            raise ValueError("give either task or tasks, not both")
         names = [task.name for task in self.tasks or ()]
         if None in names:
-            raise ValueError("each of tasks needs a name, which stands before its columns")
+            raise ValueError("tasks: each task needs a name, which prefixes its columns")
         if len(set(names)) != len(names):
-            raise ValueError("two of tasks have the same name")
+            raise ValueError("tasks: two tasks have the same name")
         for step in self.steps:
             step.check()
         if self.sampling is not None and not any(step.kind.writes_text for step in self.steps):
-            raise ValueError("sampling: the task writes no text; leave it out")
+            raise ValueError("sampling: no task of the job generates text; remove it")
         return self
 
     @field_validator("overrides")
@@ -137,30 +149,30 @@ class Job(Section):
         return check_overrides(overrides)
 
     @model_validator(mode="after")
-    def _whole_variations(self) -> "Job":
+    def _usable_overrides(self) -> "Job":
         for step in self.steps:
             if step.section.overrides and not step.kind.writes_text:
                 raise ValueError(
-                    f"{step.key_prefix}overrides: the task writes no text; leave it out"
+                    f"{step.key_prefix}overrides: the task generates no text; remove it"
                 )
             if step.section.adapter is not None and not self.model.adapters:
                 raise ValueError(
-                    f"{step.key_prefix}adapter: model.adapters names none; write model.adapters: "
+                    f"{step.key_prefix}adapter: model.adapters is empty; set model.adapters: "
                     "{name: path}"
                 )
         if self.model.adapters and all(step.section.adapter is None for step in self.steps):
             raise ValueError(
-                "model.adapters: no task takes one; write adapter: COLUMN, the column that names "
-                "a row's adapter"
+                "model.adapters: no task uses one; set adapter: COLUMN, the column with the name "
+                "of a row's adapter"
             )
         if self.overrides and not any(step.kind.writes_text for step in self.steps):
-            raise ValueError("overrides: the task writes no text; leave it out")
+            raise ValueError("overrides: no task of the job generates text; remove it")
         check_logprobs(self.params)
         return self
 
     @property
     def steps(self) -> tuple[TaskStep[Any], ...]:
-        """The tasks, with the job's keys in the place of those that they leave out."""
+        """The tasks, with the job's values for the keys that they leave out."""
         sections = self.tasks or (self.task or DEFAULT_KIND.section(),)
         return tuple(step_of(self._with_defaults(section)) for section in sections)
 
@@ -185,10 +197,10 @@ class Job(Section):
             }
         )
 
-    def most_rejects(self, num_rows: int) -> int:
-        """How many of so many rows may be rejected."""
-        most = math.floor(self.max_reject_rate * num_rows)
-        return most if self.max_rejects is None else min(most, self.max_rejects)
+    def reject_limit(self, num_rows: int) -> int:
+        """The largest number of rejects, of `num_rows` rows, with which a run succeeds."""
+        limit = math.floor(self.max_reject_rate * num_rows)
+        return limit if self.max_rejects is None else min(limit, self.max_rejects)
 
     @property
     def runner(self) -> Runner:
@@ -197,7 +209,7 @@ class Job(Section):
 
     @property
     def auxiliary_models(self) -> dict[str, AuxiliaryModel]:
-        """The models besides the job's own, by their keys in the job."""
+        """The models that tasks need in addition to the job's model, by their keys in the job."""
         return {key: model for step in self.steps for key, model in step.auxiliary_models.items()}
 
     @property
@@ -209,17 +221,17 @@ class Job(Section):
 
     @property
     def answer_fields(self) -> dict[str, Any]:
-        """What the answers depend on, as dotted name to value: all that the fingerprint covers."""
-        data = self.model_dump(mode="json", exclude={*_SAME_ANSWERS, *_ASKED})
+        """What the answers depend on, as values by dotted key. The fingerprint covers these."""
+        data = self.model_dump(mode="json", exclude={*_SAME_ANSWERS, *_TASK_KEYS})
         for key in _SPEED_ONLY_MODEL_KEYS:
             data["model"].pop(key)
         _drop_speed(data["model"])
         for key in ("endpoint_url", "on_bad_shard", "on_new_shard", "on_changed_shard"):
             data["input"].pop(key)
-        return dict(_flatten(data | self._asked()))
+        return dict(_flatten(data | self._answered_tasks()))
 
-    def _asked(self) -> dict[str, Any]:
-        """What the tasks are, the same whether a task or the job says it."""
+    def _answered_tasks(self) -> dict[str, Any]:
+        """The tasks with the job's defaults: the same whether the task or the job has a key."""
         steps = [step.section.model_dump(mode="json") for step in self.steps]
         for step in steps:
             _drop_speed(step["model"] or {})
@@ -233,12 +245,12 @@ class Job(Section):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of `answer_fields`, hexadecimal."""
+        """The SHA-256 of `answer_fields`, in hexadecimal."""
         canonical = json.dumps(self.answer_fields, sort_keys=True, default=str)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def to_yaml(self) -> str:
-        """The resolved job, as it is written to the output."""
+        """The resolved job as YAML, as it is stored with the output."""
         data = self.model_dump(mode="json", exclude_none=True)
         return yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
@@ -247,12 +259,12 @@ Dumper.add_representer(str, represent_text)
 
 
 def differing_fields(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """The names at which two `answer_fields` differ, in order."""
+    """The keys whose values differ between two `answer_fields`, in order."""
     return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
 
 
 def _drop_speed(model: dict[str, Any]) -> None:
-    """Take out of a model's data what only changes how fast it answers."""
+    """Remove the engine arguments that only change the speed of a model."""
     for key in _SPEED_ONLY_ENGINE_ARGUMENTS:
         model.get("engine", {}).pop(key, None)
 

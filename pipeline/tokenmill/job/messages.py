@@ -1,4 +1,4 @@
-"""Errors in a job file, in the words of the file: keys, sections, suggestions."""
+"""Error messages about a job file, with the keys of the file and suggestions."""
 
 import re
 import types
@@ -16,7 +16,7 @@ from tokenmill.tasks.kinds import DEFAULT_KIND, TASK_KINDS
 
 
 def check_known_keys(data: Any, annotation: Any, where: str, path: str = "") -> None:
-    """Raise `UserError` for keys that a section does not have, with suggestions."""
+    """Raise `UserError` for a key that its section does not have, with a suggestion."""
     if isinstance(data, list):
         for position, item in enumerate(data):
             check_known_keys(item, annotation, where, f"{path}{position}.")
@@ -25,7 +25,7 @@ def check_known_keys(data: Any, annotation: Any, where: str, path: str = "") -> 
     section = _section_for(data, annotation)
     if section is None:
         return
-    # A key that Python has a word for is an alias: `from`.
+    # `from` is a keyword of Python, so the field has an alias.
     fields = {field.alias or name: field for name, field in section.model_fields.items()}
     for key, value in data.items():
         field = fields.get(key)
@@ -35,7 +35,7 @@ def check_known_keys(data: Any, annotation: Any, where: str, path: str = "") -> 
 
 
 def _section_for(value: Mapping[str, Any], annotation: Any) -> type[BaseModel] | None:
-    """The section that a value is of; among several its kind or policy chooses one, if any is."""
+    """The section that validates a value; of several, the one with the value's kind or policy."""
     sections = _sections_of(annotation)
     if len(sections) < 2:  # noqa: PLR2004 - nothing to choose
         return next(iter(sections), None)
@@ -44,7 +44,7 @@ def _section_for(value: Mapping[str, Any], annotation: Any) -> type[BaseModel] |
 
 
 def _names(annotation: Any, key: str) -> dict[str, type[BaseModel]]:
-    """The sections that a field may hold, by the one value that each has at its key."""
+    """The sections that a field may hold, by the literal value of each at `key`."""
     return {
         typing.get_args(section.model_fields[key].annotation)[0]: section
         for section in _sections_of(annotation)
@@ -52,7 +52,7 @@ def _names(annotation: Any, key: str) -> dict[str, type[BaseModel]]:
 
 
 def _sections_of(annotation: Any) -> list[type[BaseModel]]:
-    """The sections that a field's type may hold: through unions, optionals and tuples."""
+    """The sections in a field's type, which may be a union, an optional or a tuple."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     origin = typing.get_origin(annotation)
@@ -62,7 +62,7 @@ def _sections_of(annotation: Any) -> list[type[BaseModel]]:
 
 
 def validation_message(error: ValidationError) -> str:
-    """All of pydantic's errors in one line, by the keys of the job file."""
+    """All errors of pydantic in one line, with the keys of the job file."""
     parts = []
     for item in error.errors(include_url=False):
         name = ".".join(_keys(item["loc"]))
@@ -72,19 +72,19 @@ def validation_message(error: ValidationError) -> str:
 
 
 def _keys(location: Sequence[str | int]) -> list[str]:
-    """The job file's keys that lead to a mistake; pydantic's location names its own parts too."""
-    # Of a value with two forms the form's validator: `constrained-int`.
+    """The keys in the job file for a location of pydantic, which has additional parts."""
+    # For a value of two forms, the validator of the form: `constrained-int`.
     keys = [str(part) for part in location if re.fullmatch(r"\w+", str(part))]
-    # Of a task its kind: `tasks.0.generate.prompt`; of a length its policy: `length.chunk.by`.
-    place = {"task": 1, "tasks": 2}.get(keys[0], len(keys)) if keys else 0
-    _drop(keys, place, {kind.name for kind in TASK_KINDS})
+    # For a task its kind: `tasks.0.generate.prompt`. For a length its policy: `length.chunk.by`.
+    position = {"task": 1, "tasks": 2}.get(keys[0], len(keys)) if keys else 0
+    _drop(keys, position, {kind.name for kind in TASK_KINDS})
     _drop(
         keys, 1 + keys.index("length") if "length" in keys else 0, _names(Length, "policy").keys()
     )
     return keys
 
 
-def _drop(keys: list[str], place: int, names: AbstractSet[str]) -> None:
-    """Take the key at a place out if it is one of the names."""
-    if keys[place : place + 1] and keys[place] in names:
-        del keys[place]
+def _drop(keys: list[str], position: int, names: AbstractSet[str]) -> None:
+    """Remove the key at a position if it is one of the names."""
+    if position < len(keys) and keys[position] in names:
+        del keys[position]

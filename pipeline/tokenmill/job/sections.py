@@ -1,4 +1,4 @@
-"""The sections of a job file that are not a task: input, model, output, notify."""
+"""The sections `input`, `model`, `output` and `notify` of a job file."""
 
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -13,8 +13,8 @@ from tokenmill.plan.diff import ChangePolicy
 def _without_credentials(url: str) -> str:
     if "@" in urlsplit(url).netloc:
         raise ValueError(
-            "a name or password in it would be stored with the output; credentials come from the "
-            "AWS chain"
+            "the URL contains a user name or password, which would be stored with the output; use "
+            "the AWS credential chain instead"
         )
     return url
 
@@ -23,57 +23,56 @@ EndpointUrl = Annotated[str, AfterValidator(_without_credentials)]
 
 
 class Input(Section):
-    """What is read."""
+    """The corpus to read."""
 
-    path: str = Field(description="A Parquet file, a folder, a glob, or the same on s3://.")
-    keep: tuple[str, ...] = Field(
-        default=(), description="Columns carried to the output as they are."
-    )
+    path: str = Field(description="A Parquet file, a folder or a glob pattern, local or on s3://.")
+    keep: tuple[str, ...] = Field(default=(), description="Input columns to copy to the output.")
     where: str | None = Field(
-        default=None, description="Row filter in SQL, e.g. section = 'games' AND lang IS NULL."
+        default=None, description="An SQL condition, e.g. section = 'games' AND lang IS NULL."
     )
     limit: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="Only the first rows of the corpus, for a try."
+        default=None, description="Read only this many rows, from the start of the corpus."
     )
     on_bad_shard: Literal["stop", "skip"] = Field(
-        default="stop", description="A shard that cannot be read: stop before the run, or skip it."
+        default="stop", description="If a shard cannot be read: stop before the run, or skip it."
     )
     on_new_shard: Literal["leave", "add"] = Field(
         default="leave",
-        description="A shard that came after the plan was made: leave it out, or add its units.",
+        description="If a shard was added after the plan was made: ignore it, or add its units to "
+        "the plan.",
     )
     on_changed_shard: Literal["stop", "redo"] = Field(
         default="stop",
-        description="A shard that was changed after the plan was made: stop, or answer its rows "
-        "anew and drop their former answers.",
+        description="If a shard was changed after the plan was made: stop, or discard its answers "
+        "and run its rows again.",
     )
     endpoint_url: EndpointUrl | None = Field(
-        default=None, description="S3 endpoint; by default AWS_ENDPOINT_URL."
+        default=None, description="The URL of the S3 service. Default: AWS_ENDPOINT_URL."
     )
 
     @model_validator(mode="after")
-    def _whole_if_it_grows(self) -> "Input":
+    def _limit_or_follow(self) -> "Input":
         if self.limit is not None and self.follows:
             raise ValueError(
-                "limit: the first rows do not grow; leave it out, or on_new_shard and "
-                "on_changed_shard"
+                "limit cannot be combined with on_new_shard: add or on_changed_shard: redo; remove "
+                "one of them"
             )
         return self
 
     @property
     def change_policy(self) -> ChangePolicy:
-        """What is done about shards that differ from the plan."""
+        """What happens to shards that differ from the plan."""
         return ChangePolicy(self.on_new_shard == "add", self.on_changed_shard == "redo")
 
     @property
     def follows(self) -> bool:
-        """Whether the plan follows what happens to the input's shards."""
+        """Whether the plan is updated if shards are added or changed."""
         policy = self.change_policy
         return policy.add_new or policy.redo_changed
 
 
 class ReplicaRange(Section):
-    """A pool that grows with its queue."""
+    """A number of replicas that follows the length of the queue."""
 
     min: Annotated[int, Field(ge=1)] = 1
     max: Annotated[int, Field(ge=1)]
@@ -81,80 +80,80 @@ class ReplicaRange(Section):
     @model_validator(mode="after")
     def _ordered(self) -> "ReplicaRange":
         if self.min > self.max:
-            raise ValueError(f"min ({self.min}) is above max ({self.max})")
+            raise ValueError(f"min ({self.min}) is greater than max ({self.max})")
         return self
 
 
 class Model(ModelSource):
-    """What answers, and how much of it."""
+    """The model that runs the tasks, and its replicas."""
 
     replicas: Annotated[int, Field(ge=1)] | ReplicaRange = Field(
-        default=1, description="Engines in the pool: a number, or {min, max}."
+        default=1, description="The number of engines, or a range {min, max}."
     )
     gpus_per_replica: Annotated[int, Field(ge=1)] = Field(
-        default=1, description="Ignored on a machine without GPUs."
+        default=1, description="GPUs of each engine. Ignored on a machine without GPUs."
     )
     price_per_gpu_hour: Annotated[float, Field(ge=0)] | None = Field(
-        default=None, description="In your currency; with it the cost is told before a run."
+        default=None, description="In any currency; needed for the cost in estimates and reports."
     )
     adapters: dict[Annotated[str, Field(min_length=1)], Annotated[str, Field(min_length=1)]] = (
         Field(
             default_factory=dict,
-            description="LoRA adapters by name: a folder, an s3:// prefix or a hub id each.",
+            description="LoRA adapters by name; each is a folder, an s3:// prefix or a Hub id.",
         )
     )
 
     request_timeout_s: Annotated[float, Field(gt=0)] = Field(
         default=1800.0,
-        description="A request that takes longer is aborted, and its row rejected; an engine that "
-        "does not move for so long is given up.",
+        description="A request that takes longer is aborted, and its row is rejected. An engine "
+        "that makes no progress for this time is restarted.",
     )
     deduplicate: bool = Field(
         default=True,
-        description="Compute only once, by all replicas, what is asked again with nothing left to "
-        "chance.",
+        description="Compute identical requests once for all replicas, if their sampling is "
+        "deterministic.",
     )
 
     @property
-    def most_replicas(self) -> int:
-        """How many engines there may be at a time."""
+    def max_replicas(self) -> int:
+        """The largest number of engines at a time."""
         return self.replicas.max if isinstance(self.replicas, ReplicaRange) else self.replicas
 
 
 class Output(Section):
-    """Where the result stands."""
+    """Where the results are written."""
 
     path: str = Field(
-        min_length=1, description="A folder or an s3:// prefix, new or a former run's."
+        min_length=1, description="A folder or an s3:// prefix: new, or that of a run to resume."
     )
     publish: str | None = Field(
         default=None,
         pattern=r".\.json$",
-        description="A small object, say s3://bucket/current.json, that names the output once it "
-        "is finished and verified.",
+        description="An object such as s3://bucket/current.json that will point to the output once "
+        "it is complete and verified.",
     )
     endpoint_url: EndpointUrl | None = Field(
-        default=None, description="S3 endpoint; by default AWS_ENDPOINT_URL."
+        default=None, description="The URL of the S3 service. Default: AWS_ENDPOINT_URL."
     )
 
 
 class Notify(Section):
-    """Who is told how a run ended: its summary as JSON."""
+    """Where the summary of a run goes when it ends, as JSON."""
 
     command: tuple[str, ...] | None = Field(
         default=None,
         min_length=1,
-        description="A program and its arguments; it gets the summary on its standard input.",
+        description="A program and its arguments. It receives the summary on standard input.",
     )
     webhook: str | None = Field(
         default=None,
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
-        description="The environment variable that holds the URL to which the summary is posted; "
-        "such URLs are secrets.",
+        description="The name of an environment variable with a URL, to which the summary is "
+        "posted. The job file must not contain the URL, which may be a secret.",
     )
 
     @model_validator(mode="after")
-    def _someone(self) -> "Notify":
+    def _any_target(self) -> "Notify":
         if self.command is None and self.webhook is None:
-            raise ValueError("give command, webhook, or both")
+            raise ValueError("give command, webhook or both")
         return self

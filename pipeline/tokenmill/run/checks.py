@@ -1,6 +1,6 @@
 """Checks of a job that need neither its input nor its output, and neither Ray nor an engine."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -16,16 +16,16 @@ from tokenmill.tasks.row_tasks import input_columns
 
 
 def check_job(job: Job) -> None:
-    """What can be refused without the input, the output, Ray or an engine. Raises `UserError`."""
+    """Check what needs no input, output, Ray or engine. Raises `UserError`."""
     names = output_schema(pa.schema([]), added_fields(job)).names
     taken = sorted(set(names).intersection(job.input.keep))
     if taken:
         raise UserError(
-            f"input.keep: {taken[0]} is the name of an output column; rename the input's column"
+            f"input.keep: {taken[0]} is also the name of an output column; rename the input column"
         )
     if len(set(job.input.keep)) != len(job.input.keep):
         raise UserError("input.keep: a column is listed twice")
-    _check_cleaned(job, input_columns(job.steps))
+    _check_cleaned(job, job.steps)
     if job.output.publish is not None:
         split_url(job.output.publish)
     sampling = dict(sampling for step in job.steps for sampling in _samplings(step))
@@ -46,25 +46,26 @@ def _samplings(step: TaskStep[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{final.prompt_prefix}sampling", final.section.sampling
 
 
-def _check_cleaned(job: Job, read: Mapping[str, str]) -> None:
-    """Refuse to clean a column that no task reads, or in which answers are located."""
+def _check_cleaned(job: Job, steps: Sequence[TaskStep[Any]]) -> None:
+    """Check that tasks read the cleaned columns, and that no answer has offsets in them."""
+    columns = input_columns(steps)
     for column in () if job.clean is None else job.clean.columns:
-        if column not in read:
+        if column not in columns:
             raise UserError(
-                f"clean.columns: no prompt uses {column}; they use {', '.join(sorted(read))}"
+                f"clean.columns: no task reads {column}; tasks read {', '.join(sorted(columns))}"
             )
-        for step in job.steps:
+        for step in steps:
             if step.located_column == column:
                 raise UserError(
-                    f"clean.columns: {step.key_of('locate')} gives places in {column}, which "
-                    "would be those in its clean text; leave it out"
+                    f"clean.columns: {step.key_of('locate')} returns offsets in {column}, which "
+                    "would refer to its cleaned text; remove one of them"
                 )
 
 
 def check_formats(job: Job) -> None:
     """Refuse models on this machine, without a GPU, that it cannot run. Raises `UserError`."""
-    for place, model in models_by_key(job).items():
-        backend_of(model, place).check_on_cpu()
+    for key, model in models_by_key(job).items():
+        backend_of(model, key).check_on_cpu()
 
 
 def models_by_key(job: Job) -> dict[str, ModelSource]:

@@ -77,7 +77,7 @@ class RejectBudget(RunListener):
     def committed(self, commit: Commit, progress: Progress) -> None:
         del commit
         num_rows = progress.rows_total - progress.counts.filtered
-        limit = self._job.most_rejects(num_rows)
+        limit = self._job.reject_limit(num_rows)
         if progress.rejected <= limit or progress.rows_done >= progress.rows_total:
             return
         classes = ", ".join(

@@ -176,7 +176,7 @@ class Run:
     def _limits(self) -> tuple[RunListener, ...]:
         rows_per_unit = max(unit.num_rows for unit in self._units)
         return (
-            CrashLimit(rows_per_unit, self._job.model.most_replicas),
+            CrashLimit(rows_per_unit, self._job.model.max_replicas),
             RejectBudget(self._job, self._opened.store),
         )
 

@@ -426,7 +426,7 @@ def test_rerank_has_no_prompt() -> None:
     assert rerank.steps[0].columns == {"q": "task.query", "d": "task.document"}
     with pytest.raises(ValidationError, match="rerank tasks have no prompt"):
         job(task={**keys, **TEXT})
-    with pytest.raises(ValidationError, match="the task does not ask by one"):
+    with pytest.raises(ValidationError, match="no task of the job has a prompt"):
         job(task=keys, **TEXT)
 
 
@@ -508,7 +508,7 @@ def test_a_judge_next_to_a_writer_needs_its_own_model() -> None:
             prompt={"text": "{{ t }}"},
             sampling={"max_tokens": 1},
         )
-    with pytest.raises(ValidationError, match="give one of them as model"):
+    with pytest.raises(ValidationError, match="model: every task has its own"):
         job(task={"kind": "embed", "model": {"source": "fake"}, **TEXT})
 
 
