@@ -1,13 +1,14 @@
-"""A model of how an output is made: drivers and repairers whose every order of steps is tried.
+"""A model of how an output is written, in which every order of steps is explored.
 
-A shard of three rows; the first two get no answer in a first run. Drivers may cut it into units in
-two ways; repairers answer one of the two rejected rows each. A step is one call of the store. Any
-of them may crash and begin anew, a reply may be lost, a write may be refused, and a write may be
-under way while its writer has given it up, is dead or has tried again: then it arrives later, or
-never. `Bug` names mistakes that the protocol must not make, each of which breaks a promise.
+The input is a shard of three rows; the first two are rejected in a first run. Drivers cut it into
+units in two different ways, and each repairer can answer one of the two rejected rows. A step is
+one call of the store. Any actor may crash and start again, a reply may be lost, a write may be
+refused, and a write may still be in flight while its writer has given up, has crashed or has
+retried: it then arrives later, or never. `Bug` lists mistakes that the protocol must not make, each
+of which breaks a guarantee.
 
-The model knows nothing of Parquet, Ray and engines: `commit`, `output`, `prepare`, `retry` and
-`run` are the real thing, and `faults/mutations.py` makes the same mistakes in them.
+The model has no Parquet, Ray or engines. The real protocol is in `output/commit`, `output/output`,
+`run/planning`, `run/retry` and `run/run`, and `faults/mutations.py` makes the same mistakes there.
 """
 
 from collections import deque
@@ -19,32 +20,32 @@ from typing import Any
 Key = tuple[int, int]
 
 NUM_ROWS = 3
-#: The two ways to cut the shard; a unit is named by its first row and the row behind its last.
+#: The two ways to cut the shard. A unit's key is its first row and the row after its last one.
 PLANS: dict[str, tuple[Key, ...]] = {"A": ((0, 2), (2, 3)), "B": ((0, 1), (1, 3))}
-_ANSWERED_AT_FIRST = frozenset({2})
-#: What each driver cuts, and which rows each repairer can answer.
-_CUTS = {"one": "A", "other": "B"}
-_ANSWERS = {"mender": frozenset({0}), "patcher": frozenset({1})}
+_ANSWERED_IN_FIRST_RUN = frozenset({2})
+#: The plan of each driver, and the rows that each repairer can answer.
+_PLAN_OF = {"one": "A", "other": "B"}
+_ROWS_OF = {"repairer": frozenset({0}), "other repairer": frozenset({1})}
 
 
 class Bug(StrEnum):
-    """Mistakes, each seeded into the model alone."""
+    """Mistakes, which are seeded into the model one at a time."""
 
     OVERWRITE = "no conditional PUT, and delete before write"
     COMMIT_BEFORE_WRITE = "commit before write"
     STALE_PLAN = "resume from a stale plan"
     SWALLOW_WRITE_ERROR = "swallow a write error"
     DROP_ERROR = "drop a row's error"
-    FOREIGN_412_FAILS = "treat a foreign 412 as failure"
+    FOREIGN_412_FAILS = "treat another writer's 412 as a failure"
     STREAM = "stream to the final name"
     SKIP_UNKNOWN = "skip an unknown unit"
-    BLIND_EXCHANGE = "repair without a condition"
-    FORGET_ANSWERS = "let a failed retry take an answer away"
-    FORGET_OWN = "do not know a repair as one's own after a lost reply"
+    BLIND_REPAIR = "repair without a condition"
+    FORGET_ANSWERS = "let a failed retry remove an answer"
+    FORGET_OWN = "do not recognize the own repair after a lost reply"
 
 
 class Step(Enum):
-    """What an actor does next."""
+    """The next step of an actor."""
 
     BEGIN = auto()
     PUBLISH = auto()
@@ -52,7 +53,7 @@ class Step(Enum):
     PUT = auto()
     PUT_REST = auto()
     READ = auto()
-    EXCHANGE = auto()
+    REPAIR = auto()
     VERIFY = auto()
     SUCCEED = auto()
     END = auto()
@@ -60,7 +61,7 @@ class Step(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Object:
-    """A unit's object: its rows by position and whether each is answered; what its footer says."""
+    """A unit's object: its rows, whether each is answered, and its footer's record."""
 
     rows: tuple[tuple[int, bool], ...]
     rejects: int
@@ -74,7 +75,7 @@ class Object:
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """A write under a condition: that nothing stands there, or just `replaces`."""
+    """A conditional write: the current object must be `replaces`, None for no object."""
 
     key: Key
     object: Object
@@ -83,49 +84,49 @@ class Put:
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """A driver or repairer; `told` are the units that it holds for written, by which attempt."""
+    """A driver or repairer. `reported` are the units that it reports as written, with attempts."""
 
     name: str
     step: Step = Step.BEGIN
-    life: int = 0
+    num_crashes: int = 0
     plan: str = ""
     todo: tuple[Key, ...] = ()
-    wanted: frozenset[int] = frozenset()
-    seen: Object | None = None
-    told: frozenset[tuple[Key, str]] = frozenset()
+    selected: frozenset[int] = frozenset()
+    read: Object | None = None
+    reported: frozenset[tuple[Key, str]] = frozenset()
     outcome: str = ""
 
     @property
     def attempt(self) -> str:
-        return f"{self.name} {self.life}"
+        return f"{self.name} {self.num_crashes}"
 
     @property
     def is_driver(self) -> bool:
-        return self.name in _CUTS
+        return self.name in _PLAN_OF
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """Everything there is. `faults` and `crashes` are how many may still happen."""
+    """The state of the model. `faults` and `crashes` are how many may still happen."""
 
     actors: tuple[Actor, ...]
     faults: int
     crashes: int
     plan: str = ""
     objects: frozenset[tuple[Key, Object]] = frozenset()
-    flying: frozenset[Put] = frozenset()
+    in_flight: frozenset[Put] = frozenset()
     success: bool = False
 
-    def standing(self, key: Key) -> Object | None:
+    def object_at(self, key: Key) -> Object | None:
         return dict(self.objects).get(key)
 
-    def holding(self, key: Key, made: Object | None) -> "World":
-        """With this object, or none, under the key."""
+    def with_object(self, key: Key, new: Object | None) -> "World":
+        """The world with this object, or none, at the key."""
         others = {item for item in self.objects if item[0] != key}
-        return replace(self, objects=frozenset(others | ({(key, made)} if made else set())))
+        return replace(self, objects=frozenset(others | ({(key, new)} if new else set())))
 
     def with_actor(self, actor: Actor) -> "World":
-        actors = tuple(actor if each.name == actor.name else each for each in self.actors)
+        actors = tuple(actor if old.name == actor.name else old for old in self.actors)
         return replace(self, actors=actors)
 
 
@@ -134,7 +135,7 @@ Steps = Iterator[tuple[str, World]]
 
 @dataclass(frozen=True, slots=True)
 class Explored:
-    """All states that can be reached, or the steps to the first broken promise."""
+    """The number of reachable states, or the steps to the first broken guarantee."""
 
     num_states: int
     violation: str = ""
@@ -142,7 +143,7 @@ class Explored:
 
 
 def explore(start: World, bug: Bug | None = None) -> Explored:
-    """Try every order of steps, shortest first, until a promise is broken."""
+    """Explore every order of steps, shortest first, until a guarantee is broken."""
     came_from: dict[World, tuple[World, str] | None] = {start: None}
     queue = deque([start])
     while queue:
@@ -156,13 +157,13 @@ def explore(start: World, bug: Bug | None = None) -> Explored:
                 queue.append(after)
             broken = _broken(world, after)
             if broken:
-                return Explored(len(came_from), broken, (*_way(came_from, world), label))
+                return Explored(len(came_from), broken, (*_path(came_from, world), label))
         if is_end and any(actor.step is not Step.END for actor in world.actors):
-            return Explored(len(came_from), "somebody waits for ever", _way(came_from, world))
+            return Explored(len(came_from), "an actor waits forever", _path(came_from, world))
     return Explored(len(came_from))
 
 
-def _way(came_from: dict[World, tuple[World, str] | None], world: World) -> tuple[str, ...]:
+def _path(came_from: dict[World, tuple[World, str] | None], world: World) -> tuple[str, ...]:
     labels: list[str] = []
     while (step := came_from[world]) is not None:
         world, label = step
@@ -170,33 +171,33 @@ def _way(came_from: dict[World, tuple[World, str] | None], world: World) -> tupl
     return tuple(reversed(labels))
 
 
-# What is promised.
+# The guarantees.
 
 
 def _broken(before: World, after: World) -> str:
-    """The first promise that a step breaks."""
+    """The first guarantee that a step breaks, or an empty text."""
     lost = _nothing_is_lost(before, after)
     if lost:
         return lost
-    for promise in (_units_are_whole, _rows_stand_once, _success_is_true, _what_is_told_is_true):
-        broken = promise(after)
+    for check in (_units_are_whole, _rows_are_unique, _success_is_true, _reports_are_true):
+        broken = check(after)
         if broken:
             return broken
     return ""
 
 
 def _units_are_whole(world: World) -> str:
-    for key, made in world.objects:
-        if tuple(row for row, _ in made.rows) != tuple(range(*key)):
+    for key, unit in world.objects:
+        if tuple(row for row, _ in unit.rows) != tuple(range(*key)):
             return "a unit is torn"
-        if made.rejects != len(made.rows) - len(made.answered):
+        if unit.rejects != len(unit.rows) - len(unit.answered):
             return "a unit's rejects are miscounted"
-        if len(set(made.repairs)) != len(made.repairs):
+        if len(set(unit.repairs)) != len(unit.repairs):
             return "a repair is made twice"
     return ""
 
 
-def _rows_stand_once(world: World) -> str:
+def _rows_are_unique(world: World) -> str:
     rows = [row for key, _ in world.objects for row in range(*key)]
     return "a row is doubled" if len(set(rows)) != len(rows) else ""
 
@@ -207,38 +208,38 @@ def _success_is_true(world: World) -> str:
     return "success without all rows" if world.success and not is_whole else ""
 
 
-def _what_is_told_is_true(world: World) -> str:
+def _reports_are_true(world: World) -> str:
     for actor in world.actors:
         if actor.outcome == "failed":
-            return "somebody fails for no reason"
-        for key, attempt in actor.told:
-            made = world.standing(key)
-            if made is None:
+            return "an actor fails for no reason"
+        for key, attempt in actor.reported:
+            unit = world.object_at(key)
+            if unit is None:
                 return "a unit is reported and missing"
-            if not actor.is_driver and attempt not in made.repairs:
-                return "a repair is told and not there"
+            if not actor.is_driver and attempt not in unit.repairs:
+                return "a repair is reported and missing"
     return ""
 
 
 def _nothing_is_lost(before: World, after: World) -> str:
-    for key, was in before.objects:
-        now = after.standing(key)
-        if now is None:
+    for key, old in before.objects:
+        new = after.object_at(key)
+        if new is None:
             return "a committed unit is gone"
-        if not was.answered <= now.answered:
+        if not old.answered <= new.answered:
             return "an answer is lost"
-        if now != was and (now.writer, now.repairs[:-1]) != (was.writer, was.repairs):
+        if new != old and (new.writer, new.repairs[:-1]) != (old.writer, old.repairs):
             return "a committed unit was changed"
     return ""
 
 
-# What can happen.
+# The steps.
 
 
 def _steps(world: World, bug: Bug | None) -> Steps:
-    """Every next step, in words, and the world after it."""
-    for put in world.flying:
-        landed = replace(world, flying=world.flying - {put})
+    """Yield every possible next step, in words, and the world after it."""
+    for put in world.in_flight:
+        landed = replace(world, in_flight=world.in_flight - {put})
         yield f"a write of {put.key} arrives late", _applied(landed, put, bug)[0]
         yield f"a write of {put.key} never arrives", landed
     for actor in world.actors:
@@ -247,29 +248,30 @@ def _steps(world: World, bug: Bug | None) -> Steps:
         for label, after in _ACTS[actor.step](world, actor, bug):
             yield f"{actor.attempt}: {label}", after
         if world.crashes:
-            reborn = world.with_actor(Actor(actor.name, life=actor.life + 1))
-            yield f"{actor.attempt} crashes", replace(reborn, crashes=world.crashes - 1)
+            restarted = world.with_actor(Actor(actor.name, num_crashes=actor.num_crashes + 1))
+            yield f"{actor.attempt} crashes", replace(restarted, crashes=world.crashes - 1)
 
 
 def _applied(world: World, put: Put, bug: Bug | None) -> tuple[World, bool]:
-    """A write at the store: the world behind it, and whether its condition held."""
-    is_blind = bug is Bug.BLIND_EXCHANGE and put.replaces is not None
-    if world.standing(put.key) != put.replaces and not is_blind:
+    """Apply a write: the world after it, and whether its condition held."""
+    is_blind = bug is Bug.BLIND_REPAIR and put.replaces is not None
+    if world.object_at(put.key) != put.replaces and not is_blind:
         return world, False
-    return world.holding(put.key, put.object), True
+    return world.with_object(put.key, put.object), True
 
 
 def _sent(world: World, put: Put, bug: Bug | None) -> Iterator[tuple[str, World, bool | None]]:
-    """What becomes of a write: whether its condition held, or None where nobody knows."""
-    after, made = _applied(world, put, bug)
-    yield f"writes {put.key}" if made else f"finds {put.key} written", after, made
+    """Yield the outcomes of a write, with whether its condition held; None if unknown."""
+    after, is_written = _applied(world, put, bug)
+    label = f"writes {put.key}" if is_written else f"finds {put.key} written"
+    yield label, after, is_written
     if world.faults:
-        poorer = replace(world, faults=world.faults - 1)
-        yield "is refused by a busy store", poorer, None
-        lost, _ = _applied(poorer, put, bug)
+        faulty = replace(world, faults=world.faults - 1)
+        yield "is refused by a busy store", faulty, None
+        lost, _ = _applied(faulty, put, bug)
         yield f"writes {put.key}, but the reply is lost", lost, None
-        under_way = replace(poorer, flying=poorer.flying | {put})
-        yield f"gives up a write of {put.key} that is under way", under_way, None
+        pending = replace(faulty, in_flight=faulty.in_flight | {put})
+        yield f"gives up a write of {put.key} that is in flight", pending, None
 
 
 def _ended(actor: Actor, outcome: str) -> Actor:
@@ -282,28 +284,28 @@ def _begin(world: World, actor: Actor, _: Bug | None) -> Steps:
     elif world.success:
         yield "finds it finished", world.with_actor(_ended(actor, "finished"))
     elif world.plan:
-        found = replace(actor, step=Step.LIST, plan=world.plan)
-        yield f"finds plan {world.plan}", world.with_actor(found)
+        planned = replace(actor, step=Step.LIST, plan=world.plan)
+        yield f"finds plan {world.plan}", world.with_actor(planned)
     else:
         yield "finds no plan", world.with_actor(replace(actor, step=Step.PUBLISH))
 
 
 def _publish(world: World, actor: Actor, bug: Bug | None) -> Steps:
-    own = _CUTS[actor.name]
-    standing = world.plan or own
-    believed = own if bug is Bug.STALE_PLAN else standing
-    after = replace(world, plan=standing)
-    planned = replace(actor, step=Step.LIST, plan=believed)
-    yield f"publishes plan {own}, {standing} stands", after.with_actor(planned)
+    proposed = _PLAN_OF[actor.name]
+    published = world.plan or proposed
+    used = proposed if bug is Bug.STALE_PLAN else published
+    after = replace(world, plan=published)
+    planned = replace(actor, step=Step.LIST, plan=used)
+    yield f"publishes plan {proposed}, gets {published}", after.with_actor(planned)
 
 
 def _list(world: World, actor: Actor, bug: Bug | None) -> Steps:
-    found = {key for key, _ in world.objects}
+    listed = {key for key, _ in world.objects}
     units = PLANS[actor.plan]
-    if found - set(units) and bug is not Bug.SKIP_UNKNOWN:
+    if listed - set(units) and bug is not Bug.SKIP_UNKNOWN:
         yield "refuses a unit of another plan", world.with_actor(_ended(actor, "refused"))
         return
-    todo = tuple(key for key in units if key not in found)
+    todo = tuple(key for key in units if key not in listed)
     yield f"has {len(todo)} units to run", world.with_actor(_next_unit(actor, todo))
 
 
@@ -312,7 +314,7 @@ def _next_unit(actor: Actor, todo: tuple[Key, ...]) -> Actor:
 
 
 def _first_run(actor: Actor, key: Key, bug: Bug | None) -> Object:
-    rows = tuple((row, row in _ANSWERED_AT_FIRST) for row in range(*key))
+    rows = tuple((row, row in _ANSWERED_IN_FIRST_RUN) for row in range(*key))
     if bug is Bug.DROP_ERROR:
         rows = tuple((row, is_answered) for row, is_answered in rows if is_answered)
     return Object(rows, sum(not is_answered for _, is_answered in rows), actor.attempt)
@@ -320,116 +322,116 @@ def _first_run(actor: Actor, key: Key, bug: Bug | None) -> Object:
 
 def _put(world: World, actor: Actor, bug: Bug | None) -> Steps:
     key, *rest = actor.todo
-    whole = _first_run(actor, key, bug)
+    complete = _first_run(actor, key, bug)
     if bug in _HALVES:
         yield from _put_first_half(world, actor, bug)
         return
-    done = replace(_next_unit(actor, tuple(rest)), told=actor.told | {(key, actor.attempt)})
-    for label, after, made in _sent(world, Put(key, whole), bug):
-        if made is None:
+    done = replace(_next_unit(actor, tuple(rest)), reported=actor.reported | {(key, actor.attempt)})
+    for label, after, is_written in _sent(world, Put(key, complete), bug):
+        if is_written is None:
             is_swallowed = bug is Bug.SWALLOW_WRITE_ERROR
             yield label, after.with_actor(done if is_swallowed else actor)
-        elif not made and bug is Bug.FOREIGN_412_FAILS and _is_foreign(after, key, actor):
+        elif not is_written and bug is Bug.FOREIGN_412_FAILS and _is_foreign(after, key, actor):
             yield label, after.with_actor(_ended(actor, "failed"))
         else:
             yield label, after.with_actor(done)
 
 
 def _is_foreign(world: World, key: Key, actor: Actor) -> bool:
-    made = world.standing(key)
-    return made is not None and made.writer != actor.attempt
+    unit = world.object_at(key)
+    return unit is not None and unit.writer != actor.attempt
 
 
-#: Bugs that write a unit in two steps, and how many of its rows the first one writes.
+#: Bugs that write a unit in two steps, and the number of rows that the first one writes.
 _HALVES = {Bug.OVERWRITE: None, Bug.COMMIT_BEFORE_WRITE: 0, Bug.STREAM: 1}
 
 
 def _put_first_half(world: World, actor: Actor, bug: Bug | None) -> Steps:
     key = actor.todo[0]
-    whole = _first_run(actor, key, bug)
+    complete = _first_run(actor, key, bug)
     num_rows = _HALVES[bug] if bug else None
-    half = None if num_rows is None else replace(whole, rows=whole.rows[:num_rows])
-    if half == whole:
-        # A unit of one row is written by the first half already.
-        half = replace(whole, rows=())
-    after = world.holding(key, half)
-    yield f"begins to write {key}", after.with_actor(replace(actor, step=Step.PUT_REST))
+    half = None if num_rows is None else replace(complete, rows=complete.rows[:num_rows])
+    if half == complete:
+        # The first half of a unit with one row would be the whole unit.
+        half = replace(complete, rows=())
+    after = world.with_object(key, half)
+    yield f"starts to write {key}", after.with_actor(replace(actor, step=Step.PUT_REST))
 
 
 def _put_rest(world: World, actor: Actor, bug: Bug | None) -> Steps:
     key, *rest = actor.todo
-    done = replace(_next_unit(actor, tuple(rest)), told=actor.told | {(key, actor.attempt)})
-    after = world.holding(key, _first_run(actor, key, bug))
-    yield f"writes {key} to its end", after.with_actor(done)
+    done = replace(_next_unit(actor, tuple(rest)), reported=actor.reported | {(key, actor.attempt)})
+    after = world.with_object(key, _first_run(actor, key, bug))
+    yield f"writes the rest of {key}", after.with_actor(done)
 
 
 def _begin_repair(world: World, actor: Actor) -> Steps:
-    rejected = sorted(key for key, made in world.objects if made.rejects)
+    rejected = sorted(key for key, unit in world.objects if unit.rejects)
     if not world.plan or not rejected:
         yield "finds nothing to repair", world.with_actor(_ended(actor, "nothing"))
         return
     for key in rejected:
-        made = world.standing(key)
-        assert made is not None
+        unit = world.object_at(key)
+        assert unit is not None
         chosen = replace(
             actor,
             step=Step.READ,
             plan=world.plan,
             todo=(key,),
-            wanted=frozenset(range(*key)) - made.answered,
+            selected=frozenset(range(*key)) - unit.answered,
         )
         yield f"has rows of {key} to answer", world.with_actor(chosen)
 
 
 def _read(world: World, actor: Actor, bug: Bug | None) -> Steps:
     (key,) = actor.todo
-    made = world.standing(key)
-    assert made is not None
-    if actor.attempt in made.repairs and bug is not Bug.FORGET_OWN:
-        told = actor.told | {(key, actor.attempt)}
-        known = replace(actor, step=Step.VERIFY, told=told, seen=None)
-        yield "finds its own repair", world.with_actor(known)
+    unit = world.object_at(key)
+    assert unit is not None
+    if actor.attempt in unit.repairs and bug is not Bug.FORGET_OWN:
+        reported = actor.reported | {(key, actor.attempt)}
+        repaired = replace(actor, step=Step.VERIFY, reported=reported, read=None)
+        yield "finds its own repair", world.with_actor(repaired)
     else:
-        yield f"reads {key}", world.with_actor(replace(actor, step=Step.EXCHANGE, seen=made))
+        yield f"reads {key}", world.with_actor(replace(actor, step=Step.REPAIR, read=unit))
 
 
-def _exchange(world: World, actor: Actor, bug: Bug | None) -> Steps:
+def _repair(world: World, actor: Actor, bug: Bug | None) -> Steps:
     (key,) = actor.todo
-    assert actor.seen is not None
-    put = Put(key, _mended(actor, actor.seen, bug), replaces=actor.seen)
-    told = actor.told | {(key, actor.attempt)}
-    for label, after, made in _sent(world, put, bug):
-        if made:
-            done = replace(actor, step=Step.VERIFY, told=told, seen=None)
+    assert actor.read is not None
+    put = Put(key, _repaired(actor, actor.read, bug), replaces=actor.read)
+    reported = actor.reported | {(key, actor.attempt)}
+    for label, after, is_written in _sent(world, put, bug):
+        if is_written:
+            done = replace(actor, step=Step.VERIFY, reported=reported, read=None)
             yield label, after.with_actor(done)
-        elif made is None:
+        elif is_written is None:
             yield label, after.with_actor(actor)
         else:
-            yield label, after.with_actor(replace(actor, step=Step.READ, seen=None))
+            yield label, after.with_actor(replace(actor, step=Step.READ, read=None))
 
 
-def _mended(actor: Actor, seen: Object, bug: Bug | None) -> Object:
-    """The object that was read with the wanted rows' new fates in it."""
-    answered = seen.answered | (_ANSWERS[actor.name] & actor.wanted)
+def _repaired(actor: Actor, read: Object, bug: Bug | None) -> Object:
+    """The object that was read, with the new results of the selected rows."""
+    answered = read.answered | (_ROWS_OF[actor.name] & actor.selected)
     if bug is Bug.FORGET_ANSWERS:
-        answered -= actor.wanted - _ANSWERS[actor.name]
-    rows = tuple((row, row in answered) for row, _ in seen.rows)
+        answered -= actor.selected - _ROWS_OF[actor.name]
+    rows = tuple((row, row in answered) for row, _ in read.rows)
     return replace(
-        seen,
+        read,
         rows=rows,
         rejects=sum(not is_answered for _, is_answered in rows),
-        repairs=(*seen.repairs, actor.attempt),
+        repairs=(*read.repairs, actor.attempt),
     )
 
 
 def _verify(world: World, actor: Actor, bug: Bug | None) -> Steps:
-    found = {key for key, _ in world.objects}
+    listed = {key for key, _ in world.objects}
     units = set(PLANS[actor.plan])
-    is_whole = units <= found if bug is Bug.SKIP_UNKNOWN else units == found
+    is_whole = units <= listed if bug is Bug.SKIP_UNKNOWN else units == listed
     if is_whole:
         yield "verifies", world.with_actor(replace(actor, step=Step.SUCCEED))
     else:
-        # A repairer may find an output that is not finished yet.
+        # The output of a repairer may be unfinished.
         outcome = "failed" if actor.is_driver else "incomplete"
         yield "finds units missing", world.with_actor(_ended(actor, outcome))
 
@@ -445,13 +447,13 @@ _ACTS = {
     Step.PUT: _put,
     Step.PUT_REST: _put_rest,
     Step.READ: _read,
-    Step.EXCHANGE: _exchange,
+    Step.REPAIR: _repair,
     Step.VERIFY: _verify,
     Step.SUCCEED: _succeed,
 }
 
 
-# Where it begins.
+# The start.
 
 _OLDER = Object(((0, False),), 1, "older")
 
@@ -464,18 +466,18 @@ _FINISHED = frozenset(
 
 
 def scenarios(faults: int, crashes: int) -> dict[str, World]:
-    """Where it may begin, with so many faults and crashes ahead."""
+    """The initial worlds, with the numbers of faults and crashes that may happen."""
 
     def world(*names: str, **facts: Any) -> World:
         return World(tuple(map(Actor, names)), faults, crashes, **facts)
 
     return {
         "two drivers": world("one", "other"),
-        "a driver and a repairer": world("one", "mender"),
+        "a driver and a repairer": world("one", "repairer"),
         "two repairers of a finished output": world(
-            "mender", "patcher", plan="A", success=True, objects=_FINISHED
+            "repairer", "other repairer", plan="A", success=True, objects=_FINISHED
         ),
-        "two repairers beside a driver": world("other", "mender", "patcher"),
+        "two repairers and a driver": world("other", "repairer", "other repairer"),
         "a unit of another plan in the way": world(
             "one", plan="A", objects=frozenset({((0, 1), _OLDER)})
         ),
@@ -483,7 +485,7 @@ def scenarios(faults: int, crashes: int) -> dict[str, World]:
 
 
 def main() -> None:
-    """Explore more faults and crashes than the tests do (minutes), and count."""
+    """Explore more faults and crashes than the tests do, which takes minutes, and count states."""
     for name, start in scenarios(faults=2, crashes=2).items():
         explored = explore(start)
         print(f"{name}: {explored.num_states:,} states, {explored.violation or 'no violation'}")

@@ -14,10 +14,10 @@ BROKEN = {
     Bug.STALE_PLAN: "a row is doubled",
     Bug.SWALLOW_WRITE_ERROR: "a unit is reported and missing",
     Bug.DROP_ERROR: "a unit is torn",
-    Bug.FOREIGN_412_FAILS: "somebody fails for no reason",
+    Bug.FOREIGN_412_FAILS: "an actor fails for no reason",
     Bug.STREAM: "a unit is torn",
     Bug.SKIP_UNKNOWN: "a row is doubled",
-    Bug.BLIND_EXCHANGE: "an answer is lost",
+    Bug.BLIND_REPAIR: "an answer is lost",
     Bug.FORGET_ANSWERS: "an answer is lost",
     Bug.FORGET_OWN: "a repair is made twice",
 }
