@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from tokenmill.config.section import Section
 
-# The engine compiles a row's schema to a grammar, and answers no other row meanwhile.
+# The engine compiles a row's schema to a grammar, and no row is answered until that is done.
 _MAX_SCHEMA_CHARACTERS = 2**16
 # The engine crashes on a larger seed.
 _MAX_INT64 = 2**63 - 1

@@ -56,11 +56,11 @@ class Changes:
 def changes_since(plan: Plan, objects: Sequence[ObjectInfo]) -> Changes:
     """Compare a listing of the input with the plan."""
     planned = {unit.shard: (unit.size, unit.version) for unit in plan.units}
-    known = planned.keys() | {bad.path for bad in plan.skipped}
+    seen = planned.keys() | {bad.path for bad in plan.skipped}
     listed = [item for item in objects if item.key in planned]
     is_same = [planned[item.key] == (item.size, item.version) for item in listed]
     return Changes(
-        new=tuple(item for item in objects if item.key not in known),
+        new=tuple(item for item in objects if item.key not in seen),
         changed=tuple(item for item, same in zip(listed, is_same, strict=True) if not same),
         unchanged=tuple(item for item, same in zip(listed, is_same, strict=True) if same),
         deleted=tuple(sorted(planned.keys() - {item.key for item in objects})),

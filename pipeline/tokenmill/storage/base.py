@@ -73,7 +73,10 @@ class Store(Protocol):
         """Write the object, whether it exists or not. Readers see the old or the new one, whole."""
 
     def put_if_match(self, key: str, data: bytes, version: str) -> bool:
-        """Replace the object if it still has this `version`. Returns whether it was replaced."""
+        """Replace the object if it still has this `version`. Returns whether it was replaced.
+
+        If the object is missing, some S3 servers answer as if it had another version.
+        """
 
     def delete(self, key: str) -> None:
         """Delete the object if it exists."""
