@@ -26,6 +26,7 @@ NAMES = [
 #: Each patch that a run can do without, as a call.
 CALLS: dict[str, Callable[[RayPatches], object]] = {
     "enable_tokens": RayPatches.enable_tokens,
+    "hide_working_directory": RayPatches.hide_working_directory,
     "start_no_dashboard": RayPatches.start_no_dashboard,
     "start_small_agents": RayPatches.start_small_agents,
     "export_metrics": lambda patches: patches.export_metrics(9464, 1000),

@@ -5,11 +5,13 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.data import DataContext
 
+import tokenmill
 from tokenmill.cluster.auth_check import check_gcs, require_closed
 from tokenmill.cluster.local import local_ray, shut_down
 from tokenmill.cluster.ray_patches import RayPatches
@@ -31,13 +33,16 @@ def connected(address: str | None, replicas: int, metrics_port: int | None) -> I
     on_sigterm = signal.getsignal(signal.SIGTERM)
     with ExitStack() as stack:
         try:
-            if address is None:
-                # The replicas' share comes on top of the cores, so that reading need not wait.
-                num_cpus = (os.cpu_count() or 1) + CPUS_PER_REPLICA * replicas
-                stack.enter_context(local_ray(num_cpus, metrics_port, options))
-            else:
-                ray.init(address=address, **options)
-                stack.callback(shut_down)
+            with RayPatches() as start:
+                if not _is_source_folder(os.getcwd()):
+                    start.hide_working_directory()
+                if address is None:
+                    # The replicas' share comes on top of the cores, so that reading need not wait.
+                    num_cpus = (os.cpu_count() or 1) + CPUS_PER_REPLICA * replicas
+                    stack.enter_context(local_ray(num_cpus, metrics_port, options))
+                else:
+                    ray.init(address=address, **options)
+                    stack.callback(shut_down)
         except (ConnectionError, ValueError, RuntimeError) as error:
             name = address or "a local cluster"
             reason = " ".join(str(error).split())
@@ -49,6 +54,11 @@ def connected(address: str | None, replicas: int, metrics_port: int | None) -> I
         signal.signal(signal.SIGTERM, on_sigterm)
         stack.enter_context(_data_context())
         yield
+
+
+def _is_source_folder(folder: str) -> bool:
+    """Whether the folder holds this tokenmill, which may not be installed: workers need it then."""
+    return Path(folder).resolve() == Path(tokenmill.__file__).resolve().parents[1]
 
 
 @contextmanager

@@ -89,6 +89,10 @@ PATCHES = {
         "a local Ray requires no token",
         (PrivateName("ray._raylet", "Config.initialize", before=(2, 59)),),
     ),
+    "hide_working_directory": Patch(
+        "workers run a Python file next to the job instead of a package with its name",
+        (PrivateName("ray.job_config", "JobConfig._runtime_env_has_working_dir"),),
+    ),
     "start_no_dashboard": Patch(
         "a local run starts about 2 s later",
         (
@@ -145,13 +149,9 @@ PATCHES = {
     ),
     "stop_on_request": Patch(
         "a run takes up to 10 s longer to stop",
-        (
-            PrivateName(
-                f"{_DATA}.execution.execution_callback", "ExecutionCallback.on_execution_step"
-            ),
-            PrivateName(
-                f"{_DATA}.execution.execution_callback", "ExecutionCallback.before_execution_starts"
-            ),
+        tuple(
+            PrivateName(f"{_DATA}.execution.execution_callback", f"ExecutionCallback.{name}")
+            for name in ("on_execution_step", "before_execution_starts")
         ),
     ),
     "limit_waiting": Patch(
@@ -208,6 +208,14 @@ class RayPatches:
         if names:
             os.environ["RAY_AUTH_MODE"] = "token"
             self._value(names[0])("")
+
+    def hide_working_directory(self) -> None:
+        """Keep the driver's working directory and script folder off its workers' Python path.
+
+        Ray puts them first, unless the job has a `working_dir`: a `datasets.py` next to the job
+        would be run instead of the package.
+        """
+        self._apply("hide_working_directory", lambda _: True)
 
     def start_no_dashboard(self) -> None:
         """Start neither the dashboard's process nor the autoscaler's.
