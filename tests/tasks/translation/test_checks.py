@@ -1,6 +1,6 @@
-"""The checks of a translation: what passes, and what each of them finds."""
+"""The checks of a translation: which translations pass, and which faults each check finds."""
 
-# ruff: noqa: RUF001 - the separators of other languages' numbers look like ours
+# ruff: noqa: RUF001 - number separators of other languages look like ASCII ones
 
 import pytest
 from hypothesis import given
@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from tokenmill.tasks.translation.checks import (
     Check,
     CheckLimits,
-    check,
-    check_whole,
+    check_document,
+    check_translation,
     length_ratio,
     numbers_kept,
     repeated_share,
@@ -34,12 +34,12 @@ GOOD = "La facture du 12 mars indique 1 234,50 euros, et ⟦1⟧ a été débit�
         (GOOD.replace("⟦1⟧", "⟦1⟧ ⟦1⟧"), False, {Check.PLACEHOLDERS}),
         (GOOD.replace("⟦1⟧", "⟦1⟧ ⟦2⟧"), False, {Check.PLACEHOLDERS}),
     ],
-    ids=["good", "empty", "cut", "not translated", "loops", "other number", "span lost",
-         "span doubled", "span invented"],
+    ids=["good", "empty", "cut", "not translated", "loop", "changed number", "lost span",
+         "doubled span", "invented span"],
 )  # fmt: skip
-def test_a_check_finds_its_fault(translation: str, is_cut: bool, failed: set[Check]) -> None:
-    """A good translation passes them all; each fault is found under its name, and only there."""
-    assert check(SOURCE, translation, is_cut, FRENCH).failed == failed
+def test_each_fault_fails_its_check(translation: str, is_cut: bool, failed: set[Check]) -> None:
+    """A good translation passes all checks, and each fault fails exactly the expected ones."""
+    assert check_translation(SOURCE, translation, is_cut, FRENCH).failed == failed
 
 
 @pytest.mark.parametrize(
@@ -83,59 +83,62 @@ def test_a_check_finds_its_fault(translation: str, is_cut: bool, failed: set[Che
         ("version 4", "version ４", True),
     ],
 )
-def test_numbers_are_kept_in_any_writing(source: str, translation: str, kept: bool) -> None:
-    """Groups and decimals as either language writes them; another value is no number kept."""
+def test_a_number_may_change_its_format_only(source: str, translation: str, kept: bool) -> None:
+    """Separators of thousands and decimals may change with the language; the value may not."""
     assert numbers_kept(source, translation) is kept
 
 
 @given(st.text(st.sampled_from("0123456789 .,'’٫\u202fab-")))
-def test_a_texts_numbers_are_kept_in_itself(text: str) -> None:
-    """However strange a text's numbers are, they are those of the same text."""
+def test_an_unchanged_text_keeps_its_numbers(text: str) -> None:
+    """A text always contains its own numbers, however strange they are."""
     assert numbers_kept(text, text)
 
 
 @given(st.integers(1000, 10**12), st.sampled_from([",", ".", " ", "\u202f", "'", ""]))
-def test_a_number_is_kept_with_any_separator_of_thousands(number: int, separator: str) -> None:
-    """English 1,234,567 is 1.234.567, 1 234 567 or 1'234'567 elsewhere."""
+def test_any_thousands_separator_keeps_a_number(number: int, separator: str) -> None:
+    """1,234,567 in English is 1.234.567, 1 234 567 or 1'234'567 in other languages."""
     assert numbers_kept(f"{number:,} sold", f"{number:,} vendus".replace(",", separator))
     assert not numbers_kept(f"{number:,}", f"{number + 1:,}".replace(",", separator))
 
 
-def test_a_source_that_repeats_itself_may_be_repeated() -> None:
-    """Only what the translation repeats beyond its source is held against it."""
+def test_repetition_in_the_source_is_subtracted() -> None:
+    """Only repetition that the source does not have counts."""
     line = "the same line of words again and again, and "
     ligne = "la même ligne de mots encore et encore, et "
-    assert check(line * 9, ligne * 9, False, FRENCH).repetition < 0.1
-    assert check(line, ligne * 2, False, FRENCH).repetition > 0.3
+    assert check_translation(line * 9, ligne * 9, False, FRENCH).repetition < 0.1
+    assert check_translation(line, ligne * 2, False, FRENCH).repetition > 0.3
 
 
-def test_repetition_is_seen_in_scripts_without_spaces() -> None:
-    """A loop in Japanese is one of characters; five words in a row are none."""
+def test_repetition_is_measured_in_scripts_without_spaces() -> None:
+    """In Japanese each character counts as a word."""
     assert repeated_share("とても良いです" * 9) > 0.8
     assert repeated_share("これは長い文ではありません") == 0
     assert repeated_share("one two three four five") == 0
 
 
-def test_lengths_of_scripts_are_comparable() -> None:
-    """A character of Japanese counts as two of an alphabet."""
+def test_a_japanese_character_counts_twice() -> None:
+    """Lengths are comparable between scripts, and an empty source has no ratio."""
     assert length_ratio("abcd", "日本") == 1
     assert length_ratio("", "a") is None
 
 
-def test_a_short_text_may_be_twice_as_long() -> None:
-    """The ratio of short texts says little: « OK » may be « D'accord »."""
-    assert Check.LENGTH not in check("OK", "D'accord", False, FRENCH).failed
-    assert Check.LENGTH in check("OK " * 20, "D'accord " * 30, False, FRENCH).failed
+def test_short_texts_may_exceed_the_length_ratio() -> None:
+    """A short translation may be several times as long: "OK" becomes « D'accord »."""
+    assert Check.LENGTH not in check_translation("OK", "D'accord", False, FRENCH).failed
+    assert Check.LENGTH in check_translation("OK " * 20, "D'accord " * 30, False, FRENCH).failed
 
 
-def test_a_short_text_of_no_clear_language_passes() -> None:
-    """Names are the same everywhere; what is not surely another language is not held against it."""
-    assert check("Lumen Notebook", "Lumen Notebook", False, FRENCH).failed == set()
+def test_a_text_without_a_clear_language_passes() -> None:
+    """Product names are the same in every language, so an uncertain detection is ignored."""
+    assert check_translation("Lumen Notebook", "Lumen Notebook", False, FRENCH).failed == set()
 
 
-def test_a_whole_fails_where_a_part_does() -> None:
-    """One paragraph that stayed English is found in a text that is French on the whole."""
-    good, bad = check(SOURCE, GOOD, False, FRENCH), check(SOURCE, SOURCE, False, FRENCH)
-    whole = check_whole(f"{SOURCE}\n\n" * 5, f"{GOOD}\n\n" * 4 + SOURCE, [good] * 4 + [bad], FRENCH)
+def test_a_document_fails_the_checks_of_its_segments() -> None:
+    """One paragraph that is still English fails a document that is French on the whole."""
+    good = check_translation(SOURCE, GOOD, False, FRENCH)
+    untranslated = check_translation(SOURCE, SOURCE, False, FRENCH)
+    whole = check_document(
+        f"{SOURCE}\n\n" * 5, f"{GOOD}\n\n" * 4 + SOURCE, [good] * 4 + [untranslated], FRENCH
+    )
     assert whole.failed == {Check.LANGUAGE}
     assert whole.language is not None and whole.language.code == "fr"

@@ -1,4 +1,4 @@
-"""Glossaries: which terms a text uses, and the files they come from."""
+"""Glossaries: finding the terms of a text, and reading glossary files."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ TERMS = {"invoice": "facture", "sign in": "se connecter", "C++": "C++", "発送"
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "expected"),
     [
         ("Your INVOICE.", ["invoice"]),
         ("invoices and reinvoice", []),
@@ -18,9 +18,9 @@ TERMS = {"invoice": "facture", "sign in": "se connecter", "C++": "C++", "発送"
         ("", []),
     ],
 )
-def test_terms_are_found_as_whole_words(text: str, found: list[str]) -> None:
-    """In either case; inside of a longer word only where a script parts none."""
-    assert [term for term, _ in Glossary(TERMS).found(text)] == found
+def test_terms_match_whole_words_in_any_case(text: str, expected: list[str]) -> None:
+    """Only in scripts without spaces may a term match inside a longer string."""
+    assert [term for term, _ in Glossary(TERMS).terms_in(text)] == expected
 
 
 @pytest.mark.parametrize(
@@ -31,8 +31,8 @@ def test_terms_are_found_as_whole_words(text: str, found: list[str]) -> None:
         ("terms.tsv", "invoice\tfacture\nsign in\tse connecter\n"),
     ],
 )
-def test_a_file_of_terms(tmp_path: Path, name: str, content: str) -> None:
-    """YAML, CSV and TSV say the same."""
+def test_a_glossary_file_may_be_yaml_csv_or_tsv(tmp_path: Path, name: str, content: str) -> None:
+    """All formats give the same terms."""
     path = tmp_path / name
     path.write_text(content)
     assert read_glossary(path) == {"invoice": "facture", "sign in": "se connecter"}
@@ -41,18 +41,18 @@ def test_a_file_of_terms(tmp_path: Path, name: str, content: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("none.yaml", None, "cannot be read"),
-        ("list.yaml", "- a\n", "maps each term"),
+        ("none.yaml", None, "none.yaml: cannot read"),
+        ("list.yaml", "- a\n", "list.yaml: .* must be a mapping"),
         ("bad.yaml", "a: [", "bad.yaml"),
-        ("three.csv", "a,b\na,b,c\n", "entry 2 of the glossary has 3 columns"),
+        ("three.csv", "a,b\na,b,c\n", "three.csv: entry 2 has 3 columns"),
     ],
 )
-def test_a_broken_file_is_refused_with_its_reason(
+def test_the_error_names_the_file_and_the_problem(
     tmp_path: Path, name: str, content: str | None, reason: str
 ) -> None:
-    """Before anything is run, and in one line."""
+    """The message is one line."""
     if content is not None:
         (tmp_path / name).write_text(content)
-    with pytest.raises(ValueError, match=reason) as refused:
+    with pytest.raises(ValueError, match=reason) as raised:
         read_glossary(tmp_path / name)
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(raised.value)

@@ -1,11 +1,16 @@
-"""Languages: their names, and which one a text is in."""
+"""Language names, tags and detection."""
 
 import subprocess
 import sys
 
 import pytest
 from helpers.command import ROOT
-from tokenmill.tasks.translation.languages import LANGUAGES, base, detect, language_name
+from tokenmill.tasks.translation.languages import (
+    LANGUAGES,
+    base_language,
+    detect_language,
+    language_name,
+)
 
 
 @pytest.mark.parametrize(
@@ -18,46 +23,46 @@ from tokenmill.tasks.translation.languages import LANGUAGES, base, detect, langu
         ("Это предложение написано по-русски.", "ru"),
     ],
 )
-def test_a_sentence_is_told_by_its_language(text: str, code: str) -> None:
-    """One sentence is enough, and its score says that it is sure."""
-    found = detect(text)
-    assert found is not None
-    assert (found.code, found.score > 0.5) == (code, True)
+def test_one_sentence_is_enough_to_detect_its_language(text: str, code: str) -> None:
+    """The score is high enough for the language check."""
+    language = detect_language(text)
+    assert language is not None
+    assert (language.code, language.score > 0.5) == (code, True)
 
 
 @pytest.mark.parametrize("text", ["", "  \n", "12 + 34 = 46", "⟦⟧ … !"])
 def test_a_text_without_letters_has_no_language(text: str) -> None:
-    """Nothing is said of what nobody could tell."""
-    assert detect(text) is None
+    """Digits, punctuation and marks have no language."""
+    assert detect_language(text) is None
 
 
-def test_any_name_that_a_job_may_use_is_one_the_library_knows() -> None:
-    """A job's language can always be checked."""
+def test_the_library_can_detect_every_language_a_job_may_use() -> None:
+    """So the language check works for every target language."""
     from py3langid.langid import MODEL_FILE, LanguageIdentifier  # noqa: PLC0415
 
-    known = LanguageIdentifier.from_model_file(MODEL_FILE).labels
-    assert set(known) >= LANGUAGES.keys()
+    labels = LanguageIdentifier.from_model_file(MODEL_FILE).labels
+    assert set(labels) >= LANGUAGES.keys()
 
 
-def test_tags_are_languages_of_places() -> None:
-    """A tag's first part is checked; the prompt says all of it."""
-    assert (base("pt-BR"), language_name("pt-BR")) == ("pt", "Portuguese (pt-BR)")
-    assert (base("zh_Hant"), language_name("fr")) == ("zh", "French")
-    assert (base("nb"), language_name("nb")) == ("no", "Norwegian")
+def test_a_tag_has_a_base_language_and_a_name() -> None:
+    """The first part of a tag is the language; the name in prompts includes the whole tag."""
+    assert (base_language("pt-BR"), language_name("pt-BR")) == ("pt", "Portuguese (pt-BR)")
+    assert (base_language("zh_Hant"), language_name("fr")) == ("zh", "French")
+    assert (base_language("nb"), language_name("nb")) == ("no", "Norwegian")
     assert language_name("xx") is None
 
 
-def test_languages_that_are_taken_for_each_other_are_near() -> None:
-    """Norwegian that looks Danish is no fault; French that looks Italian is."""
-    danish = detect("Dette er en kort dansk tekst om vejret i København og omegn.")
+def test_languages_that_are_often_confused_match() -> None:
+    """Danish matches Norwegian, but not Swedish."""
+    danish = detect_language("Dette er en kort dansk tekst om vejret i København og omegn.")
     assert danish is not None and danish.code == "da"
-    assert danish.is_near("nb")
-    assert danish.is_near("da-DK")
-    assert not danish.is_near("sv")
+    assert danish.matches("nb")
+    assert danish.matches("da-DK")
+    assert not danish.matches("sv")
 
 
-def test_the_library_is_imported_by_its_first_use_only() -> None:
-    """A job without translations pays nothing for it."""
+def test_the_library_is_imported_at_its_first_use() -> None:
+    """Jobs that translate nothing do not load it."""
     module = "tokenmill.tasks.translation.translate"
     script = f"import sys, tokenmill.cli, {module}; print('py3langid' in sys.modules)"
     done = subprocess.run(

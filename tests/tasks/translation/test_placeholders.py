@@ -1,4 +1,4 @@
-"""Protected spans: what is one, and that it comes back as it was."""
+"""Protected spans: which spans are masked, and that they are restored exactly."""
 
 import pytest
 from hypothesis import given
@@ -21,8 +21,8 @@ PIECES = [
 @given(
     st.text() | st.lists(st.sampled_from(PIECES)).map("".join), st.sets(st.sampled_from(Protected))
 )
-def test_any_text_comes_back(text: str, kinds: set[Protected]) -> None:
-    """Masked and restored, every text is what it was, one that holds marks too."""
+def test_any_text_can_be_masked_and_restored(text: str, kinds: set[Protected]) -> None:
+    """This includes texts that contain marks. Each mark occurs once in the masked text."""
     masked = PlaceholderMask(kinds).mask(text)
     assert restore_placeholders(masked.text, masked.spans) == text
     assert placeholder_counts(masked.text) == dict.fromkeys(range(1, len(masked.spans) + 1), 1)
@@ -50,13 +50,13 @@ def test_any_text_comes_back(text: str, kinds: set[Protected]) -> None:
         ("<b><i>x", ["<b><i>"]),
     ],
 )  # fmt: skip
-def test_what_is_protected(text: str, spans: list[str]) -> None:
-    """Each kind's spans as people write them; neighbours are one; the words between are not."""
+def test_spans_of_all_kinds_are_masked(text: str, spans: list[str]) -> None:
+    """Adjacent spans share a mark, and ordinary words are not masked."""
     assert list(ALL.mask(text).spans) == spans
 
 
 @pytest.mark.parametrize(
-    ("kind", "kept"),
+    ("kind", "spans"),
     [
         (Protected.CODE, ["`c`"]),
         (Protected.URLS, ["http://u.v"]),
@@ -64,13 +64,13 @@ def test_what_is_protected(text: str, spans: list[str]) -> None:
         (Protected.MARKUP, ["<b>"]),
     ],
 )
-def test_only_what_is_asked_for_is_protected(kind: Protected, kept: list[str]) -> None:
-    """A job may protect some kinds and leave others to the model."""
-    assert list(PlaceholderMask([kind]).mask("`c` http://u.v {p} <b>").spans) == kept
+def test_only_the_chosen_kinds_are_masked(kind: Protected, spans: list[str]) -> None:
+    """A job may protect some kinds and leave the others to the model."""
+    assert list(PlaceholderMask([kind]).mask("`c` http://u.v {p} <b>").spans) == spans
 
 
-def test_marks_as_models_write_them_are_understood() -> None:
-    """Spaces inside of a mark do no harm; a mark of no span stays where it is."""
+def test_a_mark_may_contain_spaces() -> None:
+    """Models add such spaces. A mark with an unknown number stays."""
     assert restore_placeholders("⟦ 2 ⟧ et ⟦1⟧, ⟦7⟧ ⟦0⟧", ["a", "b"]) == "b et a, ⟦7⟧ ⟦0⟧"
     assert placeholder_counts("⟦ 2 ⟧ ⟦2⟧ ⟦1⟧") == {2: 2, 1: 1}
     assert without_placeholders("a⟦1⟧b") == "a b"
@@ -96,8 +96,8 @@ def test_marks_as_models_write_them_are_understood() -> None:
         "&a",
     ],
 )
-def test_a_hostile_text_is_masked_in_time(part: str) -> None:
-    """What opens ten thousands of spans and closes none costs no more than its length."""
+def test_masking_a_hostile_text_takes_linear_time(part: str) -> None:
+    """The text opens 30,000 spans and closes none."""
     text = part * 30_000
     masked = ALL.mask(text)
     assert restore_placeholders(masked.text, masked.spans) == text

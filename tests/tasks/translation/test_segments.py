@@ -1,4 +1,4 @@
-"""A text as segments: any text comes back whole, and its placeholders are never cut."""
+"""Segments: joining them restores any text, and splitting never cuts a mark."""
 
 import re
 
@@ -25,8 +25,8 @@ def count_words(text: str) -> int:
 @example("", 1, len)
 @example(" \n\n ", 1, len)
 @example("\n\n a.  b\r\n\r\nc \n", 1, len)
-def test_untranslated_segments_give_the_text_back(text: str, budget: int, count: type) -> None:
-    """Whatever the text, the budget and the counting are, nothing is lost and nothing moves."""
+def test_joined_segments_are_the_text(text: str, budget: int, count: type) -> None:
+    """This holds for any text, any budget and any way to count tokens."""
     segments = split_segments(text, budget, count, MARK)
     assert join_segments(segments, [segment.text for segment in segments]) == text
 
@@ -34,15 +34,15 @@ def test_untranslated_segments_give_the_text_back(text: str, budget: int, count:
 @given(
     st.lists(st.sampled_from(["ab", " ", ". ", "\n", "⟦12⟧", "⟦"])).map("".join), st.integers(1, 4)
 )
-def test_placeholders_are_never_cut(text: str, budget: int) -> None:
-    """All marks of the text are in its segments, whole, even if they exceed the budget."""
+def test_marks_are_never_cut(text: str, budget: int) -> None:
+    """Every mark is whole in one segment, even if it exceeds the budget."""
     segments = split_segments(text, budget, len, MARK)
     marks = [mark for segment in segments for mark in MARK.findall(segment.text)]
     assert marks == MARK.findall(text)
 
 
-def test_paragraphs_that_fit_are_segments() -> None:
-    """Blank lines, lines of mere indentation and the outer whitespace belong to no segment."""
+def test_each_paragraph_that_fits_is_a_segment() -> None:
+    """Blank lines, lines of whitespace and the outer whitespace are not part of a segment."""
     text = "\n  One.\n  Still one. \n \t\n\tTwo\n\n\n\nThree\n"
     assert split_segments(text, 100, len, MARK) == [
         Segment("\n  ", "One.\n  Still one."),
@@ -53,5 +53,5 @@ def test_paragraphs_that_fit_are_segments() -> None:
 
 
 def test_a_translation_with_blank_lines_becomes_one_paragraph() -> None:
-    """So the whole text keeps its paragraphs, whatever a model writes."""
+    """So the document keeps its number of paragraphs whatever the model writes."""
     assert one_paragraph(" a\n\n  b\n c\n") == "a\nb\n c"

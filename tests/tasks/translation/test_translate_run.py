@@ -1,4 +1,4 @@
-"""The shipped translation job with real Ray and real vLLM on the demo corpus."""
+"""The shipped translation job on the demo corpus, with Ray and vLLM."""
 
 import re
 import subprocess
@@ -15,15 +15,15 @@ from tokenmill.errors import ExitCode
 
 pytestmark = [pytest.mark.integration, pytest.mark.shipped]
 
-# Several paragraphs, templates and a chat model's own tokens; one paragraph; nothing.
+# Documents with several paragraphs, templates and control tokens, with one paragraph, and empty.
 DOCUMENTS = ("nasty-jinja", "nasty-tokens", "release-007", "nasty-empty")
-# Pieces of half of it: paragraphs are cut into sentences, too.
+# Segments have at most half as many tokens, so paragraphs are split into sentences.
 MAX_TOKENS = 64
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
-    """The output of some documents' translation, and their texts."""
+    """The output of a run over some documents, and the documents' texts."""
     folder = tmp_path_factory.mktemp("translate")
     build = ROOT / "jobs" / "demo" / "build.py"
     subprocess.run([sys.executable, build, folder / "corpus"], check=True, capture_output=True)
@@ -42,27 +42,23 @@ def answered(output: Path) -> list[dict[str, Any]]:
     return [row for row in output_rows(output) if row["error"] is None]
 
 
-def gaps(text: str) -> list[str]:
-    """What stands between a text's paragraphs."""
+def paragraph_gaps(text: str) -> list[str]:
+    """The whitespace between the paragraphs of a text."""
     return re.findall(r"\s*\n\s*\n\s*", text)
 
 
-def test_paragraphs_stand_in_a_real_translation(run: tuple[Path, dict[str, str]]) -> None:
-    """However poor a small model's French is: as many paragraphs, and the same gaps between."""
+def test_a_translation_keeps_the_paragraphs(run: tuple[Path, dict[str, str]]) -> None:
+    """Even if the model is poor, the whitespace between the paragraphs is the same."""
     output, texts = run
     rows = answered(output)
     assert {row["doc_id"] for row in rows} == set(DOCUMENTS) - {"nasty-empty"}
     for row in rows:
         assert row["translation"] != texts[row["doc_id"]]
-        gaps = [
-            re.findall(r"\s*\n\s*\n\s*", text)
-            for text in (row["translation"], texts[row["doc_id"]])
-        ]
-        assert gaps[0] == gaps[1]
+        assert paragraph_gaps(row["translation"]) == paragraph_gaps(texts[row["doc_id"]])
 
 
-def test_a_real_translations_checks_agree_with_it(run: tuple[Path, dict[str, str]]) -> None:
-    """A row passes exactly where no check failed; only failures were tried twice."""
+def test_the_check_columns_agree_with_the_translation(run: tuple[Path, dict[str, str]]) -> None:
+    """A row passes if and only if no check failed, and a row that failed was tried twice."""
     for row in answered(run[0]):
         assert row["checks_passed"] == (row["failed_checks"] == [])
         assert row["attempts"] == 2 or row["checks_passed"]
@@ -73,8 +69,8 @@ def test_a_real_translations_checks_agree_with_it(run: tuple[Path, dict[str, str
             assert "{{ ''.__class__.__mro__ }}" in row["translation"]
 
 
-def test_a_translations_columns_have_their_types(run: tuple[Path, dict[str, str]]) -> None:
-    """Numbers are numbers, and the names of failed checks are a list."""
+def test_the_output_columns_have_their_types(run: tuple[Path, dict[str, str]]) -> None:
+    """The checks are booleans and numbers, and `failed_checks` is a list of names."""
     schema = ds.dataset(run[0] / "data", format="parquet").schema
     assert schema.field("checks_passed").type == pa.bool_()
     assert schema.field("length_ratio").type == pa.float64()

@@ -1,1 +1,1 @@
-"""`translate`: segments, placeholders, glossaries and checks."""
+"""The `translate` task: segments, placeholders, glossaries and checks."""

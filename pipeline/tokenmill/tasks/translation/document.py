@@ -12,7 +12,7 @@ from tokenmill.tasks.translation.segments import Segment, join_segments
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A row that is to be translated: what its prompts are rendered with, and its masked text."""
+    """A row to translate: the values for its prompts, its masked text and the masked spans."""
 
     row: Row
     text: str
@@ -21,50 +21,62 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A draft in pieces. A piece without words is not asked for."""
+    """A draft split into segments."""
 
     draft: Draft
-    pieces: Sequence[Segment]
+    segments: Sequence[Segment]
 
     @property
-    def asked(self) -> list[str]:
-        return [piece.text for piece in self.pieces if has_words(piece.text)]
+    def source_texts(self) -> list[str]:
+        """The segments to send to the model, which are those with words."""
+        return source_texts(self.segments)
 
 
 @dataclass(frozen=True, slots=True)
 class TranslatedSegment:
-    """A piece's translation, and what the checks say of it."""
+    """The translation of a segment, and the report of its checks."""
 
     text: str
     report: CheckReport
 
 
-def prepared_document(
+def prepare_document(
     document: Document, prompts: Iterator[Sequence[int] | Reject]
 ) -> PreparedRow | Reject:
-    """The row with the prompts of its segments, or the first reject among them."""
-    encoded = [next(prompts) for _ in document.asked]
+    """The row with one prompt for each segment that has words, or the first reject among them."""
+    encoded = [next(prompts) for _ in document.source_texts]
     for prompt in encoded:
         if isinstance(prompt, Reject):
             return prompt
-    pieces = [[piece.before, piece.text] for piece in document.pieces]
-    notes = {"pieces": pieces, "spans": list(document.draft.spans)}
+    segments = [[segment.before, segment.text] for segment in document.segments]
+    notes = {"segments": segments, "spans": list(document.draft.spans)}
     return PreparedRow([prompt for prompt in encoded if not isinstance(prompt, Reject)], notes)
 
 
-def joined_translation(pieces: Sequence[Segment], parts: Sequence[TranslatedSegment]) -> str:
-    """The whole translation, still with its marks; what was not asked for is its own."""
-    texts = iter(part.text for part in parts)
+def join_translations(
+    segments: Sequence[Segment], translations: Sequence[TranslatedSegment]
+) -> str:
+    """The translation of the whole text, with its marks. Segments without words stay as they are.
+
+    `translations` has one item for each segment with words, in order.
+    """
+    texts = iter(translation.text for translation in translations)
     return join_segments(
-        pieces, [next(texts) if has_words(piece.text) else piece.text for piece in pieces]
+        segments,
+        [next(texts) if has_words(segment.text) else segment.text for segment in segments],
     )
 
 
-def num_failed_checks(part: TranslatedSegment) -> int:
+def source_texts(segments: Sequence[Segment]) -> list[str]:
+    """The texts of the segments that have words."""
+    return [segment.text for segment in segments if has_words(segment.text)]
+
+
+def num_failed_checks(translation: TranslatedSegment) -> int:
     """How many checks the translation fails."""
-    return len(part.report.failed)
+    return len(translation.report.failed)
 
 
 def has_words(text: str) -> bool:
-    """Whether there is anything to translate, placeholders aside."""
+    """Whether the text has letters outside its marks, so that there is something to translate."""
     return any(character.isalpha() for character in without_placeholders(text))

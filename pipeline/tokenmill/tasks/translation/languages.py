@@ -1,6 +1,6 @@
-"""Languages: their codes and names, and which one a text is in.
+"""Language codes, names and detection.
 
-The only door to py3langid, which knows these languages; it works offline.
+The only module that imports py3langid, which detects languages offline.
 """
 
 from collections.abc import Iterable
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-# Beyond it a text's language is as clear as it gets, and time grows with length.
+# More text does not improve detection, and the time grows with the length.
 _MAX_CHARACTERS = 2000
-# ISO 639: what py3langid tells apart, with the English names that prompts use.
+# The ISO 639 codes that py3langid can detect, and the English names for prompts.
 _NAMES = """
 af Afrikaans, am Amharic, ar Arabic, as Assamese, az Azerbaijani, ba Bashkir, be Belarusian,
 bg Bulgarian, bn Bengali, br Breton, bs Bosnian, ca Catalan, cs Czech, cy Welsh, da Danish,
@@ -28,12 +28,12 @@ st Southern Sotho, sv Swedish, sw Swahili, ta Tamil, te Telugu, tg Tajik, th Tha
 tl Tagalog, tr Turkish, tt Tatar, ug Uyghur, uk Ukrainian, ur Urdu, uz Uzbek, vi Vietnamese,
 vo Volapük, wa Walloon, xh Xhosa, yo Yoruba, zh Chinese, zu Zulu
 """
-#: Names by code; a tag such as pt-BR is its first part's language.
+#: English names by ISO 639 code.
 LANGUAGES = {
     code: name for code, _, name in (entry.strip().partition(" ") for entry in _NAMES.split(","))
 }
-# Written so much alike that the library's word for one may stand for the other.
-_NEAR = (
+# Languages so similar in writing that py3langid often confuses them.
+_CONFUSABLE = (
     frozenset({"no", "nn", "da"}),
     frozenset({"bs", "hr", "sr"}),
     frozenset({"id", "ms"}),
@@ -44,37 +44,37 @@ _NEAR = (
 
 
 @dataclass(frozen=True, slots=True)
-class Detected:
-    """The likeliest language of a text, and its probability among those that are known."""
+class DetectedLanguage:
+    """The most likely language of a text. `score` is its probability among all languages."""
 
     code: str
     score: float
 
-    def is_near(self, tag: str) -> bool:
-        """Whether this is the tag's language, or one that is easily taken for it."""
-        wanted = base(tag)
-        return self.code == wanted or any({self.code, wanted} <= near for near in _NEAR)
+    def matches(self, tag: str) -> bool:
+        """Whether this is the tag's language, or one that is easily confused with it."""
+        expected = base_language(tag)
+        return self.code == expected or any({self.code, expected} <= group for group in _CONFUSABLE)
 
 
-def base(tag: str) -> str:
-    """The language of a tag: `pt` of `pt-BR`."""
+def base_language(tag: str) -> str:
+    """The language code of a tag: `pt` for `pt-BR`."""
     code = tag.replace("_", "-").partition("-")[0].lower()
     return {"nb": "no", "iw": "he", "in": "id"}.get(code, code)
 
 
 def language_name(tag: str) -> str | None:
-    """What a prompt calls the language: `Portuguese (pt-BR)`; None for one that is not known."""
-    name = LANGUAGES.get(base(tag))
+    """The name for prompts, such as `Portuguese (pt-BR)`. None for an unknown language."""
+    name = LANGUAGES.get(base_language(tag))
     return name if name is None or "-" not in tag else f"{name} ({tag})"
 
 
-def detect(text: str) -> Detected | None:
-    """The language of a text, by its first thousands of characters; None without letters."""
+def detect_language(text: str) -> DetectedLanguage | None:
+    """Detect the language from the first 2,000 characters. None if they hold no letters."""
     text = text[:_MAX_CHARACTERS]
     if not _has_letters(text):
         return None
     code, score = _identifier().classify(text)
-    return Detected(str(code), float(score))
+    return DetectedLanguage(str(code), float(score))
 
 
 def _has_letters(text: Iterable[str]) -> bool:
@@ -83,8 +83,8 @@ def _has_letters(text: Iterable[str]) -> bool:
 
 @cache
 def _identifier() -> Any:
-    """Built once in a process, in half a second."""
-    # Imported late: only translations pay for it, and only beside the engine.
+    """The detector. Loading takes half a second, once per process."""
+    # Imported here so that only replicas that translate pay for it.
     from py3langid.langid import MODEL_FILE, LanguageIdentifier  # noqa: PLC0415
 
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -1,6 +1,6 @@
-"""Spans that a model must not touch: marks like ⟦1⟧ in their place, and themselves back again.
+"""Replaces spans that a model must not change with numbered marks like ⟦1⟧, and restores them.
 
-Marks that a text holds itself are spans like others, so that any text comes back as it was.
+Marks that the text already contains are masked as well, so that every text can be restored.
 """
 
 import re
@@ -9,12 +9,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-#: A mark, also as models write it; its number is that of the span, from 1.
+#: A mark. Models sometimes add spaces inside it. Its number is that of the span, from 1.
 PLACEHOLDER = re.compile(r"⟦\s*(\d{1,9})\s*⟧")
 
 
 class Protected(StrEnum):
-    """What can be protected."""
+    """The kinds of spans that can be protected."""
 
     CODE = "code"
     URLS = "urls"
@@ -24,17 +24,17 @@ class Protected(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class MaskedText:
-    """A text with marks, and the spans that they stand for."""
+    """A text with marks, and the spans that they replace."""
 
     text: str
     spans: tuple[str, ...]
 
 
-# Every repetition is bounded, or ends at the character that begins the next try: hostile texts
-# cost no more than linear time.
+# Every repetition is bounded, or ends at the character that starts the next attempt, so that even
+# hostile texts take linear time.
 _PATTERNS = {
     Protected.CODE: (
-        # A fence that is never closed goes to the end, as Markdown has it.
+        # As in Markdown, a fence that is never closed extends to the end of the text.
         r"^[ \t]*(?P<fence>`{3,}|~{3,})[^\n]*(?:\n(?s:.*?)(?:^[ \t]*(?P=fence)[`~]*[ \t]*$|\Z)|\Z)",
         r"(?<!`)(?P<ticks>`{1,8})(?!`)[^\n]{1,2000}?(?<!`)(?P=ticks)(?!`)",
         r"<(?P<tag>pre|code)\b[^<>]*>(?:[^<]|<(?!/?(?:pre|code)\b))*</(?P=tag)>",
@@ -50,33 +50,33 @@ _PATTERNS = {
         r"\$\{[^{}\s]{1,200}\}",
         r"(?<![\w$])\$[A-Za-z_]\w*",
         r"\{\d*\}|\{[A-Za-z_][\w.\[\]]{0,100}(?:![rsa])?(?::[^{}\s]{0,50})?\}",
-        # Not in "5%de": there the percent sign is one.
+        # Not in "5%de", where % means percent.
         r"(?<![\d%])%(?:\(\w{1,100}\)|\d\$)?[-+#0]?\d{0,4}(?:\.\d{1,4})?l{0,2}[sdifgeuxXcra@](?![A-Za-z])",
         r"</?\d{1,9}/?>",
     ),
     Protected.MARKUP: (
         r"</?[A-Za-z][\w:.-]*(?:\s[^<>]*)?/?>",
-        # What chat models take for their own turns and ends.
+        # Control tokens of chat models, which mark turns.
         r"<\|[^<>|\s]{1,50}\|>|\[/?INST\]",
         r"<!--(?:[^-<]|-(?!->)|<(?!!--))*-->",
         r"&(?:#\d{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z]\w{1,30});",
     ),
 }
-_OWN_MARKS = r"⟦\s*\d{1,9}\s*⟧|[⟦⟧]"
+_EXISTING_MARKS = r"⟦\s*\d{1,9}\s*⟧|[⟦⟧]"
 
 
 class PlaceholderMask:
-    """Protects the given kinds of spans."""
+    """Masks the given kinds of spans."""
 
     def __init__(self, kinds: Iterable[Protected]) -> None:
         patterns = [
             pattern for kind in Protected if kind in set(kinds) for pattern in _PATTERNS[kind]
         ]
-        # Neighbours become one mark: the fewer there are, the fewer are lost.
-        self._spans = re.compile(f"(?:{'|'.join([*patterns, _OWN_MARKS])})+", re.MULTILINE)
+        # Adjacent spans share a mark, because models lose fewer marks if there are fewer.
+        self._spans = re.compile(f"(?:{'|'.join([*patterns, _EXISTING_MARKS])})+", re.MULTILINE)
 
     def mask(self, text: str) -> MaskedText:
-        """The text with a mark in the place of each span."""
+        """Replace each protected span with a mark."""
         spans: list[str] = []
 
         def mark(match: re.Match[str]) -> str:
@@ -87,7 +87,7 @@ class PlaceholderMask:
 
 
 def restore_placeholders(text: str, spans: Sequence[str]) -> str:
-    """The text with the spans in the place of their marks; a mark of none stays."""
+    """Replace each mark with its span. Marks with an unknown number stay."""
 
     def span(match: re.Match[str]) -> str:
         number = int(match.group(1))
@@ -97,10 +97,10 @@ def restore_placeholders(text: str, spans: Sequence[str]) -> str:
 
 
 def placeholder_counts(text: str) -> Counter[int]:
-    """How often each mark stands in a text."""
+    """How often each mark occurs in the text, by number."""
     return Counter(int(number) for number in PLACEHOLDER.findall(text))
 
 
 def without_placeholders(text: str) -> str:
-    """What is left for people to read."""
+    """The text with a space in place of each mark."""
     return PLACEHOLDER.sub(" ", text)

@@ -1,4 +1,4 @@
-"""A text as segments to translate, and together again: nothing between them is lost."""
+"""Splits a text into segments to translate, and joins them without losing what is between."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ _WHITESPACE = re.compile(r"\s+")
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A part of a text, and the whitespace before it; only a last segment may have no text."""
+    """A part of a text, and the whitespace before it. Only the last segment may have no text."""
 
     before: str
     text: str
@@ -20,7 +20,10 @@ class Segment:
 def split_segments(
     text: str, budget: int, count_tokens: Callable[[str], int], whole: re.Pattern[str]
 ) -> list[Segment]:
-    """The text's segments, as `split_evenly` cuts it, and the whitespace before each."""
+    """Split a text with `split_evenly`, and keep the whitespace before each segment.
+
+    A segment has at most `budget` tokens. Matches of `whole` are never cut.
+    """
     segments, end = [], 0
     for start, stop in split_evenly(text, budget, count_tokens, whole):
         segments.append(Segment(text[end:start], text[start:stop]))
@@ -29,13 +32,13 @@ def split_segments(
 
 
 def join_segments(segments: Sequence[Segment], texts: Sequence[str]) -> str:
-    """The whole text, with other texts in place of the segments' own."""
+    """The whole text, with `texts` in place of the segments' texts."""
     pairs = zip(segments, texts, strict=True)
     return "".join(segment.before + text for segment, text in pairs)
 
 
 def one_paragraph(text: str) -> str:
-    """The text without blank lines, so that it can take the place of a segment."""
+    """The text without blank lines, so that it can replace a single segment."""
 
     def without_blank_line(gap: re.Match[str]) -> str:
         return "\n" if separates_paragraphs(gap.group()) else gap.group()

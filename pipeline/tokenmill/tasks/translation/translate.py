@@ -1,7 +1,8 @@
-"""Translate: a column's text in another language, piece by piece, and how far it can be trusted.
+"""The `translate` task: translates a column segment by segment, and checks the result.
 
-What must not change is replaced by marks, the text is cut into paragraphs, each is one request; a
-piece whose translation fails a check is asked for once more, and the better one is kept.
+Spans that must not change are replaced with marks. The text is split into paragraphs, and each is
+one request. A segment whose translation fails a check is translated once more, and the better
+translation is kept.
 """
 
 import json
@@ -16,10 +17,11 @@ from tokenmill.tasks.kind import TaskKind, TaskStep, template_columns
 from tokenmill.tasks.starter import Starter
 from tokenmill.tasks.task import TaskContext
 from tokenmill.tasks.translation.translate_section import FromColumn, Translate
-from tokenmill.tasks.translation.translator import MIN_PIECE_TOKENS, Translator
+from tokenmill.tasks.translation.translator import MIN_SEGMENT_TOKENS, Translator
 
-#: What a prompt may use beside the input's columns; the text's column holds one piece of it.
-_SUPPLIED = frozenset({"from_language", "to_language", "glossary", "has_marks"})
+# Variables that templates may use in addition to the input columns. The variable of the translated
+# column holds one segment.
+_PROMPT_VARIABLES = frozenset({"from_language", "to_language", "glossary", "has_marks"})
 _INSTRUCTION = """\
 Translate the text below{% if from_language %} from {{ from_language }}{% endif %} into \
 {{ to_language }}. Answer with the translation alone: no notes, no quotes, the same line breaks.\
@@ -31,7 +33,7 @@ Use these translations:{% endif %}
 
 """
 _SECOND_TEMPERATURE = 0.7
-# The translation, where it is from, and the checks, which are null if none was run.
+# The translation, its origin and the results of the checks. These are null if no check was run.
 _FIELDS = (
     pa.field("translation", pa.string()),
     pa.field("translation_origin", pa.string()),
@@ -48,18 +50,18 @@ _FIELDS = (
 
 
 def _default_prompt(section: Translate) -> Prompt:
-    # All in the user's turn: some chat templates refuse a system's.
+    # Everything is in the user's turn, because some chat templates reject a system message.
     return Prompt(user=f"{_INSTRUCTION}{{{{ row[{json.dumps(section.column)}] }}}}")
 
 
 def _columns(step: TaskStep[Translate]) -> Mapping[str, str]:
-    section, used = step.section, template_columns(step)
-    if section.column not in used:
+    section, variables = step.section, template_columns(step)
+    if section.column not in variables:
         raise UserError(
             f"{step.prompt_prefix}prompt: no template uses {section.column}, the column to "
             "translate"
         )
-    columns = {name: key for name, key in used.items() if name not in _SUPPLIED}
+    columns = {name: key for name, key in variables.items() if name not in _PROMPT_VARIABLES}
     if isinstance(section.from_, FromColumn):
         columns.setdefault(section.from_.column, step.key_of("from.column"))
     if section.target is not None:
@@ -68,11 +70,14 @@ def _columns(step: TaskStep[Translate]) -> Mapping[str, str]:
 
 
 def _second_sampling(step: TaskStep[Translate]) -> Sampling | None:
-    """Another draw, with some randomness if the first had none; None for no second try."""
+    """Sampling for the second try: another seed, and a temperature that allows another answer.
+
+    None if there is no second try.
+    """
     if not step.section.second_try:
         return None
     values = step.sampling.values
-    # vLLM's own default is 1.
+    # vLLM's default is 1.
     temperature = max(values.get("temperature", 1.0), _SECOND_TEMPERATURE)
     seed = (values.get("seed") or 0) + 1
     return Sampling({**values, "temperature": temperature, "seed": seed})
@@ -85,10 +90,10 @@ def _params(step: TaskStep[Translate]) -> tuple[Params, ...]:
 
 def _build(step: TaskStep[Translate], context: TaskContext) -> Translator:
     max_tokens = step.sampling.max_tokens or 0
-    if max_tokens + MIN_PIECE_TOKENS > context.max_model_len:
+    if max_tokens + MIN_SEGMENT_TOKENS > context.max_model_len:
         raise UserError(
-            f"{step.key_prefix}sampling.max_tokens: {max_tokens} of the context's "
-            f"{context.max_model_len} tokens leave no room for a text; lower it"
+            f"{step.key_prefix}sampling.max_tokens: {max_tokens} leaves no room for a text in the "
+            f"context of {context.max_model_len} tokens; lower it"
         )
     return Translator(step, context, _second_sampling(step))
 
@@ -98,7 +103,7 @@ TRANSLATE = TaskKind(
     section=Translate,
     fields=lambda _: _FIELDS,
     build=_build,
-    # It divides long texts itself.
+    # The task splits long texts itself.
     joins_by_prompt=False,
     default_prompt=_default_prompt,
     columns=_columns,
