@@ -16,12 +16,13 @@ from tokenmill.tasks.row_tasks import input_columns
 
 
 def check_job(job: Job) -> None:
-    """What can be refused without the input, the output, Ray or an engine. Raises `UserError`."""
+    """Raise `UserError` for what is wrong without regard to input, output, Ray and engine."""
     names = output_schema(pa.schema([]), added_fields(job)).names
-    taken = sorted(set(names).intersection(job.input.keep))
-    if taken:
+    duplicates = sorted(set(names).intersection(job.input.keep))
+    if duplicates:
         raise UserError(
-            f"input.keep: {taken[0]} is the name of an output column; rename the input's column"
+            f"input.keep: {duplicates[0]} is also the name of an output column; rename the column "
+            "in the input"
         )
     if len(set(job.input.keep)) != len(job.input.keep):
         raise UserError("input.keep: a column is listed twice")
@@ -46,27 +47,28 @@ def _samplings(step: TaskStep[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{final.prompt_prefix}sampling", final.section.sampling
 
 
-def _check_cleaned(job: Job, read: Mapping[str, str]) -> None:
+def _check_cleaned(job: Job, read_columns: Mapping[str, str]) -> None:
     """Refuse to clean a column that no task reads, or in which answers are located."""
     for column in () if job.clean is None else job.clean.columns:
-        if column not in read:
+        if column not in read_columns:
             raise UserError(
-                f"clean.columns: no prompt uses {column}; they use {', '.join(sorted(read))}"
+                f"clean.columns: no prompt uses {column}; they use "
+                f"{', '.join(sorted(read_columns))}"
             )
         for step in job.steps:
             if step.located_column == column:
                 raise UserError(
-                    f"clean.columns: {step.key_of('locate')} gives places in {column}, which "
-                    "would be those in its clean text; leave it out"
+                    f"clean.columns: {step.key_of('locate')} gives offsets in {column}, which "
+                    "would refer to its cleaned text; leave the column out"
                 )
 
 
 def check_formats(job: Job) -> None:
-    """Refuse models on this machine, without a GPU, that it cannot run. Raises `UserError`."""
-    for place, model in models_by_key(job).items():
-        backend_of(model, place).check_on_cpu()
+    """Raise `UserError` for a model that this machine, which has no GPU, cannot run."""
+    for key, model in models_by_key(job).items():
+        backend_of(model, key).check_on_cpu()
 
 
 def models_by_key(job: Job) -> dict[str, ModelSource]:
     """The job's models, by their keys in the job."""
-    return {"model": job.model, **{at: side.source for at, side in job.auxiliary_models.items()}}
+    return {"model": job.model} | {key: side.source for key, side in job.auxiliary_models.items()}

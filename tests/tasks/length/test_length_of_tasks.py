@@ -329,7 +329,7 @@ STOP = {**ASK, "sampling": {"max_tokens": 9, "stop": ["."]}}
         ),
         (
             a_job("extract", CLEAN={"columns": ["text"], "steps": ["nfc"]}, **LOCATE),
-            "clean.columns: task.locate gives places in text, which would be those in its clean",
+            "clean.columns: task.locate gives offsets in text, which would refer to its",
         ),
     ],
 )
