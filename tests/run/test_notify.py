@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from helpers.inprocess import Quiet, ScriptedExecutor, job_over, write_corpus
-from tokenmill.errors import ExitCode, RunFailed
+from tokenmill.errors import ExitCode, OverBudget, RunFailed, UserError
 from tokenmill.job.job import Job
 from tokenmill.job.sections import Notify
 from tokenmill.run.notify import notify
@@ -69,20 +69,33 @@ def test_a_command_and_a_webhook_get_the_summary(
     assert not any(b"a-secret" in data for data in stored)
 
 
-def test_a_failed_run_notifies_too(tmp_path: Path) -> None:
-    """The summary has the exit code and the reason."""
+@pytest.mark.parametrize(
+    ("error", "exit_code"),
+    [
+        (RunFailed("the cluster is gone"), ExitCode.FAILED),
+        (UserError("the port is taken"), ExitCode.USER_ERROR),
+        (OverBudget("too many rejects"), ExitCode.OVER_REJECT_BUDGET),
+        (ZeroDivisionError("a bug"), ExitCode.FAILED),
+        (KeyboardInterrupt("Ctrl-C"), ExitCode.STOPPED),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
+)
+def test_a_failed_run_notifies_too(
+    tmp_path: Path, error: BaseException, exit_code: ExitCode
+) -> None:
+    """The summary has the exit code of the command and the reason."""
 
     def failing(_execution: object, _spec: RunSpec) -> Iterator[Any]:
-        raise RunFailed("the cluster is gone")
+        raise error
         yield
 
     kept = tmp_path / "kept.json"
     job = notifying_job(tmp_path, command=[*KEEP, str(kept)])
-    with pytest.raises(RunFailed):
+    with pytest.raises(type(error)):
         run_job(job, ScriptedExecutor(failing), Quiet())
     summary = json.loads(kept.read_text())
-    assert summary["exit_code"] == ExitCode.FAILED
-    assert "the cluster is gone" in summary["error"]
+    assert summary["exit_code"] == exit_code
+    assert str(error) in summary["error"]
 
 
 def test_a_failed_notification_fails_no_run(

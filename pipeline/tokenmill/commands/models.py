@@ -11,7 +11,7 @@ from tokenmill.commands.terminal import one_line_errors, plain_table
 from tokenmill.errors import RunFailed, UserError
 from tokenmill.job.sections import Model
 from tokenmill.models import bundled, cache, fetch
-from tokenmill.observe.screen import chatter_into
+from tokenmill.observe.screen import redirected_output
 
 SourceArgument = Annotated[
     str, typer.Argument(metavar="SOURCE", help="bundled:NAME, a Hub id or s3://bucket/prefix.")
@@ -47,7 +47,7 @@ def models_fetch(
     with one_line_errors(debug):
         model = _model(source, revision)
         log = cache.cache_folder() / "logs" / "models.log"
-        with chatter_into(log) as console:
+        with redirected_output(log) as console:
             if fetch.local_path(model) is None:
                 console.print(f"fetching {source}; log: {log}", markup=False)
             folder = fetch.fetch_model(model)

@@ -23,7 +23,7 @@ from tokenmill.commands.options import (
 from tokenmill.commands.terminal import one_line_errors, stoppable, table_console, visible
 from tokenmill.job.loader import load_job
 from tokenmill.models import cache
-from tokenmill.observe.screen import chatter_into
+from tokenmill.observe.screen import redirected_output
 from tokenmill.run.preview import PreviewedRow, preview
 
 # Longer cells are cut on the screen; --json prints them whole.
@@ -55,7 +55,7 @@ def preview_command(  # noqa: PLR0913, PLR0917 - options of a command
         settings = job_settings(overrides, input_path, where=where, date=date)
         job = load_job(job_file, settings)
         log = cache.cache_folder() / "logs" / "preview.log"
-        with chatter_into(log) as console, stoppable():
+        with redirected_output(log) as console, stoppable():
             if not as_json:
                 console.print(f"loading {job.model.source}; log: {log}", markup=False)
             previewed = preview(job, rows, seed)

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from tokenmill.errors import ExitCode, TokenmillError, root_cause
 from tokenmill.observe.events import EventName, new_event, progress_event
-from tokenmill.observe.screen import PlainScreen, Screen, chatter_into, make_screen
+from tokenmill.observe.screen import PlainScreen, Screen, make_screen, redirected_output
 
 #: Tables are no wider than this, even on a wider terminal.
 WIDTH = 100
@@ -138,7 +138,7 @@ class Terminal:
 
     @contextmanager
     def watch(self, log: Path) -> Iterator[Screen]:
-        with chatter_into(log) as console:
+        with redirected_output(log) as console:
             screen = make_screen(console)
             try:
                 yield screen
@@ -168,7 +168,7 @@ class JsonTerminal:
 
     @contextmanager
     def watch(self, log: Path) -> Iterator[Screen]:
-        with chatter_into(log) as console:
+        with redirected_output(log) as console:
             self._file = console.file
             try:
                 yield PlainScreen(lambda *state: self._write(progress_event(*state)))

@@ -71,7 +71,7 @@ class Interface(Protocol):
 
 
 @contextmanager
-def chatter_into(log: Path) -> Iterator[Console]:
+def redirected_output(log: Path) -> Iterator[Console]:
     """Redirect stdout and stderr into `log`; yields a console that still writes to the terminal.
 
     File descriptors are redirected, because C++ code and child processes of Ray and vLLM write too.

@@ -18,10 +18,10 @@ from tokenmill.tasks.row_tasks import input_columns
 def check_job(job: Job) -> None:
     """Check what needs no input, output, Ray or engine. Raises `UserError`."""
     names = output_schema(pa.schema([]), added_fields(job)).names
-    taken = sorted(set(names).intersection(job.input.keep))
-    if taken:
+    duplicates = sorted(set(names).intersection(job.input.keep))
+    if duplicates:
         raise UserError(
-            f"input.keep: {taken[0]} is also the name of an output column; rename the input column"
+            f"input.keep: {duplicates[0]} is also the name of an output column; rename the input column"
         )
     if len(set(job.input.keep)) != len(job.input.keep):
         raise UserError("input.keep: a column is listed twice")
@@ -70,4 +70,4 @@ def check_formats(job: Job) -> None:
 
 def models_by_key(job: Job) -> dict[str, ModelSource]:
     """The job's models, by their keys in the job."""
-    return {"model": job.model, **{at: side.source for at, side in job.auxiliary_models.items()}}
+    return {"model": job.model} | {key: side.source for key, side in job.auxiliary_models.items()}

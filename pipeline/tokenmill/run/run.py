@@ -96,8 +96,15 @@ def _announce(prepared: PreparedRun, interface: Interface) -> None:
         rows = sum(unit.num_rows for unit in missing)
         interface.say(
             f"Resuming: {len(prepared.committed):,} of {len(plan.units):,} units are saved; "
-            f"{plural(len(missing), 'unit')} with {plural(rows, 'row')} left to do."
+            f"{plural(len(missing), 'unit')} with {plural(rows, 'row')} to do."
         )
+
+
+def _exit_code(cause: BaseException) -> ExitCode:
+    """The exit code of a run that this error has ended."""
+    if isinstance(cause, TokenmillError):
+        return cause.exit_code
+    return ExitCode.STOPPED if isinstance(cause, KeyboardInterrupt) else ExitCode.FAILED
 
 
 def _counts(totals: Counts) -> str:
@@ -245,10 +252,10 @@ class Run:
 
     def _report_stop(self, error: BaseException) -> None:
         """Write the summary of a run that was stopped or failed, and say what is saved."""
-        reason = f"{type(error).__name__}: {root_cause(error)}"
+        cause = root_cause(error)
+        reason = f"{type(error).__name__}: {cause}"
         self._events.add(EventName.STOP, reason=reason)
-        is_interrupted = isinstance(error, KeyboardInterrupt)
-        exit_code = ExitCode.STOPPED if is_interrupted else ExitCode.FAILED
+        exit_code = _exit_code(cause)
         counts: queue.SimpleQueue[str] = queue.SimpleQueue()
 
         def save() -> None:
