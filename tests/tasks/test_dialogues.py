@@ -21,7 +21,7 @@ def request(text: str) -> Request:
 
 
 def talk(name: str, lengths: Sequence[int]) -> Dialogue[list[list[str]]]:
-    """Asks rounds of so many requests; its result is what it was answered, round by round."""
+    """Asks rounds of these sizes; its result is the list of answers, round by round."""
     heard = []
     for number, length in enumerate(lengths):
         answers = yield [request(f"{name}{number}{place}") for place in range(length)]
@@ -42,7 +42,7 @@ NAMES = "abcdefgh"
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 3), max_size=4), max_size=len(NAMES)))
 def test_each_dialogue_hears_its_own_answers(shapes: list[list[int]]) -> None:
-    """Whatever is asked beside it, a dialogue comes to the result that it comes to alone."""
+    """A dialogue has the same result alone and next to others."""
     dialogues = [talk(name, lengths) for name, lengths in zip(NAMES, shapes, strict=False)]
     results, _ = hold(gather(dialogues), echo)
     assert results == [
@@ -67,7 +67,7 @@ def test_a_round_is_what_all_of_them_ask(shapes: list[list[int]]) -> None:
 
 
 def test_dialogues_that_end_early_leave_the_others_alone() -> None:
-    """Results stand in the order of the dialogues, not in that in which they ended."""
+    """Results are in the order of the dialogues, not in the order in which they ended."""
     lengths = {"a": [1, 2, 1], "b": [], "c": [2], "d": [1, 1]}
     results, rounds = hold(gather([talk(name, shape) for name, shape in lengths.items()]), echo)
     assert rounds == [["a00", "c00", "c01", "d00"], ["a10", "a11", "d10"], ["a20"]]

@@ -169,7 +169,7 @@ def test_a_kind_has_the_name_that_its_section_has(kind: TaskKind[Any]) -> None:
     ],
 )
 def test_a_key_that_a_kind_does_not_use_is_refused(task: dict[str, Any], message: str) -> None:
-    """It would be ignored, though whoever wrote it expects an effect."""
+    """It would be ignored, although the author of the job expects an effect."""
     with pytest.raises(ValidationError) as refused:
         make_job(task=task, prompt=None)
     assert message in str(refused.value)

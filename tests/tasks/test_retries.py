@@ -1,4 +1,4 @@
-"""Retries: rows whose answer does not do are asked again, and say what came of it."""
+"""Retries: rows with an unusable answer are asked again, and record how that ended."""
 
 from typing import Any
 
@@ -67,7 +67,7 @@ def test_a_retry_that_the_engine_fails_counts() -> None:
 
 @pytest.mark.parametrize("reject", [TOO_LONG, FAILED])
 def test_what_the_engine_itself_refuses_is_not_asked_again(reject: Reject) -> None:
-    """Without an answer there is nothing to mend by asking again."""
+    """Without an answer there is nothing to improve by asking again."""
     result, asked = hold(ask_until_valid(PROMPT, samplings(3), good_or_reject), [reject])
     assert result == reject
     assert len(asked) == 1
@@ -94,7 +94,7 @@ def test_a_long_last_answer_is_kept_in_part() -> None:
 def test_no_two_attempts_have_the_same_seed(
     first: dict[str, Any], retries: dict[str, Any], seeds: list[int | None]
 ) -> None:
-    """A seed grows with each retry; without one the engine draws anew by itself."""
+    """A seed grows with each retry; without one the engine samples differently anyway."""
     changed = Retries(**retries).samplings({"max_tokens": 8, **first})
     assert [values.get("seed") for values in changed] == seeds
     assert all(values["max_tokens"] == 8 for values in changed)
@@ -169,6 +169,6 @@ def test_a_complete_answer_is_one_that_the_model_ended() -> None:
 
 
 def test_without_complete_a_cut_answer_does() -> None:
-    """By default the finish reason stands beside the text, and the row is answered."""
+    """By default the finish reason is next to the text, and the row is answered."""
     cells, _ = hold(generator().answer(PreparedRow([PROMPT])), [written("an ans", "length")])
     assert (cells["generated_text"], cells["finish_reason"]) == ("an ans", "length")

@@ -123,7 +123,7 @@ def test_a_bad_value_is_its_rows_reject(name: str) -> None:
 
 @given(st.lists(st.none() | st.integers(-3, 3) | st.text(max_size=2), max_size=8))
 def test_a_bad_row_touches_no_other(cells: list[Any]) -> None:
-    """Every row is prepared or rejected in its own place, whatever stands beside it."""
+    """Every row is prepared or rejected on its own, whatever its neighbors are."""
     tasks = RowTasks(
         make_job(overrides={"max_tokens": "own"}).steps, TaskContext(FakeTokenizer(), 8192)
     )
@@ -200,7 +200,7 @@ def test_an_unknown_adapter_is_its_rows_reject(name: Any) -> None:
 
 
 def test_what_varies_is_read_from_the_input() -> None:
-    """The columns of overrides and adapters are read beside the prompt's, with their places."""
+    """The columns of overrides and adapters are read as well as the prompt's, with their keys."""
     model = {"source": "fake", "adapters": {"fr": "somewhere"}}
     steps = make_job(model=model, adapter="style", overrides={"seed": "s"}).steps
     assert input_columns(steps) == {"text": "prompt.text", "s": "overrides", "style": "adapter"}

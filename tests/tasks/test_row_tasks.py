@@ -89,7 +89,7 @@ def test_a_task_without_a_name_has_columns_without_one() -> None:
 
 
 def test_columns_have_their_tasks_name_before_them() -> None:
-    """Each task's columns begin with its name; they stand in the tasks' order, with their types."""
+    """Each task's columns begin with its name; they are in the tasks' order, with their types."""
     steps = [generate("topic", "{{ x }}"), generate("mood", "{{ x }}")]
     fields = answer_fields(steps)
     own = ["generated_text", "finish_reason", "cumulative_logprob", "mean_logprob"]
@@ -112,7 +112,7 @@ def test_tasks_that_do_not_follow_each_other_ask_in_one_round() -> None:
 
 
 def test_a_later_task_reads_an_earlier_ones_columns() -> None:
-    """Translate, then judge the translation: beside the earlier column also the input's."""
+    """Translate, then judge the translation: by the earlier column and the input's."""
     steps = [
         generate("french", "Translate {{ text }}"),
         generate("judge", "{{ french_generated_text }} of {{ text }} in {{ tone }}?"),
@@ -124,7 +124,7 @@ def test_a_later_task_reads_an_earlier_ones_columns() -> None:
 
 
 def test_later_tasks_that_wait_for_the_same_one_ask_in_one_round() -> None:
-    """A task asks as soon as those that it follows have answered, beside the others that can."""
+    """A task asks as soon as the tasks it follows have answered, with all others that can."""
     steps = [
         generate("a", "{{ x }}"),
         generate("b", "B {{ a_generated_text }}"),

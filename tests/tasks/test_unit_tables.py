@@ -105,7 +105,7 @@ def test_without_late_columns_there_are_no_late_values() -> None:
     ids=["one prompt", "none", "two", "notes", "two tasks", "reject"],
 )
 def test_a_row_with_one_prompt_costs_no_json(entries: Entries, *, has_notes: bool) -> None:
-    """Only what is more than one task's one prompt is written down beside it."""
+    """Entries that are more than one task's one prompt have notes next to them."""
     (notes,) = rendered_rows([entries]).column(NOTES_COLUMN).to_pylist()
     assert (notes is not None) == has_notes
 

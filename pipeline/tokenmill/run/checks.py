@@ -21,7 +21,8 @@ def check_job(job: Job) -> None:
     duplicates = sorted(set(names).intersection(job.input.keep))
     if duplicates:
         raise UserError(
-            f"input.keep: {duplicates[0]} is also the name of an output column; rename the input column"
+            f"input.keep: {duplicates[0]} is also the name of an output column; rename the column "
+            "in the input"
         )
     if len(set(job.input.keep)) != len(job.input.keep):
         raise UserError("input.keep: a column is listed twice")

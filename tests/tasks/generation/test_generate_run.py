@@ -23,7 +23,7 @@ QUESTIONS = [
     "Name three colours.",
     "What is the capital of France?",
     "Count to five.",
-    "Tell a short story.",
+    "Write a short story.",
 ]
 STYLES = [None, "a", "b", "missing", None, "b", "a", None]
 MODEL = {
