@@ -89,7 +89,7 @@ class _FakeBackend:
         """Accept any parameters."""
 
     def check_on_cpu(self) -> None:
-        """Run on any machine."""
+        """Accept any machine."""
 
     def config(self) -> Mapping[str, Any]:
         return fake_config(self._settings)
