@@ -1,4 +1,4 @@
-"""Length policies: what becomes of a row whose prompt does not fit, and of all others nothing."""
+"""Length policies: long rows are rejected, truncated or chunked, and others are unchanged."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -26,7 +26,7 @@ TEXTS = st.text(st.sampled_from("ab .\n\n。é🧑\0"), max_size=600)
 
 
 def a_job(**changes: Any) -> Job:
-    """A job of the fake engine over `title` and `text`."""
+    """A job with the fake engine over the columns `title` and `text`."""
     return Job.model_validate(
         {
             "name": "long",
@@ -50,7 +50,7 @@ def text_of(request: Request) -> str:
 
 
 def upper(request: Request) -> Answer:
-    """An answer that tells its prompt."""
+    """An answer that repeats the prompt in capitals."""
     text = text_of(request)
     return Completion(0, text.upper(), "stop", len(request.prompt_token_ids), 2, -3.0)
 
@@ -58,7 +58,7 @@ def upper(request: Request) -> Answer:
 def run(
     row_tasks: RowTasks, row: Mapping[str, Any], reply: Callable[[Request], Answer] = upper
 ) -> tuple[RowResult, list[list[Request]]]:
-    """A row's result, and what was asked in each round."""
+    """A row's result, and the requests of each round."""
     (entries,) = row_tasks.prepare([row])
     late = {name: row[name] for name in row_tasks.late_columns}
     dialogue = row_tasks.answer(entries, late)
@@ -80,7 +80,7 @@ def prompts(rounds: Sequence[Sequence[Request]]) -> list[list[str]]:
 def test_without_a_policy_a_long_row_is_rejected_before_it_is_sent(
     length: dict[str, Any] | None,
 ) -> None:
-    """The stage that renders finds it; what just fits goes its way, and no column is added."""
+    """A row that just fits is prepared, and no column is added."""
     changes = {} if length is None else {"length": length}
     row_tasks = tasks(**changes)
     fitting, too_long = row_tasks.prepare(
@@ -94,8 +94,8 @@ def test_without_a_policy_a_long_row_is_rejected_before_it_is_sent(
 
 
 @pytest.mark.parametrize("policy", [TRUNCATE, CHUNK, {**CHUNK, "join": ASK}])
-def test_a_row_that_fits_is_asked_as_without_the_policy(policy: dict[str, Any]) -> None:
-    """The same prompt and cells, and nothing noted for its way to the engine; two more columns."""
+def test_a_row_that_fits_is_answered_as_without_a_policy(policy: dict[str, Any]) -> None:
+    """Its prompt and cells are the same, it has no notes, and two columns are added."""
     row = {"title": "t", "text": "short text"}
     plain, plain_rounds = run(tasks(), row)
     row_tasks = tasks(length=policy)
@@ -111,7 +111,7 @@ def test_a_row_that_fits_is_asked_as_without_the_policy(policy: dict[str, Any]) 
     [("head", "ti\naa", "|?"), ("tail", "ti\n|", "zz?"), ("middle", "ti\naa", "zz?")],
 )
 def test_a_truncated_prompt_fills_the_context(keep: str, head: str, tail: str) -> None:
-    """The wanted end stays, the marker tells, and the answer's tokens are left free."""
+    """The chosen end stays, a marker replaces the rest, and the answer has room."""
     text = "a" * 300 + "z" * 300
     result, rounds = run(tasks(length={**TRUNCATE, "keep": keep}), {"title": "ti", "text": text})
     ((request,),) = rounds
@@ -128,7 +128,7 @@ def test_a_truncated_prompt_fills_the_context(keep: str, head: str, tail: str) -
 def test_a_truncated_prompt_never_exceeds_the_context(
     text: str, keep: str, title: int, twice: bool
 ) -> None:
-    """Whatever the text, also where the template prints it twice; else it is a reject."""
+    """This holds for any text, even if the template uses it twice. Blank texts are rejected."""
     template = "{{ title }}{{ text }}{{ text }}" if twice else "{{ title }}{{ text }}"
     row_tasks = tasks(length={**TRUNCATE, "keep": keep}, prompt={"text": template})
     result, rounds = run(row_tasks, {"title": "t" * title + "x", "text": text})
@@ -140,16 +140,16 @@ def test_a_truncated_prompt_never_exceeds_the_context(
         assert result.reject.reject_class is RejectClass.EMPTY_INPUT
 
 
-def test_a_text_that_stands_twice_is_cut_by_no_more_than_needed() -> None:
-    """Each token costs two there: half of the context is the text's, not none of it."""
+def test_a_text_used_twice_is_not_cut_more_than_needed() -> None:
+    """Each token takes two tokens of the context, and the prompt still fills it."""
     row_tasks = tasks(length=TRUNCATE, prompt={"text": "{{ text }}{{ text }}"})
     _, rounds = run(row_tasks, {"title": "t", "text": "x" * 900})
     ((request,),) = rounds
     assert CONTEXT - 6 <= needed_tokens(request) <= CONTEXT
 
 
-def test_max_tokens_holds_with_the_marker() -> None:
-    """The column has at most so many tokens though the context had room for more."""
+def test_max_tokens_includes_the_marker() -> None:
+    """The limit holds even if the context has room for more."""
     row_tasks = tasks(length={**TRUNCATE, "max_tokens": 5}, prompt={"text": "{{ text }}"})
     result, rounds = run(row_tasks, {"title": "t", "text": "x" * 60})
     assert prompts(rounds) == [["x" * 12 + "|"]]
@@ -159,17 +159,17 @@ def test_max_tokens_holds_with_the_marker() -> None:
 
 
 def test_a_prompt_that_is_too_long_without_its_text_is_rejected() -> None:
-    """Cutting the wrong column does not help; neither does one that holds no text."""
+    """The same holds if the column to cut has no text."""
     for policy in (TRUNCATE, CHUNK):
         result, _ = run(tasks(length=policy), {"title": "t" * 600, "text": "x"})
-        assert result.reject is not None and "next to nothing" in result.reject.message
+        assert result.reject is not None and "almost no text" in result.reject.message
         result, _ = run(tasks(length=policy), {"title": "t", "text": ["x"] * 600})
         assert result.reject is not None and "holds no text" in result.reject.message
         assert result.reject.reject_class is RejectClass.PROMPT_TOO_LONG
 
 
-def test_rows_are_cut_each_by_itself() -> None:
-    """In a unit of many, short, long, empty and hopeless rows stay in their places."""
+def test_each_row_is_truncated_independently() -> None:
+    """Short, long, empty and rejected rows stay in their order."""
     row_tasks = tasks(length=TRUNCATE)
     texts = ["x", "y" * 900, "", "z" * 400, "w"]
     rows = [{"title": "t", "text": text} for text in texts]
@@ -184,8 +184,8 @@ def test_rows_are_cut_each_by_itself() -> None:
     assert first == ["x", "y", "empty_input", "z", "prompt_too_long"]
 
 
-def test_chunks_are_asked_together_and_concatenated() -> None:
-    """One round with a prompt for each paragraph; the texts stand behind one another again."""
+def test_chunks_are_sent_together_and_concatenated() -> None:
+    """All chunks are in one round, and their answers are joined by the separator."""
     text = "aaaa\n\nbbbb\n\ncccc"
     policy = {**CHUNK, "max_tokens": 8, "separator": " / "}
     row_tasks = tasks(length=policy, prompt={"text": "{{ text | trim }}"})
@@ -211,7 +211,7 @@ def test_chunks_are_asked_together_and_concatenated() -> None:
 def test_chunks_prompts_never_exceed_the_context(
     text: str, by: str, max_tokens: int | None, overlap: int
 ) -> None:
-    """And they hold all of the text but for chunks of blanks."""
+    """Together they hold all of the text except blank chunks."""
     policy = {**CHUNK, "by": by, "max_tokens": max_tokens, "overlap": overlap}
     row_tasks = tasks(length=policy, prompt={"text": "{{ title }}{{ text }}"})
     result, rounds = run(row_tasks, {"title": "t", "text": text})
@@ -226,8 +226,8 @@ def test_chunks_prompts_never_exceed_the_context(
         assert "".join(joined.split()) == "".join(text.split())
 
 
-def test_chunks_that_take_more_room_than_the_first_are_cut_smaller() -> None:
-    """A template may make more of one part of a text than of another; every chunk fits."""
+def test_chunks_that_do_not_fit_are_made_smaller() -> None:
+    """A template may expand one part of a text more than another. Every chunk fits."""
     prompt = {"text": "{{ text | replace('b', 'bbbb') }}"}
     result, rounds = run(
         tasks(length=CHUNK, prompt=prompt), {"title": "t", "text": "a" * 300 + "b" * 300}
@@ -237,8 +237,8 @@ def test_chunks_that_take_more_room_than_the_first_are_cut_smaller() -> None:
     assert "".join(prompts(rounds)[0]) == "a" * 300 + "b" * 1_200
 
 
-def test_a_failed_chunk_rejects_its_row_by_number() -> None:
-    """The reject is the chunk's own, with its attempts."""
+def test_a_failed_chunk_rejects_its_row() -> None:
+    """The reject is that of the chunk, and its message has the chunk's number."""
 
     def reply(request: Request) -> Answer:
         if "b" in text_of(request):
@@ -252,7 +252,7 @@ def test_a_failed_chunk_rejects_its_row_by_number() -> None:
 
 
 def test_a_second_prompt_joins_the_partial_answers() -> None:
-    """It has the list of them and the row's columns, which travel beside the prompts."""
+    """It can use the list of answers and the row's columns."""
     policy = {**CHUNK, "max_tokens": 8, "join": {**ASK, "sampling": {"max_tokens": 20}}}
     row_tasks = tasks(length=policy, prompt={"text": "{{ text }}"})
     assert row_tasks.late_columns == ["title"] and set(row_tasks.columns) == {"title", "text"}
@@ -263,18 +263,18 @@ def test_a_second_prompt_joins_the_partial_answers() -> None:
     assert result.cells["num_chunks"] == 2
 
 
-def test_partial_answers_that_do_not_fit_are_a_reject() -> None:
-    """Nothing is cut in silence where the second prompt is too long."""
+def test_partial_answers_that_do_not_fit_reject_the_row() -> None:
+    """A second prompt that is too long is not cut silently."""
     policy = {**CHUNK, "max_tokens": 8, "join": ASK}
     result, rounds = run(tasks(length=policy), {"title": "t", "text": "a" * 240})
     assert len(rounds) == 1
     assert result.reject is not None
-    assert result.reject.message.startswith("the join of 10 chunks: the prompt's ")
+    assert result.reject.message.startswith("joining 10 chunks: the prompt's ")
     assert result.reject.reject_class is RejectClass.PROMPT_TOO_LONG
 
 
-def test_in_a_list_each_task_has_its_policy_or_the_jobs() -> None:
-    """Also a task that follows another: its prompt is made beside the engine, and fits too."""
+def test_each_task_has_its_own_policy_or_the_jobs() -> None:
+    """A prompt that uses the answer of an earlier task fits too."""
     row_tasks = tasks(
         prompt=None,
         length=TRUNCATE,
@@ -320,30 +320,30 @@ def test_in_a_list_each_task_has_its_policy_or_the_jobs() -> None:
         ),
     ],
 )
-def test_a_policy_that_does_not_go_with_its_task_is_refused_before_the_run(
+def test_a_policy_that_the_task_cannot_have_is_an_error(
     changes: dict[str, Any], message: str
 ) -> None:
-    """The message names the key and what would do."""
-    with pytest.raises(UserError) as refused:
+    """The message names the key and the alternatives."""
+    with pytest.raises(UserError) as raised:
         check_job(a_job(**changes))
-    assert str(refused.value).startswith(message)
+    assert str(raised.value).startswith(message)
 
 
 @pytest.mark.parametrize(
     ("length", "message"),
     [
         ({**TRUNCATE, "max_tokens": 50}, "leave nothing of the context of 60"),
-        ({**TRUNCATE, "max_tokens": 1}, "no room for text beside the marker's 1 tokens"),
+        ({**TRUNCATE, "max_tokens": 1}, "no room for text next to the marker of 1 tokens"),
     ],
 )
-def test_a_budget_that_leaves_nothing_is_refused(length: dict[str, Any], message: str) -> None:
-    """For the rest of the prompt, or for the text beside its marker."""
+def test_max_tokens_must_leave_room(length: dict[str, Any], message: str) -> None:
+    """There must be room for the rest of the prompt, and for text next to the marker."""
     with pytest.raises(UserError, match=message):
         tasks(length=length)
 
 
-def test_an_answer_without_a_limit_needs_a_limit_of_the_text() -> None:
-    """Else the text would leave the answer one token."""
+def test_the_answer_or_the_text_needs_a_limit() -> None:
+    """Otherwise the text would leave a single token for the answer."""
     with pytest.raises(UserError, match=r"one of sampling.max_tokens and length.max_tokens"):
         tasks(length=TRUNCATE, sampling={"max_tokens": None})
     tasks(length={**TRUNCATE, "max_tokens": 20}, sampling={"max_tokens": None})
@@ -360,20 +360,20 @@ def test_an_answer_without_a_limit_needs_a_limit_of_the_text() -> None:
         ({"policy": "shrink"}, "'reject', 'truncate', 'chunk'"),
     ],
 )
-def test_a_policy_is_checked_as_it_is_read(length: dict[str, Any], message: str) -> None:
-    """Keys of another policy, a missing column and senseless numbers are errors."""
+def test_an_invalid_policy_is_an_invalid_job(length: dict[str, Any], message: str) -> None:
+    """Keys of another policy, a missing column and impossible numbers are errors."""
     with pytest.raises(ValidationError, match=message):
         a_job(length=length)
 
 
-def test_the_policy_is_part_of_what_the_answers_depend_on() -> None:
-    """A changed policy is another job; to write the default out is not."""
+def test_the_policy_is_part_of_the_fingerprint() -> None:
+    """Changing the policy changes it; writing out the default does not."""
     assert a_job(length=TRUNCATE).fingerprint != a_job().fingerprint
     assert a_job(length={"policy": "reject"}).fingerprint == a_job().fingerprint
 
 
 @pytest.mark.parametrize("policy", [TRUNCATE, CHUNK, {**CHUNK, "join": ASK}])
-def test_a_job_with_a_policy_comes_back_as_it_was_written(policy: dict[str, Any]) -> None:
-    """Processes hand it on as JSON, with all its defaults."""
+def test_a_job_with_a_policy_survives_json(policy: dict[str, Any]) -> None:
+    """Processes exchange jobs as JSON, with all defaults."""
     job = a_job(length=policy, clean={"columns": ["text"], "steps": ["nfc"]})
     assert Job.model_validate_json(job.model_dump_json()) == job

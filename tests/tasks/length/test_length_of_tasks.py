@@ -1,4 +1,4 @@
-"""Length policies of each kind of task: how chunks join, and what a policy does not go with."""
+"""Length policies of each kind of task: how chunks are joined, and which policies are errors."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from tokenmill.tasks.task import PreparedRow, TaskContext
 
 CONTEXT = 60
 TEXT = {"text": "{{ text }}"}
-# Each has eight tokens, and they divide as they stand here.
+# The text is split into exactly these chunks of eight tokens.
 PARTS = ["one paragraph of tex\n\n\n\n", "two paragraphs of te\n\n\n\n", "and a third one, all"]
 CHUNK = {"policy": "chunk", "column": "text", "max_tokens": 8}
 ASK = {"prompt": {"text": "{{ title }}: {{ parts | join('+') }}"}}
@@ -40,7 +40,7 @@ Cells = Mapping[str, Any]
 
 
 def a_job(kind: str, **keys: Any) -> Job:
-    """A job with one task of a kind, with other keys of the task, and of the job in capitals."""
+    """A job with one task. Lower-case keywords are keys of the task, upper-case ones of the job."""
     of_job = {name.lower(): value for name, value in keys.items() if name.isupper()}
     of_task = {name: value for name, value in keys.items() if not name.isupper()}
     writes = kind in {"generate", "extract", "translate"}
@@ -54,13 +54,13 @@ def a_job(kind: str, **keys: Any) -> Job:
 
 
 def answers(job: Job, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows' answers of the fake engine, by way of the scheduler."""
+    """The rows' results with the fake engine and the scheduler."""
     engine = FakeEngine(FakeSettings(max_model_len=CONTEXT, output_tokens=3))
     return answer(engine, job, rows)
 
 
 def mean_of_scores(parts: Sequence[Cells], whole: Cells) -> bool:
-    """The scores are the parts' mean, and the label the best of them."""
+    """The scores are the mean of the parts', and the label has the highest."""
     scores = {label: np.mean([part["label_scores"][label] for part in parts]) for label in CHOICES}
     return whole["label_scores"] == pytest.approx(scores) and whole["label"] == max(
         scores, key=lambda label: scores[label]
@@ -68,18 +68,18 @@ def mean_of_scores(parts: Sequence[Cells], whole: Cells) -> bool:
 
 
 def union_of_tags(parts: Sequence[Cells], whole: Cells) -> bool:
-    """A tag of one part is one of the whole."""
+    """The whole has the tags of all parts."""
     return set(whole["tags"]) == {tag for part in parts for tag in part["tags"]}
 
 
 def mean_vector(parts: Sequence[Cells], whole: Cells) -> bool:
-    """The vector points where the parts' mean does."""
+    """The vector is the normalized mean of the parts'."""
     mean = np.mean([part["embedding"] for part in parts], axis=0)
     return bool(np.allclose(whole["embedding"], mean / np.linalg.norm(mean), atol=1e-6))
 
 
 def mean_by_token(parts: Sequence[Cells], whole: Cells) -> bool:
-    """All tokens that were scored count the same."""
+    """The mean is weighted by the number of scored tokens."""
     counts = [part["num_scored_tokens"] for part in parts]
     means = [part["mean_logprob"] for part in parts]
     total = math.fsum(count * mean for count, mean in zip(counts, means, strict=True))
@@ -119,10 +119,10 @@ def mean_by_token(parts: Sequence[Cells], whole: Cells) -> bool:
         ),
     ],
 )
-def test_a_long_rows_answer_is_made_of_its_chunks(
+def test_a_long_rows_answer_joins_those_of_its_chunks(
     kind: str, keys: dict[str, Any], join: str, is_joined: Any
 ) -> None:
-    """Each chunk is answered as a row of that text would be, and the kind's own join is used."""
+    """Each chunk is answered like a row with that text, and joined as the kind does."""
     if kind != "rerank":
         keys = {**keys, "prompt": TEXT}
     job = a_job(kind, LENGTH={**CHUNK, "join": join}, **keys)
@@ -138,8 +138,8 @@ def test_a_long_rows_answer_is_made_of_its_chunks(
     assert is_joined(parts, whole)
 
 
-def test_a_second_prompts_columns_travel_beside_the_chunks() -> None:
-    """The joining prompt is rendered beside the engine, from the row and the chunks' answers."""
+def test_the_second_prompt_can_use_columns_of_the_row() -> None:
+    """It is rendered from the row and the answers of the chunks."""
     job = a_job("generate", LENGTH={**CHUNK, "join": ASK}, prompt=TEXT)
     (row,) = answers(job, [{"title": "t", "text": "".join(PARTS[:2])}])
     parts = answers(a_job("generate", prompt=TEXT), [{"text": text} for text in PARTS[:2]])
@@ -149,8 +149,8 @@ def test_a_second_prompts_columns_travel_beside_the_chunks() -> None:
     assert row["generated_text"] == last["generated_text"]
 
 
-def test_a_second_prompt_may_name_the_choices() -> None:
-    """Of a classification it is a prompt like the first, over the chunks' labels."""
+def test_the_second_prompt_of_classify_can_use_the_choices() -> None:
+    """It sees the choices, the labels of the chunks and the row's columns."""
     join = {"prompt": {"text": "{{ choices | length }}: {{ parts | join }} {{ title }}"}}
     job = a_job("classify", LENGTH={**CHUNK, "join": join}, prompt=TEXT, choices=CHOICES)
     check_job(job)
@@ -160,34 +160,34 @@ def test_a_second_prompt_may_name_the_choices() -> None:
     assert row["error"] is None and row["num_chunks"] == 3 and row["label"] in CHOICES
 
 
-def tasks_of(job: Job, **tools: Any) -> RowTasks:
-    return RowTasks(job.steps, TaskContext(FakeTokenizer(), CONTEXT, **tools))
+def tasks_of(job: Job, **changes: Any) -> RowTasks:
+    return RowTasks(job.steps, TaskContext(FakeTokenizer(), CONTEXT, **changes))
 
 
-def hold(
+def converse(
     tasks: RowTasks, row: Mapping[str, Any], texts: Sequence[str]
 ) -> tuple[RowResult, list[list[Request]]]:
-    """A row's result if the engine writes these texts, and what was asked in each round."""
+    """A row's result if the engine writes these texts, and the requests of each round."""
     (entries,) = tasks.prepare([row])
     dialogue = tasks.answer(entries, {name: row[name] for name in tasks.late_columns})
-    written, rounds, given = iter(texts), [], None
+    remaining, rounds, completions = iter(texts), [], None
     try:
         while True:
-            rounds.append(list(dialogue.send(given)))  # type: ignore[arg-type]
-            given = [Completion(0, next(written), "stop", 7, 4, -2.0) for _ in rounds[-1]]
+            rounds.append(list(dialogue.send(completions)))  # type: ignore[arg-type]
+            completions = [Completion(0, next(remaining), "stop", 7, 4, -2.0) for _ in rounds[-1]]
     except StopIteration as end:
         return end.value, rounds
 
 
-def test_what_chunks_hold_is_united() -> None:
-    """Of a list each item once; of all else the first that is there."""
+def test_union_joins_extracted_fields() -> None:
+    """Lists are merged without duplicates; other fields take the first value that is not null."""
     job = a_job("extract", LENGTH={**CHUNK, "join": "union"}, json_schema=NAMES, prompt=TEXT)
-    found = [
+    extracted = [
         '{"names": ["Ann"], "year": null}',
         '{"names": ["Bo", "Ann"], "year": 7}',
         '{"names": [], "year": 8}',
     ]
-    result, _ = hold(tasks_of(job), {"text": "".join(PARTS)}, found)
+    result, _ = converse(tasks_of(job), {"text": "".join(PARTS)}, extracted)
     assert result.cells == {
         "names": ["Ann", "Bo"],
         "year": 7,
@@ -196,22 +196,22 @@ def test_what_chunks_hold_is_united() -> None:
     }
 
 
-def test_places_are_those_in_the_whole_text() -> None:
-    """A second prompt finds its fields in the row's text, of which the chunks are parts."""
+def test_offsets_refer_to_the_whole_text() -> None:
+    """Fields of the second prompt's answer are located in the row's text, not in a chunk."""
     locate = {"column": "text", "fields": ["names"]}
     join = {"prompt": {"text": "{{ parts | length }} parts of {{ title }}"}}
     keys = {"json_schema": NAMES, "locate": locate, "prompt": TEXT}
     job = a_job("extract", LENGTH={**CHUNK, "join": join}, **keys)
     check_job(job)
     written = '{"names": ["third"], "year": null}'
-    result, rounds = hold(tasks_of(job), {"title": "t", "text": "".join(PARTS)}, [written] * 4)
+    result, rounds = converse(tasks_of(job), {"title": "t", "text": "".join(PARTS)}, [written] * 4)
     assert [len(asked) for asked in rounds] == [3, 1]
     (name,) = result.cells["names"]
     assert name["start"] == "".join(PARTS).index("third")
 
 
-def test_a_rows_own_sampling_and_adapter_hold_for_the_second_prompt() -> None:
-    """All of a row's requests are of the same adapter."""
+def test_the_second_prompt_has_the_rows_overrides_and_adapter() -> None:
+    """All requests of a row use the same adapter and overrides."""
     model = {"source": "fake", "adapters": {"fr": "/a"}}
     job = a_job(
         "generate",
@@ -224,25 +224,25 @@ def test_a_rows_own_sampling_and_adapter_hold_for_the_second_prompt() -> None:
     tasks = tasks_of(job, adapters=("fr",))
     assert tasks.late_columns == ["adapter", "heat", "title"]
     row = {"title": "t", "text": "".join(PARTS), "adapter": "fr", "heat": 0.5}
-    _, rounds = hold(tasks, row, "abcd")
+    _, rounds = converse(tasks, row, "abcd")
     requests = [request for asked in rounds for request in asked]
     assert [request.adapter for request in requests] == ["fr"] * 4
     assert {request.params.values["temperature"] for request in requests} == {0.5}
 
 
-def test_a_translation_is_truncated_though_its_pieces_are_short() -> None:
-    """`max_tokens` is of the column, whatever the task makes of it."""
+def test_a_translation_is_truncated_even_if_its_segments_fit() -> None:
+    """`max_tokens` limits the column, however the task splits it."""
     truncate = {"policy": "truncate", "column": "text", "max_tokens": 20, "marker": ""}
     keys = {"from": "en", "to": "fr", "column": "text", "prompt": TEXT, "second_try": False}
     tasks = tasks_of(a_job("translate", LENGTH=truncate, SAMPLING={"max_tokens": 20}, **keys))
     text = "\n\n".join(["words and words"] * 8)
-    result, (asked,) = hold(tasks, {"text": text}, ["mots"] * 9)
+    result, (asked,) = converse(tasks, {"text": text}, ["mots"] * 9)
     assert result.cells["truncated_tokens"] == 25
     assert len(asked) == 4
 
 
-def test_a_completion_that_is_too_long_has_no_reward_and_its_row_has() -> None:
-    """What the task itself makes of a request that does not fit stands."""
+def test_a_completion_that_does_not_fit_has_no_reward() -> None:
+    """The row is rejected only if none of its completions fits."""
     job = a_job("reward", completions="answers", prompt={"text": "{{ title }}"})
     rows = [
         {"title": "t", "answers": ["short", "long" * CONTEXT]},
@@ -256,11 +256,11 @@ def test_a_completion_that_is_too_long_has_no_reward_and_its_row_has() -> None:
 
 
 def test_the_reject_names_the_model_whose_context_is_exceeded() -> None:
-    """A task's own model has a context of its own, and the message says where it is raised."""
-    side = {"source": "fake", "engine": {"max_model_len": 20}}
+    """A task with its own model has its own context, and the message names the key to raise."""
+    model = {"source": "fake", "engine": {"max_model_len": 20}}
     tasks = [
         {"kind": "generate", "name": "write"},
-        {"kind": "reward", "name": "check", "model": side},
+        {"kind": "reward", "name": "check", "model": model},
     ]
     job = make_job(tasks=tasks)
     auxiliary = {"tasks.check.model": TaskContext(FakeTokenizer(), 20)}
@@ -289,7 +289,7 @@ STOP = {**ASK, "sampling": {"max_tokens": 9, "stop": ["."]}}
         ),
         (
             a_job("translate", LENGTH={**CHUNK, "join": "concatenate"}, **TRANSLATE),
-            "length.join: this translate task cannot join chunks; leave chunk out",
+            "length.join: this translate task cannot join chunks; use another policy",
         ),
         (
             a_job("score", LENGTH={**CHUNK, "join": "mean"}, completion="{{ title }}"),
@@ -305,7 +305,7 @@ STOP = {**ASK, "sampling": {"max_tokens": 9, "stop": ["."]}}
                 LENGTH={**CHUNK, "join": {**ASK, "sampling": {"max_tokens": 1}}},
                 choices=CHOICES,
             ),
-            "length.join.sampling: the task writes no text; leave it out",
+            "length.join.sampling: the task writes no text; remove this key",
         ),
         (
             a_job("generate", LENGTH={**CHUNK, "join": STOP}),
@@ -325,7 +325,7 @@ STOP = {**ASK, "sampling": {"max_tokens": 9, "stop": ["."]}}
                 LENGTH={"policy": "truncate", "column": "text", "keep": "middle"},
                 **LOCATE,
             ),
-            "length.keep: task.locate gives places in text, which would be those in its cut text",
+            "length.keep: task.locate gives offsets in text, which would be wrong in the truncated",
         ),
         (
             a_job("extract", CLEAN={"columns": ["text"], "steps": ["nfc"]}, **LOCATE),
@@ -333,15 +333,15 @@ STOP = {**ASK, "sampling": {"max_tokens": 9, "stop": ["."]}}
         ),
     ],
 )
-def test_what_does_not_go_together_is_refused_before_the_run(job: Job, message: str) -> None:
-    """In the words of the key that says it, and with what would do."""
-    with pytest.raises(UserError) as refused:
+def test_keys_that_cannot_be_combined_are_an_error(job: Job, message: str) -> None:
+    """The message starts with the key and says what to change."""
+    with pytest.raises(UserError) as raised:
         check_job(job)
-    assert str(refused.value).startswith(message)
+    assert str(raised.value).startswith(message)
 
 
-def test_samples_of_a_second_prompt_need_chance() -> None:
-    """Its sampling is held against the task as the first one's is."""
+def test_samples_of_a_second_prompt_need_a_temperature() -> None:
+    """Its sampling is checked like that of the first prompt."""
     join = {**ASK, "sampling": {"max_tokens": 9, "temperature": 0}}
     with pytest.raises(ValueError, match="at temperature 0"):
         a_job("generate", LENGTH={**CHUNK, "join": join}, n=2)
@@ -354,19 +354,19 @@ def test_samples_of_a_second_prompt_need_chance() -> None:
         ("{policy: truncate, column: text, max_tokens: 0}", "length.max_tokens: Input should"),
     ],
 )
-def test_mistakes_are_named_by_the_jobs_own_keys(length: str, message: str, tmp_path: Path) -> None:
-    """The policy chooses the section, and is no part of the key's place."""
-    with pytest.raises(UserError) as refused:
+def test_errors_name_the_keys_of_the_job_file(length: str, message: str, tmp_path: Path) -> None:
+    """The policy selects the section, but is not part of the key."""
+    with pytest.raises(UserError) as raised:
         load_job(written(tmp_path), [f"length={length}"])
-    assert f": {message}" in str(refused.value)
+    assert f": {message}" in str(raised.value)
 
 
-def test_the_second_prompts_sampling_has_the_environments_types(
+def test_the_second_prompts_sampling_may_use_environment_variables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the task's own: a variable there is the number that YAML reads."""
-    monkeypatch.setenv("MOST", "20")
-    join = '{prompt: {text: "{{ parts }}"}, sampling: {max_tokens: "${MOST}"}}'
+    """A variable's value is parsed as YAML, so it can be a number."""
+    monkeypatch.setenv("MAX_TOKENS", "20")
+    join = '{prompt: {text: "{{ parts }}"}, sampling: {max_tokens: "${MAX_TOKENS}"}}'
     job = load_job(written(tmp_path), [f"length={{policy: chunk, column: text, join: {join}}}"])
     (step,) = job.steps
     assert step.final is not None and step.final.sampling.values == {"max_tokens": 20}

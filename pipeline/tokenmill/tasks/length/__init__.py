@@ -1,1 +1,1 @@
-"""Texts longer than the context: reject, truncate or chunk."""
+"""Length policies for texts longer than the context: reject, truncate or chunk."""

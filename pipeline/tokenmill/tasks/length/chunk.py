@@ -1,6 +1,6 @@
-"""The policy `chunk`: a long text's task is done for each chunk, and the answers become one.
+"""The length policy `chunk`: runs the task on each chunk of a long text and joins the answers.
 
-A row of one chunk is prepared and answered as if there were no policy.
+A row with a single chunk is prepared and answered as without a policy.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,36 +12,36 @@ from tokenmill.errors import UserError
 from tokenmill.reject import Reject, RejectClass
 from tokenmill.tasks.kind import TaskStep
 from tokenmill.tasks.length.fitter import Fit, Fitter, LongText
-from tokenmill.tasks.length.reject import Whole
+from tokenmill.tasks.length.reject import RejectingTask
 from tokenmill.tasks.length.splitter import fill_chunks
 from tokenmill.tasks.length.token_spans import TokenSpans
 from tokenmill.tasks.row_overrides import with_row_overrides
 from tokenmill.tasks.task import Cells, Dialogue, PreparedRow, Row, Task, TaskContext, gather
 
-# Chunks whose prompts do not fit are cut anew so many times.
-_TRIES = 8
-#: The note of a row that was divided.
+# How often a text is cut into smaller chunks before its row is rejected.
+_MAX_ATTEMPTS = 8
+#: The note of a row that was split into chunks.
 CHUNKS_NOTE = "chunks"
 
 
 class ChunkJoin(Protocol):
-    """How a row's cells are made of those of its chunks."""
+    """Combines the cells of a row's chunks into the row's cells."""
 
     def __call__(self, parts: Sequence[Cells], row: Row) -> Dialogue[Cells | Reject]:
-        """The dialogue that ends with them."""
+        """The dialogue that ends with the row's cells."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Cut:
-    """A row's text in chunks of at most `num_tokens`."""
+class _Split:
+    """A row's text in chunks of at most `num_tokens` tokens."""
 
     long: LongText
     num_tokens: int
     texts: tuple[str, ...]
 
 
-class Chunked:
-    """A task over texts of any length."""
+class ChunkingTask:
+    """A task that splits long texts into chunks."""
 
     def __init__(
         self, task: Task, step: TaskStep[Any], policy: Chunk, context: TaskContext
@@ -53,12 +53,12 @@ class Chunked:
 
     def prepare(self, rows: Sequence[Row]) -> list[PreparedRow | Reject]:
         entries = self._task.prepare(rows)
-        found = self._fitter.long_texts(rows, entries)
-        longs = [long for long in found.values() if isinstance(long, LongText)]
-        fits = self._fitter.shorten(longs, _head, self._policy.max_tokens)
-        divided = iter(self._divide(longs, fits))
-        for position, long in found.items():
-            entries[position] = long if isinstance(long, Reject) else next(divided)
+        outcomes = self._fitter.long_texts(rows, entries)
+        long_texts = [long for long in outcomes.values() if isinstance(long, LongText)]
+        fits = self._fitter.shorten(long_texts, _head, self._policy.max_tokens)
+        chunked = iter(self._chunk(long_texts, fits))
+        for position, long in outcomes.items():
+            entries[position] = long if isinstance(long, Reject) else next(chunked)
         return entries
 
     def answer(self, prepared: PreparedRow, row: Row) -> Dialogue[Cells | Reject]:
@@ -77,45 +77,46 @@ class Chunked:
             return cells
         return {**cells, "truncated_tokens": 0, "num_chunks": len(parts)}
 
-    def _divide(
-        self, longs: Sequence[LongText], fits: Sequence[Fit | Reject]
+    def _chunk(
+        self, long_texts: Sequence[LongText], fits: Sequence[Fit | Reject]
     ) -> list[PreparedRow | Reject]:
-        """Each long text's chunks as one entry, all of them prepared together."""
+        """One entry per long text, with its chunks. All chunks are prepared together."""
         entries: list[PreparedRow | Reject | None] = [
             fit if isinstance(fit, Reject) else None for fit in fits
         ]
-        cuts = {
-            position: self._cut(longs[position], fit[0])
+        splits = {
+            position: self._split(long_texts[position], fit[0])
             for position, fit in enumerate(fits)
             if not isinstance(fit, Reject)
         }
-        for _ in range(_TRIES):
-            prepared = self._prepare_chunks(list(cuts.values()))
+        for _ in range(_MAX_ATTEMPTS):
+            prepared = self._prepare_chunks(list(splits.values()))
             smaller = {}
-            for (position, cut), chunk_entries in zip(cuts.items(), prepared, strict=True):
+            for (position, split), chunk_entries in zip(splits.items(), prepared, strict=True):
                 if all(self._fitter.fits(entry) for entry in chunk_entries):
                     entries[position] = _packed(chunk_entries)
                 else:
                     share = min(map(self._fitter.share_that_fits, chunk_entries))
-                    smaller[position] = self._cut(cut.long, int(cut.num_tokens * share))
-            cuts = smaller
-            if not cuts:
+                    smaller[position] = self._split(split.long, int(split.num_tokens * share))
+            splits = smaller
+            if not splits:
                 break
         return [_too_dense(self._policy.column) if entry is None else entry for entry in entries]
 
-    def _cut(self, long: LongText, num_tokens: int) -> _Cut:
+    def _split(self, long: LongText, num_tokens: int) -> _Split:
         num_tokens = max(1, num_tokens)
         overlap = min(self._policy.overlap, num_tokens // 2)
         text = long.text
         spans = fill_chunks(text, self._policy.by, num_tokens, overlap)
         texts = [text.text[start:end] for start, end in spans]
-        # A chunk of blank lines has nothing to ask about; a blank text is the task's business.
-        return _Cut(long, num_tokens, tuple(filter(str.strip, texts)) or (text.text[:1],))
+        # Blank chunks are dropped. If the whole text is blank, the task decides what to do.
+        return _Split(long, num_tokens, tuple(filter(str.strip, texts)) or (text.text[:1],))
 
-    def _prepare_chunks(self, cuts: Sequence[_Cut]) -> list[list[PreparedRow | Reject]]:
-        rows = [cut.long.row for cut in cuts for _ in cut.texts]
-        entries = iter(self._fitter.with_texts(rows, [text for cut in cuts for text in cut.texts]))
-        return [[next(entries) for _ in cut.texts] for cut in cuts]
+    def _prepare_chunks(self, splits: Sequence[_Split]) -> list[list[PreparedRow | Reject]]:
+        rows = [split.long.row for split in splits for _ in split.texts]
+        texts = [text for split in splits for text in split.texts]
+        entries = iter(self._fitter.with_texts(rows, texts))
+        return [[next(entries) for _ in split.texts] for split in splits]
 
 
 def _head(text: TokenSpans, num_tokens: int) -> str:
@@ -123,7 +124,7 @@ def _head(text: TokenSpans, num_tokens: int) -> str:
 
 
 def _packed(entries: Sequence[PreparedRow | Reject]) -> PreparedRow | Reject:
-    """One entry of a row's chunks: their prompts one after another, and where each ends."""
+    """Combine the entries of a row's chunks into one. Its note has each chunk's prompt count."""
     reject = _first_reject(entries)
     if reject is not None:
         return reject
@@ -148,7 +149,7 @@ def _unpacked(prepared: PreparedRow) -> list[PreparedRow]:
 
 
 def _first_reject(parts: Sequence[PreparedRow | Cells | Reject]) -> Reject | None:
-    """The first chunk's that failed, with its number, from 1."""
+    """The reject of the first failed chunk, with the chunk's number, from 1."""
     for number, part in enumerate(parts, start=1):
         if isinstance(part, Reject):
             where = f"chunk {number} of {len(parts)}: " if len(parts) > 1 else ""
@@ -159,17 +160,19 @@ def _first_reject(parts: Sequence[PreparedRow | Cells | Reject]) -> Reject | Non
 def _too_dense(column: str) -> Reject:
     return Reject(
         RejectClass.PROMPT_TOO_LONG,
-        f"no way was found to divide the column {column} so that each chunk's prompt fits",
+        f"could not split the column {column} into chunks whose prompts fit the context",
     )
 
 
 def _join(step: TaskStep[Any], policy: Chunk, context: TaskContext) -> ChunkJoin:
-    """The policy's join. Raises `UserError` if the task has none."""
+    """The join that the policy asks for. Raises `UserError` if the task cannot join chunks."""
     if isinstance(policy.join, JoinPrompt):
         return _JoinByPrompt(step, context)
     join = step.join
     if join is None:
-        raise UserError(f"{step.key_prefix}length.join: this {step.kind.name} task has none")
+        raise UserError(
+            f"{step.key_prefix}length.join: this {step.kind.name} task cannot join chunks"
+        )
     separator = "\n\n" if policy.separator is None else policy.separator
     text_column = step.fields[0].name if policy.join == "concatenate" else None
 
@@ -185,21 +188,21 @@ def _join(step: TaskStep[Any], policy: Chunk, context: TaskContext) -> ChunkJoin
 
 
 class _JoinByPrompt:
-    """The join by a second prompt over the first columns of the chunks' answers."""
+    """Joins by a second prompt, which sees the first output column of each chunk's answer."""
 
     def __init__(self, step: TaskStep[Any], context: TaskContext) -> None:
         final = step.final
         if final is None:
-            raise ValueError("the task joins without a prompt")
+            raise ValueError("the task has no second prompt")
         self._column = step.fields[0].name
-        self._final = Whole(with_row_overrides(final, context), final, context)
+        self._final = RejectingTask(with_row_overrides(final, context), final, context)
 
     def __call__(self, parts: Sequence[Cells], row: Row) -> Dialogue[Cells | Reject]:
         texts = [part[self._column] for part in parts]
         (entry,) = self._final.prepare([{**row, PARTS: texts}])
         if isinstance(entry, Reject):
-            return replace(entry, message=f"the join of {len(parts)} chunks: {entry.message}")
+            return replace(entry, message=f"joining {len(parts)} chunks: {entry.message}")
         cells = yield from self._final.answer(entry, row)
         if isinstance(cells, Reject):
-            return replace(cells, message=f"the join of {len(parts)} chunks: {cells.message}")
+            return replace(cells, message=f"joining {len(parts)} chunks: {cells.message}")
         return cells

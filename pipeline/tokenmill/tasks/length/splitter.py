@@ -1,9 +1,8 @@
-"""Splitting a text into parts: between paragraphs if possible, else sentences, else words.
+"""Splits a text between paragraphs if possible, else between sentences, else between words.
 
-There are two ways to split. `fill_chunks` makes parts as long as the budget allows, for a model
-that should see much of a text at a time. `split_evenly` makes every paragraph a part, and halves
-those that are too long, for texts whose parts are put together again. Both cut at the same
-boundaries.
+`fill_chunks` makes chunks as long as the budget allows, for a model that should see as much of a
+text as possible. `split_evenly` makes each paragraph a part and halves those that are too long, for
+texts whose parts are joined again. Both cut at the same boundaries.
 """
 
 import re
@@ -18,12 +17,12 @@ from tokenmill.tasks.length.token_spans import TextRange, TokenSpans
 
 _WHITESPACE = re.compile(r"\s+")
 _LINE_BREAK = re.compile(r"\r\n|[\n\r\x85\u2028]")
-# Each match starts at most once in a run of characters: a page of dots costs no quadratic time.
-# Latin, Arabic, Devanagari and Urdu full stops, and quotes or brackets that close after them.
+# A run of characters is matched at most once, so that a page of dots does not take quadratic time.
+# Latin, Arabic, Devanagari and Urdu full stops, and closing quotes or brackets after them.
 _STOP = "[.!?\u2026\u061f\u0964\u06d4]"
 _SENTENCE = (
     rf"(?<!{_STOP}){_STOP}++[\"'\u201d\u2019\u00bb)\]]*+(\s+)"
-    # Chinese and Japanese ones, which no space follows.
+    # Chinese and Japanese full stops, which are not followed by a space.
     r"|[\u3002\uff01\uff1f]++[\u201d\u2019\u300d\u300f\uff09\u300b]*+(\s*)"
 )
 _LINE = r"|(?<!\s)(\s*\n\s*)"
@@ -36,11 +35,11 @@ _start, _end = itemgetter(0), itemgetter(1)
 
 @dataclass(frozen=True)
 class Boundaries:
-    """Where a text may be cut.
+    """The positions where a text may be cut.
 
     Each boundary is the range of the whitespace between two parts, which may be empty. With
-    `line_breaks`, every line break is as good as the end of a sentence; otherwise only one before
-    an item of a list is.
+    `line_breaks`, every line break counts as the end of a sentence. Without it, only a line break
+    before a list item does.
     """
 
     text: str
@@ -64,7 +63,7 @@ class Boundaries:
         return [match.span() for match in _WHITESPACE.finditer(self.text)]
 
     def levels(self, by: Boundary) -> Iterator[list[TextRange]]:
-        """The boundaries that a user allows, the best kind first."""
+        """The boundaries that `by` allows, the best kind first."""
         if by == "paragraphs":
             yield self.paragraphs
         if by != "tokens":
@@ -73,7 +72,7 @@ class Boundaries:
 
 
 def separates_paragraphs(whitespace: str) -> bool:
-    """Whether the whitespace holds a blank line or a paragraph separator."""
+    """Whether the whitespace contains a blank line or a paragraph separator."""
     return len(_LINE_BREAK.findall(whitespace)) > 1 or "\u2029" in whitespace
 
 
@@ -82,8 +81,8 @@ def fill_chunks(text: TokenSpans, by: Boundary, num_tokens: int, overlap: int) -
 
     Whitespace at a boundary belongs to the chunk before it. A chunk ends at the last boundary of
     the best kind after its first quarter, or between two tokens if there is none. The next chunk
-    begins up to `overlap` tokens earlier, at a boundary if there is one. A single character of
-    more than `num_tokens` tokens is a chunk all the same.
+    starts up to `overlap` tokens earlier, at a boundary if there is one. A single character of
+    more than `num_tokens` tokens is a chunk of its own.
     """
     boundaries = Boundaries(text.text)
     chunks = []
@@ -93,7 +92,7 @@ def fill_chunks(text: TokenSpans, by: Boundary, num_tokens: int, overlap: int) -
         if limit <= covered:
             start = covered
             limit = max(text.forward(start, num_tokens), start + 1)
-        # A heading before a long paragraph is no chunk of its own.
+        # Keeps a heading in the same chunk as the paragraph after it.
         earliest = max(covered, text.forward(start, num_tokens // 4))
         end = limit
         if limit < len(text.text):
@@ -106,7 +105,7 @@ def fill_chunks(text: TokenSpans, by: Boundary, num_tokens: int, overlap: int) -
 
 
 def _last_boundary(boundaries: Boundaries, by: Boundary, after: int, limit: int) -> int:
-    """The end of the last boundary of the best kind in (after, limit]; else the limit."""
+    """The end of the last boundary of the best kind in (after, limit], or the limit."""
     for gaps in boundaries.levels(by):
         position = bisect_right(gaps, limit, key=_end) - 1
         if position >= 0 and gaps[position][1] > after:
@@ -115,7 +114,7 @@ def _last_boundary(boundaries: Boundaries, by: Boundary, after: int, limit: int)
 
 
 def _first_boundary(boundaries: Boundaries, by: Boundary, start: int, before: int) -> int:
-    """The end of the first boundary of the best kind in [start, before); else the start."""
+    """The end of the first boundary of the best kind in [start, before), or the start."""
     for gaps in boundaries.levels(by):
         position = bisect_left(gaps, start, key=_end)
         if position < len(gaps) and gaps[position][1] < before:
@@ -129,10 +128,10 @@ def split_evenly(
     count_tokens: Callable[[str], int],
     whole: re.Pattern[str] = _NEVER,
 ) -> list[TextRange]:
-    """The text's paragraphs, those of more than `budget` tokens halved until they fit.
+    """Split a text into paragraphs, and halve those of more than `budget` tokens until they fit.
 
-    Whitespace at a boundary belongs to no part. What `whole` matches is never cut, even if it
-    exceeds the budget; it must not match whitespace.
+    Whitespace at a boundary belongs to no part. Matches of `whole` are never cut, even if they
+    exceed the budget. The pattern must not match whitespace.
     """
     boundaries = Boundaries(text, line_breaks=False)
     uncut = [match.span() for match in whole.finditer(text)]
@@ -165,7 +164,7 @@ def _paragraphs(boundaries: Boundaries) -> Iterator[TextRange]:
 def _middle(
     boundaries: Boundaries, start: int, end: int, uncut: Sequence[TextRange]
 ) -> TextRange | None:
-    """The boundary nearest to the middle of a part; None for what cannot be cut."""
+    """The boundary nearest to the middle of a part. None if the part cannot be cut."""
     for gaps in (boundaries.sentences, boundaries.words):
         first, stop = bisect_right(gaps, start, key=_start), bisect_left(gaps, end, key=_end)
         if first < stop:
@@ -173,7 +172,7 @@ def _middle(
             nearest = gaps[max(first, after - 1) : min(stop, after + 1)]
             return min(nearest, key=lambda gap: abs(sum(gap) - start - end))
     middle = (start + end) // 2
-    around = bisect_left(uncut, middle, key=_end)
-    if around < len(uncut) and uncut[around][0] < middle < uncut[around][1]:
-        middle = uncut[around][1] if uncut[around][1] < end else uncut[around][0]
+    index = bisect_left(uncut, middle, key=_end)
+    if index < len(uncut) and uncut[index][0] < middle < uncut[index][1]:
+        middle = uncut[index][1] if uncut[index][1] < end else uncut[index][0]
     return (middle, middle) if start < middle < end else None

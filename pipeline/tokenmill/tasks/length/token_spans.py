@@ -1,7 +1,7 @@
-"""The tokens of a text, and cutting it to a number of them. Pure functions.
+"""Counts the tokens of a text, and truncates it to a number of tokens. Pure functions.
 
-A text comes with the character spans of its tokens. Cuts are between characters, never inside one
-whose bytes are several tokens. A token that a cut divides counts on both sides.
+A text comes with the character spans of its tokens. A cut is always between two characters, even
+if one character consists of several tokens. A token that is cut counts on both sides.
 """
 
 from bisect import bisect_left, bisect_right
@@ -16,7 +16,7 @@ TextRange = tuple[int, int]
 
 @dataclass(frozen=True)
 class TokenSpans:
-    """A text, and where its tokens begin and end in characters, in ascending order."""
+    """A text, and the character positions where its tokens start and end, in ascending order."""
 
     text: str
     starts: Sequence[int]
@@ -24,7 +24,7 @@ class TokenSpans:
 
     @classmethod
     def of(cls, text: str, spans: Sequence[TextRange]) -> "TokenSpans":
-        """Make it from the spans that a tokenizer returns, which may go back."""
+        """Build from the spans of a tokenizer, which need not be in ascending order."""
         starts = list(accumulate((start for start, _ in spans), max))
         return cls(text, starts, list(accumulate((end for _, end in spans), max)))
 
@@ -39,18 +39,20 @@ class TokenSpans:
         return bisect_left(self.starts, end) - bisect_right(self.ends, start)
 
     def forward(self, start: int, num_tokens: int) -> int:
-        """The last position that at most `num_tokens` tokens after `start` reach."""
-        behind = bisect_right(self.ends, start) + num_tokens
-        return len(self.text) if behind >= self.num_tokens else max(start, self.starts[behind])
+        """The last position such that at most `num_tokens` tokens are between it and `start`."""
+        following = bisect_right(self.ends, start) + num_tokens
+        return (
+            len(self.text) if following >= self.num_tokens else max(start, self.starts[following])
+        )
 
     def backward(self, end: int, num_tokens: int) -> int:
-        """The first position that at most `num_tokens` tokens before `end` reach."""
-        before = bisect_left(self.starts, end) - 1 - num_tokens
-        return 0 if before < 0 else min(end, self.ends[before])
+        """The first position such that at most `num_tokens` tokens are between it and `end`."""
+        preceding = bisect_left(self.starts, end) - 1 - num_tokens
+        return 0 if preceding < 0 else min(end, self.ends[preceding])
 
 
 def truncate_text(spans: TokenSpans, keep: Keep, marker: str, num_tokens: int) -> str:
-    """At most `num_tokens` tokens of the text, with the marker in place of the others."""
+    """Keep at most `num_tokens` tokens of the text, and put the marker in place of the rest."""
     if num_tokens >= spans.num_tokens:
         return spans.text
     text = spans.text
@@ -58,6 +60,6 @@ def truncate_text(spans: TokenSpans, keep: Keep, marker: str, num_tokens: int) -
         return text[: spans.forward(0, num_tokens)] + marker
     if keep == "tail":
         return marker + text[spans.backward(len(text), num_tokens) :]
-    in_tail = num_tokens // 2
-    head = text[: spans.forward(0, num_tokens - in_tail)]
-    return head + marker + text[spans.backward(len(text), in_tail) :]
+    num_tail_tokens = num_tokens // 2
+    head = text[: spans.forward(0, num_tokens - num_tail_tokens)]
+    return head + marker + text[spans.backward(len(text), num_tail_tokens) :]

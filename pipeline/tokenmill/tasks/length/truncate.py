@@ -1,4 +1,4 @@
-"""The policy `truncate`: where a prompt is too long, a part of one column is left out."""
+"""The length policy `truncate`: removes a part of one column if the prompt is too long."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,16 +7,16 @@ from tokenmill.config.length import Truncate
 from tokenmill.errors import UserError
 from tokenmill.reject import Reject
 from tokenmill.tasks.kind import TaskStep
-from tokenmill.tasks.length.fitter import Fit, Fitter, LongText, without
+from tokenmill.tasks.length.fitter import Fit, Fitter, LongText, without_note
 from tokenmill.tasks.length.token_spans import TokenSpans, truncate_text
 from tokenmill.tasks.task import Cells, Dialogue, PreparedRow, Row, Task, TaskContext
 
-#: The note of a row that was cut: how many tokens of its column are left out.
+#: The note of a truncated row that holds the number of tokens removed from its column.
 TRUNCATED_NOTE = "truncated_tokens"
 
 
-class Truncated:
-    """A task whose prompts always fit, if any part of the column does."""
+class TruncatingTask:
+    """A task that shortens a column until its prompts fit."""
 
     def __init__(
         self, task: Task, step: TaskStep[Any], policy: Truncate, context: TaskContext
@@ -25,19 +25,21 @@ class Truncated:
         self._policy = policy
         self._fitter = Fitter(task, step, policy, context)
         (marker,) = self._fitter.measure([policy.marker])
-        self._most = None if policy.max_tokens is None else policy.max_tokens - marker.num_tokens
-        if self._most is not None and self._most < 1:
+        self._max_text_tokens = (
+            None if policy.max_tokens is None else policy.max_tokens - marker.num_tokens
+        )
+        if self._max_text_tokens is not None and self._max_text_tokens < 1:
             raise UserError(
-                f"{step.key_prefix}length.max_tokens: {policy.max_tokens} has no room for text "
-                f"beside the marker's {marker.num_tokens} tokens"
+                f"{step.key_prefix}length.max_tokens: {policy.max_tokens} leaves no room for "
+                f"text next to the marker of {marker.num_tokens} tokens; raise it"
             )
 
     def prepare(self, rows: Sequence[Row]) -> list[PreparedRow | Reject]:
         entries = self._task.prepare(rows)
-        found = self._fitter.long_texts(rows, entries)
-        longs = [long for long in found.values() if isinstance(long, LongText)]
-        fits = iter(self._fitter.shorten(longs, self._cut, self._most))
-        for position, long in found.items():
+        outcomes = self._fitter.long_texts(rows, entries)
+        long_texts = [long for long in outcomes.values() if isinstance(long, LongText)]
+        fits = iter(self._fitter.shorten(long_texts, self._cut, self._max_text_tokens))
+        for position, long in outcomes.items():
             entries[position] = (
                 long if isinstance(long, Reject) else _shortened(long.text, next(fits))
             )
@@ -45,12 +47,9 @@ class Truncated:
 
     def answer(self, prepared: PreparedRow, row: Row) -> Dialogue[Cells | Reject]:  # noqa: ARG002
         truncated = prepared.notes.get(TRUNCATED_NOTE, 0)
-        own = (
-            PreparedRow(prepared.prompts, without(prepared.notes, TRUNCATED_NOTE))
-            if truncated
-            else prepared
-        )
-        cells = yield from self._task.answer(own)
+        if truncated:
+            prepared = PreparedRow(prepared.prompts, without_note(prepared.notes, TRUNCATED_NOTE))
+        cells = yield from self._task.answer(prepared)
         if isinstance(cells, Reject):
             return cells
         return {**cells, "truncated_tokens": truncated, "num_chunks": 1}
