@@ -203,7 +203,7 @@ def test_a_task_without_a_prompt_or_sampling_is_refused(load: Load, key: str, re
     data = job_data()
     del data[key]
     message = error_of(load, data)
-    assert f"{key} is missing: say" in message
+    assert f"{key} is missing; " in message
     assert remedy in message
 
 
@@ -551,11 +551,11 @@ def test_a_prompt_has_one_of_three_forms() -> None:
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        ({"task": {"kind": "tag", "choices": ["a"]}, "sampling": None}, "only generate takes"),
-        ({"length": {"policy": "truncate", "column": "m"}}, "whole chats are not cut"),
+        ({"task": {"kind": "tag", "choices": ["a"]}, "sampling": None}, "only generate accepts"),
+        ({"length": {"policy": "truncate", "column": "m"}}, "whole chats cannot be cut"),
         (
             {"task": {"best_of": {"n": 2, "by": "reward", "model": {"source": "fake"}}}},
-            "a reward model reads templates",
+            "reward needs a prompt of templates",
         ),
         ({"prompt": {"chat": "m", "text": "{{ m }}"}}, "give one of"),
     ],

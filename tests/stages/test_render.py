@@ -21,7 +21,7 @@ from tokenmill.tasks.unit_tables import (
     NOTES_COLUMN,
     PROMPTS_COLUMN,
     RenderedRows,
-    without_own_columns,
+    without_internal_columns,
 )
 
 
@@ -208,7 +208,7 @@ def test_kept_columns_are_unchanged() -> None:
     )
     keep = ("time", "nested", "dictionary", "bytes", "text")
     table = rendered(rows, keep=keep)
-    assert without_own_columns(table).schema.names == [*keep, ROW_COLUMN]
+    assert without_internal_columns(table).schema.names == [*keep, ROW_COLUMN]
     assert table.select(keep).equals(rows.select(keep))
 
 

@@ -160,11 +160,11 @@ def test_a_kind_has_the_name_that_its_section_has(kind: TaskKind[Any]) -> None:
     [
         (
             {"kind": "score", "prompt": {"text": "{{ text }}"}, "retries": {"times": 1}},
-            "retries: the task writes no text; leave it out",
+            "retries: the task generates no text",
         ),
         (
             {"kind": "transcribe", "audio": "a", "language": "en", "prompt": {"text": "{{ a }}"}},
-            "prompt: transcribe tasks have no prompt; leave it out",
+            "prompt: transcribe tasks have no prompt",
         ),
     ],
 )

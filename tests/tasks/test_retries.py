@@ -137,7 +137,7 @@ def test_retries_that_cannot_help_are_refused(
 
 def test_retries_need_something_that_can_fail() -> None:
     """Plain text always does, unless it has to be complete."""
-    with pytest.raises(ValidationError, match="write complete: true"):
+    with pytest.raises(ValidationError, match="set complete: true"):
         job({"retries": {}}, {"max_tokens": 8})
 
 

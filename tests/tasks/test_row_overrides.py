@@ -251,7 +251,7 @@ def test_a_task_may_vary_for_itself() -> None:
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"overrides": {"logprobs": "l"}}, "logprobs cannot differ by row"),
+        ({"overrides": {"logprobs": "l"}}, "logprobs cannot be set by row"),
         ({"adapter": "style"}, "adapter: model.adapters is empty"),
         (
             {"model": {"source": "fake", "adapters": {"fr": "x"}}},

@@ -16,7 +16,7 @@ from tokenmill.tasks.unit_tables import (
     Entries,
     RenderedRows,
     rendered_table,
-    without_own_columns,
+    without_internal_columns,
 )
 
 TEXTS = st.text(max_size=6)
@@ -122,7 +122,7 @@ def test_kept_columns_come_through(late: dict[str, Any]) -> None:
     kept = pa.table({"id": pa.array(["a", None], pa.large_string()), ROW_COLUMN: [7, 9]})
     entries: list[Entries] = [[PreparedRow([[1]])], [Reject(RejectClass.BAD_TEXT, "bad")]]
     table = rendered_table(kept, entries, pa.table(late) if late else kept.select([]))
-    assert without_own_columns(table).equals(kept)
+    assert without_internal_columns(table).equals(kept)
 
 
 def test_a_table_without_rows_is_rendered() -> None:

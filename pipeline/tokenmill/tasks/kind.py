@@ -70,9 +70,9 @@ class TaskKind(Generic[SectionT]):
         templates: Compiles the step's templates. Raises `UserError`.
         columns: The input columns that the task reads, each with the job key that names it.
         params: The parameters of the task's requests, as far as they are known without a model.
-        check: Raises `ValueError` for a section that cannot work, given its prompt and sampling.
-        resolve: The section with what its output types take from the model's config.json.
-        auxiliary_models: The models that the task needs besides the one that answers, by key.
+        check: Raises `ValueError` for a section that is invalid with its prompt and sampling.
+        resolve: Fills in keys of the section from the model's config.json.
+        auxiliary_models: The models that the task needs in addition to its own, by section key.
         override_problem: Why a row cannot have these overrides, though each is valid by itself.
         located_column: The column in whose text the answers have offsets, if they have.
     """
@@ -133,14 +133,14 @@ class TaskStep(Generic[SectionT]):
     def prompt(self) -> Prompt:
         """The prompt, the job's or the task's own."""
         if self.section.prompt is None:
-            raise ValueError(f"{self.key_prefix}prompt is missing: say what to ask about a row")
+            raise ValueError(f"{self.key_prefix}prompt is missing; write what to ask about a row")
         return self.section.prompt
 
     @property
     def sampling(self) -> Sampling:
         """The sampling parameters, the job's or the task's own."""
         if self.section.sampling is None:
-            raise ValueError(f"{self.key_prefix}sampling is missing: say at least max_tokens")
+            raise ValueError(f"{self.key_prefix}sampling is missing; set at least max_tokens")
         return Sampling(self.section.sampling)
 
     @property
@@ -199,7 +199,7 @@ class TaskStep(Generic[SectionT]):
 
     @property
     def auxiliary_models(self) -> dict[str, AuxiliaryModel]:
-        """The models that the task needs besides the job's own, by their keys in the job."""
+        """The models that the task needs in addition to the job's model, by their job keys."""
         models = {}
         if self.section.model is not None:
             models[self.key_of("model")] = AuxiliaryModel(self.section.model, self.runner)
@@ -225,12 +225,12 @@ class TaskStep(Generic[SectionT]):
         return self.kind.build(self, context)
 
     def check(self) -> None:
-        """Raise `ValueError` for what cannot work, given the job's defaults."""
+        """Raise `ValueError` for a section that is invalid with the job's defaults."""
         if self.kind.asks_by_prompt:
             _check_chat(self)
         elif self.section.prompt is not None:
             raise ValueError(
-                f"{self.key_prefix}prompt: {self.kind.name} tasks have no prompt; leave it out"
+                f"{self.key_prefix}prompt: {self.kind.name} tasks have no prompt; remove it"
             )
         if self.kind.writes_text:
             check_sampling(dict(self.sampling.values), self.key_prefix)
@@ -241,20 +241,20 @@ class TaskStep(Generic[SectionT]):
 
 
 def _check_chat(step: TaskStep[Any]) -> None:
-    """Raise `ValueError` for whole chats where the task or its length policy needs templates.
+    """Raise `ValueError` for whole chats if the task or its length policy needs templates.
 
-    A whole chat has no text that a task could add to, or that a length policy could cut.
+    A task cannot add to a whole chat, and a length policy cannot cut it.
     """
     prefix = step.key_prefix
     if step.final is not None and step.final.prompt.chat is not None:
-        raise ValueError(f"{prefix}length.join.prompt.chat: joins ask by templates")
+        raise ValueError(f"{prefix}length.join.prompt.chat: a join needs templates")
     if step.prompt.chat is None:
         return
     if not step.kind.takes_chats:
-        raise ValueError(f"{prefix}prompt.chat: only generate takes whole chats; write templates")
+        raise ValueError(f"{prefix}prompt.chat: only generate accepts whole chats; use templates")
     if isinstance(step.section.length, Truncate | Chunk):
         raise ValueError(  # noqa: TRY004 - a mistake in the job
-            f"{prefix}length: whole chats are not cut; leave it out, or write templates"
+            f"{prefix}length: whole chats cannot be cut; remove it, or use templates"
         )
 
 
@@ -263,12 +263,12 @@ def _check_retries(step: TaskStep[Any]) -> None:
     if retries is None:
         return
     if not step.kind.writes_text:
-        raise ValueError(f"{step.key_prefix}retries: the task writes no text; leave it out")
+        raise ValueError(f"{step.key_prefix}retries: the task generates no text; remove it")
     check_retries(retries, dict(step.sampling.values))
 
 
 def check_logprobs(params: Sequence[Params]) -> None:
-    """Raise `ValueError` for requests that cannot be in one engine at the same time.
+    """Raise `ValueError` for requests that cannot share an engine.
 
     If a batch has a request with `logprob_token_ids`, vLLM 0.32 returns no alternatives for the
     others (`v1/sample/sampler.py`: "prefer logprob_token_ids").
@@ -277,7 +277,6 @@ def check_logprobs(params: Sequence[Params]) -> None:
     wants_top = any(values.get("logprobs") for values in samplings)
     if wants_top and any(values.get("logprob_token_ids") is not None for values in samplings):
         raise ValueError(
-            "one task asks for the likeliest tokens (tokens.top, sampling.logprobs), another for "
-            "the probabilities of its labels, and in one engine the second breaks the first; make "
-            "two jobs"
+            "tokens.top and sampling.logprobs cannot be combined with classify and tag: vLLM would "
+            "not return the likeliest tokens; make two jobs"
         )

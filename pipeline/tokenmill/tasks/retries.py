@@ -1,6 +1,6 @@
-"""Asking again: a request whose answer does not do is sent once more, changed as the job says.
+"""Retries: a request with an invalid answer is sent again with other sampling parameters.
 
-A part of a dialogue, for any task that writes text and can tell whether an answer does.
+This is a part of a dialogue, for any task that generates text and can check it.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from tokenmill.request import Completion, FinishReason, Media, Request, Sampling
 from tokenmill.tasks.kind import TaskStep
 from tokenmill.tasks.task import Dialogue, Result
 
-_MOST_ANSWER_CHARACTERS = 1000
+_MAX_ANSWER_CHARACTERS = 1000
 
 
 def ask_until_valid(
@@ -21,11 +21,11 @@ def ask_until_valid(
     check: Callable[[Completion], Result | Reject],
     media: Media | None = None,
 ) -> Dialogue[Result | Reject]:
-    """Send the prompt with one sampling after the other until `check` makes a result of an answer.
+    """Send the prompt with one sampling after the other, until `check` accepts an answer.
 
-    Otherwise the last answer's reject, with that answer in its message and the attempts counted.
-    What the engine itself refuses or fails is not sent again: at a retry, because a longer answer
-    does not fit say, the reject of the answer before it stands.
+    If it accepts none, returns the reject of the last answer, with that answer in its message and
+    the number of attempts. A request that the engine rejects is not retried. If the engine rejects
+    a retry, for example because a longer answer does not fit, the previous reject is returned.
     """
     last: Reject | None = None
     for attempt, sampling in enumerate(samplings, start=1):
@@ -37,10 +37,10 @@ def ask_until_valid(
         result = check(answer)
         if not isinstance(result, Reject):
             return result
-        message = f"{result.message}; the last answer: {shortened(answer.text)}"
+        message = f"{result.message}; the last answer: {shorten_answer(answer.text)}"
         last = Reject(result.reject_class, message, attempt)
     if last is None:
-        raise ValueError("a task asks at least once")
+        raise ValueError("there is no sampling to ask with")
     return last
 
 
@@ -48,23 +48,23 @@ def check_whole_answers(step: TaskStep[Any], *, complete: bool) -> None:
     """Raise `ValueError` for retries if every answer is valid unless `complete` is set."""
     if step.section.retries is not None and not complete:
         raise ValueError(
-            f"{step.key_prefix}retries: every answer does; "
-            "write complete: true to ask again for those that are cut off"
+            f"{step.key_prefix}retries: every answer is valid; set complete: true to retry answers "
+            "that are cut off"
         )
 
 
 def cut_off(answer: Completion) -> Reject | None:
-    """The reject of an answer that max_tokens has cut off; None for one that came to its end."""
+    """The reject of an answer that was cut off at max_tokens; None for a complete answer."""
     if answer.finish_reason != FinishReason.LENGTH:
         return None
     return Reject(
         RejectClass.TRUNCATED_ANSWER,
-        f"the answer was cut off after {answer.num_generated_tokens} tokens; "
-        "raise sampling.max_tokens",
+        f"the answer was cut off after {answer.num_generated_tokens} tokens; increase "
+        "sampling.max_tokens",
     )
 
 
-def shortened(text: str) -> str:
+def shorten_answer(text: str) -> str:
     """The beginning of an answer, long enough to see what is wrong with it."""
-    limit = _MOST_ANSWER_CHARACTERS
+    limit = _MAX_ANSWER_CHARACTERS
     return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -1,7 +1,7 @@
-"""What rows may vary of any task: sampling parameters and the LoRA adapter, from columns.
+"""Sampling parameters and LoRA adapters from a row's columns, for any task.
 
-Stands around a task: checks the row's cells before its prompt is made, and changes the requests
-that the task asks.
+Wraps a task: the row's values are checked before its prompt is made, and the task's requests are
+changed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,14 +14,14 @@ from tokenmill.request import Request, Sampling
 from tokenmill.tasks.kind import TaskStep
 from tokenmill.tasks.task import Cells, Dialogue, PreparedRow, Row, Task, TaskContext
 
-# The wrapper's place among the task's own notes; absent in a row that varies nothing.
-_NOTE = "varied"
+# The wrapper's note among those of the task; absent in a row without overrides.
+_NOTE = "row_overrides"
 _OVERRIDES = "overrides"
 _ADAPTER = "adapter"
 
 
 def with_row_overrides(step: TaskStep[Any], context: TaskContext) -> Task:
-    """The step's task, with its rows' overrides and adapters if it names columns for them.
+    """Build the step's task, wrapped if it has columns for overrides or adapters.
 
     Raises `UserError`.
     """
@@ -32,7 +32,7 @@ def with_row_overrides(step: TaskStep[Any], context: TaskContext) -> Task:
 
 
 class WithRowOverrides:
-    """A task whose rows choose some of their sampling parameters, or their adapter."""
+    """A task whose rows set some of their sampling parameters, or their adapter."""
 
     def __init__(self, task: Task, step: TaskStep[Any], adapters: Sequence[str]) -> None:
         self._task = task
@@ -43,10 +43,10 @@ class WithRowOverrides:
 
     def prepare(self, rows: Sequence[Row]) -> list[PreparedRow | Reject]:
         notes = [self._note(row) for row in rows]
-        sound = [row for row, note in zip(rows, notes, strict=True) if not isinstance(note, Reject)]
-        prepared = iter(self._task.prepare(sound))
+        valid = [row for row, note in zip(rows, notes, strict=True) if not isinstance(note, Reject)]
+        prepared = iter(self._task.prepare(valid))
         return [
-            note if isinstance(note, Reject) else _noted(next(prepared), note) for note in notes
+            note if isinstance(note, Reject) else _with_note(next(prepared), note) for note in notes
         ]
 
     def answer(self, prepared: PreparedRow) -> Dialogue[Cells | Reject]:
@@ -57,14 +57,14 @@ class WithRowOverrides:
         try:
             requests = next(dialogue)
             while True:
-                answers = yield [self._varied(request, note) for request in requests]
+                answers = yield [self._overridden(request, note) for request in requests]
                 requests = dialogue.send(answers)
         except StopIteration as end:
             result: Cells | Reject = end.value
             return result
 
     def _note(self, row: Row) -> Mapping[str, Any] | Reject:
-        """What the row varies; nothing for cells that are null."""
+        """The row's overrides and adapter, without those that are null."""
         overrides: dict[str, Any] = {}
         for name, column in (self._section.overrides or {}).items():
             value = row[column]
@@ -83,15 +83,15 @@ class WithRowOverrides:
             if name is not None and (not isinstance(name, str) or name not in self._adapters):
                 return Reject(
                     RejectClass.UNKNOWN_ADAPTER,
-                    f"the column {self._section.adapter} is {name!r:.100}, which model.adapters "
-                    "does not name",
+                    f"the column {self._section.adapter} is {name!r:.100}, which is not in "
+                    "model.adapters",
                 )
             note |= {} if name is None else {_ADAPTER: name}
         return note
 
-    def _varied(self, request: Request, note: Mapping[str, Any]) -> Request:
+    def _overridden(self, request: Request, note: Mapping[str, Any]) -> Request:
         if request.model is not None:
-            # A judge beside the task's own model: the row varies the writer alone.
+            # The request is for an auxiliary model, such as a judge.
             return request
         request = replace(request, adapter=note.get(_ADAPTER))
         overrides = note.get(_OVERRIDES)
@@ -100,25 +100,25 @@ class WithRowOverrides:
         return replace(request, params=Sampling(self._values(request.params.values, overrides)))
 
     def _values(self, values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-        """The request's sampling with the row's: what the task itself has changed stands.
+        """The request's sampling with the row's values, except what the task itself has changed.
 
-        Seeds keep their distance, so that samples and second tries still differ.
+        The differences between seeds are kept, so that samples and second tries still differ.
         """
-        varied = dict(values)
+        overridden = dict(values)
         for name, value in overrides.items():
-            own, asked = self._sampling.get(name), values.get(name)
-            if name == "seed" and own is not None and asked is not None:
-                varied[name] = value + asked - own
-            elif asked == own:
-                varied[name] = value
-        return varied
+            configured, requested = self._sampling.get(name), values.get(name)
+            if name == "seed" and configured is not None and requested is not None:
+                overridden[name] = value + requested - configured
+            elif requested == configured:
+                overridden[name] = value
+        return overridden
 
 
 def _bad_override(message: str) -> Reject:
     return Reject(RejectClass.BAD_OVERRIDE, message)
 
 
-def _noted(prepared: PreparedRow | Reject, note: Mapping[str, Any]) -> PreparedRow | Reject:
+def _with_note(prepared: PreparedRow | Reject, note: Mapping[str, Any]) -> PreparedRow | Reject:
     if isinstance(prepared, Reject) or not note:
         return prepared
     return replace(prepared, notes={**prepared.notes, _NOTE: note})

@@ -1,7 +1,7 @@
-"""A job's tasks as one: each row is prepared for all of them and holds one dialogue.
+"""All tasks of a job as one: rows are prepared for all of them, and have one dialogue.
 
-Tasks stand side by side in a round, so that the prefixes which they share are in the engine at the
-same time; a task whose prompt uses another's column follows it.
+The requests of all tasks are in the same round, so that the prefixes they share are in the engine's
+cache. A task that reads a column of an earlier task waits for its answer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from tokenmill.tasks.task import Cells, Dialogue, PreparedRow, Row, TaskContext,
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """What a row's tasks came to: the cells of those that answered, and why the first did not."""
+    """The cells of the tasks that succeeded, and the reject of the first task that did not."""
 
     cells: Cells
     reject: Reject | None
@@ -28,7 +28,7 @@ class RowResult:
 
 @dataclass(frozen=True, slots=True)
 class AnsweredRow:
-    """A row's result, and the tokens of all its requests; None where none came back."""
+    """A row's result, and the tokens of all its requests; None if no request was answered."""
 
     result: RowResult
     num_input_tokens: int | None
@@ -37,10 +37,10 @@ class AnsweredRow:
 
 @dataclass(frozen=True, slots=True)
 class _RowTask:
-    """One task of a row.
+    """One of a row's tasks.
 
-    `columns` maps its cells to their output columns; `follows` are the positions of the tasks whose
-    columns it reads; `model` is the place of the model that answers it, None for the job's own.
+    `model` is the key of its own model, or None for the job's model. `columns` maps its cells to
+    output columns. `follows` are the positions of the tasks whose columns it reads.
     """
 
     name: str | None
@@ -51,11 +51,11 @@ class _RowTask:
 
 
 class RowTasks:
-    """All that is done to a row.
+    """All tasks of a job.
 
-    `fields` are the output columns of all tasks; `columns` maps the input's columns that they read
-    to the places that name them; `late_columns` are those that a task reads beside the engine: once
-    an earlier one has answered, or all its chunks.
+    `fields` are the output columns. `columns` maps the input columns that the tasks read to the job
+    keys that name them. `late_columns` are those that are read in the engine's process, after the
+    answers of an earlier task or of all chunks.
     """
 
     def __init__(self, steps: Sequence[TaskStep[Any]], context: TaskContext) -> None:
@@ -65,23 +65,23 @@ class RowTasks:
             _row_task(step, context, follows)
             for step, follows in zip(steps, _follows(steps), strict=True)
         ]
-        read_late = {
+        late = {
             name
             for step, task in zip(steps, self._tasks, strict=True)
             for name in (columns_of if task.follows else joining_columns)(step)
         }
-        self.late_columns = sorted(read_late & self.columns.keys())
+        self.late_columns = sorted(late & self.columns.keys())
 
     def __len__(self) -> int:
         return len(self._tasks)
 
     @property
     def waiting(self) -> list[bool]:
-        """For each task whether it waits for another's answer."""
+        """For each task, whether it waits for the answer of another."""
         return [bool(task.follows) for task in self._tasks]
 
     def prepare(self, rows: Sequence[Row]) -> list[list[PreparedRow | Reject | None]]:
-        """For each row an entry a task: None for one that waits for another's answer."""
+        """Prepare rows. Returns for each row one entry a task, None for a task that waits."""
         columns = [
             [None] * len(rows) if task.follows else task.task.prepare(rows) for task in self._tasks
         ]
@@ -90,16 +90,19 @@ class RowTasks:
     def answer(
         self, entries: Sequence[PreparedRow | Reject | None], late: Row
     ) -> Dialogue[RowResult]:
-        """The row's dialogue; `late` holds its values of `late_columns`."""
+        """The row's dialogue; `late` has its values of `late_columns`."""
         outcomes: dict[int, Cells | Reject] = {}
         while len(outcomes) < len(self._tasks):
             ready = [
                 position
                 for position, task in enumerate(self._tasks)
-                if position not in outcomes and all(at in outcomes for at in task.follows)
+                if position not in outcomes and outcomes.keys() >= set(task.follows)
             ]
             results = yield from gather(
-                [self._dialogue(self._tasks[at], entries[at], late, outcomes) for at in ready]
+                [
+                    self._dialogue(self._tasks[position], entries[position], late, outcomes)
+                    for position in ready
+                ]
             )
             outcomes.update(zip(ready, results, strict=True))
         return self._result([outcomes[position] for position in range(len(self._tasks))])
@@ -111,9 +114,9 @@ class RowTasks:
         late: Row,
         outcomes: Mapping[int, Cells | Reject],
     ) -> Dialogue[Cells | Reject]:
-        """One task's dialogue; it ends with cells by their columns' names."""
+        """One task's dialogue. It returns cells by output column."""
         try:
-            row = _with_earlier(late, [outcomes[at] for at in task.follows])
+            row = _with_earlier(late, [outcomes[position] for position in task.follows])
             if isinstance(row, Reject):
                 return row
             if entry is None:
@@ -124,7 +127,7 @@ class RowTasks:
             if isinstance(outcome, Reject):
                 return outcome
             return {task.columns[name]: cell for name, cell in outcome.items()}
-        except Exception as error:  # noqa: BLE001 - what a task fails on is its own reject only
+        except Exception as error:  # noqa: BLE001 - a bug in a task rejects the row for that task
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             return Reject(RejectClass.TASK_ERROR, reason, attempts=int(entry is not None))
 
@@ -140,7 +143,7 @@ class RowTasks:
 
 
 def _with_earlier(late: Row, earlier: Sequence[Cells | Reject]) -> Row | Reject:
-    """What a task reads beside the engine; the reject of one that it follows is its own."""
+    """The values that a waiting task reads, or the reject of a task that it follows."""
     values = dict(late)
     for outcome in earlier:
         if isinstance(outcome, Reject):
@@ -192,7 +195,9 @@ def answer_fields(steps: Sequence[TaskStep[Any]]) -> tuple[pa.Field, ...]:
         for field in fields_of(step):
             name = names[field.name]
             if name in fields:
-                raise UserError(f"{step.key_prefix}name: two tasks write the column {name}")
+                raise UserError(
+                    f"{step.key_prefix}name: two tasks have the output column {name}; rename one"
+                )
             fields[name] = field.with_name(name)
     return tuple(fields.values())
 

@@ -18,24 +18,29 @@ class TaskSection(Section):
     name: str | None = Field(
         default=None,
         pattern=r"^[a-z][a-z0-9_]*$",
-        description="In a list of tasks: stands before the task's columns, as in topic_label.",
+        description="Required in a list of tasks. Prefixes the task's columns: topic_label.",
     )
-    prompt: Prompt | None = Field(default=None, description="By default the job's.")
-    sampling: dict[str, Any] | None = Field(default=None, description="By default the job's.")
+    prompt: Prompt | None = Field(default=None, description="Default: the job's prompt.")
+    sampling: dict[str, Any] | None = Field(
+        default=None, description="Default: the job's sampling."
+    )
     retries: Retries | None = Field(
-        default=None, description="For rows whose answer does not do; by default none."
+        default=None, description="Retries for rows with an invalid answer. Default: none."
     )
     model: ModelSource | None = Field(
-        default=None, description="By default the job's; another one stands beside it."
+        default=None,
+        description="A model for this task, loaded next to the job's. Default: the job's model.",
     )
 
-    length: Length | None = Field(default=None, description="By default the job's.")
+    length: Length | None = Field(default=None, description="Default: the job's length policy.")
     overrides: dict[str, str] | None = Field(
         default=None,
-        description="Sampling parameter to the column with a row's own; by default the job's.",
+        description="Columns with a row's own sampling parameters, by parameter. "
+        "Default: the job's overrides.",
     )
     adapter: str | None = Field(
-        default=None, description="The column that names a row's adapter; by default the job's."
+        default=None,
+        description="The column with the name of a row's LoRA adapter. Default: the job's adapter.",
     )
 
     @field_validator("overrides")
@@ -49,7 +54,7 @@ def check_overrides(overrides: dict[str, str] | None) -> dict[str, str] | None:
     for name in overrides or {}:
         if name not in OVERRIDABLE:
             allowed = ", ".join(OVERRIDABLE)
-            raise ValueError(f"{name} cannot differ by row; these can: {allowed}")
+            raise ValueError(f"{name} cannot be set by row; use one of {allowed}")
     return overrides
 
 

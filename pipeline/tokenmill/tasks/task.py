@@ -1,8 +1,9 @@
-"""What every task is: columns in, prompts out, and a dialogue with the engine for each row.
+"""The interface of a task: prompts for rows, and a dialogue with the engine for each row.
 
-A task prepares whole units, so that texts are tokenized in batches on any CPU of the cluster. In
-the engine's process it holds a dialogue for each row: a generator that yields rounds of requests
-and returns the row's cells or a reject. Knows nothing of engines, units or Ray.
+A task prepares the rows of a unit together, so that texts are tokenized in batches, on any CPU of
+the cluster. In the engine's process, each row has a dialogue: a generator that yields rounds of
+requests, receives their answers, and returns the row's cells or a reject. A task knows nothing of
+engines, units or Ray.
 """
 
 from collections.abc import Generator, Mapping, Sequence
@@ -18,18 +19,19 @@ from tokenmill.storage.base import Store
 Row = Mapping[str, Any]
 Cells = Mapping[str, Any]
 Result = TypeVar("Result")
-#: VLLM's two ways to run a model: one writes text, the other gives vectors and numbers.
+#: The two runners of vLLM: one generates text, the other returns vectors and numbers.
 Runner = Literal["generate", "pooling"]
-#: Yields rounds of requests, is sent their answers in the same order, and returns its result.
+#: Yields rounds of requests, receives their answers in the same order, and returns a result.
 Dialogue = Generator[Sequence[Request], Sequence[Answer], Result]
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedRow:
-    """A row made ready for its dialogue: prompts' token ids, and what the task notes of the row.
+    """A row that is ready for its dialogue.
 
-    Notes are values that JSON holds: they cross from the process that renders to the engine's, as
-    `media`, the row's checked image or pieces of audio, does.
+    `prompts` are token ids. `notes` are other facts about the row that the dialogue needs; they
+    must be JSON values, since they cross from the rendering process to the engine's. `media` are
+    the row's image or pieces of audio, decoded and checked.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -39,11 +41,10 @@ class PreparedRow:
 
 @dataclass(frozen=True, slots=True)
 class TaskContext:
-    """What a task is built with: the model's tokenizer, its context in tokens, its config.json.
+    """What a task is built with: its model's tokenizer, context length and config.json.
 
     `adapters` are the names of the job's LoRA adapters. `auxiliary` holds the contexts of the
-    models besides the job's own, by their keys in the job. `storage` is where the input is, for
-    tasks that read media.
+    auxiliary models by their job keys. `storage` contains the input, for tasks that read media.
     """
 
     tokenizer: Tokenizer
@@ -56,57 +57,58 @@ class TaskContext:
 
 @dataclass(frozen=True, slots=True)
 class AuxiliaryModel:
-    """A model besides the job's own, and which of vLLM's two runners it needs."""
+    """A model in addition to the job's model, and the runner of vLLM that it needs."""
 
     source: ModelSource
     runner: Runner
 
 
 class Task(Protocol):
-    """One kind of work over rows, for one job and model."""
+    """What is done to rows, for one job and model."""
 
     def prepare(self, rows: Sequence[Row]) -> list[PreparedRow | Reject]:
-        """One entry a row, in order."""
+        """Prepare rows. Returns one entry for each row, in order."""
 
     def answer(self, prepared: PreparedRow) -> Dialogue[Cells | Reject]:
-        """The dialogue that ends with a cell for each of the step's `fields`."""
+        """The dialogue of a row. It returns a cell for each of the step's `fields`."""
 
 
 def gather(dialogues: Sequence[Dialogue[Result]]) -> Dialogue[list[Result]]:
-    """Hold dialogues side by side: each round asks what all of them ask; their results in order."""
+    """Run dialogues at the same time: each round has the requests of all of them.
+
+    Returns their results in order.
+    """
     if len(dialogues) == 1:
-        # Nearly every row of nearly every job: a third of the scheduler's own cost.
+        # The usual case. The general code below is a third of the scheduler's cost.
         return [(yield from dialogues[0])]
     results: dict[int, Result] = {}
-    asked: dict[int, Sequence[Request]] = {}
+    rounds: dict[int, Sequence[Request]] = {}
 
     def advance(position: int, answers: Sequence[Answer] | None) -> None:
         try:
-            # `send(None)` begins a generator.
-            asked[position] = dialogues[position].send(answers)  # type: ignore[arg-type]
+            # `send(None)` starts a generator.
+            rounds[position] = dialogues[position].send(answers)  # type: ignore[arg-type]
         except StopIteration as end:
             results[position] = end.value
 
     for position in range(len(dialogues)):
         advance(position, None)
-    while asked:
-        round_asked, asked = asked, {}
-        answers = iter(
-            (yield [request for requests in round_asked.values() for request in requests])
-        )
-        for position, requests in round_asked.items():
+    while rounds:
+        current, rounds = rounds, {}
+        answers = iter((yield [request for requests in current.values() for request in requests]))
+        for position, requests in current.items():
             advance(position, [next(answers) for _ in requests])
     return [results[position] for position in range(len(dialogues))]
 
 
 def routed_to(model: str | None, dialogue: Dialogue[Result]) -> Dialogue[Result]:
-    """The dialogue, its requests to the job's own model sent to this one instead."""
+    """The dialogue with `model` in place of the job's model; None changes nothing."""
     if model is None:
         return (yield from dialogue)
     answers: Sequence[Answer] | None = None
     while True:
         try:
-            # `send(None)` begins a generator.
+            # `send(None)` starts a generator.
             requests = dialogue.send(answers)  # type: ignore[arg-type]
         except StopIteration as end:
             result: Result = end.value

@@ -21,7 +21,7 @@ from tokenmill.run.run import check_job
 from tokenmill.stages.render import Renderer
 from tokenmill.tasks.row_tasks import RowTasks
 from tokenmill.tasks.task import PreparedRow, TaskContext
-from tokenmill.tasks.unit_tables import RenderedRows, without_own_columns
+from tokenmill.tasks.unit_tables import RenderedRows, without_internal_columns
 
 Cleaner = Callable[[str], tuple[str, int]]
 
@@ -205,7 +205,7 @@ def test_prompts_use_cleaned_texts_and_kept_columns_do_not() -> None:
     tasks = RowTasks(job.steps, TaskContext(FakeTokenizer(), 100))
     rows = pa.table({"text": ["a\0  b", None, "c"], ROW_COLUMN: pa.array([0, 1, 2], pa.int64())})
     table = Renderer(tasks, job.input.keep, job.clean).render(rows)
-    kept = without_own_columns(table)
+    kept = without_internal_columns(table)
     assert kept.column("text").to_pylist() == ["a\0  b", None, "c"]
     assert kept.column("cleaned").to_pylist() == [
         [("control", 1), ("whitespace", 1)],
