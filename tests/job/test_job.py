@@ -555,7 +555,7 @@ def test_a_prompt_has_one_of_three_forms() -> None:
         ({"length": {"policy": "truncate", "column": "m"}}, "whole chats cannot be cut"),
         (
             {"task": {"best_of": {"n": 2, "by": "reward", "model": {"source": "fake"}}}},
-            "a reward model needs templates",
+            "reward needs a prompt of templates",
         ),
         ({"prompt": {"chat": "m", "text": "{{ m }}"}}, "give one of"),
     ],

@@ -502,7 +502,7 @@ def test_each_model_has_its_own_context() -> None:
 
 def test_a_judge_next_to_a_writer_needs_its_own_model() -> None:
     """One engine cannot both write and judge, and some task must use the job's own model."""
-    with pytest.raises(ValidationError, match="give the tasks of one kind a model of their own"):
+    with pytest.raises(ValidationError, match="one model cannot both generate text"):
         job(
             tasks=[{**task, "model": None} for task in TWO_MODELS["tasks"]],
             prompt={"text": "{{ t }}"},
