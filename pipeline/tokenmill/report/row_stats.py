@@ -41,14 +41,14 @@ class ShownRow:
 
 
 class RowStats:
-    """Statistics of the rows added so far."""
+    """Statistics of the rows added so far. `columns` are those that it needs of each row."""
 
     def __init__(self, opened: OpenedOutput) -> None:
         answers = added_fields(opened.job)
         columns = [*opened.kept_schema, *answers]
         self._shown = [field.name for field in columns if not is_unreadable(field.type)]
         needed = [*self._shown, *_LENGTH_NAMES, "error", "source_file", "source_row"]
-        self._columns = list(dict.fromkeys(needed))
+        self.columns = list(dict.fromkeys(needed))
         self.lengths = {name: Histogram.of_integers() for name in _LENGTH_NAMES}
         floats = [field.name for field in answers if pa.types.is_floating(field.type)]
         self._scores = {name: Histogram() for name in floats}
@@ -63,8 +63,8 @@ class RowStats:
         """Read the units' rows once and collect their statistics."""
         stats = cls(opened)
         for unit in units:
-            for batch in batches(opened.store, unit, stats._columns):
-                stats._add(batch)
+            for batch in batches(opened.store, unit, stats.columns):
+                stats.add(batch)
         return stats
 
     @property
@@ -90,7 +90,8 @@ class RowStats:
         num_rejected = min(len(rejected), num_rejected)
         return (*answered[: _NUM_SAMPLES - num_rejected], *rejected[:num_rejected])
 
-    def _add(self, batch: pa.RecordBatch) -> None:
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Add a batch that has `columns`."""
         for histograms in (self.lengths, self._scores):
             for name, histogram in histograms.items():
                 numbers = batch.column(name).drop_null().cast(pa.float64())

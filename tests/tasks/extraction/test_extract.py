@@ -1,4 +1,4 @@
-"""Extract: typed columns from a schema, and the places of strings in the text."""
+"""The extract task: typed columns from a schema, and the offsets of strings in the text."""
 
 import json
 from datetime import date
@@ -18,7 +18,7 @@ from tokenmill.prompt.fake_tokenizer import FakeTokenizer
 from tokenmill.reject import Reject, RejectClass
 from tokenmill.run.run import check_job
 from tokenmill.tasks.extraction.extract import Extract
-from tokenmill.tasks.extraction.offsets import located
+from tokenmill.tasks.extraction.offsets import find_spans
 from tokenmill.tasks.kind import TaskStep
 from tokenmill.tasks.task import PreparedRow, TaskContext
 
@@ -52,15 +52,16 @@ def extract(**task: Any) -> TaskStep[Extract]:
     return step
 
 
-def refusal(**task: Any) -> str:
+def error_of(**task: Any) -> str:
+    """The message with which loading a job with this task fails."""
     with pytest.raises(ValidationError) as caught:
         Job.model_validate(job_data(task))
     (error,) = caught.value.errors()
     return str(error["msg"])
 
 
-def answered(text: str, *answers: str, **task: Any) -> Any:
-    """The cells of a row with this text, whose attempts are answered so."""
+def run_task(text: str, *answers: str, **task: Any) -> Any:
+    """The cells or reject of a row with this text; each attempt gets the next answer."""
     task_ = extract(**task).build(TaskContext(FakeTokenizer(), 1000))
     (prepared,) = task_.prepare([{"text": text}])
     assert isinstance(prepared, PreparedRow)
@@ -73,39 +74,39 @@ ANSWER = '{"names": ["Ann", "Bo"], "author": null, "year": 1999}'
 
 
 def test_each_property_is_a_column_of_its_type() -> None:
-    """By default the columns are the schema's properties, in its order."""
+    """By default, the columns are the properties of the schema, in the same order."""
     fields = [("names", pa.list_(pa.string())), ("author", pa.string()), ("year", pa.int64())]
     assert extract().fields == tuple(pa.field(name, kind) for name, kind in fields)
-    assert answered("x", ANSWER) == {"names": ["Ann", "Bo"], "author": None, "year": 1999}
+    assert run_task("x", ANSWER) == {"names": ["Ann", "Bo"], "author": None, "year": 1999}
 
 
 def test_one_struct_column_holds_all_properties() -> None:
-    """With `column` the answer is one struct of that name."""
-    (field,) = extract(column="found").fields
-    assert (field.name, field.type.names) == ("found", ["names", "author", "year"])
-    cells = answered("x", ANSWER, column="found")
-    assert pa.array([cells["found"]], field.type).to_pylist() == [json.loads(ANSWER)]
+    """With `column`, the answer is a single struct column of that name."""
+    (field,) = extract(column="record").fields
+    assert (field.name, field.type.names) == ("record", ["names", "author", "year"])
+    cells = run_task("x", ANSWER, column="record")
+    assert pa.array([cells["record"]], field.type).to_pylist() == [json.loads(ANSWER)]
 
 
-def test_the_engine_is_asked_for_json_by_the_schema() -> None:
-    """Every attempt's sampling has the whole schema, besides what the job says."""
+def test_every_request_carries_the_schema() -> None:
+    """The sampling of every attempt contains the whole schema and the parameters of the job."""
     step = extract(retries={"sampling": {"max_tokens": 128}})
     values = [dict(params.values) for params in step.params]
-    schemas = [json.loads(each.pop("structured_outputs")["json"]) for each in values]
+    schemas = [json.loads(sampling.pop("structured_outputs")["json"]) for sampling in values]
     assert schemas == [{**SCHEMA, "additionalProperties": False}] * 2
     assert values == [{"max_tokens": tokens, "temperature": 0} for tokens in (64, 128)]
 
 
 @pytest.mark.parametrize("name", ["schema.json", "schema.yaml"])
 def test_a_schema_file_is_read_into_the_job(name: str, tmp_path: Path) -> None:
-    """The job is the same whether its schema stands in it or in a file."""
+    """An inline schema and the same schema in a file give the same job."""
     path = tmp_path / name
     path.write_text(json.dumps(SCHEMA))
     from_file = Job.model_validate(job_data({"json_schema": str(path)}))
     assert from_file.fingerprint == Job.model_validate(job_data({})).fingerprint
 
 
-def test_a_pydantic_model_gives_its_schema() -> None:
+def test_a_pydantic_model_defines_the_schema() -> None:
     """Definitions, enums and optional fields of a model become columns."""
     step = extract(json_schema="helpers.letters:Letter")
     person = pa.struct([("name", pa.string()), ("age", pa.int64())])
@@ -116,7 +117,7 @@ def test_a_pydantic_model_gives_its_schema() -> None:
         pa.field("mood", pa.string()),
     )
     answer = '{"sender": {"name": "Ann"}, "others": [], "written": "2024-02-29"}'
-    assert answered("x", answer, json_schema="helpers.letters:Letter") == {
+    assert run_task("x", answer, json_schema="helpers.letters:Letter") == {
         "sender": {"name": "Ann", "age": None},
         "others": [],
         "written": date(2024, 2, 29),
@@ -125,7 +126,7 @@ def test_a_pydantic_model_gives_its_schema() -> None:
 
 
 def test_the_stored_job_holds_the_schema_itself(tmp_path: Path) -> None:
-    """A job that is written out and read again needs no module and is the same job."""
+    """A job that is written and loaded again is the same job and does not need the module."""
     job = Job.model_validate(
         job_data(
             {"json_schema": "helpers.letters:Letter", "retries": {"sampling": {"max_tokens": 99}}}
@@ -134,53 +135,55 @@ def test_the_stored_job_holds_the_schema_itself(tmp_path: Path) -> None:
     stored = tmp_path / "job.yaml"
     stored.write_text(job.to_yaml())
     assert "letters" not in stored.read_text()
-    again = load_job(stored)
-    assert again.fingerprint == job.fingerprint
-    assert again == job
+    reloaded = load_job(stored)
+    assert reloaded.fingerprint == job.fingerprint
+    assert reloaded == job
 
 
 @pytest.mark.parametrize(
     ("task", "reason"),
     [
-        ({"json_schema": "missing.json"}, "missing.json: cannot read it (No such file"),
+        ({"json_schema": "missing.json"}, "missing.json: cannot read the file (No such file"),
         (
-            {"json_schema": "helpers.letters:Nobody"},
-            "helpers.letters:Nobody: the module has no pydantic model",
+            {"json_schema": "helpers.letters:Missing"},
+            "helpers.letters:Missing: the module has no pydantic model",
         ),
         ({"json_schema": "helpers.letters:NO_MODEL"}, "no pydantic model of that name"),
-        ({"json_schema": "no_module_here:X"}, "no_module_here:X: cannot import it"),
+        ({"json_schema": "no_module_here:X"}, "no_module_here:X: cannot import the module"),
         ({"json_schema": "helpers.letters:Node"}, "is recursive"),
         ({"json_schema": {"type": "object"}}, "an object needs at least one"),
         ({"json_schema": [1]}, "valid dictionary"),
-        ({"locate": {"column": "text", "fields": ["nobody"]}}, "locate.fields: nobody is none of"),
-        ({"locate": {"column": "text", "fields": ["year"]}}, "year holds int64; only strings"),
+        ({"locate": {"column": "text", "fields": ["missing"]}}, "missing is not a property"),
+        ({"locate": {"column": "text", "fields": ["year"]}}, "year has type int64; only strings"),
         ({"locate": {"column": "text", "fields": []}}, "at least 1 item"),
         (
             {"sampling": {"max_tokens": 9, "structured_outputs": {"choice": ["a"]}}},
-            "sampling.structured_outputs is made of json_schema",
+            "sampling.structured_outputs is generated from json_schema",
         ),
         (
             {"retries": {"sampling": {"temperature": 1, "structured_outputs": {}}}},
-            "retries.sampling.structured_outputs is made of json_schema",
+            "retries.sampling.structured_outputs is generated from json_schema",
         ),
     ],
 )
-def test_what_cannot_work_is_refused_with_the_job(task: dict[str, Any], reason: str) -> None:
-    """Files, models, fields and sampling are checked as the job is loaded."""
-    assert reason in refusal(**task)
+def test_an_invalid_task_is_rejected_when_the_job_is_loaded(
+    task: dict[str, Any], reason: str
+) -> None:
+    """Loading the job checks files, models, fields and sampling."""
+    assert reason in error_of(**task)
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", "a: b: c"])
-def test_a_file_that_holds_no_schema_is_refused_by_name(content: str, tmp_path: Path) -> None:
-    """The message begins with the file."""
+def test_a_file_without_a_schema_is_named_in_the_error(content: str, tmp_path: Path) -> None:
+    """The message contains the path of the file."""
     for name in ("schema.json", "schema.yaml"):
         path = tmp_path / name
         path.write_text(content)
-        assert str(path) in refusal(json_schema=str(path))
+        assert str(path) in error_of(json_schema=str(path))
 
 
-def test_a_place_in_the_schema_is_named_in_one_line(tmp_path: Path) -> None:
-    """The command line's message says which file, which key and where in the schema."""
+def test_an_error_names_the_path_in_the_schema(tmp_path: Path) -> None:
+    """The message names the job file, the key and the path in the schema, on one line."""
     path = tmp_path / "job.yaml"
     schema = {"type": "object", "properties": {"tags": {"type": "array"}}}
     path.write_text(json.dumps(job_data({"json_schema": schema})))
@@ -188,16 +191,16 @@ def test_a_place_in_the_schema_is_named_in_one_line(tmp_path: Path) -> None:
         load_job(path)
 
 
-def test_a_retrys_unknown_parameter_is_refused_before_the_run() -> None:
-    """Names in `retries.sampling` are those of vLLM, as in `sampling`."""
+def test_an_unknown_retry_parameter_is_rejected_before_the_run() -> None:
+    """`retries.sampling` accepts the parameters of vLLM, as `sampling` does."""
     task = {"retries": {"sampling": {"max_token": 9}}}
     job = Job.model_validate(job_data(task, model={"source": "bundled:smollm2-135m"}))
     with pytest.raises(UserError, match=r"retries\.sampling\.max_token: .*max_tokens"):
         check_job(job)
 
 
-def test_an_answer_that_is_cut_off_is_never_good() -> None:
-    """Finish reason `length` is a reject of its own class, even if what is there is whole."""
+def test_a_truncated_answer_is_always_rejected() -> None:
+    """Finish reason `length` has its own reject class, even if the answer is complete JSON."""
     task = extract().build(TaskContext(FakeTokenizer(), 1000))
     for text in ('{"names": ["An', ANSWER):
         reject, _ = hold(task.answer(PreparedRow([[1]])), [written(text, "length")])
@@ -206,24 +209,24 @@ def test_an_answer_that_is_cut_off_is_never_good() -> None:
         assert reject.attempts == 1
 
 
-def test_an_invalid_answer_is_asked_again_and_then_that_rows_reject() -> None:
-    """The reject has the place in the answer, the last answer, and the attempts."""
+def test_an_invalid_answer_is_retried_and_then_rejected() -> None:
+    """The reject holds the path in the answer, the last answer and the number of attempts."""
     retries = {"times": 1, "sampling": {"temperature": 1, "seed": 1}}
-    wrong, beyond = '{"names": []}', '{"names": [], "year": 99999999999999999999}'
-    assert answered("x", wrong, ANSWER, retries=retries)["year"] == 1999
-    reject = answered("x", wrong, beyond, retries=retries)
-    message = f"year: the number does not fit into 64 bits; the last answer: {beyond}"
+    incomplete, too_large = '{"names": []}', '{"names": [], "year": 99999999999999999999}'
+    assert run_task("x", incomplete, ANSWER, retries=retries)["year"] == 1999
+    reject = run_task("x", incomplete, too_large, retries=retries)
+    message = f"year: the number does not fit in 64 bits; the last answer: {too_large}"
     assert reject == Reject(RejectClass.INVALID_ANSWER, message, attempts=2)
 
 
 LOCATE = {"column": "text", "fields": ["names", "author"]}
 
 
-def test_located_strings_have_their_places() -> None:
-    """Start and end are code points; a name that the text does not hold has none."""
+def test_located_strings_have_offsets() -> None:
+    """Start and end count code points; they are null if the text does not contain the name."""
     text = "🌞 Ann met Bo. Ann left."
     answer = '{"names": ["Ann", "Zed", "Ann", "Ann"], "author": "Bo", "year": 1}'
-    cells = answered(text, answer, locate=LOCATE)
+    cells = run_task(text, answer, locate=LOCATE)
     assert cells["names"] == [
         {"text": "Ann", "start": 2, "end": 5},
         {"text": "Zed", "start": None, "end": None},
@@ -237,24 +240,24 @@ def test_located_strings_have_their_places() -> None:
         assert pa.array([cells[field.name]], field.type).to_pylist() == [cells[field.name]]
 
 
-def test_spans_stand_in_the_struct_column_too() -> None:
-    """`column` and `locate` go together."""
-    (field,) = extract(locate=LOCATE, column="found").fields
-    cells = answered("by Ann", ANSWER, locate=LOCATE, column="found")
-    assert cells["found"]["names"][0] == {"text": "Ann", "start": 3, "end": 6}
-    assert cells["found"]["author"] is None
-    assert pa.array([cells["found"]], field.type).to_pylist() == [cells["found"]]
+def test_the_struct_column_contains_spans() -> None:
+    """`column` and `locate` can be combined."""
+    (field,) = extract(locate=LOCATE, column="record").fields
+    cells = run_task("by Ann", ANSWER, locate=LOCATE, column="record")
+    assert cells["record"]["names"][0] == {"text": "Ann", "start": 3, "end": 6}
+    assert cells["record"]["author"] is None
+    assert pa.array([cells["record"]], field.type).to_pylist() == [cells["record"]]
 
 
-def test_the_column_that_is_searched_is_read() -> None:
-    """A column that no template names is read for `locate`, and named by its place."""
+def test_the_searched_column_is_read() -> None:
+    """`locate` reads a column that no template uses, and errors name `locate.column`."""
     step = extract(locate={"column": "body", "fields": ["author"]})
     assert dict(step.columns) == {"body": "task.locate.column", "text": "prompt.user"}
 
 
 @pytest.mark.parametrize(("value", "is_reject"), [(None, False), (3, True), (["x"], True)])
-def test_a_row_without_text_to_search(value: Any, is_reject: bool) -> None:
-    """A null text holds no name; a value that is no text is that row's reject."""
+def test_only_strings_and_nulls_can_be_searched(value: Any, is_reject: bool) -> None:
+    """A null text is searched as an empty one; any other type rejects the row."""
     step = extract(locate={"column": "body", "fields": ["author"]})
     (prepared,) = step.build(TaskContext(FakeTokenizer(), 1000)).prepare(
         [{"text": "x", "body": value}]
@@ -263,20 +266,20 @@ def test_a_row_without_text_to_search(value: Any, is_reject: bool) -> None:
 
 
 @given(st.lists(st.text("ab é한", max_size=4), max_size=6), st.text("ab é한.", max_size=30))
-def test_a_span_is_the_string_itself(mentions: list[str], text: str) -> None:
-    """Each place holds the string; equal mentions have places of their own; none is overlooked."""
-    spans = located(mentions, text)
+def test_a_span_contains_the_string(mentions: list[str], text: str) -> None:
+    """Spans contain their string, equal mentions have distinct spans, and no mention is missed."""
+    spans = find_spans(mentions, text)
     assert isinstance(spans, list)
-    places: dict[str, list[int]] = {}
+    starts_by_mention: dict[str, list[int]] = {}
     for mention, span in zip(mentions, spans, strict=True):
         assert span is not None
         assert span["text"] == mention
         if span["start"] is not None:
             assert text[span["start"] : span["end"]] == mention
-            places.setdefault(mention, []).append(span["start"])
-        elif mention not in places:
+            starts_by_mention.setdefault(mention, []).append(span["start"])
+        elif mention not in starts_by_mention:
             assert not mention or mention not in text
-    for starts in places.values():
+    for starts in starts_by_mention.values():
         assert starts == sorted(set(starts))
 
 
@@ -293,28 +296,28 @@ def test_a_span_is_the_string_itself(mentions: list[str], text: str) -> None:
         ("", "abc", None),
     ],
 )
-def test_whole_words_are_found_first(mention: str, text: str, start: int | None) -> None:
-    """A name inside a longer word counts only where it never stands alone."""
-    span = located(mention, text)
+def test_whole_words_are_preferred(mention: str, text: str, start: int | None) -> None:
+    """A name inside a longer word matches only if it never occurs as a whole word."""
+    span = find_spans(mention, text)
     assert isinstance(span, dict)
     assert span["start"] == start
 
 
-def test_the_parts_of_a_long_row_are_joined() -> None:
-    """Lists are united without doubles, other values are the first that is not null."""
-    parts = [
+def test_the_chunks_of_a_long_row_are_joined() -> None:
+    """Lists are merged without duplicates; other properties take the first non-null value."""
+    chunks = [
         {"names": ["Ann"], "author": None, "year": 1},
         {"names": None, "author": "Bo", "year": 2},
         {"names": ["Bo", "Ann"], "author": "Cy", "year": None},
     ]
     whole = {"names": ["Ann", "Bo"], "author": "Bo", "year": 1}
     join = extract().join
-    assert join is not None and join.cells(parts) == whole
-    in_column = extract(column="found").join
+    assert join is not None and join.cells(chunks) == whole
+    in_column = extract(column="record").join
     assert in_column is not None
-    assert in_column.cells([{"found": part} for part in parts]) == {"found": whole}
+    assert in_column.cells([{"record": chunk} for chunk in chunks]) == {"record": whole}
 
 
-def test_rows_with_places_are_not_joined() -> None:
-    """An offset in a part of the text is none in the text, so there is no join."""
+def test_rows_with_offsets_are_not_joined() -> None:
+    """An offset in a chunk is not an offset in the text, so there is no join."""
     assert extract(locate=LOCATE).join is None

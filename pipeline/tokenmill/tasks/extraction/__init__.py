@@ -1,1 +1,1 @@
-"""`extract`: typed columns from a JSON schema."""
+"""The `extract` task: typed columns from a JSON schema."""

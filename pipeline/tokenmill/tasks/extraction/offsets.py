@@ -1,4 +1,4 @@
-"""Where extracted strings stand in a row's text, so that invented ones are seen."""
+"""Find extracted strings in a row's text, so that invented ones are recognized."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +9,8 @@ from pydantic import Field
 
 from tokenmill.config.section import Section
 
-#: A string and its place in code points, end exclusive; both null where it does not occur.
+#: A string and its offsets in code points; the end is exclusive. If the text does not contain the
+#: string, both offsets are null.
 SPAN_TYPE = pa.struct(
     [
         pa.field("text", pa.string()),
@@ -21,30 +22,33 @@ FieldSpan = Mapping[str, Any]
 
 
 class Locate(Section):
-    """`locate: {column: text, fields: [person]}`: fields hold spans in place of strings."""
+    """`locate: {column: text, fields: [person]}`: return fields as spans instead of strings."""
 
-    column: str = Field(description="The column whose text is searched.")
-    fields: tuple[str, ...] = Field(min_length=1, description="Strings, or lists of strings.")
+    column: str = Field(description="The column whose text is searched for the strings.")
+    fields: tuple[str, ...] = Field(
+        min_length=1, description="The properties to locate: strings or lists of strings."
+    )
 
-    def located_type(self, field: pa.Field) -> pa.DataType:
-        """The type of a field with spans. Raises `ValueError` for one that holds no strings."""
+    def span_type(self, field: pa.Field) -> pa.DataType:
+        """The type of a field's spans. Raises `ValueError` if the field does not hold strings."""
         if field.type.equals(pa.string()):
             return SPAN_TYPE
         if field.type.equals(pa.list_(pa.string())):
             return pa.list_(SPAN_TYPE)
         raise ValueError(
-            f"locate.fields: {field.name} holds {field.type}; only strings and lists of strings "
-            "can be found in a text"
+            f"locate.fields: {field.name} has type {field.type}; only strings and lists of strings "
+            "can be located"
         )
 
 
-def located(
+def find_spans(
     value: str | Sequence[str | None] | None, text: str
 ) -> FieldSpan | list[FieldSpan | None] | None:
-    """A field's value with its spans: the n-th mention of a string is its n-th occurrence.
+    """Find the spans of a field's strings: the n-th mention of a string is its n-th occurrence.
 
-    Exactly as written, case included. Occurrences are whole words (no letter or digit touches
-    them); where a string has none of these, as in scripts without spaces, any occurrence counts.
+    The match is exact and case-sensitive. Only whole words match (no letter or digit adjoins
+    them), unless the string never occurs as one, as in scripts without spaces; then any
+    occurrence matches.
     """
     if value is None:
         return None
@@ -70,11 +74,11 @@ def _span(mention: str, start: int | None) -> FieldSpan:
 def _starts(mention: str, text: str) -> Iterator[int]:
     if not mention:
         return
-    exact = re.escape(mention)
-    found = False
-    for match in re.finditer(rf"(?<!\w){exact}(?!\w)", text):
-        found = True
+    pattern = re.escape(mention)
+    has_whole_word = False
+    for match in re.finditer(rf"(?<!\w){pattern}(?!\w)", text):
+        has_whole_word = True
         yield match.start()
-    if not found:
-        for match in re.finditer(exact, text):
+    if not has_whole_word:
+        for match in re.finditer(pattern, text):
             yield match.start()
