@@ -164,9 +164,7 @@ PATCHES = {
 class RayPatches:
     """Applies patches; all are undone when the context ends.
 
-    `find` returns a module of Ray by its name, or raises `ImportError`; `version` is Ray's. Gains
-    in seconds are from docs/performance.md (Start); where a docstring gives none, the gain of the
-    patch alone has not been measured.
+    `find` returns a module of Ray by its name, or raises `ImportError`; `version` is Ray's.
     """
 
     def __init__(
