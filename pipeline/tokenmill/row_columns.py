@@ -12,11 +12,15 @@ SOURCE_ROW = "source_row"
 TRUNCATED_TOKENS = "truncated_tokens"
 NUM_CHUNKS = "num_chunks"
 
+#: Sums over all of a row's requests. Each is an attribute of `Completion` with the same name.
+TOKEN_FIELDS = (
+    pa.field(NUM_INPUT_TOKENS, pa.int32()),
+    pa.field(NUM_GENERATED_TOKENS, pa.int32()),
+)
 #: The last columns of every output file: the tokens of all the row's requests, why it was
 #: rejected, and where it comes from.
 PROVENANCE_FIELDS = (
-    pa.field(NUM_INPUT_TOKENS, pa.int32()),
-    pa.field(NUM_GENERATED_TOKENS, pa.int32()),
+    *TOKEN_FIELDS,
     pa.field(ERROR, ERROR_TYPE),
     pa.field(SOURCE_FILE, pa.string(), nullable=False),
     pa.field(SOURCE_ROW, pa.int64(), nullable=False),

@@ -145,3 +145,8 @@ def strings_of_bytes(cells: Sequence[bytes]) -> pa.Array:
 def text_of(tokens: Sequence[int]) -> str:
     """The text behind token ids of the fake tokenizer."""
     return b"".join(token.to_bytes(3) for token in tokens).rstrip(b"\xff").decode()
+
+
+def token_counts(num_input_tokens: int, num_generated_tokens: int) -> dict[str, int]:
+    """A row's token counts, by their columns."""
+    return {"num_input_tokens": num_input_tokens, "num_generated_tokens": num_generated_tokens}

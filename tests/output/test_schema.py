@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from helpers.factories import completion, rendered, row_tasks
+from helpers.factories import completion, rendered, row_tasks, token_counts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenmill.output.schema import output_rows, output_schema
@@ -53,9 +53,9 @@ def result_of(answer: Answer) -> RowResult:
 def answered_row(answer: Answer) -> AnsweredRow:
     """A row whose only request got this answer."""
     if isinstance(answer, Reject):
-        return AnsweredRow(result_of(answer), None, None)
-    costs = (answer.num_input_tokens, answer.num_generated_tokens)
-    return AnsweredRow(result_of(answer), *costs)
+        return AnsweredRow(result_of(answer))
+    counts = token_counts(answer.num_input_tokens, answer.num_generated_tokens)
+    return AnsweredRow(result_of(answer), counts)
 
 
 def with_columns(unit: pa.Table, kept: pa.Table) -> pa.Table:
@@ -242,7 +242,7 @@ def test_notes_in_the_metadata_are_not_stored() -> None:
 def test_a_row_may_have_cells_and_an_error() -> None:
     """If one of several tasks fails, the cells of the others and the token counts are kept."""
     fields = [pa.field("a_label", pa.string()), pa.field("b_label", pa.string())]
-    row = AnsweredRow(RowResult({"a_label": "x"}, REJECT), 12, 3)
+    row = AnsweredRow(RowResult({"a_label": "x"}, REJECT), token_counts(12, 3))
     (cells,) = answered_table(rendered([[1]]), [row], fields).to_pylist()
     assert (cells["a_label"], cells["b_label"]) == ("x", None)
     assert (cells["num_input_tokens"], cells["num_generated_tokens"]) == (12, 3)
@@ -265,9 +265,8 @@ UNSTORABLE = [
 def test_an_answer_that_its_column_cannot_hold_is_rejected(cell: object, kind: pa.DataType) -> None:
     """Half a surrogate pair or too large a number rejects its row, not the whole unit."""
     fields = [pa.field("first", pa.int8()), pa.field("second", kind)]
-    costs = (5, 2)
     rows = [
-        AnsweredRow(RowResult({"first": number, "second": second}, None), *costs)
+        AnsweredRow(RowResult({"first": number, "second": second}, None), token_counts(5, 2))
         for number, second in enumerate([None, cell, None])
     ]
     cells = answered_table(rendered([[1]] * 3), rows, fields).to_pylist()

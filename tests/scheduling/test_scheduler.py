@@ -5,7 +5,15 @@ from functools import cache
 
 import pyarrow as pa
 import pytest
-from helpers.factories import job, rendered, rendered_rows, row_tasks, script, scripted_step
+from helpers.factories import (
+    job,
+    rendered,
+    rendered_rows,
+    row_tasks,
+    script,
+    scripted_step,
+    token_counts,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenmill.engine.base import EngineInfo, EngineUsage, RequestRefused
@@ -112,7 +120,7 @@ def cells_of(unit: UnitInFlight, column: str) -> list[object]:
 
 def rejected(reject: Reject) -> AnsweredRow:
     """A row that was rejected before it was sent to an engine."""
-    return AnsweredRow(RowResult({}, reject), None, None)
+    return AnsweredRow(RowResult({}, reject))
 
 
 def in_chunks(table: pa.Table, size: int) -> pa.Table:
@@ -130,7 +138,8 @@ def answered(completion: Completion) -> AnsweredRow:
         "mean_logprob": mean_logprob(completion),
     }
     result = RowResult(cells, None)
-    return AnsweredRow(result, completion.num_input_tokens, completion.num_generated_tokens)
+    counts = token_counts(completion.num_input_tokens, completion.num_generated_tokens)
+    return AnsweredRow(result, counts)
 
 
 def answer_alone(fake: FakeSettings, prompt: Prompt) -> AnsweredRow | RejectClass:
@@ -415,8 +424,10 @@ def test_every_row_gets_all_its_answers_round_by_round(
             prompts = [prompt for round_ in rounds for prompt in round_]
             texts = [str(prompt) if prompt[0] else "engine_error" for prompt in prompts]
             completed = [prompt for prompt in prompts if prompt[0]]
-            costs = (4 * len(completed), sum(p[0] for p in completed)) if completed else (None,) * 2
-            expected.append(AnsweredRow(RowResult({"texts": texts}, None), *costs))
+            counts = token_counts(4 * len(completed), sum(p[0] for p in completed))
+            expected.append(
+                AnsweredRow(RowResult({"texts": texts}, None), counts if completed else None)
+            )
         assert unit.answers == expected
     assert engine.max_requests <= 2 * max_num_seqs
     assert (scheduler.load.num_running, scheduler.load.num_units) == (0, 0)
@@ -498,9 +509,7 @@ def test_rows_without_answers_end_without_the_engine(rounds: tuple[list[list[int
     busy = scheduler.submit(rendered_rows([[script([[50]])]]))
     unit = scheduler.submit(rendered_rows([[script(*rounds)]] * 20))
     assert scheduler.step() == [unit]
-    assert {(row.num_input_tokens, row.num_generated_tokens) for row in answers_of(unit)} == {
-        (None, None)
-    }
+    assert [row.token_counts for row in answers_of(unit)] == [None] * 20
     assert finish(scheduler) == [busy]
 
 
@@ -516,7 +525,8 @@ def test_a_task_that_raises_rejects_only_its_own_row(rounds: tuple[list[list[int
     assert (before, after) == (None, None)
     assert reject == Reject(RejectClass.TASK_ERROR, "ValueError: a mistake in the task", 1)
     num_requests = sum(map(len, rounds))
-    assert answers_of(unit)[1].num_input_tokens == (num_requests or None)
+    counts = answers_of(unit)[1].token_counts
+    assert (counts and counts["num_input_tokens"]) == (num_requests or None)
 
 
 def test_the_tokens_of_a_request_that_ends_with_an_error_are_counted() -> None:
@@ -525,8 +535,8 @@ def test_the_tokens_of_a_request_that_ends_with_an_error_are_counted() -> None:
     unit = scheduler.submit(rendered([[1, 2, 3]]))
     finish(scheduler)
     (row,) = answers_of(unit)
-    assert row.num_input_tokens == scheduler.load.input_tokens == 3
-    assert row.num_generated_tokens == scheduler.load.generated_tokens > 0
+    assert scheduler.load.input_tokens == 3 and scheduler.load.generated_tokens > 0
+    assert row.token_counts == token_counts(3, scheduler.load.generated_tokens)
 
 
 def test_each_request_is_checked_against_the_context_with_its_own_parameters() -> None:

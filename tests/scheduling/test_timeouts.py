@@ -66,7 +66,7 @@ def test_a_request_that_hangs_is_rejected_in_time(max_num_seqs: int) -> None:
     timeout = RejectClass.TIMEOUT
     assert classes == [timeout, timeout, None, timeout, None]
     for row, text in zip(rows, texts, strict=True):
-        assert (row.num_generated_tokens is None) is (HANG in text)
+        assert (row.token_counts is None) is (HANG in text)
 
 
 def test_the_reason_names_the_setting_and_one_attempt() -> None:

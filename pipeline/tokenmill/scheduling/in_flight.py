@@ -3,9 +3,12 @@
 from dataclasses import dataclass, field
 
 from tokenmill.request import Answer, Completion, Request
+from tokenmill.row_columns import TOKEN_FIELDS
 from tokenmill.tasks.row_tasks import AnsweredRow, RowResult
 from tokenmill.tasks.task import Dialogue
 from tokenmill.tasks.unit_tables import RenderedRows
+
+_TOKEN_COLUMNS = tuple(field.name for field in TOKEN_FIELDS)
 
 
 @dataclass(slots=True, eq=False)
@@ -43,21 +46,18 @@ class RowInFlight:
     dialogue: Dialogue[RowResult]
     answers: list[Answer | None] = field(default_factory=list)
     num_open: int = 0
-    num_completions: int = 0
-    num_input_tokens: int = 0
-    num_generated_tokens: int = 0
+    token_counts: dict[str, int] | None = None
 
     def count(self, completion: Completion) -> None:
         """Add a completion's tokens to the row's."""
-        self.num_completions += 1
-        self.num_input_tokens += completion.num_input_tokens
-        self.num_generated_tokens += completion.num_generated_tokens
+        counts = self.token_counts or {}
+        self.token_counts = {
+            name: counts.get(name, 0) + getattr(completion, name) for name in _TOKEN_COLUMNS
+        }
 
     def answered(self, result: RowResult) -> AnsweredRow:
         """The result with the row's token counts, which are None if no request was completed."""
-        if not self.num_completions:
-            return AnsweredRow(result, None, None)
-        return AnsweredRow(result, self.num_input_tokens, self.num_generated_tokens)
+        return AnsweredRow(result, self.token_counts)
 
 
 @dataclass(slots=True, eq=False)

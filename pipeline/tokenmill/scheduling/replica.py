@@ -28,9 +28,7 @@ from tokenmill.tasks.unit_tables import answered_table
 
 _REPORT_INTERVAL_S = 1.0
 _POISON = AnsweredRow(
-    RowResult({}, Reject(RejectClass.ENGINE_CRASH, "this row crashes the engine", attempts=1)),
-    num_input_tokens=None,
-    num_generated_tokens=None,
+    RowResult({}, Reject(RejectClass.ENGINE_CRASH, "this row crashes the engine", attempts=1))
 )
 
 

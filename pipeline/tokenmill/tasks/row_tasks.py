@@ -28,11 +28,13 @@ class RowResult:
 
 @dataclass(frozen=True, slots=True)
 class AnsweredRow:
-    """A row's result, and the tokens of all its requests; None if no request was answered."""
+    """A row's result, and the tokens of all its requests, by the names of `TOKEN_FIELDS`.
+
+    `token_counts` is None if no request was answered.
+    """
 
     result: RowResult
-    num_input_tokens: int | None
-    num_generated_tokens: int | None
+    token_counts: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from tokenmill.reject import Reject, RejectClass, error_array, reject_from_cell
 from tokenmill.request import Media
-from tokenmill.row_columns import PROVENANCE_FIELDS
+from tokenmill.row_columns import PROVENANCE_FIELDS, TOKEN_FIELDS
 from tokenmill.tasks.row_tasks import AnsweredRow, RowResult
 from tokenmill.tasks.task import PreparedRow
 
@@ -58,10 +58,9 @@ def _answered_table(
     for field in fields:
         values = pa.array([result.cells.get(field.name) for result in results], field.type)
         table = table.append_column(field, values)
-    for name in ("num_input_tokens", "num_generated_tokens"):
-        field = _PROVENANCE.field(name)
-        values = pa.array([getattr(answer, name) for answer in answers], field.type)
-        table = table.append_column(field, values)
+    for field in TOKEN_FIELDS:
+        counts = [answer.token_counts and answer.token_counts[field.name] for answer in answers]
+        table = table.append_column(field, pa.array(counts, field.type))
     rejects = [result.reject for result in results]
     return table.append_column(_PROVENANCE.field("error"), error_array(rejects))
 
