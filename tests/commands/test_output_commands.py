@@ -139,7 +139,7 @@ def test_a_retry_without_rows_does_nothing(untouched: Path) -> None:
     """If no row is selected, retry says so, starts nothing and exits with 0."""
     done = invoke("retry", untouched, "--class", "timeout")
     assert done.exit_code == ExitCode.FINISHED
-    assert "no such rows. Nothing to do." in done.stderr
+    assert "no rejected rows match. Nothing to do." in done.stderr
 
 
 def test_a_retry_may_not_change_the_columns(untouched: Path) -> None:

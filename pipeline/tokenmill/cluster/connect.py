@@ -26,7 +26,7 @@ CPUS_PER_REPLICA = 2
 def connected(address: str | None, replicas: int, metrics_port: int | None) -> Iterator[None]:
     """Ray at `address`, or a local one, while the context is open; a local one ends with it.
 
-    Raises `UserError` for a cluster that is not proven to be closed and for settings that cannot
+    Raises `UserError` for a cluster that is not proven to require a token and for settings that cannot
     work, and `RunFailed` for one that does not answer.
     """
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
@@ -37,7 +37,7 @@ def connected(address: str | None, replicas: int, metrics_port: int | None) -> I
                 if not _is_source_folder(os.getcwd()):
                     start.hide_working_directory()
                 if address is None:
-                    # The replicas' share comes on top of the cores, so that reading need not wait.
+                    # Advertise extra CPUs for the replicas, so that read tasks can start as well.
                     num_cpus = (os.cpu_count() or 1) + CPUS_PER_REPLICA * replicas
                     stack.enter_context(local_ray(num_cpus, metrics_port, options))
                 else:
@@ -63,7 +63,7 @@ def _is_source_folder(folder: str) -> bool:
 
 @contextmanager
 def _data_context() -> Iterator[None]:
-    """Settings of Ray Data for a run; those of the process come back afterwards."""
+    """Settings of Ray Data for a run; the previous ones are restored afterwards."""
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     # Saves a thread per unit; its measurements are not used.

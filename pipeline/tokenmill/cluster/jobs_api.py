@@ -47,7 +47,7 @@ _ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 
 
 class Cluster:
-    """The Job API of a cluster that is proven to be closed.
+    """The Job API of a cluster that is proven to require a token.
 
     All methods raise `UserError` if the user has to act, and `RunFailed` if a later call may
     succeed.

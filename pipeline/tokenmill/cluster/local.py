@@ -78,7 +78,7 @@ def shut_down() -> None:
 def _check_port_is_free(port: int) -> None:
     """Raise `UserError` for a port that is taken: the agent would end, and Ray with it."""
     with socket.socket() as probe:
-        # As the agent does it: a port that was closed a moment ago is free.
+        # Like Ray's agent, treat a port that was just closed as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((LOOPBACK, port))

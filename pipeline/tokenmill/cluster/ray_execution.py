@@ -31,7 +31,7 @@ from tokenmill.plan.units import units_in_flight
 from tokenmill.scheduling.load import PoolState
 from tokenmill.stages.executor import RunSpec
 
-# Of all stages: a batch is one block, which is one unit.
+# Arguments of `map_batches` for every stage: one batch is one block, which is one unit.
 _BATCHES: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
 _WRITE_CPUS = 0.5
 # Sequences in an engine's batch if the job does not say: vLLM's default on a GPU, and on a CPU

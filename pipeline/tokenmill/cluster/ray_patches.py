@@ -260,7 +260,7 @@ class RayPatches:
     def skip_autoscaling_actor(
         self, resources: Callable[[], dict[str, float]] = ray.cluster_resources
     ) -> None:
-        """Give Ray Data all `resources` without asking an actor that shares out a cluster.
+        """Give Ray Data all `resources` without asking the actor that allocates a cluster.
 
         As with the statistics, the actor's process would delay the engine.
         """

@@ -27,9 +27,9 @@ ENTRYPOINT = f"exec python -m {tokenmill.__name__} run job.yaml"
 _MARK = "tokenmill"
 # A stopped run needs time to write its summary; Ray's default before it kills is 3 s.
 _STOP_WAIT_S = 60
-# Of a job's name in an id, which becomes part of file names on the cluster.
+# Longest part of a job's name in a submission id, which becomes part of file names on the cluster.
 _MAX_NAME_CHARACTERS = 60
-# Of Ray's message on a state, which may quote the end of the log.
+# Longest part of Ray's message about a state, which may quote the end of the log.
 _MAX_MESSAGE_CHARACTERS = 300
 
 

@@ -1,1 +1,1 @@
-"""The command line: one file a command, with its options, one call and what it prints."""
+"""The command line: one file per command, with its options, one call and what it prints."""

@@ -23,7 +23,9 @@ def import_batch_command(  # noqa: PLR0913, PLR0917 - options of a command
     ],
     output: Annotated[
         str,
-        typer.Option("--output", metavar="FILE", help="File for the answers, one line a request."),
+        typer.Option(
+            "--output", metavar="FILE", help="File for the answers, one line per request."
+        ),
     ],
     errors: Annotated[
         str | None,

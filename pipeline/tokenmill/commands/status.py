@@ -34,9 +34,9 @@ def status_command(
     Exit codes: 0 shown, whatever the state; 2 no output.
     """
     with one_line_errors(debug):
-        watcher = StatusReader(open_output(open_store(output)))
+        reader = StatusReader(open_output(open_store(output)))
         console = table_console()
-        status = watcher.read()
+        status = reader.read()
         if not watch:
             if as_json:
                 typer.echo(json.dumps({**asdict(status), "state": status.state}, indent=2))
@@ -46,7 +46,7 @@ def status_command(
         with Live(_status_table(status), console=console, auto_refresh=False) as live:
             while not status.is_finished:
                 time.sleep(_REFRESH_S)
-                status = watcher.read()
+                status = reader.read()
                 live.update(_status_table(status), refresh=True)
 
 

@@ -17,6 +17,7 @@ class EventName(StrEnum):
 
     START = "start"
     COMMIT = "commit"
+    # Programs that read events.jsonl know this name.
     CRASH = "death"
     STOP = "stop"
     FINISH = "finish"

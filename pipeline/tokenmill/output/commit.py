@@ -73,7 +73,7 @@ def encode(table: pa.Table, record: UnitRecord) -> bytes:
 
 
 def commit(store: Store, unit: Unit, table: pa.Table, record: UnitRecord) -> Commit:
-    """Make the unit's object exist.
+    """Write the unit's object, unless it exists.
 
     An existing object was written by an earlier attempt: by another writer, or by this one if the
     store's reply to its PUT was lost. Either way the unit is committed.

@@ -16,7 +16,7 @@ from tokenmill.plan.plan import RowGroup, Shard, Unit
 _BYTES_PER_TOKEN = 4
 # A unit is built in memory, so its rows are limited however short they are.
 _MAX_ROWS = 100_000
-# For each replica: batches of its engine, and units of which only the longest rows remain.
+# Per replica: rows for this many engine batches, plus units that wait for their longest rows.
 _BATCHES_IN_FLIGHT = 8
 _FINISHING_UNITS = 3
 # Each unit in flight takes a thread.

@@ -16,7 +16,7 @@ from tokenmill.storage.base import Store
 # Crashes without a completed unit. The search for one row that crashes engines takes at most
 # 3 + log2(rows of its unit) crashes, and each replica may have such a row.
 _MAX_OTHER_CRASHES = 3
-_MAX_EXTRA_CRASHES_OF_A_SEARCH = 3
+_EXTRA_CRASHES_PER_SEARCH = 3
 # Rows that crash engines are rare; more of them mean that the engine itself is broken.
 _MAX_POISON_ROWS = 8
 # In the one line that says why a run was stopped.
@@ -37,7 +37,7 @@ class CrashLimit(RunListener):
     """
 
     def __init__(self, rows_per_unit: int, replicas: int) -> None:
-        search = _MAX_EXTRA_CRASHES_OF_A_SEARCH + rows_per_unit.bit_length()
+        search = _EXTRA_CRASHES_PER_SEARCH + rows_per_unit.bit_length()
         self._max_crashes = _MAX_OTHER_CRASHES + replicas * search
         self._crashes_before = 0
         self._poison_rows = 0

@@ -8,7 +8,7 @@ from http.client import HTTPException
 
 from tokenmill.job.sections import Notify
 
-# A spot machine has 30 s from its signal to its end.
+# A spot instance is killed 30 s after its notice.
 _TIMEOUT_S = 8.0
 _SCHEMES = ("https://", "http://")
 

@@ -102,7 +102,7 @@ def prepare(job: Job, store: Store, has_gpus: bool) -> PreparedRun:
 def _follow_changes(
     job: Job, store: Store, plan: Plan, listing: Listing, has_gpus: bool
 ) -> tuple[Plan, int]:
-    """The plan with the changes of the input that the job follows, and how many shards it lacks.
+    """The plan with the input's changes that the job follows, and the number of shards left out.
 
     Raises `UserError` for a change that the job does not follow.
     """

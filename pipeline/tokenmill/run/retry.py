@@ -37,7 +37,7 @@ def retry_rejects(
         for unit, table in rejected_rows(opened, selection)
     }
     if not rows:
-        interface.say(f"{opened.store.url}: no such rows. Nothing to do.")
+        interface.say(f"{opened.store.url}: no rejected rows match. Nothing to do.")
         return None
     units = tuple(unit for unit in opened.plan.units if unit.key in rows)
     num_rows = sum(map(len, rows.values()))

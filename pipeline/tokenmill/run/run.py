@@ -42,7 +42,7 @@ from tokenmill.stages.load import resolve
 from tokenmill.storage.base import Store
 from tokenmill.storage.open import open_store
 
-# A spot machine ends 30 s after its signal, whether the store answers or not.
+# A spot instance is killed 30 s after its notice, whether the store answers or not.
 _SAVE_SUMMARY_S = 10.0
 
 
@@ -236,7 +236,7 @@ class Run:
             )
 
     def _end(self, totals: Counts | None, exit_code: ExitCode) -> Summary:
-        """Write the summary, mark a complete output as finished, and notify whom the job names."""
+        """Write the summary, mark a complete output as finished, send notifications."""
         summary = self._summary(totals, exit_code)
         self._events.add(EventName.FINISH, exit_code=int(exit_code))
         self._write(summary)
@@ -294,6 +294,7 @@ class Run:
             generated_tokens=counts.generated_tokens,
             reused=progress.reused,
             lost_races=progress.lost_races,
+            # The name in summary.json, which programs read.
             engine_deaths=progress.engine_crashes,
             seconds=round(now - progress.started_at, 3),
             engine_seconds=round(progress.engine_seconds(progress.observed_at), 3),

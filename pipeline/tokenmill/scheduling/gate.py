@@ -24,7 +24,7 @@ class Gate:
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """Be inside together with others."""
+        """Enter alongside other callers."""
         with self._changed:
             self._changed.wait_for(lambda: not self._is_closed)
             self._num_inside += 1
@@ -37,7 +37,7 @@ class Gate:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Be the only caller inside."""
+        """Enter exclusively, once all others have left."""
         with self._changed:
             self._changed.wait_for(lambda: not self._is_closed)
             self._is_closed = True

@@ -223,7 +223,7 @@ class Replica:
             if is_stuck:
                 reason = f"a step takes longer than {waited_s:,.0f} s (model.request_timeout_s)"
                 self._fail(TimeoutError(reason))
-            # Never set: a sleep until the current step, if it is one, would be too long.
+            # Nothing sets the event; it ends the pause when the current step's time is up.
             pause.wait(self._timeout_s - waited_s)
 
     def _crash(self) -> bool:

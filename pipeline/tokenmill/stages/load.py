@@ -14,8 +14,8 @@ from tokenmill.tasks.row_tasks import RowTasks
 from tokenmill.tasks.section import TaskSection
 from tokenmill.tasks.task import AuxiliaryModel, TaskContext
 
-# Python's default, 700, is reached by the rows of a moment; each collection visits all of their
-# token lists.
+# With Python's default of 700 objects, every few rows would start a collection, which visits the
+# token lists of all rows.
 _YOUNG_OBJECTS = 10_000
 
 

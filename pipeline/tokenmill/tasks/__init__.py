@@ -1,1 +1,1 @@
-"""What is done to a row: one sub-folder a family of tasks."""
+"""What is done to a row: one sub-folder per family of tasks."""

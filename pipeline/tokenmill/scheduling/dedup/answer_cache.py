@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 from tokenmill.request import Completion, Params, Pooling, Request
 
 _MAX_BYTES = 64 * 2**20
-# Of the Python objects of an answer, its hash and its cache entry.
+# Estimated bytes of the Python objects per answer: the answer itself, its hash, its cache entry.
 _OVERHEAD_BYTES = 700
 _BYTES_PER_FLOAT = 32
 # Of a generated token or one of its alternatives: a string, a float and the tuple of both.

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from tokenmill.scheduling.dedup.answer_cache import BoundedCache
 
 _MAX_BYTES = 256 * 2**20
-# Of the Python objects of an answer, its hash and its cache entry.
+# Estimated bytes of the Python objects per answer: the answer itself, its hash, its cache entry.
 _OVERHEAD_BYTES = 300
-#: Seconds without a call after which a replica is taken for gone.
+#: Seconds without a call after which a replica is considered gone.
 MEMBER_TIMEOUT_S = 15.0
 #: A request hash and its answer as packed by the client; None if there is no answer.
 PackedAnswer = tuple[bytes, bytes | None]
