@@ -26,8 +26,8 @@ CPUS_PER_REPLICA = 2
 def connected(address: str | None, replicas: int, metrics_port: int | None) -> Iterator[None]:
     """Ray at `address`, or a local one, while the context is open; a local one ends with it.
 
-    Raises `UserError` for a cluster that is not proven to require a token and for settings that cannot
-    work, and `RunFailed` for one that does not answer.
+    Raises `UserError` for a cluster that is not proven to require a token, and for settings that
+    cannot work; `RunFailed` for a cluster that does not answer.
     """
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
     on_sigterm = signal.getsignal(signal.SIGTERM)
