@@ -1,4 +1,4 @@
-"""A task by hand: built from a job's keys, its rows prepared, its requests seen and answered."""
+"""Run one row of a task: built from the keys of a job, with answers from a function."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from tokenmill.tasks.task import Cells, Row, TaskContext
 
 
 def make_job(**keys: Any) -> Job:
-    """A job on the fake engine; its prompt is the row's `text` as it is."""
+    """A job on the fake engine; its prompt is the row's `text`."""
     return Job.model_validate(
         {
             "name": "job",
@@ -31,13 +31,13 @@ def make_job(**keys: Any) -> Job:
 
 
 def one_step(**keys: Any) -> TaskStep[Any]:
-    """The one task of `make_job`."""
+    """The only task of `make_job`."""
     (step,) = make_job(**keys).steps
     return step
 
 
 class Asked:
-    """What became of one row: its cells or reject, and all its requests."""
+    """One row's requests, and its result: cells or a reject."""
 
     def __init__(
         self,
@@ -91,12 +91,12 @@ class Asked:
         return self.result
 
     def sampled(self, name: str) -> list[Any]:
-        """One of the sampling parameters, of each request."""
+        """The values of a sampling parameter, one for each request."""
         return [request.params.values.get(name) for request in self.requests]
 
 
 def completion(text: str = "an answer", **facts: Any) -> Completion:
-    """An answer of four tokens with a log-probability of -2, but for the `facts`."""
+    """An answer of four tokens with a log-probability of -2, except for `facts`."""
     usual = {
         "key": 0,
         "finish_reason": "stop",

@@ -1,4 +1,4 @@
-"""Holding a dialogue by hand: what a task asks, and what it makes of the answers."""
+"""Run a dialogue without an engine, by the texts of its prompts."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -26,5 +26,5 @@ def hold(
 
 
 def echo(text: str) -> Completion:
-    """An answer that says what it was asked."""
+    """An answer that contains its prompt."""
     return Completion(0, f"<{text}>", "stop", len(text), 2, -1.0)

@@ -1,4 +1,4 @@
-"""Label tasks on an engine that is scripted: a log-probability for each token."""
+"""Label tasks with a scripted engine: a log-probability for each token."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,7 +21,7 @@ LogProb = Callable[[Sequence[int], int], float]
 
 
 def label_step(**task: Any) -> TaskStep[Any]:
-    """A task with labels; by default it classifies by three of them."""
+    """A task with labels; by default classify with three of them."""
     task = {"kind": "classify", "choices": ["red", "green", "blue"], **task}
     prompt = task.pop("prompt", {"user": "{{ text }}"})
     (step,) = job({"prompt": prompt, "sampling": None, "task": task}).steps
@@ -29,7 +29,7 @@ def label_step(**task: Any) -> TaskStep[Any]:
 
 
 def scripted(logprob: LogProb) -> Callable[[Request], Answer]:
-    """An engine in which a token behind a prompt has this log-probability."""
+    """An engine in which a token after a prompt has this log-probability."""
 
     def answer(request: Request) -> Answer:
         assert isinstance(request.params, Sampling)

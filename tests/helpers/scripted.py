@@ -1,4 +1,4 @@
-"""A task's dialogue held against written answers, without an engine."""
+"""Run a dialogue without an engine, with a list of answers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,12 +8,12 @@ from tokenmill.tasks.task import Dialogue
 
 
 def written(text: str, finish_reason: str = "stop") -> Completion:
-    """A completion of this text."""
+    """A completion with this text."""
     return Completion(0, text, finish_reason, 7, 4, -2.0)
 
 
 def hold(dialogue: Dialogue[Any], answers: Sequence[Answer]) -> tuple[Any, list[Request]]:
-    """The dialogue's result, and what it asked: one request a round, each with the next answer."""
+    """The dialogue's result, and its requests: one a round, each with the next answer."""
     asked: list[Request] = []
     script = iter(answers)
     try:

@@ -1,4 +1,4 @@
-"""Texts to truncate and split: words, sentences and paragraphs of several scripts, with tokens."""
+"""Texts to truncate and split: words, sentences and paragraphs of several scripts."""
 
 from hypothesis import strategies as st
 from tokenmill.prompt.fake_tokenizer import FakeTokenizer

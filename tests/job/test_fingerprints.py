@@ -7,7 +7,7 @@ import pytest
 from helpers.command import ROOT
 from tokenmill.job.loader import load_job
 
-#: To add a job: `{path.name: load_job(path).fingerprint}`. Never change an entry of the same job.
+#: The fingerprint of each job in `jobs/`. An entry only changes with the text of its job.
 GOLDEN: dict[str, str] = json.loads(Path(__file__).with_name("fingerprints.json").read_text())
 JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
 

@@ -1,4 +1,4 @@
-"""Dialogues side by side: one round for all, each with its own answers, results in their order."""
+"""Concurrent dialogues: one round for all, with their own answers, and results in order."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ def request(text: str) -> Request:
 
 
 def talk(name: str, lengths: Sequence[int]) -> Dialogue[list[list[str]]]:
-    """Asks rounds of these sizes; its result is the list of answers, round by round."""
+    """Yields rounds of these lengths; its result is the answers, round by round."""
     heard = []
     for number, length in enumerate(lengths):
         answers = yield [request(f"{name}{number}{place}") for place in range(length)]
@@ -41,8 +41,8 @@ NAMES = "abcdefgh"
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 3), max_size=4), max_size=len(NAMES)))
-def test_each_dialogue_hears_its_own_answers(shapes: list[list[int]]) -> None:
-    """A dialogue has the same result alone and next to others."""
+def test_each_dialogue_receives_its_own_answers(shapes: list[list[int]]) -> None:
+    """A dialogue has the same result as without the others."""
     dialogues = [talk(name, lengths) for name, lengths in zip(NAMES, shapes, strict=False)]
     results, _ = hold(gather(dialogues), echo)
     assert results == [
@@ -52,8 +52,8 @@ def test_each_dialogue_hears_its_own_answers(shapes: list[list[int]]) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.lists(st.integers(1, 3), max_size=4), max_size=len(NAMES)))
-def test_a_round_is_what_all_of_them_ask(shapes: list[list[int]]) -> None:
-    """Rounds are as many as the longest dialogue's; each asks what its dialogues ask, in order."""
+def test_a_round_has_the_requests_of_all_dialogues(shapes: list[list[int]]) -> None:
+    """There are as many rounds as in the longest dialogue; requests are in order of dialogues."""
     _, rounds = hold(gather([talk(NAMES[at], shape) for at, shape in enumerate(shapes)]), echo)
     assert rounds == [
         [
@@ -66,7 +66,7 @@ def test_a_round_is_what_all_of_them_ask(shapes: list[list[int]]) -> None:
     ]
 
 
-def test_dialogues_that_end_early_leave_the_others_alone() -> None:
+def test_dialogues_that_end_early_do_not_affect_the_others() -> None:
     """Results are in the order of the dialogues, not in the order in which they ended."""
     lengths = {"a": [1, 2, 1], "b": [], "c": [2], "d": [1, 1]}
     results, rounds = hold(gather([talk(name, shape) for name, shape in lengths.items()]), echo)
@@ -75,14 +75,14 @@ def test_dialogues_that_end_early_leave_the_others_alone() -> None:
 
 
 @pytest.mark.parametrize("num_dialogues", [0, 1, 3])
-def test_dialogues_that_ask_nothing_need_no_round(num_dialogues: int) -> None:
-    """Without a request there is a result at once."""
+def test_dialogues_without_requests_need_no_round(num_dialogues: int) -> None:
+    """Their results are available at once."""
     results, rounds = hold(gather([talk("a", []) for _ in range(num_dialogues)]), echo)
     assert (results, rounds) == ([[]] * num_dialogues, [])
 
 
 def test_a_reject_is_an_answer() -> None:
-    """A request that got none gives its reject to the dialogue that asked it, in its place."""
+    """A failed request sends its reject to the dialogue that made it, at its position."""
     reject = Reject(RejectClass.ENGINE_ERROR, "refused", 1)
     dialogues = [talk("a", [2]), talk("b", [1])]
     results, _ = hold(gather(dialogues), lambda text: reject if text == "a00" else echo(text))
@@ -90,7 +90,7 @@ def test_a_reject_is_an_answer() -> None:
 
 
 def test_gathered_dialogues_can_be_gathered() -> None:
-    """A task may hold dialogues side by side within its own."""
+    """A task can gather dialogues within its own."""
     inner = gather([talk("a", [1, 1]), talk("b", [1])])
 
     def outer() -> Dialogue[object]:

@@ -1,4 +1,4 @@
-"""Kinds of tasks: what is generic about them works for a kind that is defined in a test."""
+"""Kinds of tasks: the generic parts work for a kind that is defined in a test."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -25,14 +25,14 @@ LONG = "call Ann. " * 12
 
 
 class Redact(TaskSection):
-    """`task: {kind: redact, mask: X}`: all that a new kind has in the job file."""
+    """`task: {kind: redact, mask: X}`: the section of the new kind."""
 
     kind: Literal["redact"] = "redact"
     mask: str = Field(default="X")
 
 
 class Redactor:
-    """Asks once; the mask replaces the answer's first word."""
+    """One request a row; the mask replaces the first word of the answer."""
 
     def __init__(self, encoder: PromptEncoder, sampling: Sampling, mask: str) -> None:
         self._encoder = encoder
@@ -54,7 +54,7 @@ class Redactor:
 
 
 def joined(parts: Sequence[Cells]) -> Cells:
-    """The texts one after another, and the sum of what is masked."""
+    """The concatenated texts, and the sum of masked words."""
     texts = "".join(part["redacted"] for part in parts)
     return {"redacted": texts, "num_masked": sum(part["num_masked"] for part in parts)}
 
@@ -83,14 +83,14 @@ def upper(text: str) -> Answer:
 def run(
     step: TaskStep[Redact], row: Mapping[str, Any], answer: Callable[[str], Answer] = upper
 ) -> tuple[RowResult, list[list[str]]]:
-    """A row's result, and the texts that are asked in each round."""
+    """A row's result, and the texts of its requests, round by round."""
     tasks = RowTasks([step], CONTEXT)
     (entries,) = tasks.prepare([row])
     return hold(tasks.answer(entries, {name: row[name] for name in tasks.late_columns}), answer)
 
 
 def test_a_new_kind_answers_rows() -> None:
-    """It needs a section, output fields and a task; the rest has defaults."""
+    """It needs a section, output fields and a task; everything else has defaults."""
     step = redact(name="safe", mask="_")
     step.check()
     result, rounds = run(step, {"text": "Ann called"})
@@ -113,7 +113,7 @@ def test_a_new_kind_takes_overrides_and_adapters() -> None:
 
 
 def test_a_new_kinds_long_texts_are_truncated() -> None:
-    """The prompt is cut to the context, and the row records by how much."""
+    """The prompt is cut to the context, and the row records how many tokens are missing."""
     step = redact(length={"policy": "truncate", "column": "text", "marker": ""})
     result, ((prompt,),) = run(step, {"text": LONG})
     assert LONG.startswith(prompt) and len(prompt) <= 150
@@ -121,7 +121,7 @@ def test_a_new_kinds_long_texts_are_truncated() -> None:
 
 
 def test_a_new_kinds_chunks_are_joined_by_its_join() -> None:
-    """Each chunk is answered as a row; `join` makes one row of them."""
+    """Each chunk is answered like a row, and `join` makes one row of them."""
     chunk = {"policy": "chunk", "column": "text", "max_tokens": 20, "join": "concatenate"}
     result, (prompts,) = run(redact(length={**chunk, "separator": "|"}), {"text": LONG})
     assert "".join(prompts) == LONG and len(prompts) > 1
@@ -142,15 +142,15 @@ def test_a_new_kinds_chunks_are_joined_by_a_prompt() -> None:
 
 
 def test_templates_are_compiled_once_a_step() -> None:
-    """However often a step's columns are read, its templates are the same objects."""
+    """Each access to a step's columns uses the same compiled templates."""
     step = redact()
     assert step.columns == step.all_columns == {"text": "prompt.text"}
     assert step.templates is step.templates
 
 
 @pytest.mark.parametrize("kind", TASK_KINDS, ids=lambda kind: kind.name)
-def test_a_kind_has_the_name_that_its_section_has(kind: TaskKind[Any]) -> None:
-    """The job file's `kind` finds it, and only it."""
+def test_a_kind_and_its_section_have_the_same_name(kind: TaskKind[Any]) -> None:
+    """The `kind` of the job file identifies exactly one of them."""
     assert get_args(kind.section.model_fields["kind"].annotation) == (kind.name,)
     assert [other.name for other in TASK_KINDS].count(kind.name) == 1
 
@@ -168,15 +168,15 @@ def test_a_kind_has_the_name_that_its_section_has(kind: TaskKind[Any]) -> None:
         ),
     ],
 )
-def test_a_key_that_a_kind_does_not_use_is_refused(task: dict[str, Any], message: str) -> None:
-    """It would be ignored, although the author of the job expects an effect."""
+def test_a_key_that_a_kind_does_not_use_is_an_error(task: dict[str, Any], message: str) -> None:
+    """It would be ignored, although the user expects an effect."""
     with pytest.raises(ValidationError) as refused:
         make_job(task=task, prompt=None)
     assert message in str(refused.value)
 
 
 def test_a_step_names_its_missing_keys() -> None:
-    """A section gets its prompt and sampling from the job; without one it names what is missing."""
+    """Prompt and sampling come from the job or the task; the error names the missing one."""
     step = step_of(TASK_KINDS[0].section(name="topic"))
     with pytest.raises(ValueError, match=r"tasks\.topic\.prompt is missing"):
         _ = step.prompt
@@ -186,6 +186,6 @@ def test_a_step_names_its_missing_keys() -> None:
 
 @pytest.mark.parametrize(("name", "prefix"), [(None, ""), ("topic", "tasks.topic.")])
 def test_a_step_names_the_key_of_each_column(name: str | None, prefix: str) -> None:
-    """The key is that of the template which uses the column, below the task's own name."""
+    """It is the key of the template that uses the column, with the task's name."""
     step = redact(name=name, prompt={"system": "{{ a }}", "user": "{{ b }}{{ a }}"})
     assert step.columns == {"a": f"{prefix}prompt.system", "b": f"{prefix}prompt.user"}

@@ -1,4 +1,4 @@
-"""Retries: rows with an unusable answer are asked again, and record how that ended."""
+"""Retries: rows with an invalid answer are asked again, and a reject has the last answer."""
 
 from typing import Any
 
@@ -25,15 +25,15 @@ def samplings(times: int) -> list[Sampling]:
 
 
 def good_or_reject(answer: Completion) -> str | Reject:
-    """What does is the text `good`."""
+    """The only valid answer is `good`."""
     if answer.text == "good":
         return answer.text
     return Reject(RejectClass.INVALID_ANSWER, f"{answer.text[:9]} is not good")
 
 
 @given(bad=st.integers(0, 4), times=st.integers(1, 5))
-def test_a_row_is_asked_until_an_answer_does(bad: int, times: int) -> None:
-    """Each attempt has its own sampling; none follows an answer that does, or the last one."""
+def test_a_row_is_asked_until_an_answer_is_valid(bad: int, times: int) -> None:
+    """Each attempt has its own sampling; a valid answer or the last attempt ends it."""
     attempts = samplings(times)
     answers = [*(written(f"bad {time}") for time in range(bad)), written("good")][:times]
     result, asked = hold(ask_until_valid(PROMPT, attempts, good_or_reject), answers)
@@ -47,8 +47,8 @@ def test_a_row_is_asked_until_an_answer_does(bad: int, times: int) -> None:
         assert result == Reject(RejectClass.INVALID_ANSWER, message, attempts=times)
 
 
-def test_a_retry_that_does_not_fit_leaves_the_earlier_reason() -> None:
-    """A longer answer that exceeds the context was never tried: the row keeps its own reject."""
+def test_a_retry_that_does_not_fit_keeps_the_earlier_reject() -> None:
+    """The retry never reached the model, so the row keeps the reject of its answer."""
     asked = ask_until_valid(PROMPT, samplings(3), good_or_reject)
     result, requests = hold(asked, [written("bad"), TOO_LONG])
     assert result.reject_class == RejectClass.INVALID_ANSWER
@@ -57,8 +57,8 @@ def test_a_retry_that_does_not_fit_leaves_the_earlier_reason() -> None:
     assert len(requests) == 2
 
 
-def test_a_retry_that_the_engine_fails_counts() -> None:
-    """What the engine tried is an attempt, whatever came of it."""
+def test_a_retry_that_fails_in_the_engine_counts_as_an_attempt() -> None:
+    """The engine tried it, whatever the outcome."""
     result, _ = hold(
         ask_until_valid(PROMPT, samplings(3), good_or_reject), [written("bad"), FAILED]
     )
@@ -66,15 +66,15 @@ def test_a_retry_that_the_engine_fails_counts() -> None:
 
 
 @pytest.mark.parametrize("reject", [TOO_LONG, FAILED])
-def test_what_the_engine_itself_refuses_is_not_asked_again(reject: Reject) -> None:
-    """Without an answer there is nothing to improve by asking again."""
+def test_a_request_that_the_engine_rejects_is_not_retried(reject: Reject) -> None:
+    """Without an answer, other sampling parameters do not help."""
     result, asked = hold(ask_until_valid(PROMPT, samplings(3), good_or_reject), [reject])
     assert result == reject
     assert len(asked) == 1
 
 
-def test_a_long_last_answer_is_kept_in_part() -> None:
-    """The error column does not hold books."""
+def test_a_long_last_answer_is_shortened() -> None:
+    """The error column does not hold whole books."""
     answer = written("x" * 100_000)
     result, _ = hold(ask_until_valid(PROMPT, samplings(1), good_or_reject), [answer])
     assert result.message.endswith("x…")
@@ -94,7 +94,7 @@ def test_a_long_last_answer_is_kept_in_part() -> None:
 def test_no_two_attempts_have_the_same_seed(
     first: dict[str, Any], retries: dict[str, Any], seeds: list[int | None]
 ) -> None:
-    """A seed grows with each retry; without one the engine samples differently anyway."""
+    """A seed increases with each retry; without a seed the engine draws one."""
     changed = Retries(**retries).samplings({"max_tokens": 8, **first})
     assert [values.get("seed") for values in changed] == seeds
     assert all(values["max_tokens"] == 8 for values in changed)
@@ -127,22 +127,22 @@ def job(task: dict[str, Any], sampling: dict[str, Any]) -> Job:
         ({"time": 1}, {}, "retries.time"),
     ],
 )
-def test_retries_that_cannot_help_are_refused(
+def test_retries_that_cannot_help_are_errors(
     retries: dict[str, Any], sampling: dict[str, Any], reason: str
 ) -> None:
-    """A retry must be able to have another answer, and be a request that a task can take."""
+    """A retry must be valid, and able to return another answer."""
     with pytest.raises(ValidationError, match=reason.replace(".", r"\.")):
         job({"complete": True, "retries": retries}, {"max_tokens": 8, **sampling})
 
 
-def test_retries_need_something_that_can_fail() -> None:
-    """Plain text always does, unless it has to be complete."""
+def test_retries_need_answers_that_can_be_invalid() -> None:
+    """Plain text is always valid, unless it must be complete."""
     with pytest.raises(ValidationError, match="set complete: true"):
         job({"retries": {}}, {"max_tokens": 8})
 
 
 def test_every_attempts_sampling_is_checked_before_the_run() -> None:
-    """The engine sees the parameters of retries as early as those of the first attempts."""
+    """The engine checks the parameters of retries together with those of first attempts."""
     task = {"complete": True, "retries": {"times": 2, "sampling": {"max_tokens": 9, "seed": 1}}}
     params = job(task, {"max_tokens": 8, "temperature": 0.5}).params
     assert [dict(each.values) for each in params] == [
@@ -156,8 +156,8 @@ def generator(**keys: Any) -> Any:
     return job(keys, {"max_tokens": 8}).steps[0].build(TaskContext(FakeTokenizer(), 100))
 
 
-def test_a_complete_answer_is_one_that_the_model_ended() -> None:
-    """With `complete`, an answer cut off by max_tokens is asked again and then a reject."""
+def test_with_complete_a_cut_answer_is_retried() -> None:
+    """An answer that is cut off at max_tokens is asked again, and then rejected."""
     cut, whole = written("an ans", "length"), written("an answer")
     task = generator(complete=True, retries={"sampling": {"max_tokens": 99}})
     cells, asked = hold(task.answer(PreparedRow([PROMPT])), [cut, whole])
@@ -168,7 +168,7 @@ def test_a_complete_answer_is_one_that_the_model_ended() -> None:
     assert reject.message.endswith("the last answer: an ans")
 
 
-def test_without_complete_a_cut_answer_does() -> None:
-    """By default the finish reason is next to the text, and the row is answered."""
+def test_without_complete_a_cut_answer_is_valid() -> None:
+    """By default, the row has the text and its finish reason."""
     cells, _ = hold(generator().answer(PreparedRow([PROMPT])), [written("an ans", "length")])
     assert (cells["generated_text"], cells["finish_reason"]) == ("an ans", "length")

@@ -1,4 +1,4 @@
-"""What a row may vary: sampling parameters and the adapter, from columns of the input."""
+"""Sampling parameters and adapters from columns of the input."""
 
 import json
 import math
@@ -35,8 +35,8 @@ def ask(row: dict[str, Any], adapters: tuple[str, ...] = (), **keys: Any) -> Ask
     )
 
 
-def test_a_rows_values_stand_in_place_of_the_jobs() -> None:
-    """Cells become sampling parameters of the row's request; the others stay the job's."""
+def test_a_rows_values_replace_the_jobs() -> None:
+    """Cells become sampling parameters of the row's request; the others are those of the job."""
     overrides = {"temperature": "warmth", "max_tokens": "length", "stop": "until"}
     asked = ask({"warmth": 1, "length": 40.0, "until": "."}, overrides=overrides, sampling=WARM)
     (request,) = asked.requests
@@ -49,14 +49,14 @@ def test_a_rows_values_stand_in_place_of_the_jobs() -> None:
     assert request.params.max_tokens == 40
 
 
-def test_a_null_cell_is_the_jobs_value() -> None:
-    """A row without a value is asked with the very same parameters as if it could have none."""
+def test_a_null_cell_keeps_the_jobs_value() -> None:
+    """A row without a value has exactly the parameters of a job without overrides."""
     asked = ask({"length": None}, overrides={"max_tokens": "length"}, sampling=WARM)
     assert asked.requests[0].params.values == WARM
 
 
-def test_a_row_that_varies_nothing_costs_no_notes() -> None:
-    """Nulls leave nothing to carry from the process that renders to the engine's."""
+def test_a_row_without_overrides_has_no_notes() -> None:
+    """Nulls add nothing to the table that crosses to the engine's process."""
     tasks = RowTasks(make_job(overrides={"seed": "s"}).steps, TaskContext(FakeTokenizer(), 8192))
     ((entry,),) = tasks.prepare([{"text": "a", "s": None}])
     assert isinstance(entry, PreparedRow)
@@ -100,8 +100,8 @@ IN_REQUEST: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", OVERRIDABLE)
-def test_good_values_reach_the_request(name: str) -> None:
-    """Each value that vLLM takes is taken, whole numbers as floats and decimals as well."""
+def test_valid_values_reach_the_request(name: str) -> None:
+    """Every value that vLLM accepts is accepted, whole numbers as floats and decimals as well."""
     for value in GOOD[name]:
         asked = ask({"own": value}, overrides={name: "own"})
         (found,) = asked.sampled(name)
@@ -111,8 +111,8 @@ def test_good_values_reach_the_request(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OVERRIDABLE)
-def test_a_bad_value_is_its_rows_reject(name: str) -> None:
-    """Each value that vLLM would refuse, or misread, is a reject that names the column."""
+def test_an_invalid_value_rejects_its_row(name: str) -> None:
+    """A value that vLLM would reject or misread gives a reject that names the column."""
     for value in BAD[name]:
         reject = ask({"own": value}, overrides={name: "own"}).reject
         assert reject.reject_class is RejectClass.BAD_OVERRIDE, value
@@ -122,8 +122,8 @@ def test_a_bad_value_is_its_rows_reject(name: str) -> None:
 
 
 @given(st.lists(st.none() | st.integers(-3, 3) | st.text(max_size=2), max_size=8))
-def test_a_bad_row_touches_no_other(cells: list[Any]) -> None:
-    """Every row is prepared or rejected on its own, whatever its neighbors are."""
+def test_an_invalid_row_does_not_affect_the_others(cells: list[Any]) -> None:
+    """Every row is prepared or rejected at its own position."""
     tasks = RowTasks(
         make_job(overrides={"max_tokens": "own"}).steps, TaskContext(FakeTokenizer(), 8192)
     )
@@ -137,14 +137,14 @@ def test_a_bad_row_touches_no_other(cells: list[Any]) -> None:
 
 
 def test_a_rows_seed_gives_its_samples_different_seeds() -> None:
-    """The samples' seeds follow the row's as they follow the job's."""
+    """The seeds of samples follow the row's seed as they follow the job's."""
     task = {"kind": "generate", "n": 3}
     asked = ask({"own": 100}, task=task, overrides={"seed": "own"}, sampling=WARM)
     assert asked.sampled("seed") == [100, 101, 102]
 
 
 class Retrying:
-    """A task that asks a second time, with more tokens and another seed."""
+    """A task with a second request that has more tokens and another seed."""
 
     def prepare(self, rows: Sequence[Row]) -> list[PreparedRow | Reject]:
         return [PreparedRow([[1]]) for _ in rows]
@@ -157,8 +157,8 @@ class Retrying:
         return {}
 
 
-def test_what_a_task_changes_for_a_request_stands() -> None:
-    """A second try keeps its own number of tokens; its seed is as far from the row's as ever."""
+def test_a_tasks_own_changes_have_precedence() -> None:
+    """A second try keeps its own max_tokens; its seed keeps its distance to the row's."""
     overrides = {"max_tokens": "m", "seed": "s", "temperature": "t"}
     task = WithRowOverrides(Retrying(), one_step(overrides=overrides, sampling=WARM), ())
     (prepared,) = task.prepare([{"m": 8, "s": 100, "t": 1}])
@@ -171,8 +171,8 @@ def test_what_a_task_changes_for_a_request_stands() -> None:
     ]
 
 
-def test_a_row_without_chance_cannot_have_several_samples() -> None:
-    """Temperature 0 in a row of a job with n > 1 is that row's reject: all would be alike."""
+def test_a_greedy_row_cannot_have_several_samples() -> None:
+    """Temperature 0 in a row of a job with n > 1 is a reject: all samples would be equal."""
     task = {"kind": "generate", "n": 2}
     row = {"warmth": 0}
     overrides = {"temperature": "warmth"}
@@ -182,8 +182,8 @@ def test_a_row_without_chance_cannot_have_several_samples() -> None:
     assert ask(row, overrides=overrides, sampling=WARM).sampled("temperature") == [0]
 
 
-def test_the_adapter_is_the_rows() -> None:
-    """The column's name goes with the request; null is the model itself."""
+def test_a_request_has_the_adapter_of_its_row() -> None:
+    """The column's value is the name of an adapter; null is the model itself."""
     model = {"source": "fake", "adapters": {"fr": "somewhere"}}
     keys: dict[str, Any] = {"model": model, "adapter": "style"}
     assert ask({"style": "fr"}, ("fr",), **keys).requests[0].adapter == "fr"
@@ -191,23 +191,23 @@ def test_the_adapter_is_the_rows() -> None:
 
 
 @pytest.mark.parametrize("name", ["de", "", "FR", 3, ["fr"]])
-def test_an_unknown_adapter_is_its_rows_reject(name: Any) -> None:
-    """A name that the job does not have, or what is no name, never falls back to the model."""
+def test_an_unknown_adapter_rejects_its_row(name: Any) -> None:
+    """A name that is not in the job never falls back to the model."""
     model = {"source": "fake", "adapters": {"fr": "somewhere"}}
     reject = ask({"style": name}, ("fr",), model=model, adapter="style").reject
     assert reject.reject_class is RejectClass.UNKNOWN_ADAPTER
     assert "the column style is" in reject.message
 
 
-def test_what_varies_is_read_from_the_input() -> None:
-    """The columns of overrides and adapters are read as well as the prompt's, with their keys."""
+def test_the_columns_of_overrides_and_adapters_are_read() -> None:
+    """They are read with the prompt's columns, and have their keys."""
     model = {"source": "fake", "adapters": {"fr": "somewhere"}}
     steps = make_job(model=model, adapter="style", overrides={"seed": "s"}).steps
     assert input_columns(steps) == {"text": "prompt.text", "s": "overrides", "style": "adapter"}
 
 
-def test_what_varies_crosses_to_the_engine() -> None:
-    """Through the table between the processes a row keeps its values and its adapter."""
+def test_overrides_cross_to_the_engines_process() -> None:
+    """The table between the processes contains a row's values and adapter."""
     model = {"source": "fake", "adapters": {"fr": "somewhere"}}
     steps = make_job(model=model, adapter="style", overrides={"max_tokens": "m"}).steps
     tasks = RowTasks(steps, TaskContext(FakeTokenizer(), 8192, adapters=("fr",)))
@@ -232,8 +232,8 @@ def test_what_varies_crosses_to_the_engine() -> None:
     assert asked == [(3, "fr"), (16, None), RejectClass.BAD_OVERRIDE]
 
 
-def test_a_task_may_vary_for_itself() -> None:
-    """In a list of tasks each has its own columns; a column may be an earlier task's."""
+def test_a_task_can_have_its_own_overrides() -> None:
+    """In a list of tasks each has its own columns; a column may be that of an earlier task."""
     tasks = [
         {"kind": "generate", "name": "a", "overrides": {"seed": "s"}},
         {"kind": "generate", "name": "b", "overrides": {"stop": "a_generated_text"}},
@@ -260,15 +260,17 @@ def test_a_task_may_vary_for_itself() -> None:
         ({"model": {"source": "fake", "adapters": {"": "x"}}, "adapter": "a"}, "at least 1"),
     ],
 )
-def test_a_job_that_varies_nothing_it_can_is_refused(keys: dict[str, Any], said: str) -> None:
-    """What no row could use is said when the job is read."""
+def test_overrides_that_no_row_can_use_are_errors_of_the_job(
+    keys: dict[str, Any], said: str
+) -> None:
+    """They are found when the job is loaded."""
     with pytest.raises(ValidationError) as caught:
         make_job(**keys)
     assert said in str(caught.value)
 
 
 def test_adapters_are_part_of_the_fingerprint() -> None:
-    """Another adapter under the same name is another job; how many are loaded is not."""
+    """Another adapter under the same name is another job; the number of loaded ones is not."""
 
     def fingerprint(path: str, **engine: Any) -> str:
         model = {"source": "bundled:smollm2-135m", "adapters": {"fr": path}, "engine": engine}

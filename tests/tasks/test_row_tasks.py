@@ -1,4 +1,4 @@
-"""Several tasks in one row: side by side or one after another, each with its own columns."""
+"""Several tasks for one row: at the same time or one after another, each with its own columns."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ def generate(name: str | None, prompt: str) -> TaskStep[Generate]:
 
 
 class FaultyTask:
-    """A task with a mistake in it: in its dialogue, or already when it is prepared."""
+    """A task that raises: in its dialogue, or already while it prepares rows."""
 
     def __init__(self, task: Task, where: str) -> None:
         self._task = task
@@ -51,7 +51,7 @@ def faulty(name: str, prompt: str, where: str = "answer") -> TaskStep[Generate]:
 
 
 def with_fields(step: TaskStep[Generate], *fields: pa.Field) -> TaskStep[Generate]:
-    """The step with other output columns than its task writes."""
+    """The step with other output columns than those of its task."""
     return replace(step, kind=replace(GENERATE, fields=lambda _: fields))
 
 
@@ -60,7 +60,7 @@ def run_row(
     row: dict[str, Any],
     answer: Callable[[str], Answer] = echo,
 ) -> tuple[RowResult, list[list[str]]]:
-    """What a row comes to, and the texts that it asks round by round."""
+    """A row's result, and the texts of its requests, round by round."""
     tasks = row_tasks(steps)
     (entries,) = tasks.prepare([row])
     late = {name: row[name] for name in tasks.late_columns}
@@ -71,8 +71,8 @@ def names(cells: Cells, ending: str = "generated_text") -> dict[str, Any]:
     return {name: cell for name, cell in cells.items() if name.endswith(ending)}
 
 
-def test_a_task_without_a_name_has_columns_without_one() -> None:
-    """A job of one task has the task's columns as they are."""
+def test_the_columns_of_an_unnamed_task_have_no_prefix() -> None:
+    """A job of one task has the task's columns."""
     steps = [generate(None, "{{ x }}")]
     result, rounds = run_row(steps, {"x": "hi"})
     assert rounds == [["hi"]]
@@ -88,8 +88,8 @@ def test_a_task_without_a_name_has_columns_without_one() -> None:
     assert [field.name for field in answer_fields(steps)] == list(result.cells)
 
 
-def test_columns_have_their_tasks_name_before_them() -> None:
-    """Each task's columns begin with its name; they are in the tasks' order, with their types."""
+def test_columns_have_the_name_of_their_task_as_prefix() -> None:
+    """They are in the order of the tasks, with the types of the tasks."""
     steps = [generate("topic", "{{ x }}"), generate("mood", "{{ x }}")]
     fields = answer_fields(steps)
     own = ["generated_text", "finish_reason", "cumulative_logprob", "mean_logprob"]
@@ -103,7 +103,7 @@ def test_columns_have_their_tasks_name_before_them() -> None:
     assert row_tasks(steps).fields == fields
 
 
-def test_tasks_that_do_not_follow_each_other_ask_in_one_round() -> None:
+def test_independent_tasks_share_a_round() -> None:
     """Their prompts, which share a prefix, are in the engine at the same time."""
     steps = [generate(name, f"{{{{ x }}}} {name}?") for name in "abc"]
     result, rounds = run_row(steps, {"x": "doc"})
@@ -111,8 +111,8 @@ def test_tasks_that_do_not_follow_each_other_ask_in_one_round() -> None:
     assert names(result.cells) == {f"{name}_generated_text": f"<doc {name}?>" for name in "abc"}
 
 
-def test_a_later_task_reads_an_earlier_ones_columns() -> None:
-    """Translate, then judge the translation: by the earlier column and the input's."""
+def test_a_task_can_read_the_columns_of_an_earlier_task() -> None:
+    """Translate, then judge the translation, with columns of the input as well."""
     steps = [
         generate("french", "Translate {{ text }}"),
         generate("judge", "{{ french_generated_text }} of {{ text }} in {{ tone }}?"),
@@ -123,8 +123,8 @@ def test_a_later_task_reads_an_earlier_ones_columns() -> None:
     assert result.reject is None
 
 
-def test_later_tasks_that_wait_for_the_same_one_ask_in_one_round() -> None:
-    """A task asks as soon as the tasks it follows have answered, with all others that can."""
+def test_tasks_that_wait_for_the_same_task_share_a_round() -> None:
+    """A task sends its requests as soon as the tasks that it follows have answered."""
     steps = [
         generate("a", "{{ x }}"),
         generate("b", "B {{ a_generated_text }}"),
@@ -135,8 +135,8 @@ def test_later_tasks_that_wait_for_the_same_one_ask_in_one_round() -> None:
     assert rounds == [["x"], ["B <x>", "C <x>"], ["D <B <x>> <C <x>>"]]
 
 
-def test_a_task_can_follow_one_that_stands_before_it_only() -> None:
-    """A column of a later task is the input's: the tasks' order says who follows whom."""
+def test_a_task_can_only_follow_an_earlier_task() -> None:
+    """A column with the name of a later task's column is one of the input."""
     steps = [generate("a", "{{ b_generated_text }}"), generate("b", "{{ x }}")]
     assert input_columns(steps) == {
         "b_generated_text": "tasks.a.prompt.text",
@@ -160,10 +160,10 @@ def test_a_task_can_follow_one_that_stands_before_it_only() -> None:
         ),
     ],
 )
-def test_the_inputs_columns_are_those_that_no_task_makes(
+def test_the_input_columns_are_those_that_no_task_writes(
     prompts: list[str], columns: dict[str, str], late_columns: list[str]
 ) -> None:
-    """Each has the first place that names it; late are those that a task reads which waits."""
+    """Each has the first key that names it; late columns are read by a task that waits."""
     steps = [generate(name, text) for name, text in zip("abc", prompts, strict=False)]
     places = {column: f"tasks.{task}.prompt.text" for column, task in columns.items()}
     assert list(input_columns(steps).items()) == list(places.items())
@@ -171,8 +171,8 @@ def test_the_inputs_columns_are_those_that_no_task_makes(
     assert (tasks.columns, tasks.late_columns) == (places, late_columns)
 
 
-def test_one_task_that_fails_leaves_the_others_answers() -> None:
-    """The error names the task and says what it was; the other's cells are there."""
+def test_a_failed_task_keeps_the_answers_of_the_others() -> None:
+    """The error names the task and the reason; the other task's cells are present."""
     steps = [generate("topic", "T {{ x }}"), generate("mood", "M {{ x }}")]
     for failing, other in (("topic", "mood"), ("mood", "topic")):
         first = failing[0].upper()
@@ -187,7 +187,7 @@ def test_one_task_that_fails_leaves_the_others_answers() -> None:
         )
 
 
-def test_of_several_failures_the_first_is_told() -> None:
+def test_of_several_failures_the_first_is_the_error() -> None:
     """A row has one error: that of the first task in the job's order."""
     steps = [generate("a", "{{ x }}"), generate("b", "{{ y }}"), generate("c", "{{ x }}")]
     result, rounds = run_row(steps, {"x": "x", "y": None}, lambda _: REFUSED)
@@ -200,14 +200,14 @@ def test_of_several_failures_the_first_is_told() -> None:
     assert result.reject.attempts == 0
 
 
-def test_an_only_task_without_a_name_is_not_named() -> None:
-    """Where a job has one task, its reject is as the task gave it."""
+def test_the_reject_of_an_unnamed_task_has_no_prefix() -> None:
+    """In a job with one task, the reject is that of the task."""
     result, _ = run_row([generate(None, "{{ x }}")], {"x": "x"}, lambda _: REFUSED)
     assert result == RowResult({}, REFUSED)
 
 
-def test_a_task_that_follows_a_failed_one_asks_nothing() -> None:
-    """It has no answer for the same reason; a task that follows another goes on."""
+def test_a_task_that_follows_a_failed_task_sends_no_request() -> None:
+    """It fails for the same reason; independent tasks continue."""
     steps = [
         generate("a", "A {{ x }}"),
         generate("b", "B {{ x }}"),
@@ -224,7 +224,7 @@ def test_a_task_that_follows_a_failed_one_asks_nothing() -> None:
 
 
 def test_a_later_task_may_be_rejected_by_its_own_prompt() -> None:
-    """An earlier answer that is empty, or that its template fails on, is its own reject."""
+    """An earlier answer can be empty, or make its template fail; that is its own reject."""
     for prompt, what in (
         ("{{ a_generated_text }}", RejectClass.EMPTY_INPUT),
         ("{% if 1 / (a_generated_text | length) %}{% endif %}", RejectClass.TEMPLATE_ERROR),
@@ -240,8 +240,8 @@ def test_a_later_task_may_be_rejected_by_its_own_prompt() -> None:
 
 
 @pytest.mark.parametrize("position", [0, 1])
-def test_a_task_that_raises_leaves_the_others_answers(position: int) -> None:
-    """A mistake in one task's dialogue is its reject, in one line; the other's answer is kept."""
+def test_a_task_that_raises_keeps_the_answers_of_the_others(position: int) -> None:
+    """The exception becomes the task's reject, in one line."""
     steps: list[TaskStep[Any]] = [generate("good", "{{ x }}")]
     steps.insert(position, faulty("bad", "{{ x }}"))
     result, _ = run_row(steps, {"x": "x"})
@@ -249,8 +249,8 @@ def test_a_task_that_raises_leaves_the_others_answers(position: int) -> None:
     assert result.reject == Reject(RejectClass.TASK_ERROR, "bad: KeyError: 'label'", attempts=1)
 
 
-def test_a_task_that_raises_while_it_is_prepared_late_was_not_tried() -> None:
-    """What goes wrong before a request is a reject without an attempt."""
+def test_a_task_that_raises_before_its_first_request_has_no_attempt() -> None:
+    """The reject counts no attempt."""
     steps = [generate("a", "{{ x }}"), faulty("b", "{{ a_generated_text }}", "prepare")]
     result, _ = run_row(steps, {"x": "x"})
     assert names(result.cells) == {"a_generated_text": "<x>"}
@@ -259,8 +259,8 @@ def test_a_task_that_raises_while_it_is_prepared_late_was_not_tried() -> None:
     )
 
 
-def test_a_cell_without_a_column_is_a_mistake_of_its_task() -> None:
-    """A task gives cells for its section's fields and for no others."""
+def test_a_cell_without_a_field_rejects_the_task() -> None:
+    """A task may only return cells for its fields."""
     whole = generate("a", "{{ x }}")
     talkative = with_fields(whole, *whole.fields[:2])
     result, _ = run_row([talkative, generate("b", "{{ x }}")], {"x": "x"})
@@ -270,7 +270,7 @@ def test_a_cell_without_a_column_is_a_mistake_of_its_task() -> None:
 
 @pytest.mark.parametrize("num_rows", [0, 1, 5])
 def test_rows_are_prepared_together(num_rows: int) -> None:
-    """Every row has an entry a task, in its place; None where a task waits."""
+    """Every row has one entry a task, at its position; None if the task waits."""
     steps = [generate("a", "A{{ x }}"), generate("b", "{{ a_generated_text }}")]
     tasks = row_tasks(steps)
     rows = [{"x": None if number == 1 else str(number)} for number in range(num_rows)]
@@ -292,15 +292,15 @@ def test_rows_are_prepared_together(num_rows: int) -> None:
     ids=["same name", "no names"],
 )
 def test_two_tasks_cannot_write_the_same_column(steps: list[TaskStep[Any]]) -> None:
-    """Columns that would be there twice are refused by their name."""
+    """The error names the column."""
     with pytest.raises(UserError, match=r"two tasks have the output column .*generated_text"):
         answer_fields(steps)
     with pytest.raises(UserError, match="two tasks have the output column"):
         RowTasks(steps, tools())
 
 
-def test_names_that_run_into_each_other_are_refused() -> None:
-    """`a` with a field `b_c` and `a_b` with a field `c` would write one column."""
+def test_prefixes_can_make_two_columns_equal() -> None:
+    """Task `a` with a field `b_c` and task `a_b` with a field `c` is an error."""
     other = with_fields(generate("a", "{{ x }}"), pa.field("b_generated_text", pa.string()))
     message = "tasks.a_b.name: two tasks have the output column a_b_generated_text"
     with pytest.raises(UserError, match=re.escape(message)):

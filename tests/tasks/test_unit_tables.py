@@ -1,4 +1,4 @@
-"""The rendered table: what the tasks prepared comes back as it was, row by row."""
+"""The rendered table returns what the tasks prepared, row by row."""
 
 from typing import Any
 
@@ -60,8 +60,8 @@ ROWS = st.integers(1, 3).flatmap(
 @given(rows=ROWS, chunk=st.integers(1, 8), start=st.integers(0, 3))
 @example(rows=[[PreparedRow([[1]])], [PreparedRow([])], [PreparedRow([[]])]], chunk=1, start=1)
 @example(rows=[[None, PreparedRow([[1], [2]]), None]], chunk=8, start=0)
-def test_entries_come_back_as_they_were(rows: list[Entries], chunk: int, start: int) -> None:
-    """Prompts, notes, media, rejects, what waits: in any chunks, and any slice of the table."""
+def test_a_table_returns_the_entries(rows: list[Entries], chunk: int, start: int) -> None:
+    """Prompts, notes, media, rejects and waiting tasks, in any chunks and slices of the table."""
     table = rendered_rows(rows)
     pieces = [table.slice(at, chunk) for at in range(start, len(rows), chunk)]
     found = RenderedRows(pa.concat_tables([table.slice(0, 0), *pieces]))
@@ -71,8 +71,8 @@ def test_entries_come_back_as_they_were(rows: list[Entries], chunk: int, start: 
 
 @settings(max_examples=100, deadline=None)
 @given(rows=st.lists(st.tuples(st.none() | TEXTS, st.none() | st.integers(-9, 9)), max_size=6))
-def test_late_values_come_back_as_they_were(rows: list[tuple[str | None, int | None]]) -> None:
-    """What a later task reads of the input is there row by row, by its column, nulls as None."""
+def test_a_table_returns_late_values(rows: list[tuple[str | None, int | None]]) -> None:
+    """The input values of late columns, by row and column; nulls are None."""
     late = pa.table(
         {
             "text": pa.array([text for text, _ in rows], pa.string()),
@@ -86,7 +86,7 @@ def test_late_values_come_back_as_they_were(rows: list[tuple[str | None, int | N
 
 
 def test_without_late_columns_there_are_no_late_values() -> None:
-    """A job whose tasks do not follow each other carries nothing for it."""
+    """A job whose tasks are independent carries nothing for them."""
     table = rendered_rows([[PreparedRow([[1]])]])
     assert RenderedRows(table).late(0) == {}
     assert [name for name in table.schema.names if "late" in name] == []
@@ -104,28 +104,28 @@ def test_without_late_columns_there_are_no_late_values() -> None:
     ],
     ids=["one prompt", "none", "two", "notes", "two tasks", "reject"],
 )
-def test_a_row_with_one_prompt_costs_no_json(entries: Entries, *, has_notes: bool) -> None:
-    """Entries that are more than one task's one prompt have notes next to them."""
+def test_a_row_with_one_prompt_needs_no_json(entries: Entries, *, has_notes: bool) -> None:
+    """JSON is only written for several tasks or prompts, notes or media."""
     (notes,) = rendered_rows([entries]).column(NOTES_COLUMN).to_pylist()
     assert (notes is not None) == has_notes
 
 
-def test_what_notes_cannot_hold_is_an_error() -> None:
-    """A task that notes what JSON has no form for is a mistake that shows."""
+def test_notes_that_are_not_json_are_an_error() -> None:
+    """It is a bug of the task."""
     with pytest.raises(TypeError, match="set"):
         rendered_rows([[PreparedRow([[1]], {"k": {1}})]])
 
 
 @pytest.mark.parametrize("late", [{}, {"x": pa.array([1, 2])}], ids=["alone", "late values"])
-def test_kept_columns_come_through(late: dict[str, Any]) -> None:
-    """Without its own columns a rendered table is the kept ones and the rows' positions."""
+def test_a_table_returns_the_kept_columns(late: dict[str, Any]) -> None:
+    """Without internal columns, a table has the kept columns and the rows' positions."""
     kept = pa.table({"id": pa.array(["a", None], pa.large_string()), ROW_COLUMN: [7, 9]})
     entries: list[Entries] = [[PreparedRow([[1]])], [Reject(RejectClass.BAD_TEXT, "bad")]]
     table = rendered_table(kept, entries, pa.table(late) if late else kept.select([]))
     assert without_internal_columns(table).equals(kept)
 
 
-def test_a_table_without_rows_is_rendered() -> None:
+def test_a_unit_without_rows_has_a_table() -> None:
     """A unit whose rows are all filtered out has the same columns."""
     table = rendered_rows([])
     assert table.schema.equals(rendered_rows([[PreparedRow([[1]])]]).schema)
