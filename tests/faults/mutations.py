@@ -190,7 +190,7 @@ MUTATIONS = (
     ),
     Mutation(
         "company for a unit that must be alone",
-        "scheduling/replica",
+        "scheduling/gate",
         "            self._changed.wait_for(lambda: not self._num_inside)\n",
         "",
         ("scheduling/test_replica_alone",),

@@ -25,7 +25,7 @@ from tokenmill.storage.local import LocalStore
 
 # The thread that writes the summary of a stopped run crashes like the others.
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:Exception in thread leave:pytest.PytestUnhandledThreadExceptionWarning"
+    "ignore:Exception in thread save-summary:pytest.PytestUnhandledThreadExceptionWarning"
 )
 
 # Half of the requests fail; with another seed, others do.
