@@ -178,7 +178,7 @@ def _speed(job: Job, previous_run: PreviousRun | None, device: str | None) -> Sp
     if previous_run is not None and previous_run.speed is not None:
         return previous_run.speed
     if device is None and has_local_gpus():
-        # The table has an entry per model of GPU, and we cannot tell which one this is.
+        # The table has an entry per model of GPU, and it is unknown which one this is.
         return None
     folder = backend_of(job.model).folder
     return None if folder is None else speed_of(device or CPU, count_parameters(folder))
