@@ -39,7 +39,6 @@ MANY_NAMES = {
     "commands.terminal": "how all commands write to the terminal",
     "observe.metrics": "a constant for each metric",
     "tasks.task": "the protocols and type aliases of all tasks",
-    "tasks.translation.checks": "a function for each check",
 }
 #: Modules of `commands` that are not a command; `models` is a group of three.
 NO_COMMANDS = {"__init__", "options", "terminal", "models"}

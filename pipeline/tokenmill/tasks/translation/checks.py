@@ -3,15 +3,13 @@
 They compare the source text with its translation. All are pure functions of strings.
 """
 
-# ruff: noqa: RUF001 - number separators of other languages look like ASCII ones
-
 import re
-import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from tokenmill.tasks.translation.languages import DetectedLanguage, detect_language
+from tokenmill.tasks.translation.numbers import numbers_kept
 from tokenmill.tasks.translation.placeholders import placeholder_counts, without_placeholders
 
 
@@ -35,19 +33,10 @@ _LENGTH_SLACK = 10
 # One of 12,000 human translations repeats more. A loop soon makes up half of the text or more.
 _MAX_REPETITION = 0.3
 _NGRAM_WORDS = 4
-# Small numbers are often spelled out: "3 days", « trois jours ».
-_MAX_SPELLED_OUT = 12
 # Scripts written without spaces, where a character carries about as much as two alphabetic ones.
 _WIDE = r"\u1100-\u11ff\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe4f\uff00-\uff60"
 _WIDE_CHARACTER = re.compile(f"[{_WIDE}\U00020000-\U0003fffd]")
 _WORD = re.compile(f"[{_WIDE}\U00020000-\U0003fffd]|[^\\W{_WIDE}]+")
-# Groups of digits, separated by periods, commas or apostrophes, or by a space before three digits.
-_NARROW_SPACES = "\u00a0\u2009\u202f"
-_WITH_SPACES = re.compile(
-    rf"(?<!\d)\d{{1,3}}(?:[ {_NARROW_SPACES}]\d{{3}}(?!\d))+(?:[.,٫]\d+)?|\d+(?:[.,'’٫٬]\d+)*"
-)
-_WITHOUT_SPACES = re.compile(r"\d+(?:[.,'’٫٬]\d+)*")
-_SEPARATOR = re.compile(r"\D")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,99 +138,3 @@ def repeated_share(text: str) -> float:
     words = _WORD.findall(text.casefold())
     ngrams = [tuple(words[i : i + _NGRAM_WORDS]) for i in range(len(words) - _NGRAM_WORDS + 1)]
     return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Number:
-    """A number's digits, and how many of them are decimals.
-
-    `decimals` is None if the text is ambiguous: 1,234 is above a thousand in English, and between
-    one and two in French.
-    """
-
-    digits: str
-    decimals: int | None
-
-    def may_equal(self, other: "Number") -> bool:
-        """Whether both can be the same number."""
-        decimals = {self.decimals, other.decimals} - {None}
-        return self.digits == other.digits and len(decimals) <= 1
-
-    @property
-    def is_often_spelled_out(self) -> bool:
-        """Whether people often write the number as a word."""
-        return not self.decimals and int(self.digits) <= _MAX_SPELLED_OUT
-
-
-def numbers_kept(source: str, translation: str) -> bool:
-    """Whether each number of the source is in the translation, in the format of any language.
-
-    Small numbers may be spelled out. The translation may have more numbers, because it may write
-    in digits what the source spells out. How often a number occurs is not compared.
-    """
-    if not any(character.isdigit() for character in source):
-        return True
-    # "3 500" can be one number or two, in either text.
-    return any(
-        _contains_all(numbers(translation, target_pattern), numbers(source, source_pattern))
-        for source_pattern in (_WITH_SPACES, _WITHOUT_SPACES)
-        for target_pattern in (_WITH_SPACES, _WITHOUT_SPACES)
-    )
-
-
-def _contains_all(translated: Iterable[Number], expected: Iterable[Number]) -> bool:
-    candidates = set(translated)
-    return all(
-        number in candidates
-        or number.is_often_spelled_out
-        or any(map(number.may_equal, candidates))
-        for number in set(expected)
-    )
-
-
-def numbers(text: str, pattern: re.Pattern[str] = _WITH_SPACES) -> Iterator[Number]:
-    """The numbers of a text, in order. Each part of a date or version is a number of its own."""
-    for match in pattern.finditer(text):
-        yield from _parse(match.group())
-
-
-def _parse(written: str) -> Iterator[Number]:
-    groups = [_ascii(group) for group in _SEPARATOR.split(written)]
-    separators = _SEPARATOR.findall(written)
-    if not separators:
-        yield _number(groups, 0)
-    elif _are_thousands(groups):
-        # A single period or comma can separate thousands or decimals.
-        is_ambiguous = len(separators) == 1 and separators[0] in ".,"
-        yield _number(groups, None if is_ambiguous else 0)
-    elif len(separators) == 1 or (
-        separators[-1] not in separators[:-1] and _are_thousands(groups[:-1])
-    ):
-        yield _number(groups, len(groups[-1]))
-    else:
-        yield from (_number([group], 0) for group in groups)
-
-
-def _are_thousands(groups: Sequence[str]) -> bool:
-    """Whether the groups can be separated thousands, or lakhs as in India: 12,34,567."""
-    first, *inner = groups
-    return (
-        first.strip("0") != ""
-        and len(first) <= 3  # noqa: PLR2004 - digits of a group
-        and all(len(group) in (2, 3) for group in inner[:-1])
-        and len(groups[-1]) == 3  # noqa: PLR2004
-    )
-
-
-def _number(groups: Sequence[str], decimals: int | None) -> Number:
-    digits = "".join(groups)
-    if decimals:
-        # 1.50 equals 1.5.
-        num_trailing_zeros = len(digits) - len(digits.rstrip("0"))
-        num_dropped = min(decimals, num_trailing_zeros)
-        digits, decimals = digits[: len(digits) - num_dropped], decimals - num_dropped
-    return Number(digits.lstrip("0") or "0", decimals)
-
-
-def _ascii(digits: str) -> str:
-    return "".join(str(unicodedata.decimal(digit)) for digit in digits)
