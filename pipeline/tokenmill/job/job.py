@@ -123,8 +123,8 @@ class Job(Section):
             raise ValueError("model: every task has its own; make one of those the job's model")
         if len(runners) > 1:
             raise ValueError(
-                "model: one model cannot both generate text and run as a pooling model; give the "
-                "tasks of one sort their own model"
+                "model: one model cannot both generate text and return vectors or scores; give the "
+                "tasks that do one of the two a model of their own"
             )
         return self
 
