@@ -127,7 +127,7 @@ def answers(job: Path, rows: pa.Table, truths: Sequence[str], settings: Sequence
             "max_reject_rate=1",
         ]
         options = [word for setting in (*settings, *own) for word in ("--set", setting)]
-        command = [sys.executable, "-m", "pipeline", "run", str(job), *options]
+        command = [sys.executable, "-m", "tokenmill", "run", str(job), *options]
         done = subprocess.run(command, cwd=ROOT, check=False)
         if done.returncode:
             raise SystemExit(done.returncode)

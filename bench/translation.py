@@ -131,7 +131,7 @@ def main() -> None:
         model = {"source": arguments.model, "engine": {"max_model_len": 2048}}
         job = Path(folder, "job.yaml")
         job.write_text(yaml.safe_dump(translation_job(corpus, model, output)))
-        subprocess.run([sys.executable, "-m", "pipeline", "run", str(job)], check=True)
+        subprocess.run([sys.executable, "-m", "tokenmill", "run", str(job)], check=True)
         answered = ds.dataset(output / "data", format="parquet").to_table().to_pylist()
     print("\n".join(report(answered)))
 
