@@ -29,13 +29,13 @@ def installed_ray() -> str:
 
 def check_ray_version(text: str) -> str | None:
     """A warning if the version is newer than the tested ones. Raises `UserError` for an old one."""
-    found = major_minor(text)
-    if found < OLDEST_RAY:
+    numbers = major_minor(text)
+    if numbers < OLDEST_RAY:
         raise UserError(
             f"Ray {text} is installed, which never gives up on an engine that cannot start; "
             f"{_INSTALL}"
         )
-    if found > NEWEST_RAY:
+    if numbers > NEWEST_RAY:
         return (
             f"Ray {text} is newer than {_text(NEWEST_RAY)}, the newest version that tokenmill is "
             "tested with"
