@@ -153,8 +153,8 @@ def test_a_job_may_refer_to_itself_sensibly() -> None:
     ("changes", "words"),
     [
         ({"model.source": "a/b", "model.engine": {"hf_token": "hf_canary"}}, "HF_TOKEN"),
-        ({"input.endpoint_url": "https://me:canary@host"}, "credentials"),
-        ({"output.endpoint_url": "https://canary@host"}, "credentials"),
+        ({"input.endpoint_url": "https://me:canary@host"}, "password"),
+        ({"output.endpoint_url": "https://canary@host"}, "password"),
     ],
 )
 def test_a_secret_in_a_job_is_refused(changes: dict[str, Any], words: str) -> None:

