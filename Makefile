@@ -5,7 +5,7 @@ UV_VERSION := 0.13.9
 LOCK_VENV := .cache/lock
 CYCLONEDX_VERSION := 7.5.0
 SBOM_VENV := .cache/sbom
-# Two at a time: most of a test with an engine is imports, on one core.
+# Two processes: a test with an engine spends most of its time importing, on one core.
 PAIRED := -n 2 --dist loadfile
 QUICK := -m "not integration" $(PAIRED)
 # What `make compat` tries: the oldest versions that pyproject.toml allows.
@@ -17,10 +17,10 @@ LOCK_ARGS ?=
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test unit shipped chaos mutations compat coverage check bench docs site screens lock sbom clean
 
-help:  ## Say what there is
+help:  ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 14
 
-setup:  ## Make .venv, or bring it up to date
+setup:  ## Create or update .venv
 	@bash infra/setup.sh
 
 demo: setup  ## Summarize the demo corpus with a small model, and show some rows
@@ -62,19 +62,19 @@ check: setup  ## Check format, lint, types, layers and declared dependencies
 	.venv/bin/lint-imports
 	.venv/bin/deptry pipeline
 
-bench: setup  ## Time tokenmill beside vLLM alone and others, in turns (two hours, a quiet machine)
+bench: setup  ## Compare the speed with vLLM alone and others, in turns (two hours, a quiet machine)
 	.venv/bin/python -m bench
 
-docs: setup  ## Write docs/job.md anew from the job's model
+docs: setup  ## Regenerate docs/job.md from the job's model
 	.venv/bin/python docs/job_reference.py
 
 site: setup  ## Build the documents as a site, in out/site
 	.venv/bin/mkdocs build --strict
 
-screens: setup  ## Write tests/commands/screens anew: what a terminal shows of each command
+screens: setup  ## Regenerate tests/commands/screens, what a terminal shows for each command
 	.venv/bin/pytest -q tests/commands/test_screens.py --write-screens
 
-lock: setup  ## Write requirements/cpu.txt and gpu.txt anew from pyproject.toml
+lock: setup  ## Regenerate requirements/cpu.txt and gpu.txt from pyproject.toml
 	test -x $(LOCK_VENV)/bin/uv || .venv/bin/python -m venv $(LOCK_VENV)
 	$(LOCK_VENV)/bin/python -m pip install --quiet uv==$(UV_VERSION)
 	$(LOCK_VENV)/bin/uv pip compile pyproject.toml --extra cpu --extra dev --extra export \
@@ -88,7 +88,7 @@ lock: setup  ## Write requirements/cpu.txt and gpu.txt anew from pyproject.toml
 	  --python-version 3.12 --python-platform x86_64-manylinux_2_28 --generate-hashes \
 	  --no-header --quiet --output-file requirements/gpu.txt $(LOCK_ARGS)
 
-sbom: setup  ## Write sbom.json, a bill of materials in CycloneDX's form
+sbom: setup  ## Write sbom.json, a bill of materials in the CycloneDX format
 	test -x $(SBOM_VENV)/bin/cyclonedx-py || .venv/bin/python -m venv $(SBOM_VENV)
 	$(SBOM_VENV)/bin/python -m pip install --quiet cyclonedx-bom==$(CYCLONEDX_VERSION)
 	cat requirements/torch.txt requirements/cpu.txt | \

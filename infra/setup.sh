@@ -85,7 +85,7 @@ install_packages() {
 # No build isolation: the build backend was just installed with a checked hash, and isolation would
 # download another one without a check.
 install_tokenmill() {
-  say "tokenmill, as it stands in this folder"
+  say "tokenmill, from this folder"
   pip_install --no-build-isolation --editable . || die "tokenmill did not install (see above)"
 }
 

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from helpers.http_server import QuietHandler, serving
 from helpers.ray_cluster import free_port
 from helpers.stores import refusal
 from tokenmill.cluster.auth_check import (
@@ -270,7 +270,7 @@ def test_a_tls_server_that_accepts_any_client_proves_nothing(certificate: Certif
 def job_api(status: int, headers: dict[str, str] | None = None) -> Iterator[str]:
     """A Job API that gives every request the same answer; yields its URL."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_GET(self) -> None:
             assert "Authorization" not in self.headers
             assert self.path == "/api/jobs/"
@@ -280,18 +280,8 @@ def job_api(status: int, headers: dict[str, str] | None = None) -> Iterator[str]
             self.end_headers()
             self.wfile.write(b"[]")
 
-        def log_message(self, *_: Any) -> None:
-            """Say nothing."""
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(Handler) as url:
+        yield url
 
 
 @pytest.mark.parametrize("status", [401, 403])

@@ -1,10 +1,8 @@
 """Clusters that `submit` and `jobs` refuse: each in one line that says why."""
 
 import json
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import pytest
 import ray
 import yaml
 from helpers.factories import job_data
+from helpers.http_server import QuietHandler, serving
 from helpers.ray_cluster import free_port
 from tokenmill.cli import app
 from tokenmill.errors import ExitCode
@@ -28,7 +27,7 @@ def job_api(answers: Mapping[str, Any], token: str | None = TOKEN) -> Iterator[s
     As Ray's, it answers 401 without a token and 403 with a wrong one. With `token=None` it is open.
     """
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_GET(self) -> None:
             sent = self.headers.get("Authorization")
             if token is not None and sent != f"Bearer {token}":
@@ -38,18 +37,8 @@ def job_api(answers: Mapping[str, Any], token: str | None = TOKEN) -> Iterator[s
             self.end_headers()
             self.wfile.write(json.dumps(answers.get(self.path)).encode())
 
-        def log_message(self, *_: Any) -> None:
-            """Say nothing."""
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(Handler) as url:
+        yield url
 
 
 def ray_of(version: str) -> dict[str, Any]:

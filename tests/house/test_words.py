@@ -32,7 +32,9 @@ WORDS = {
 }
 _WORD = re.compile(rf"\b(?:{'|'.join(WORDS)})\b", re.IGNORECASE)
 PAGES = sorted(
-    path for pattern in ("*.md", "docs/**/*.md", "infra/**/*.md") for path in ROOT.glob(pattern)
+    path
+    for pattern in ("*.md", "Makefile", "docs/**/*.md", "infra/**/*.md", "infra/*.sh")
+    for path in ROOT.glob(pattern)
 )
 
 

@@ -2,14 +2,13 @@
 
 import json
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.http_server import QuietHandler, serving
 from helpers.inprocess import Quiet, ScriptedExecutor, job_over, write_corpus
 from tokenmill.errors import ExitCode, OverBudget, RunFailed, UserError
 from tokenmill.job.job import Job
@@ -27,24 +26,14 @@ def webhook(status: int = 200) -> Iterator[tuple[str, list[Any]]]:
     """A server on loopback; yields its URL and a list of what was posted to it."""
     posted: list[Any] = []
 
-    class Hook(BaseHTTPRequestHandler):
+    class Hook(QuietHandler):
         def do_POST(self) -> None:
             posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(status)
             self.end_headers()
 
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    server = HTTPServer(("127.0.0.1", 0), Hook)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/hook/a-secret", posted
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(Hook) as url:
+        yield f"{url}/hook/a-secret", posted
 
 
 def notifying_job(tmp_path: Path, **settings: Any) -> Job:

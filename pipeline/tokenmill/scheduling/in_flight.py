@@ -50,10 +50,10 @@ class RowInFlight:
 
     def count(self, completion: Completion) -> None:
         """Add a completion's tokens to the row's."""
-        counts = self.token_counts or {}
-        self.token_counts = {
-            name: counts.get(name, 0) + getattr(completion, name) for name in _TOKEN_COLUMNS
-        }
+        if self.token_counts is None:
+            self.token_counts = dict.fromkeys(_TOKEN_COLUMNS, 0)
+        for name in _TOKEN_COLUMNS:
+            self.token_counts[name] += getattr(completion, name)
 
     def answered(self, result: RowResult) -> AnsweredRow:
         """The result with the row's token counts, which are None if no request was completed."""
