@@ -12,7 +12,9 @@ from typing import Any
 import datasets
 import deltalake
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from helpers.factories import strings_of_bytes
 from helpers.stores import refusal
 from pyiceberg.table import StaticTable
 from tokenmill.errors import UserError
@@ -69,6 +71,36 @@ def test_wider_types_hold_the_same_values(
     target = str(tmp_path / "table")
     write(iter(TABLE.to_batches(max_chunksize=1)), TABLE.schema, target)
     assert in_order(read(target)) == TABLE.to_pylist()
+
+
+FAR = {
+    "date": pa.array([2**31 - 1, -(2**31), None], pa.date32()),
+    "at": pa.array([2**62, -(2**62), None], pa.timestamp("us")),
+    "utc": pa.array([253402300800000, None, 0], pa.timestamp("ms", "UTC")),
+    "zone": pa.array([0, 253402300800000, None], pa.timestamp("ms", "+05:30")),
+    "nested": pa.array([{"day": 2**31 - 1}, None, None], pa.struct({"day": pa.date32()})),
+    "text": strings_of_bytes([b"caf\xe9", b"ok", b""]),
+    "uuid": pa.array([bytes(range(16)), None, bytes(16)], pa.uuid()),
+    "json": pa.array(['{"a": 1}', None, "[]"], pa.json_()),
+}
+
+
+@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize("name", FAR)
+def test_no_single_value_makes_an_export_impossible(
+    tmp_path: Path, write: Write, name: str
+) -> None:
+    """Dates that Python does not have, text that is not UTF-8, other time zones, UUIDs, JSON."""
+    column = FAR[name]
+    write(*batches_of(column=column), str(tmp_path / "table"))
+    tables = [pq.read_table(path) for path in (tmp_path / "table").rglob("*.parquet")]
+    (written,) = [table.column("column") for table in tables]
+    if isinstance(column.type, pa.UuidType) and pa.types.is_string(written.type):
+        assert written.to_pylist() == [cell and str(cell) for cell in column.to_pylist()]
+    elif isinstance(column.type, pa.UuidType | pa.JsonType):
+        assert written.to_pylist() == column.to_pylist()
+    else:
+        assert written.cast(column.type).combine_chunks().equals(column)
 
 
 def test_a_dataset_is_divided_into_files(tmp_path: Path) -> None:

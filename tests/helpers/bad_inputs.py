@@ -269,6 +269,16 @@ KEPT: dict[str, pa.Array] = {
     "fixed bytes": pa.array([b"ab", None, b"\xff\xff"], pa.binary(2)),
     "large strings": pa.array(["a", None, "é"], pa.large_string()),
     "string views": pa.array(["a", "a text longer than a view", None], pa.string_view()),
+    "binary views": pa.array([b"a", b"some bytes longer than a view", None], pa.binary_view()),
+    "nested views": pa.array([["a"], [None], None], pa.list_(pa.string_view())),
+    "texts without their annotation": pa.array(["café".encode(), b"", None]),
+    "UUIDs": pa.array([bytes(range(16)), None, bytes(16)], pa.uuid()),
+    "JSON": pa.array(['{"a": 1}', None, "[]"], pa.json_()),
+    "far timestamps": pa.array([2**62, -(2**62), None], pa.timestamp("us")),
+    "far timestamps with zone": pa.array(
+        [2**62, 253402300800000000, None], pa.timestamp("us", "+05:30")
+    ),
+    "dates before the year 1": pa.array([-719163, -719162, None], pa.date32()),
     "lists": pa.array([["a", None], [], None]),
     "large lists": pa.array([[1], [], None], pa.large_list(pa.int8())),
     "fixed lists": pa.array([[1, 2], None, [3, 4]], pa.list_(pa.int16(), 2)),
@@ -277,6 +287,9 @@ KEPT: dict[str, pa.Array] = {
     "dictionaries": pa.array(["red", None, "red"]).dictionary_encode(),
     "bad UTF-8 that no prompt reads": strings_of_bytes([b"\xff", b"\xed\xa0\x80", b"ok"]),
 }
+
+#: Of these, values that are no text.
+UNPRINTABLE = ("bytes", "large bytes", "fixed bytes", "bad UTF-8 that no prompt reads")
 
 CODECS = ("none", "snappy", "gzip", "brotli", "lz4", "zstd")
 
@@ -328,10 +341,28 @@ _BAD_ROWS = (
         ),
         Rejected(B),
     ),
-    BadInput(
-        "a date that Python does not have",
-        _one(pa.table({"text": pa.array([0, 2**31 - 1, 0], pa.date32())})),
-        Rejected(T, "unreadable value"),
+    *(
+        BadInput(
+            f"bytes that are no text: {values.type}", _one(pa.table({"text": values})), Rejected(B)
+        )
+        for values in (
+            pa.array([b"good", b"\xff", b"good"]),
+            pa.array([b"good", b"\xff", b"good"], pa.large_binary()),
+            pa.array([b"good", b"\xff\xff\xff\xff", b"good"], pa.binary(4)),
+            pa.array([b"good", b"\xff", b"good"], pa.binary_view()),
+            pa.array([[b"good"], [b"\xff"], [b"good"]]),
+            pa.array([{"a": b"good"}, {"a": b"\xff"}, {"a": b"good"}]),
+            pa.array([b"good", b"\xff", b"good"]).dictionary_encode(),
+        )
+    ),
+    *(
+        BadInput(
+            f"a null that is printed: {template}",
+            _one(pa.table({"text": pa.array([{"a": "x"}, {"a": None}, {"a": "y"}])})),
+            Rejected(E, "null"),
+            {"prompt": {"user": template}},
+        )
+        for template in ("{{ text.a }}", "{{ 'by ' ~ text.a }}", "{{ [text.a] | join }}")
     ),
     BadInput(
         "a name that one row does not have",
@@ -420,6 +451,101 @@ _BAD_FOLDERS = (
         "texts in one shard, bytes in the other",
         _several(pa.table({"text": [GOOD]}), pa.table({"text": [b"x"]})),
         Refused(["binary"]),
+    ),
+    *(
+        BadInput(
+            f"texts of several types: {other.type}",
+            _several(pa.table({"text": [GOOD] * 2}), pa.table({"text": other})),
+            Unchanged(),
+            KEEP_TEXT | {"input.where": "text LIKE 'a%'"},
+        )
+        for other in (
+            pa.array([GOOD], pa.string_view()),
+            pa.array([GOOD], pa.large_string()),
+            pa.array([GOOD]).dictionary_encode(),
+        )
+    ),
+    BadInput(
+        "signed and unsigned integers",
+        _several(
+            pa.table({"text": [GOOD] * 2, "value": [-1, 2**63 - 1]}),
+            pa.table({"text": [GOOD], "value": pa.array([2**64 - 1], pa.uint64())}),
+        ),
+        Unchanged(),
+        KEEP | {"prompt": {"user": "{{ text }} {{ value }}"}, "input.where": "value >= -1"},
+    ),
+    BadInput(
+        "a shard without rows, of another type",
+        _several(pa.table({"text": pa.array([], pa.int64())}), pa.table({"text": [GOOD] * 3})),
+        Unchanged(),
+        KEEP_TEXT,
+    ),
+    BadInput(
+        "UUIDs in a filter",
+        _beside(KEPT["UUIDs"]),
+        Unchanged(2),
+        KEEP | {"input.where": "value IS NOT NULL"},
+    ),
+    BadInput(
+        "JSON in a filter",
+        _beside(KEPT["JSON"]),
+        Unchanged(1),
+        KEEP | {"input.where": "value LIKE '%a%'"},
+    ),
+    BadInput(
+        "timestamps of Spark",
+        _beside(
+            pa.array([253402214400000000, -62135596800000000, None], pa.timestamp("us")),
+            use_deprecated_int96_timestamps=True,
+        ),
+        Unchanged(),
+        KEEP,
+    ),
+    *(
+        BadInput(
+            f"a column of tokenmill's own: {key}",
+            _beside(KEPT["lists"], "__tokenmill_row"),
+            Refused(["__tokenmill_row", "rename", key]),
+            job,
+        )
+        for key, job in (
+            ("input.keep", {"input.keep": ["__tokenmill_row"]}),
+            ("prompt.user", {"prompt": {"user": "{{ __tokenmill_row }}"}}),
+            ("input.where", {"input.where": "__tokenmill_row IS NULL"}),
+        )
+    ),
+    *(
+        BadInput(
+            f"chats that are {values.type}",
+            _one(pa.table({"text": values})),
+            Refused(["prompt.chat", "text", "{role, content}"]),
+            {"prompt": {"chat": "text"}},
+        )
+        for values in (
+            pa.array([1]),
+            pa.array(["[]"]),
+            pa.array(["a"]).dictionary_encode(),
+            pa.array([["a"]]),
+            pa.array([[{"from": "human", "value": "a"}]]),
+            pa.array([[{"role": "user", "content": [{"text": "a"}]}]]),
+            pa.array([{"role": "user", "content": "a"}]),
+        )
+    ),
+    *(
+        BadInput(
+            f"chats that are {values.type}",
+            _one(pa.table({"text": values})),
+            Unchanged(1),
+            {"prompt": {"chat": "text"}},
+        )
+        for values in (
+            pa.array([[{"role": "user", "content": "a", "name": None}]]),
+            pa.array([[{"role": b"user", "content": b"a"}]]),
+            pa.array(
+                [[{"role": "user", "content": "a"}]],
+                pa.large_list(pa.struct({"role": pa.string_view(), "content": pa.string()})),
+            ),
+        )
     ),
     BadInput(
         "a width that differs",
@@ -538,7 +664,7 @@ BAD_INPUTS: tuple[BadInput, ...] = (
             {"prompt": {"user": "{{ [row['text']] | string }}"}},
         )
         for name, values in KEPT.items()
-        if name not in ("far dates", "bad UTF-8 that no prompt reads")
+        if name not in UNPRINTABLE
     ),
     *(
         BadInput(f"codec: {codec}", _beside(KEPT["lists"], compression=codec), Unchanged(), KEEP)
@@ -562,7 +688,21 @@ BAD_INPUTS: tuple[BadInput, ...] = (
             Unchanged(),
             {"prompt": {"user": f"{{{{ row[{name!r}] }}}}"}, "input.keep": [name]},
         )
-        for name in ("my column", 'quo"te', "a.b", "é", "row", "class", "{{ x }}", "a\nb", "-", "")
+        for name in (
+            "my column",
+            'quo"te',
+            "a.b",
+            "é",
+            "row",
+            "class",
+            "self",
+            "loop",
+            "none",
+            "{{ x }}",
+            "a\nb",
+            "-",
+            "",
+        )
     ),
     *(
         BadInput(

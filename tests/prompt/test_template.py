@@ -103,7 +103,7 @@ def test_a_prompt_has_roles_and_columns(
         ("{{ a }}", {"a": "  x "}, "  x "),
         ("{{ a }}", {"a": 0}, "0"),
         ("{{ a }}", {"a": False}, "False"),
-        ("{{ a }}", {"a": b"x"}, "b'x'"),
+        ("{{ a }}", {"a": b"caf\xc3\xa9"}, "café"),
         ("{{ a }}", {"a": "<b> & é \0 \u202e"}, "<b> & é \0 \u202e"),
         ("{{ a.k[1] }}", {"a": {"k": [1, "x"]}}, "x"),
         ("{% for x in a %}{{ loop.index }}{{ x }} {% endfor %}", {"a": ["x", "y"]}, "1x 2y "),

@@ -21,6 +21,7 @@ from tokenmill.commands.options import (
     job_settings,
 )
 from tokenmill.commands.terminal import one_line_errors, stoppable, table_console, visible
+from tokenmill.input.values import printable
 from tokenmill.job.loader import load_job
 from tokenmill.models import cache
 from tokenmill.observe.screen import redirected_output
@@ -60,7 +61,7 @@ def preview_command(  # noqa: PLR0913, PLR0917 - options of a command
                 console.print(f"loading {job.model.source}; log: {log}", markup=False)
             previewed = preview(job, rows, seed)
         if as_json:
-            typer.echo(json.dumps([asdict(row) for row in previewed], indent=2, default=str))
+            typer.echo(json.dumps([asdict(row) for row in previewed], indent=2, default=printable))
         else:
             _print_preview(previewed)
 
@@ -83,10 +84,10 @@ def _cell_text(name: str, value: Any) -> str:
         text = f"{value['class']}: {value['message']}"
     elif isinstance(value, float):
         text = f"{value:.4g}"
-    elif isinstance(value, str):
-        text = value
+    elif isinstance(value, str | bytes):
+        text = printable(value)
     else:
-        text = json.dumps(value, default=str, ensure_ascii=False)
+        text = json.dumps(value, default=printable, ensure_ascii=False)
     return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]} …"
 
 

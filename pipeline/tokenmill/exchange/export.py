@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from tokenmill.errors import UserError
 from tokenmill.exchange.openai_answers import BodyBuilder, answer_line, body_builder
 from tokenmill.exchange.table_formats import write_dataset, write_delta, write_iceberg
+from tokenmill.input.values import readable_rows
 from tokenmill.output.json_lines import json_rows, write_line
 from tokenmill.output.output import OpenedOutput, batches_with_record, committed_units
 from tokenmill.output.record import UnitRecord
@@ -164,7 +165,7 @@ def _write_answers(
     error_file: IO[bytes],
 ) -> None:
     for record, batch in rows:
-        for row in batch.to_pylist():
+        for row in readable_rows(batch):
             request_id = f"{row['source_file']}:{row['source_row']}"
             custom_id = row.get(_CUSTOM_ID)
             line = answer_line(

@@ -9,6 +9,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,16 +76,19 @@ def write_delta(batches: Batches, schema: pa.Schema, target: str) -> None:
         import deltalake  # noqa: PLC0415 - optional
 
     stream = _Stream(batches, schema, _for_delta)
+    configuration = _delta_properties(stream.schema)
     if not is_remote(target):
         # A Delta table holds relative paths, so it can be written elsewhere and renamed.
         with _new_folder(target, "delta") as folder, stream.own_errors():
-            deltalake.write_deltalake(folder, stream.reader())
+            deltalake.write_deltalake(folder, stream.reader(), configuration=configuration)
         return
     options = {} if _endpoint() is None else {"AWS_ENDPOINT_URL": _endpoint()}
     if str(options.get("AWS_ENDPOINT_URL")).startswith("http://"):
         options["AWS_ALLOW_HTTP"] = "true"
     with _new_prefix(target), stream.own_errors():
-        deltalake.write_deltalake(target, stream.reader(), storage_options=options)
+        deltalake.write_deltalake(
+            target, stream.reader(), storage_options=options, configuration=configuration
+        )
 
 
 def write_iceberg(batches: Batches, schema: pa.Schema, target: str) -> None:
@@ -110,10 +114,37 @@ def write_iceberg(batches: Batches, schema: pa.Schema, target: str) -> None:
         # The library needs a catalog; this one exists only while the table is written.
         catalog = InMemoryCatalog("tokenmill", warehouse=location, **options)
         catalog.create_namespace("tokenmill")
-        table = catalog.create_table("tokenmill.rows", stream.schema, location=location)
+        properties = _iceberg_properties(stream.schema)
+        table = catalog.create_table(
+            "tokenmill.rows", stream.schema, location=location, properties=properties
+        )
         table.append(stream.reader())
         version = os.path.basename(table.metadata_location).removesuffix(".metadata.json")
         open_store(target).replace(_VERSION_HINT, version.encode())
+
+
+def _delta_properties(schema: pa.Schema) -> dict[str, str] | None:
+    """Leave dates out of the statistics: those after the year 262,142 would end the export."""
+    names = [field.name for field in schema if not _has_leaf(field.type, pa.types.is_date)]
+    if len(names) == len(schema):
+        return None
+    quoted = [f"`{name.replace('`', '``')}`" for name in names]
+    return {"delta.dataSkippingStatsColumns": ",".join(quoted)}
+
+
+def _iceberg_properties(schema: pa.Schema) -> dict[str, str]:
+    """Leave out the bounds of what Python may not hold: far dates, text that is not UTF-8."""
+    return {
+        f"write.metadata.metrics.column.{field.name}": "counts"
+        for field in schema
+        if any(map(partial(_has_leaf, field.type), (pa.types.is_temporal, pa.types.is_string)))
+    }
+
+
+def _has_leaf(type_: pa.DataType, is_of: Callable[[pa.DataType], bool]) -> bool:
+    if not type_.num_fields:
+        return is_of(type_)
+    return any(_has_leaf(type_.field(index).type, is_of) for index in range(type_.num_fields))
 
 
 class _Stream:
@@ -153,10 +184,17 @@ class _Stream:
         columns = []
         for column, field in zip(batch.columns, self.schema, strict=True):
             try:
-                columns.append(column.cast(field.type))
-            except pa.ArrowInvalid as error:
+                columns.append(_cast_column(column, field.type))
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
                 raise UserError(f"column {field.name}: {error}; export to parquet") from error
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
+
+
+def _cast_column(column: pa.Array, type_: pa.DataType) -> pa.Array:
+    if isinstance(column.type, pa.UuidType) and pa.types.is_string(type_):
+        # Arrow casts a UUID to its bytes only.
+        return pa.array([cell and str(cell) for cell in column.to_pylist()], type_)
+    return column.cast(type_)
 
 
 def _converted_field(field: pa.Field, convert: TypeConversion) -> pa.Field:
@@ -173,6 +211,8 @@ def _converted(type_: pa.DataType, convert: TypeConversion) -> pa.DataType:
     """The type with its innermost types converted."""
     if pa.types.is_dictionary(type_):
         return _converted(type_.value_type, convert)
+    if isinstance(type_, pa.BaseExtensionType) and not isinstance(type_, pa.UuidType):
+        return _converted(type_.storage_type, convert)
     if pa.types.is_string_view(type_) or pa.types.is_large_string(type_):
         return pa.string()
     if pa.types.is_binary_view(type_) or pa.types.is_large_binary(type_):
@@ -211,7 +251,7 @@ _WIDER: Mapping[pa.DataType, pa.DataType] = {
 def _for_tables(type_: pa.DataType) -> pa.DataType:
     if pa.types.is_timestamp(type_):
         # A cast that would lose nanoseconds fails, and its error names the value.
-        return pa.timestamp("us", type_.tz)
+        return pa.timestamp("us", None if type_.tz is None else "UTC")
     is_wide = pa.types.is_decimal256(type_)
     if is_wide or pa.types.is_duration(type_) or pa.types.is_interval(type_):
         raise TypeError(type_)
@@ -221,7 +261,7 @@ def _for_tables(type_: pa.DataType) -> pa.DataType:
 def _for_delta(type_: pa.DataType) -> pa.DataType:
     if pa.types.is_time(type_):
         raise TypeError(type_)
-    return _for_tables(type_)
+    return pa.string() if isinstance(type_, pa.UuidType) else _for_tables(type_)
 
 
 def _for_iceberg(type_: pa.DataType) -> pa.DataType:

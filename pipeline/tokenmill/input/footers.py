@@ -4,7 +4,7 @@ A shard that cannot be read or that lacks a column becomes a `BadShard`; the cal
 it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,16 +14,10 @@ import pyarrow as pa
 from tokenmill.errors import UserError
 from tokenmill.input.listing import Listing
 from tokenmill.input.parquet_footer import END_BYTES, num_end_bytes, read_footer
+from tokenmill.plan.column_types import common_type
 from tokenmill.plan.plan import BadShard, RowGroup, Shard
 from tokenmill.storage.base import ObjectInfo, Store
 
-# A column must have one kind in all shards, since a prompt prints 5 and 5.0, or a text and its
-# bytes, differently.
-_KINDS: tuple[Callable[[pa.DataType], bool], ...] = (
-    pa.types.is_integer,
-    pa.types.is_decimal,
-    lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind),
-)
 # Objects whose ends are in memory at a time. While the footers of one batch are parsed, the next
 # batch is read.
 _BATCH_OBJECTS = 512
@@ -56,7 +50,7 @@ def read_footers(listing: Listing, columns: Mapping[str, str], measured: frozens
             usable.append((shard, schema))
     if not usable:
         raise UserError(f"{listing.store.url}/{bad[0].path}: {bad[0].reason}")
-    schema = _common_schema(usable, tuple(columns))
+    schema = _common_schema(_filled(usable), tuple(columns))
     return Footers(
         tuple(shard for shard, _ in usable), tuple(sorted(bad, key=lambda item: item.path)), schema
     )
@@ -71,10 +65,11 @@ def read_shared_columns(listing: Listing) -> Footers:
     if not read:
         raise UserError(f"{listing.store.url}/{bad[0].path}: {bad[0].reason}")
     fields = []
+    filled = _filled(read)
     for name in dict.fromkeys(read[0][1].names):
         if all(schema.names.count(name) == 1 for _, schema in read):
             with suppress(UserError):
-                fields.append(_common_schema(read, (name,)).field(0))
+                fields.append(_common_schema(filled, (name,)).field(0))
     return Footers(tuple(shard for shard, _ in read), tuple(bad), pa.schema(fields))
 
 
@@ -145,6 +140,11 @@ def _wrong_column(name: str, columns: Mapping[str, str], schema: pa.Schema) -> s
     )
 
 
+def _filled(read: list[tuple[Shard, pa.Schema]]) -> list[tuple[Shard, pa.Schema]]:
+    """The shards with rows, whose types matter; all shards if none has rows."""
+    return [item for item in read if item[0].num_rows] or read
+
+
 def _common_schema(usable: Sequence[tuple[Shard, pa.Schema]], columns: Sequence[str]) -> pa.Schema:
     """One type per column. Widths may differ between shards (int32 and int64), kinds may not."""
     fields = []
@@ -154,26 +154,13 @@ def _common_schema(usable: Sequence[tuple[Shard, pa.Schema]], columns: Sequence[
             other = schema.field(name)
             if other.type == field.type:
                 continue
-            common = _common_field(field, other)
+            common = common_type(field.type, other.type)
             if common is None:
                 raise UserError(
                     f"the column {name} is {field.type} in {widest.path} and {other.type} in "
                     f"{shard.path}; make the types equal, or use a separate job for one of them"
                 )
-            if common.type != field.type:
-                widest, field = shard, common
+            if common != field.type:
+                widest, field = shard, field.with_type(common)
         fields.append(field.with_nullable(True).remove_metadata())
     return pa.schema(fields)
-
-
-def _common_field(one: pa.Field, other: pa.Field) -> pa.Field | None:
-    try:
-        common = pa.unify_schemas(
-            [pa.schema([one]), pa.schema([other])], promote_options="permissive"
-        ).field(0)
-    except pa.ArrowException:
-        return None
-    for kind in (one.type, other.type):
-        if kind != pa.null() and any(is_of(kind) != is_of(common.type) for is_of in _KINDS):
-            return None
-    return common

@@ -9,15 +9,21 @@ columns before it requests data.
 import io
 import os
 from collections.abc import Collection
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from tokenmill.plan.column_types import as_read
 
 # A column with a single value takes a byte for some thousands of rows, texts take several per row.
 _MAX_ROWS_PER_BYTE = 100_000
 # No file that Arrow writes has a larger footer.
 _MAX_FOOTER_BYTES = 2**30
 _TAIL_BYTES = 8
+# Spark and Hive stored timestamps as INT96. As nanoseconds, Arrow's default, those after 2262 would
+# overflow to another date.
+_INT96_UNIT = "us"
 #: What Arrow reads first. It holds most footers whole, in one request to the store.
 END_BYTES = 64 * 2**10
 
@@ -72,18 +78,29 @@ def num_end_bytes(end: bytes, size: int) -> int:
     return min(length + _TAIL_BYTES, size)
 
 
+def open_parquet(file: BinaryIO | io.RawIOBase) -> pq.ParquetFile:
+    """Open a file of the input, so that each value is read as it was written."""
+    # Pages without a checksum are read without verification.
+    return pq.ParquetFile(
+        file,
+        pre_buffer=True,
+        page_checksum_verification=True,
+        coerce_int96_timestamp_unit=_INT96_UNIT,
+    )
+
+
 def read_footer(
     end: bytes, size: int, columns: Collection[str]
 ) -> tuple[pq.FileMetaData, pa.Schema]:
-    """Parse the footer at the `end` of a file of `size` bytes. Returns it with its Arrow schema.
+    """Parse the footer at the `end` of a file of `size` bytes. Returns it and the schema to read.
 
     Of the columns, only the metadata of `columns` are safe to access. Raises `pa.ArrowException`,
     `OSError` or `ValueError` for a file that cannot be read.
     """
     source = _FooterOnly(end, size)
-    reader = pq.ParquetFile(source, pre_buffer=True)
+    reader = open_parquet(source)
     metadata = reader.metadata
-    schema = metadata.schema.to_arrow_schema()
+    schema = _as_read(reader.schema_arrow)
     _check_counts(metadata, size)
     checked = [name for name in schema.names if name in columns]
     if checked and metadata.num_row_groups:
@@ -95,6 +112,13 @@ def read_footer(
             if not source.was_data_requested:
                 raise
     return metadata, schema
+
+
+def _as_read(schema: pa.Schema) -> pa.Schema:
+    types = [as_read(type_) for type_ in schema.types]
+    if types == schema.types:
+        return schema
+    return pa.schema([field.with_type(type_) for field, type_ in zip(schema, types, strict=True)])
 
 
 def _check_counts(metadata: pq.FileMetaData, size: int) -> None:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tokenmill.errors import RunFailed
+from tokenmill.input.parquet_footer import open_parquet
 from tokenmill.input.where import where_expression
 from tokenmill.plan.diff import changed_shard_error
 from tokenmill.plan.plan import Unit
@@ -58,8 +59,7 @@ class Source:
             raise changed_shard_error(self.store, unit.shard, "has changed")
 
     def _read_rows(self, file: BinaryIO, unit: Unit) -> pa.Table:
-        # Pages without a checksum are read without verification.
-        parquet = pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True)
+        parquet = open_parquet(file)
         where = None if self.where is None else where_expression(self.where, self.schema)
         schema = self.schema.append(pa.field(ROW_COLUMN, pa.int64(), nullable=False))
         pieces = [schema.empty_table()]
@@ -93,13 +93,19 @@ def _overlapping_groups(parquet: pq.ParquetFile, unit: Unit) -> Iterator[tuple[i
         start = end
 
 
-def _possible_groups(file: BinaryIO, where: pc.Expression, schema: pa.Schema) -> frozenset[int]:
-    """The row groups whose statistics do not rule the filter out."""
+def _possible_groups(
+    file: BinaryIO, where: pc.Expression, schema: pa.Schema
+) -> frozenset[int] | None:
+    """The row groups whose statistics do not rule the filter out; None if any may pass."""
     # It imports pandas, which takes half a second; `tokenmill --help` must not wait for it.
     import pyarrow.dataset as ds  # noqa: PLC0415
 
     fragment = ds.ParquetFileFormat().make_fragment(file)
-    kept = fragment.subset(where, schema=schema)
+    try:
+        kept = fragment.subset(where, schema=schema)
+    except pa.ArrowNotImplementedError:
+        # The statistics have a type that Arrow cannot compare, such as UUID.
+        return None
     return frozenset(group.id for group in kept.row_groups)
 
 

@@ -180,10 +180,13 @@ class _Translation:
     def _field(self, node: exp.Expression) -> pc.Expression:
         if not isinstance(node, exp.Column):
             raise _unsupported(node, self._where)
-        return pc.field(node.name)
+        field, kind = pc.field(node.name), self._schema.field(node.name).type
+        return field.cast(kind.storage_type) if isinstance(kind, pa.JsonType) else field
 
     def _type(self, column: exp.Column) -> pa.DataType:
         kind = self._schema.field(column.name).type
+        if isinstance(kind, pa.JsonType):
+            return kind.storage_type
         return kind.value_type if pa.types.is_dictionary(kind) else kind
 
     def _literal(self, node: exp.Expression) -> Any:

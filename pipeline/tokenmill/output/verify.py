@@ -19,6 +19,7 @@ from tokenmill import __version__
 from tokenmill.errors import RunFailed, TokenmillError, UserError
 from tokenmill.formatting import plural
 from tokenmill.input.reader import Source
+from tokenmill.input.values import readable_values
 from tokenmill.output.commit import count_rejects
 from tokenmill.output.counts import Counts, sum_counts
 from tokenmill.output.output import OpenedOutput, missing_units
@@ -356,4 +357,4 @@ def _same_values(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
     """Whether the values are equal. NaN equals NaN here, which Arrow's `equals` denies."""
     if one.type != other.type:
         return False
-    return bool(one.equals(other)) or repr(one.to_pylist()) == repr(other.to_pylist())
+    return bool(one.equals(other)) or repr(readable_values(one)) == repr(readable_values(other))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from tokenmill.errors import UserError
+from tokenmill.plan.column_types import fits
 from tokenmill.plan.plan import Plan
 from tokenmill.plan.units import check_distinct_folders
 from tokenmill.storage.base import ObjectInfo, Store
@@ -91,18 +92,8 @@ def _check_types(planned: pa.Schema, added: pa.Schema) -> None:
     for field in planned:
         other = added.field(field.name)
         # Rows are cast to the plan's types when they are read; wider types would not fit.
-        if not _fits(other.type, field.type):
+        if not fits(other.type, field.type):
             raise UserError(
                 f"the column {field.name} is {field.type} in the plan and {other.type} in a new "
                 "shard; make the types equal, or start a new output"
             )
-
-
-def _fits(added: pa.DataType, planned: pa.DataType) -> bool:
-    try:
-        common = pa.unify_schemas(
-            [pa.schema([("", planned)]), pa.schema([("", added)])], promote_options="permissive"
-        )
-    except pa.ArrowException:
-        return False
-    return bool(common.field(0).type == planned)

@@ -45,6 +45,11 @@ class Shard:
     version: str
     row_groups: tuple[RowGroup, ...]
 
+    @property
+    def num_rows(self) -> int:
+        """The rows of all row groups."""
+        return sum(group.num_rows for group in self.row_groups)
+
 
 @dataclass(frozen=True, slots=True)
 class BadShard:

@@ -20,12 +20,25 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
+from tokenmill.prompt.nulls import (
+    NullValue,
+    check_arguments,
+    default,
+    field_of_null,
+    joined,
+    label_of,
+    printed,
+    with_nulls_refused,
+)
+
 _LOOP_FILTER = "tokenmill_loop"
 _CONCAT_FILTER = "tokenmill_concat"
+_PRINT_FILTER = "tokenmill_print"
 # Widths in a format string: `%1000d`, `%.1000f`, `{:>1000}`.
 _WIDTH = re.compile(r"%[-+ #0]*\.?(\d+)|\{[^{}]*?(\d+)[^{}]*\}")
 # A width that is passed as an argument.
 _WIDTH_ARGUMENT = re.compile(r"%[-+ #0]*\.?\*|\{[^{}]*\{")
+_FORMATS = ("format", "format_map")
 # Methods and filters whose result can be as long as a number among their arguments.
 _WIDENING = frozenset(
     {"center", "ljust", "rjust", "zfill", "expandtabs", "indent", "tojson"}
@@ -64,7 +77,12 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         super().__init__(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
         self._limits = limits
         self._deadline = float("inf")
-        self.filters = {name: self._limited(func) for name, func in self.filters.items()}
+        filters = {**self.filters, "default": default, "d": default}
+        filters["join"] = jinja2.pass_environment(joined)
+        self.filters = {
+            name: self._limited(with_nulls_refused(name, func)) for name, func in filters.items()
+        }
+        self.filters[_PRINT_FILTER] = printed
         self.filters[_LOOP_FILTER] = self._timed_iteration
         self.filters[_CONCAT_FILTER] = self._concatenate
 
@@ -85,9 +103,12 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         elif operator == "**":
             self._check_power(left, right)
         elif operator == "%" and isinstance(left, str):
-            self._check_format(left, right if isinstance(right, tuple) else (right,))
-        elif operator == "+" and isinstance(left, str) and isinstance(right, str):
-            self._check_size(len(left) + len(right))
+            arguments = right if isinstance(right, tuple) else (right,)
+            check_arguments(arguments)
+            self._check_format(left, arguments)
+        elif operator == "+" and isinstance(left, str):
+            check_arguments((right,))
+            self._check_size(len(left) + (len(right) if isinstance(right, str) else 0))
         return self.binop_table[operator](left, right)
 
     def render(self, template: jinja2.Template, values: Mapping[str, Any]) -> str:
@@ -102,12 +123,21 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             pieces.append(piece)
         return "".join(pieces)
 
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        return field_of_null() if obj is None else super().getattr(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        return field_of_null() if obj is None else super().getitem(obj, argument)
+
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         self._check_time()
         # For `format` the sandbox passes a wrapper of the method.
         method = getattr(obj, "__wrapped__", obj)
         receiver = getattr(method, "__self__", None)
-        self._check_widening(getattr(method, "__name__", ""), receiver, args, kwargs)
+        name = getattr(method, "__name__", "")
+        if isinstance(receiver, str) and name in _FORMATS:
+            check_arguments(args, kwargs.values())
+        self._check_widening(name, receiver, args, kwargs)
         return self._checked(super().call(context, obj, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:  # noqa: ARG002 - Jinja2's signature
@@ -119,9 +149,9 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             self._check_time()
             yield item
 
-    def _concatenate(self, values: list[Any]) -> str:
+    def _concatenate(self, values: list[Any], labels: list[str]) -> str:
         self._check_time()
-        texts = [str(value) for value in values]
+        texts = [str(printed(value, label)) for value, label in zip(values, labels, strict=True)]
         self._check_size(sum(map(len, texts)))
         return "".join(texts)
 
@@ -187,7 +217,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             self._check_size(max(widths, default=0))
         elif not isinstance(value, str):
             return
-        elif name in ("format", "format_map"):
+        elif name in _FORMATS:
             self._check_format(value, passed)
         elif name == "replace" and len(passed) > 1:
             old, new = str(passed[0]), str(passed[1])
@@ -195,7 +225,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
 
 
 class _InsertLimits(NodeTransformer):
-    """Wraps what a template loops over in a filter, and replaces `~` with one.
+    """Wraps what a template loops over or prints in a filter, and replaces `~` with one.
 
     Operations on constants are computed here, so that their errors are found before any row.
     """
@@ -210,15 +240,27 @@ class _InsertLimits(NodeTransformer):
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:  # noqa: N802 - Jinja2's name
+        labels = [label_of(part) for part in node.nodes]
         self.generic_visit(node)
-        return _filter_node(nodes.List(node.nodes, lineno=node.lineno), _CONCAT_FILTER)
+        return _filter_node(nodes.List(node.nodes, lineno=node.lineno), _CONCAT_FILTER, labels)
+
+    def visit_Output(self, node: nodes.Output) -> nodes.Output:  # noqa: N802 - Jinja2's name
+        labels = [label_of(part) for part in node.nodes]
+        self.generic_visit(node)
+        node.nodes = [
+            part
+            if isinstance(part, nodes.TemplateData)
+            else _filter_node(part, _PRINT_FILTER, label)
+            for part, label in zip(node.nodes, labels, strict=True)
+        ]
+        return node
 
     def _fold_constants(self, node: nodes.BinExpr) -> nodes.Expr:
         self.generic_visit(node)
         try:
             left, right = (side.as_const(self._context) for side in (node.left, node.right))
             value = self._sandbox.apply_operator(node.operator, left, right)
-        except (nodes.Impossible, ArithmeticError, TypeError, ValueError):
+        except (nodes.Impossible, NullValue, ArithmeticError, TypeError, ValueError):
             # An error is reported when a row reaches it, which may never happen.
             return node
         return nodes.Const(value, lineno=node.lineno)
@@ -226,5 +268,7 @@ class _InsertLimits(NodeTransformer):
     visit_Add = visit_Mul = visit_Pow = visit_Mod = _fold_constants  # noqa: N815 - Jinja2's names
 
 
-def _filter_node(node: nodes.Node, name: str) -> nodes.Filter:
-    return nodes.Filter(cast(nodes.Expr, node), name, [], [], None, None, lineno=node.lineno)
+def _filter_node(node: nodes.Node, name: str, *arguments: Any) -> nodes.Filter:
+    constants: list[nodes.Expr] = [nodes.Const(argument) for argument in arguments]
+    value = cast(nodes.Expr, node)
+    return nodes.Filter(value, name, constants, [], None, None, lineno=node.lineno)

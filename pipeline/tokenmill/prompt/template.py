@@ -14,12 +14,17 @@ from jinja2 import meta, nodes
 
 from tokenmill.config.prompt import Prompt
 from tokenmill.errors import UserError
+from tokenmill.prompt.nulls import NullValue
 from tokenmill.prompt.sandbox import DEFAULT_LIMITS, TemplateLimits, TemplateSandbox
 from tokenmill.reject import Reject, RejectClass
 
 _ROW = "row"
 # A template that uses one of these handles absent values itself.
 _FILTERS_FOR_ABSENT_VALUES = frozenset({"default", "d"})
+_CONSTANT_NAMES = {"True": "true", "False": "false", "None": "none"}
+_TEMPLATE_NAMES = frozenset({"self", *_CONSTANT_NAMES.values()})
+_LOOP_NAMES = frozenset({"loop"})
+_MACRO_NAMES = frozenset({"caller", "varargs", "kwargs"})
 _OTHER_TEMPLATES = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
 
 
@@ -61,6 +66,10 @@ class PromptTemplates:
         try:
             values = {**row, **self.task_values}
             return [self.sandbox.render(part, {**values, _ROW: row}) for part in self.contents]
+        except NullValue as error:
+            return Reject(RejectClass.EMPTY_INPUT, str(error))
+        except UnicodeDecodeError:
+            return Reject(RejectClass.BAD_TEXT, "the prompt would contain bytes that are not UTF-8")
         except Exception as error:  # noqa: BLE001 - a template may call methods of any value
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             return Reject(RejectClass.TEMPLATE_ERROR, reason)
@@ -119,6 +128,7 @@ def compile_templates(
         tree = _parse(sandbox, key, source)
         used = _columns(tree, key, task_values.keys())
         _check_functions_are_called(frozenset(sandbox.globals), tree, key)
+        _check_reserved_names(tree, key)
         columns |= dict.fromkeys(sorted(used - columns.keys()), key)
         required |= used & set(_unconditionally_printed(tree))
         contents.append(sandbox.compile_tree(tree))
@@ -196,6 +206,31 @@ def _check_functions_are_called(functions: frozenset[str], tree: nodes.Template,
                 f"{key}, line {name.lineno}: {name.name} is a template function; "
                 f'write row["{name.name}"] for a column of that name'
             )
+
+
+def _check_reserved_names(tree: nodes.Template, key: str) -> None:
+    """Raise `UserError` for `{{ self }}` or `{{ true }}`: it prints Jinja2's own value."""
+    scopes: list[tuple[nodes.Node, frozenset[str]]] = [(tree, _TEMPLATE_NAMES)]
+    scopes += [(loop, _LOOP_NAMES) for loop in tree.find_all(nodes.For)]
+    scopes += [(macro, _MACRO_NAMES) for macro in tree.find_all(nodes.Macro)]
+    for scope, reserved in scopes:
+        printed = [part for output in scope.find_all(nodes.Output) for part in output.nodes]
+        printed += [part for text in scope.find_all(nodes.Concat) for part in text.nodes]
+        for part in printed:
+            name = _printed_name(part)
+            if name in reserved:
+                raise UserError(
+                    f"{key}, line {part.lineno}: {name} has a meaning of its own in templates; "
+                    f'write row["{name}"] for a column of that name'
+                )
+
+
+def _printed_name(node: nodes.Node | None) -> str | None:
+    while isinstance(node, nodes.Filter):
+        node = node.node
+    if isinstance(node, nodes.Const):
+        return _CONSTANT_NAMES.get(repr(node.value))
+    return node.name if isinstance(node, nodes.Name) else None
 
 
 def _row_column(node: nodes.Node) -> str | None:

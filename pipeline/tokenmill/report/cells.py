@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tokenmill.input.values import printable
+
 # Longest text that is shown of a cell.
 _MAX_CHARACTERS = 1500
 
@@ -32,7 +34,7 @@ def as_text(value: Any) -> str:
     """A cell as text: strings unchanged, everything else as JSON with rounded numbers."""
     if isinstance(value, str):
         return value
-    return json.dumps(_rounded(value), default=str, ensure_ascii=False)
+    return json.dumps(_rounded(value), default=printable, ensure_ascii=False)
 
 
 def _rounded(value: Any) -> Any:

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from tokenmill.errors import UserError
 from tokenmill.formatting import did_you_mean
+from tokenmill.input.values import readable_rows
 from tokenmill.output.output import OpenedOutput, batches, committed_units
 from tokenmill.output.schema import added_fields
 from tokenmill.plan.plan import Unit
@@ -233,7 +234,7 @@ def _sorted_rows(opened: OpenedOutput, names: Sequence[str]) -> Iterator[_Row]:
     columns = list(dict.fromkeys([*names, "error", "source_file", "source_row"]))
     for unit in units:
         for batch in batches(opened.store, unit, columns):
-            yield from batch.to_pylist()
+            yield from readable_rows(batch)
 
 
 def _unit_sort_key(unit: Unit) -> tuple[str, int]:

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tokenmill.input.values import readable_rows
 from tokenmill.output.output import OpenedOutput, batches
 from tokenmill.output.rejects import describe_reject
 from tokenmill.output.schema import added_fields
@@ -127,7 +128,7 @@ class RowStats:
 
     def _sample(self, reservoir: Reservoir[ShownRow], rows: pa.RecordBatch) -> None:
         for position, key in reservoir.choose(rows.num_rows):
-            (row,) = rows.slice(position, 1).to_pylist()
+            (row,) = readable_rows(rows.slice(position, 1))
             reservoir.keep(key, _shown_row(row, self._shown))
 
 

@@ -6,6 +6,8 @@ Reads the listing and the footers of the input, but no row. Starts neither Ray n
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import pyarrow as pa
+
 from tokenmill.errors import UserError
 from tokenmill.hardware import has_local_gpus
 from tokenmill.input.footers import read_footers
@@ -25,9 +27,11 @@ from tokenmill.output.plan_file import (
     update_job,
 )
 from tokenmill.output.success import read_success
+from tokenmill.plan.column_types import holds_chats
 from tokenmill.plan.diff import changes_since, dropped_keys, extended_plan
 from tokenmill.plan.plan import Plan, Unit
 from tokenmill.plan.units import first_rows, plan_units, unit_size
+from tokenmill.row_columns import INTERNAL_PREFIX
 from tokenmill.run.checks import check_formats, check_job
 from tokenmill.stages.load import resolve
 from tokenmill.storage.base import Store
@@ -166,6 +170,7 @@ def _make_plan(job: Job, listing: Listing, has_gpus: bool) -> Plan:
         )
     if job.input.where is not None:
         where_expression(job.input.where, footers.schema)
+    _check_chats(job, footers.schema)
     limit = job.input.limit
     shards = footers.shards if limit is None else first_rows(footers.shards, limit)
     return Plan(
@@ -178,6 +183,19 @@ def _make_plan(job: Job, listing: Listing, has_gpus: bool) -> Plan:
     )
 
 
+def _check_chats(job: Job, schema: pa.Schema) -> None:
+    """Raise `UserError` for a column that `prompt.chat` names and that cannot hold chats."""
+    for templates in (item for step in job.steps for item in step.templates.values()):
+        name = templates.chat
+        if name is None or name not in schema.names:
+            continue
+        if not holds_chats(schema.field(name).type):
+            raise UserError(
+                f"{templates.columns[name]}: the column {name} is {schema.field(name).type}; a "
+                "chat is a list of {role, content}, both strings"
+            )
+
+
 def _needed_columns(job: Job, read_columns: Mapping[str, str]) -> dict[str, str]:
     """The columns that the job needs, each with the key that names it.
 
@@ -186,7 +204,14 @@ def _needed_columns(job: Job, read_columns: Mapping[str, str]) -> dict[str, str]
     columns = dict(read_columns)
     if job.input.where is not None:
         columns |= dict.fromkeys(sorted(where_columns(job.input.where)), "input.where")
-    return columns | dict.fromkeys(job.input.keep, "input.keep")
+    columns |= dict.fromkeys(job.input.keep, "input.keep")
+    for name, key in columns.items():
+        if name.startswith(INTERNAL_PREFIX):
+            raise UserError(
+                f"{key} names the column {name}, but tokenmill uses such names itself; rename the "
+                "column in the input"
+            )
+    return columns
 
 
 def _overhead_tokens(job: Job) -> int:

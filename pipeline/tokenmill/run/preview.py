@@ -16,6 +16,7 @@ import pyarrow as pa
 from tokenmill.errors import UserError
 from tokenmill.formatting import plural
 from tokenmill.input.reader import Source
+from tokenmill.input.values import python_value
 from tokenmill.job.job import Job
 from tokenmill.output.schema import added_fields, output_rows, output_schema
 from tokenmill.plan.plan import Plan
@@ -72,9 +73,9 @@ def _rows(table: pa.Table) -> list[dict[str, Any]]:
 def _value(cell: pa.Scalar) -> Any:
     try:
         return cell.as_py(maps_as_pydicts="strict")
-    except UnicodeDecodeError:
-        # This row is rejected; the others are shown.
-        return "(text that is not UTF-8)"
+    except (ValueError, OverflowError, KeyError):
+        # Text that is not UTF-8, a date after the year 9999, or a map with a key twice.
+        return python_value(cell, "replace")
 
 
 def _previewed(shown: Sequence[str], row: dict[str, Any]) -> PreviewedRow:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
@@ -12,6 +13,8 @@ from tokenmill.errors import UserError
 from tokenmill.input.footers import read_shared_columns
 from tokenmill.input.listing import list_input
 from tokenmill.input.reader import Source
+from tokenmill.input.values import python_values, readable_values
+from tokenmill.plan.column_types import as_text
 from tokenmill.plan.plan import Shard, Unit
 from tokenmill.row_columns import PROVENANCE_FIELDS
 from tokenmill.storage.base import Store
@@ -37,7 +40,9 @@ class Column:
     @property
     def is_text(self) -> bool:
         """Whether the column holds strings."""
-        return self.type in (pa.string(), pa.large_string())
+        is_dictionary = pa.types.is_dictionary(self.type)
+        plain = self.type.value_type if is_dictionary else self.type
+        return plain in (pa.string(), pa.large_string())
 
     @property
     def is_binary(self) -> bool:
@@ -116,35 +121,32 @@ def survey(path: str) -> Survey:
         raise UserError(
             f"{listing.store.url}: its shards have no column in common; choose one file"
         )
-    filled = [shard for shard in footers.shards if _num_rows(shard)]
+    filled = [shard for shard in footers.shards if shard.num_rows]
     sample = _first_rows(listing.store, filled[0], footers.schema) if filled else None
     return Survey(
         path=path,
         root=listing.store.url,
         recursive=listing.recursive,
-        rows=sum(map(_num_rows, footers.shards)),
+        rows=sum(shard.num_rows for shard in footers.shards),
         shards=len(filled),
         bad_shards=len(footers.bad),
         columns=tuple(_column(field, sample) for field in footers.schema),
     )
 
 
-def _num_rows(shard: Shard) -> int:
-    return sum(group.num_rows for group in shard.row_groups)
-
-
 def _first_rows(store: Store, shard: Shard, schema: pa.Schema) -> pa.Table:
-    rows = min(_num_rows(shard), _MAX_ROWS)
+    rows = min(shard.num_rows, _MAX_ROWS)
     unit = Unit(shard.path, shard.size, shard.version, 0, rows, 0)
     return Source(store, schema, None).read(unit)
 
 
 def _column(field: pa.Field, sample: pa.Table | None) -> Column:
-    values: list[Any] = []
-    if sample is not None:
-        try:
-            values = sample.column(field.name).drop_null().to_pylist()
-        except (ValueError, OverflowError):
-            # Text that is not UTF-8, or dates outside of the calendar: a run rejects such rows.
-            values = []
-    return Column(field.name, field.type, values)
+    """The column as a prompt has it: bytes that are text are text."""
+    if sample is None:
+        return Column(field.name, field.type, [])
+    values = sample.column(field.name).drop_null()
+    text = as_text(field.type)
+    if text != field.type and len(values):
+        with suppress(UnicodeDecodeError):
+            return Column(field.name, text, python_values(values.cast(text, safe=False)))
+    return Column(field.name, field.type, readable_values(values))

@@ -1,6 +1,6 @@
 """The first stage: prepare a unit's rows for the engine with the job's tasks.
 
-A row with a value that has no Python equivalent is rejected; the other rows go to the tasks.
+A row with text that is not UTF-8 is rejected; the other rows go to the tasks.
 """
 
 from collections.abc import Sequence
@@ -9,6 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from tokenmill.input.values import python_value, python_values
+from tokenmill.plan.column_types import as_text
 from tokenmill.prompt.cleaning.clean import CLEANED_FIELD, Clean
 from tokenmill.reject import Reject, RejectClass
 from tokenmill.row_columns import ROW_COLUMN
@@ -28,6 +30,7 @@ class Renderer:
     def render(self, rows: pa.Table) -> pa.Table:
         """The unit as `rendered_table` describes it; kept columns are unchanged."""
         kept = rows.select([*self.keep, ROW_COLUMN])
+        rows = self._with_texts(rows)
         late = rows.select(list(self.tasks.late_columns))
         values = self._values(rows)
         if self.clean is not None:
@@ -35,6 +38,19 @@ class Renderer:
             kept = kept.append_column(CLEANED_FIELD, pa.array(counts, CLEANED_FIELD.type))
             late = _with_cleaned(late, self.clean, values)
         return rendered_table(kept, self._entries(values), late)
+
+    def _with_texts(self, rows: pa.Table) -> pa.Table:
+        """The columns that tasks read, with bytes as text, except for those of media."""
+        read = rows.select(list(self.tasks.columns))
+        types = [
+            field.type if field.name in self.tasks.media_columns else as_text(field.type)
+            for field in read.schema
+        ]
+        if types == read.schema.types:
+            return read
+        schema = pa.schema(list(zip(read.schema.names, types, strict=True)))
+        # Unsafe: text that is not UTF-8 rejects its own row, when it is read.
+        return read.cast(schema, safe=False)
 
     def _values(self, rows: pa.Table) -> list[dict[str, Any]]:
         names = list(self.tasks.columns)
@@ -75,21 +91,15 @@ def _with_cleaned(late: pa.Table, clean: Clean, rows: Sequence[dict[str, Any]]) 
 
 
 def _cells(name: str, column: pa.ChunkedArray) -> list[Any]:
-    """The column's values, with a `Reject` for each that has no Python equivalent."""
+    """The column's values, with a `Reject` for each text that is not UTF-8."""
     try:
-        return list(column.to_pylist())
-    except (ValueError, OverflowError):
+        return python_values(column)
+    except UnicodeDecodeError:
         return [_cell(name, cell) for cell in column]
 
 
 def _cell(name: str, cell: pa.Scalar) -> Any:
     try:
-        return cell.as_py()
+        return python_value(cell)
     except UnicodeDecodeError:
         return Reject(RejectClass.BAD_TEXT, f"the column {name} holds text that is not UTF-8")
-    except (ValueError, OverflowError) as error:
-        # For example, a date after the year 9999.
-        reason = " ".join(str(error).split())
-        return Reject(
-            RejectClass.TEMPLATE_ERROR, f"the column {name} holds an unreadable value: {reason}"
-        )

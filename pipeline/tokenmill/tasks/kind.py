@@ -75,6 +75,7 @@ class TaskKind(Generic[SectionT]):
         auxiliary_models: The models that the task needs in addition to its own, by section key.
         override_problem: Why a row cannot have these overrides, though each is valid by itself.
         located_column: The column in whose text the answers have offsets, if they have.
+        media_column: The column with images or audio, if there is one.
     """
 
     name: str
@@ -97,6 +98,7 @@ class TaskKind(Generic[SectionT]):
     auxiliary_models: Callable[[SectionT], Mapping[str, AuxiliaryModel]] = lambda _: {}
     override_problem: Callable[[SectionT, Mapping[str, Any]], str | None] = lambda *_: None
     located_column: Callable[[SectionT], str | None] = lambda _: None
+    media_column: Callable[[SectionT], str | None] = lambda _: None
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,11 @@ class TaskStep(Generic[SectionT]):
     def located_column(self) -> str | None:
         """The column in whose text the answers have offsets, if they have."""
         return self.kind.located_column(self.section)
+
+    @property
+    def media_column(self) -> str | None:
+        """The column with images or audio, if there is one."""
+        return self.kind.media_column(self.section)
 
     @cached_property
     def templates(self) -> Templates:

@@ -56,13 +56,15 @@ class RowTasks:
     """All tasks of a job.
 
     `fields` are the output columns. `columns` maps the input columns that the tasks read to the job
-    keys that name them. `late_columns` are those that are read in the engine's process, after the
-    answers of an earlier task or of all chunks.
+    keys that name them. `media_columns` are those of images and audio, whose bytes are no text.
+    `late_columns` are those that are read in the engine's process, after the answers of an earlier
+    task or of all chunks.
     """
 
     def __init__(self, steps: Sequence[TaskStep[Any]], context: TaskContext) -> None:
         self.fields = answer_fields(steps)
         self.columns = input_columns(steps)
+        self.media_columns = {step.media_column for step in steps}
         self._tasks = [
             _row_task(step, context, follows)
             for step, follows in zip(steps, _follows(steps), strict=True)

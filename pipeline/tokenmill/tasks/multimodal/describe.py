@@ -71,6 +71,7 @@ DESCRIBE = TaskKind(
         **template_columns(step),
     },
     check=check_media,
+    media_column=lambda section: section.image,
     starter=Starter(
         "descriptions",
         """\

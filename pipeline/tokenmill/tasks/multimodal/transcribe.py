@@ -78,6 +78,7 @@ TRANSCRIBE = TaskKind(
     templates=lambda _: {},
     columns=lambda step: {step.section.audio: step.key_of("audio")},
     check=check_media,
+    media_column=lambda section: section.audio,
     starter=Starter(
         "transcripts",
         """\
