@@ -19,6 +19,7 @@ from tokenmill.input.reader import Source
 from tokenmill.job.job import Job
 from tokenmill.output.schema import added_fields, output_rows, output_schema
 from tokenmill.plan.plan import Plan
+from tokenmill.row_columns import SOURCE_FILE, SOURCE_ROW
 from tokenmill.run.planning import plan_ahead
 from tokenmill.stages.in_process import local_replica
 from tokenmill.stages.load import load_tasks
@@ -78,7 +79,7 @@ def _value(cell: pa.Scalar) -> Any:
 
 
 def _previewed(shown: Sequence[str], row: dict[str, Any]) -> PreviewedRow:
-    source_file, source_row = row.pop("source_file"), row.pop("source_row")
+    source_file, source_row = row.pop(SOURCE_FILE), row.pop(SOURCE_ROW)
     read = {name: row.pop(name) for name in shown}
     return PreviewedRow(source_file, source_row, read, row)
 

@@ -10,6 +10,7 @@ from tokenmill.output.output import OpenedOutput, open_output
 from tokenmill.output.plan_file import read_job
 from tokenmill.output.rejects import Selection, rejected_rows
 from tokenmill.output.schema import added_fields
+from tokenmill.row_columns import SOURCE_ROW
 from tokenmill.run.checks import check_job
 from tokenmill.run.run import Run
 from tokenmill.run.summary import Summary
@@ -33,7 +34,7 @@ def retry_rejects(
     check_job(job)
     changes = _changes(opened, job)
     rows = {
-        unit.key: tuple(table.column("source_row").to_pylist())
+        unit.key: tuple(table.column(SOURCE_ROW).to_pylist())
         for unit, table in rejected_rows(opened, selection)
     }
     if not rows:
