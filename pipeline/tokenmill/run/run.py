@@ -30,7 +30,7 @@ from tokenmill.output.runs import SUMMARY_NAME, run_folder
 from tokenmill.output.success import write_success
 from tokenmill.output.verify import Level, expected_output, require_whole, verify
 from tokenmill.plan.plan import Unit
-from tokenmill.run.checks import check_formats, check_job, models_by_key
+from tokenmill.run.checks import check_job, check_without_gpu, models_by_key
 from tokenmill.run.follow import follow, initial_progress
 from tokenmill.run.limits import CrashLimit, RejectBudget, over_budget
 from tokenmill.run.notify import notify
@@ -63,7 +63,7 @@ def run_job(
     """
     check_job(job)
     if executor.is_local and not executor.has_gpus:
-        check_formats(job)
+        check_without_gpu(job)
     job = resolve(job)
     store = output or open_store(job.output.path, job.output.endpoint_url)
     totals = finished_before(job, store)
