@@ -158,6 +158,7 @@ class Run:
             backend_of(self._job.model).check_params(self._job.params)
         traces = traces_of(self._run_id, self._opened.job.name, self._interface.say)
         observers = [self._events, traces, *listeners]
+        self._progress.start_stage = executor.start_stage
         error: BaseException | None = None
         try:
             with (
@@ -183,7 +184,7 @@ class Run:
     def _limits(self) -> tuple[RunListener, ...]:
         rows_per_unit = max(unit.num_rows for unit in self._units)
         return (
-            CrashLimit(rows_per_unit, self._job.model.max_replicas),
+            CrashLimit(rows_per_unit, self._job.model.max_replicas, self._log),
             RejectBudget(self._job, self._opened.store),
         )
 
