@@ -2,6 +2,7 @@
 
 import os
 import socket
+import traceback
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -88,7 +89,9 @@ def _loaded(job: Job, resources: EngineResources) -> Engine:
         raise
     except Exception as error:
         reason = crash_reason(error)
-        raise RunFailed(f"the engine cannot be loaded: {reason}. {remedy(reason)}") from error
+        raise RunFailed(
+            f"the engine cannot be loaded: {reason}. {remedy(reason)}".strip()
+        ) from error
 
 
 class ReplicaActor:
@@ -106,6 +109,8 @@ class ReplicaActor:
             coordinator.report.remote(name, load)
 
         def on_crash(error: BaseException) -> None:
+            # Ray forwards it into the run's log.
+            traceback.print_exception(error)
             ray.get(coordinator.crashed.remote(name, crash_reason(error)))
             # Only a new process has a sound engine; Ray starts one and sends the units again.
             os._exit(1)

@@ -77,7 +77,8 @@ class CrashLimit(RunListener):
         problem = self._problem(state)
         if problem is not None:
             reason = state.crash_reason
-            raise RunFailed(f"{problem}: {reason}. {remedy(reason)} The log is {self._log}")
+            sentences = (f"{problem}: {reason}.", remedy(reason), f"The log is {self._log}")
+            raise RunFailed(" ".join(filter(None, sentences)))
 
     def _problem(self, state: PoolState) -> str | None:
         """Why the run cannot go on; None if it can."""

@@ -32,11 +32,11 @@ def crash_reason(error: BaseException) -> str:
 
 
 def remedy(reason: str) -> str:
-    """What to do about engines that crash for this reason, in a sentence."""
+    """What to do about engines that crash for this reason, in a sentence; empty if unknown."""
     for pattern, sentence in _REMEDIES.items():
         if re.search(pattern, reason, re.IGNORECASE):
             return sentence
-    return "The log says what happened before."
+    return ""
 
 
 class CrashHistory:
