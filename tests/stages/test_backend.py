@@ -20,8 +20,8 @@ def test_the_fake_engine_needs_no_model() -> None:
     assert fake.is_fetched and fake.folder is None
     fake.check({"style": "no/such/folder"})
     fake.check_sampling({"sampling": {"no_such_parameter": 1}})
-    fake.check_on_cpu()
-    engine = fake.load("generate", [], {}, EngineResources(0, 1))
+    fake.check_on_cpu(uses_seeds=True)
+    engine = fake.load("generate", [], {}, EngineResources(0, 1), uses_seeds=True)
     assert (engine.info.name, engine.info.max_num_seqs) == ("fake", 3)
     assert fake.config()["num_labels"] == fake.context("pooling").config["num_labels"] == 2
     assert fake.context("generate").max_model_len == engine.info.max_model_len

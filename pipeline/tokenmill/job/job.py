@@ -215,9 +215,18 @@ class Job(Section):
     @property
     def params(self) -> tuple[Params, ...]:
         """The parameters of the tasks' requests, as far as they are known without a model."""
+        return tuple(params for step in self._all_steps for params in step.params)
+
+    @property
+    def uses_seeds(self) -> bool:
+        """Whether a request may be sampled with a seed."""
+        return any(step.uses_seeds for step in self._all_steps)
+
+    @property
+    def _all_steps(self) -> tuple[TaskStep[Any], ...]:
+        """The tasks, and the second prompts of tasks that divide long texts."""
         finals = [step.final for step in self.steps]
-        steps = [*self.steps, *(final for final in finals if final is not None)]
-        return tuple(params for step in steps for params in step.params)
+        return (*self.steps, *(final for final in finals if final is not None))
 
     @property
     def answer_fields(self) -> dict[str, Any]:

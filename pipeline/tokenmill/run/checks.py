@@ -63,10 +63,11 @@ def _check_cleaned(job: Job, steps: Sequence[TaskStep[Any]]) -> None:
                 )
 
 
-def check_formats(job: Job) -> None:
-    """Refuse models on this machine, without a GPU, that it cannot run. Raises `UserError`."""
+def check_without_gpu(job: Job) -> None:
+    """Refuse what this machine, without a GPU, cannot run. Raises `UserError`."""
+    pooling = {key for key, side in job.auxiliary_models.items() if side.runner == "pooling"}
     for key, model in models_by_key(job).items():
-        backend_of(model, key).check_on_cpu()
+        backend_of(model, key).check_on_cpu(uses_seeds=job.uses_seeds and key not in pooling)
 
 
 def models_by_key(job: Job) -> dict[str, ModelSource]:

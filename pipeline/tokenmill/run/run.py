@@ -30,7 +30,7 @@ from tokenmill.output.runs import SUMMARY_NAME, run_folder
 from tokenmill.output.success import write_success
 from tokenmill.output.verify import Level, expected_output, require_whole, verify
 from tokenmill.plan.plan import Unit
-from tokenmill.run.checks import check_formats, check_job, models_by_key
+from tokenmill.run.checks import check_job, check_without_gpu, models_by_key
 from tokenmill.run.follow import follow, initial_progress
 from tokenmill.run.limits import CrashLimit, RejectBudget, over_budget
 from tokenmill.run.notify import notify
@@ -63,7 +63,7 @@ def run_job(
     """
     check_job(job)
     if executor.is_local and not executor.has_gpus:
-        check_formats(job)
+        check_without_gpu(job)
     job = resolve(job)
     store = output or open_store(job.output.path, job.output.endpoint_url)
     totals = finished_before(job, store)
@@ -158,6 +158,7 @@ class Run:
             backend_of(self._job.model).check_params(self._job.params)
         traces = traces_of(self._run_id, self._opened.job.name, self._interface.say)
         observers = [self._events, traces, *listeners]
+        self._progress.start_stage = executor.start_stage
         error: BaseException | None = None
         try:
             with (
@@ -183,7 +184,7 @@ class Run:
     def _limits(self) -> tuple[RunListener, ...]:
         rows_per_unit = max(unit.num_rows for unit in self._units)
         return (
-            CrashLimit(rows_per_unit, self._job.model.max_replicas),
+            CrashLimit(rows_per_unit, self._job.model.max_replicas, self._log),
             RejectBudget(self._job, self._opened.store),
         )
 

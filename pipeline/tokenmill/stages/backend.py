@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from tokenmill.config.model_source import ModelSource
 from tokenmill.engine.base import Engine, EngineResources
+from tokenmill.engine.cpu_seeds import check_seed_arguments, seed_arguments
 from tokenmill.engine.fake import FakeEngine, FakeSettings, fake_config, fake_settings
 from tokenmill.engine.vllm_params import check_engine_names, check_sampling_names, vllm_params
 from tokenmill.engine.vllm_start import load_vllm
@@ -41,8 +42,8 @@ class Backend(Protocol):
     def check_params(self, params: Sequence[Params]) -> None:
         """Check the parameters of requests; for vLLM this imports it, which takes ten seconds."""
 
-    def check_on_cpu(self) -> None:
-        """Check that a machine without GPUs can run the model's format."""
+    def check_on_cpu(self, *, uses_seeds: bool) -> None:
+        """Check that a machine without GPUs can run the model's format, and seeds if it must."""
 
     def config(self) -> Mapping[str, Any]:
         """Return the model's config.json, fetching no more than that."""
@@ -56,8 +57,13 @@ class Backend(Protocol):
         params: Sequence[Params],
         adapters: Mapping[str, str],
         resources: EngineResources,
+        *,
+        uses_seeds: bool,
     ) -> Engine:
-        """Start an engine for requests with these parameters."""
+        """Start an engine for requests with these parameters.
+
+        `uses_seeds` says whether some of them may be sampled with a seed.
+        """
 
 
 def backend_of(model: ModelSource, key: str = "model") -> Backend:
@@ -88,7 +94,7 @@ class _FakeBackend:
     def check_params(self, params: Sequence[Params]) -> None:
         """Accept any parameters."""
 
-    def check_on_cpu(self) -> None:
+    def check_on_cpu(self, *, uses_seeds: bool) -> None:
         """Accept any machine."""
 
     def config(self) -> Mapping[str, Any]:
@@ -105,8 +111,10 @@ class _FakeBackend:
         params: Sequence[Params],
         adapters: Mapping[str, str],
         resources: EngineResources,
+        *,
+        uses_seeds: bool,
     ) -> Engine:
-        del runner, params, adapters, resources
+        del runner, params, adapters, resources, uses_seeds
         return FakeEngine(self._settings)
 
 
@@ -139,8 +147,10 @@ class _VllmBackend:
         for task_params in params:
             vllm_params(task_params)
 
-    def check_on_cpu(self) -> None:
+    def check_on_cpu(self, *, uses_seeds: bool) -> None:
         check_on_cpu(self.model, self.key)
+        if uses_seeds:
+            check_seed_arguments(self.model.engine, self.key)
 
     def config(self) -> Mapping[str, Any]:
         return fetch_config(self.model)
@@ -159,13 +169,19 @@ class _VllmBackend:
         params: Sequence[Params],
         adapters: Mapping[str, str],
         resources: EngineResources,
+        *,
+        uses_seeds: bool,
     ) -> Engine:
         on_cpu = not resources.num_gpus
         fetched = fetch_adapters(adapters)
         arguments = adapter_arguments(fetched, self.model.engine, on_cpu=on_cpu)
         folder = fetch_model(self.model)
         if on_cpu:
-            arguments = cpu_arguments(read_config(folder), arguments, self.key)
+            config = read_config(folder)
+            arguments = cpu_arguments(config, arguments, self.key)
+            if uses_seeds and runner == "generate":
+                length = max_model_len(self.model, runner, self.key, folder, config)
+                arguments = seed_arguments(arguments, length, self.key)
         engine = load_vllm(folder, arguments, runner, params, resources)
         engine.load_adapters(fetched)
         return engine
