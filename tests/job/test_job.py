@@ -131,7 +131,23 @@ MISTAKES: list[tuple[str, dict[str, Any], list[str]]] = [
     ("limit of zero", {"input.limit": 0}, ["input.limit", "greater than or equal to 1"]),
     ("limit that is no number", {"input.limit": "many"}, ["input.limit"]),
     ("bad shard policy", {"input.on_bad_shard": "skp"}, ["input.on_bad_shard", "skip"]),
-    ("columns that are no list", {"input.keep": "id"}, ["input.keep"]),
+    ("columns that are no list", {"input.keep": "id"}, ["input.keep", "[id]"]),
+    ("number as text", {"name": 2026}, ["name", '"2026"']),
+    ("value for a section", {"prompt": "text"}, ["prompt", "keys", "'text'"]),
+    ("true as a number", {"units.rows": True}, ["units.rows", "true is not a number"]),
+    ("false as a share", {"max_reject_rate": False}, ["max_reject_rate", "false is not a number"]),
+    ("true as replicas", {"model.replicas": True}, ["model.replicas", "true is not a number"]),
+    (
+        "true as replicas of a range",
+        {"model.replicas": {"max": True}},
+        ["model.replicas.max", "true is not a number"],
+    ),
+    ("true as an optional number", {"input.limit": True}, ["input.limit", "true is not a number"]),
+    (
+        "true as a task's number",
+        {"task": {"retries": {"times": True}}},
+        ["task.retries.times", "true is not a number"],
+    ),
     ("empty source", {"model.source": ""}, ["model.source"]),
     ("no replica", {"model.replicas": 0}, ["model.replicas"]),
     (
@@ -233,7 +249,11 @@ def test_messages_use_the_words_of_the_job_file(load: Load, replicas: Any) -> No
 # Invalid YAML, or YAML that is not accepted, and the line that must be named, if any.
 NOT_YAML: list[tuple[str, str, list[str]]] = [
     ("unclosed list", JOB.replace("[id, title]", "[id, title"), ["line 5", "not valid YAML"]),
-    ("tab", JOB.replace("  source: fake", "\tsource: fake"), ["line 6", "not valid YAML"]),
+    (
+        "tab",
+        JOB.replace("  source: fake", "\tsource: fake"),
+        ["line 6", "not valid YAML", "use spaces"],
+    ),
     ("bad indentation", JOB.replace("  user:", "   user:"), ["line 9", "not valid YAML"]),
     ("control character", JOB + "\x01", ["not valid YAML"]),
     ("key twice", JOB + "name: other\n", ["line 14", "duplicate key 'name'"]),
@@ -257,7 +277,19 @@ NOT_YAML: list[tuple[str, str, list[str]]] = [
         ["line 9", "quote a value"],
     ),
     ("list as key", JOB + "? [a, b]\n: c\n", ["line 14", "key"]),
-    ("two documents", JOB + "---\n" + JOB, ["line 14"]),
+    ("two documents", JOB + "---\n" + JOB, ["line 14", "second document"]),
+    (
+        "variable in braces",
+        JOB.replace("max_tokens: 16", "max_tokens: 16\n  x: {a: ${B}/c}"),
+        ["line 12", "quote a value with ${NAME}"],
+    ),
+    (
+        "variable in a list",
+        JOB.replace("[id, title]", "[${A}, title]"),
+        ["line 4", "quote a value with ${NAME}"],
+    ),
+    ("merge of a value", JOB + "<<: 5\n", ["line 14", "mapping"]),
+    ("two merge keys", JOB + "<<: {}\n<<: {}\n", ["line 15", "duplicate key '<<'"]),
     ("empty file", "", ["job.yaml", "name, input and model"]),
     ("comment only", "# later\n", ["job.yaml", "name, input and model"]),
     ("list", "- name: a\n", ["job.yaml", "name, input and model"]),
@@ -277,11 +309,13 @@ def test_a_file_that_is_not_a_job_file_is_an_error_with_its_line(
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("value", ["2024-13-01", "!!int five", "0b_", "!!float x"])
+@pytest.mark.parametrize(
+    "value", ["!!int five", "!!float x", "!!timestamp 2024-13-01", "!!binary x"]
+)
 def test_a_value_that_yaml_cannot_construct_is_an_error_with_its_line(
     load: Load, value: str
 ) -> None:
-    """An impossible date, or an invalid number, is a mistake in the file."""
+    """An invalid number, or a type that YAML 1.2 does not have, is a mistake in the file."""
     assert "line 1" in error_of(load, JOB.replace("summaries", value, 1))
 
 
@@ -532,8 +566,8 @@ def test_an_invalid_override_is_an_error(load: Load, override: str, parts: list[
 
 
 def test_an_override_that_yaml_cannot_construct_is_an_error(load: Load) -> None:
-    """An impossible date is an error in an override, too."""
-    assert "2024-13-01" in error_of(load, job_data(), "name=2024-13-01")
+    """An invalid number is an error in an override, too."""
+    assert "!!int five" in error_of(load, job_data(), "name=!!int five")
 
 
 def test_a_prompt_has_one_of_three_forms() -> None:
