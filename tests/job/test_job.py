@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from tokenmill.cli import app
 from tokenmill.config.prompt import Message, Prompt
+from tokenmill.config.strict_yaml import load_yaml
+from tokenmill.engine.fake import SAMPLING_NAMES
 from tokenmill.errors import UserError
 from tokenmill.job.job import Job, differing_fields
-from tokenmill.job.loader import load_job
+from tokenmill.job.loader import load_job, stored_job
 from tokenmill.job.sections import ReplicaRange
 from typer.testing import CliRunner
 
@@ -181,6 +183,21 @@ MISTAKES: list[tuple[str, dict[str, Any], list[str]]] = [
     ("output_kind", {"sampling.output_kind": 1}, ["sampling.output_kind", "remove it"]),
     ("detokenize", {"sampling.detokenize": False}, ["sampling.detokenize", "remove it"]),
     ("two answers", {"sampling.n": 2}, ["sampling.n must be 1"]),
+    *(
+        (f"{name} of {value}", {f"sampling.{name}": value}, [f"sampling.{name} must be a"])
+        for name, value in (
+            *(("max_tokens", value) for value in (True, 3.0, "5")),
+            *(("temperature", value) for value in (True, 3, "0.5", None)),
+            *(("seed", value) for value in (True, 1.0, 2**63)),
+            *(("top_k", value) for value in (False, -2, 1.0, None)),
+            *(("stop", value) for value in (5, [""], [True])),
+        )
+    ),
+    (
+        "a task's sampling",
+        {"tasks": [{"name": "a", "sampling": {"max_tokens": 1, "min_p": True}}]},
+        ["tasks.a.sampling.min_p must be a number"],
+    ),
     ("empty output", {"output.path": ""}, ["output.path"]),
     ("no unit size", {"units": {}}, ["units", "one of rows and tokens"]),
     ("two unit sizes", {"units": {"rows": 1, "tokens": 1}}, ["units", "one of rows and tokens"]),
@@ -679,7 +696,7 @@ TASK_MISTAKES: list[tuple[str, dict[str, Any], list[str]]] = [
     (
         "bad max_tokens",
         {"tasks": [task("b", sampling={"max_tokens": 0})]},
-        ["tasks.b.sampling.max_tokens must be a positive number"],
+        ["tasks.b.sampling.max_tokens must be a whole number, 1 or more"],
     ),
 ]
 
@@ -878,6 +895,57 @@ def test_a_stored_job_has_its_tasks(load: Load, changes: dict[str, Any]) -> None
     written = job(changes)
     again = load(written.to_yaml())
     assert again == written
+    assert again.fingerprint == written.fingerprint
+
+
+# Sampling parameters in a job file, in all forms that vLLM takes.
+SAMPLINGS = """
+n: 1
+presence_penalty: 0.5
+frequency_penalty: -1
+repetition_penalty: 1.1
+temperature: 0.7
+watermarking: true
+top_p: 1
+top_k: -1
+min_p: 0
+seed: 5
+stop: ["yes", "1", "\u0085", "1e3", a]
+stop_token_ids: [1, 2]
+ignore_eos: false
+max_tokens: null
+min_tokens: 1
+logprobs: 0
+prompt_logprobs: null
+prompt_logprob_token_ids: [[1, 2], [3]]
+prompt_logprob_start: 1
+logprob_token_ids: [5]
+skip_special_tokens: true
+spaces_between_special_tokens: true
+include_stop_str_in_output: true
+stream_interval: 1
+structured_outputs: {json: {type: object, properties: {no: {enum: [yes, 1, null]}}}}
+logit_bias: {28: 100, 7: -0.5}
+allowed_token_ids: [1]
+extra_args: {a: {1: [true, null, 1e3]}}
+bad_words: [no, on, 010]
+skip_reading_prefix_cache: true
+thinking_token_budget: 8
+repetition_detection: {max_pattern_size: 8, min_count: 3}
+routed_experts_prompt_start: 0
+trace_decode_token_ids: [1]
+"""
+
+
+def test_every_sampling_parameter_is_stored_as_it_is(load: Load) -> None:
+    """The job that actors read has the values and the types of the file."""
+    sampling = load_yaml(SAMPLINGS)
+    assert sampling.keys() == SAMPLING_NAMES
+    inner = "".join(f"\n  {line}" for line in SAMPLINGS.strip().splitlines())
+    written = load(JOB.replace("\n  max_tokens: 16", inner))
+    again = stored_job(written.to_yaml(), "stored")
+    assert again == written
+    assert repr(again.sampling) == repr(written.sampling) == repr(sampling)
     assert again.fingerprint == written.fingerprint
 
 

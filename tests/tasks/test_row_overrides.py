@@ -103,6 +103,7 @@ IN_REQUEST: dict[str, Any] = {
     "a": ["a"],
     '{"json": {"type": "object"}}': {"json": '{"type": "object"}'},
     '{"json_object": true}': {"json_object": True},
+    '{"choice": ["a", "b"]}': {"choice": ["a", "b"]},
 }
 
 

@@ -5,6 +5,7 @@ alone. The process that runs this file replaces all of that by placeholders. Wha
 cannot answer is not checked here: the engine checks every request again.
 """
 
+import importlib
 import importlib.util
 import json
 import logging
@@ -22,7 +23,13 @@ from tokenmill.errors import UserError
 from tokenmill.request import Params, Pooling
 
 # The modules of vLLM that are imported; they import no other large library.
-_IMPORTED = ("vllm.sampling_params", "vllm.pooling_params", "vllm.exceptions", "vllm.envs")
+_IMPORTED = (
+    "vllm.envs",
+    "vllm.exceptions",
+    "vllm.pooling_params",
+    "vllm.sampling_params",
+    "vllm.tasks",
+)
 # The process takes half a second. Without an answer, the engine checks the parameters.
 _TIMEOUT_S = 60
 
@@ -72,12 +79,19 @@ class _Placeholders:
 
 
 class _Placeholder(ModuleType):
+    """A module of empty classes, and of functions that end the process."""
+
     init_logger = staticmethod(logging.getLogger)
 
-    def __getattr__(self, name: str) -> type:
+    def __getattr__(self, name: str) -> object:
         if name.startswith("__"):
             raise AttributeError(name)
-        return type(name, (), {})
+        return _fail if name[0].islower() else type(name, (), {})
+
+
+def _fail(*_args: object, **_kwargs: object) -> None:
+    """End the process without a finding, because the function is not the one of vLLM."""
+    raise SystemExit(1)
 
 
 def _install_placeholders() -> None:
@@ -89,6 +103,9 @@ def _install_placeholders() -> None:
     package.__path__ = list(spec.submodule_search_locations or ())
     package.__spec__ = spec
     sys.meta_path.insert(0, _Placeholders())
+    # Here, so that a failed import is not taken for a refusal.
+    for name in _IMPORTED:
+        importlib.import_module(name)
 
 
 def _refusal(params: Mapping[str, Sequence[Params]], facts: ModelFacts) -> str | None:

@@ -1,9 +1,7 @@
 """Encode texts and chats as token ids, with the model's own tokenizer and chat template."""
 
 import json
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -21,8 +19,6 @@ Encoded = TypeVar("Encoded")
 _TRUST = "model.engine.trust_remote_code: true"
 # A placeholder answer, which shows what the chat template writes after an answer.
 _ANSWER = "tokenmill-answer"
-# What transformers imports for models, if it is installed. Tokenizers need none of it.
-_HIDDEN = ("torch", "sklearn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,26 +115,6 @@ def encode_after(tokenizer: Tokenizer, before: str, texts: Sequence[str]) -> lis
         whole[len(head) :] if whole[: len(head)] == head else text_ids
         for whole, text_ids in zip(joined, alone, strict=True)
     ]
-
-
-@contextmanager
-def without_torch() -> Iterator[None]:
-    """Import transformers, for tokenizers alone, as if torch were not installed.
-
-    This takes two seconds instead of six. Afterwards transformers is forgotten, because it would
-    not find torch again. Does nothing in a process that has imported one of them.
-    """
-    if "transformers" in sys.modules or "torch" in sys.modules:
-        yield
-        return
-    hidden: dict[str, Any] = dict.fromkeys(_HIDDEN)
-    sys.modules |= hidden
-    try:
-        yield
-    finally:
-        for name in list(sys.modules):
-            if name.partition(".")[0] in (*_HIDDEN, "transformers"):
-                del sys.modules[name]
 
 
 class ModelTokenizer:

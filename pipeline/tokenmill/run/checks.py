@@ -11,7 +11,7 @@ from tokenmill.errors import UserError
 from tokenmill.job.job import Job
 from tokenmill.models.code_safety import trusts_code
 from tokenmill.output.schema import added_fields, output_schema
-from tokenmill.prompt.tokenizer import without_torch
+from tokenmill.prompt.without_torch import without_torch
 from tokenmill.reject import Reject
 from tokenmill.request import Params
 from tokenmill.stages.backend import backend_of
