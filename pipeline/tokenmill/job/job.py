@@ -11,15 +11,14 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
 from tokenmill.config.length import Length, RejectLong
 from tokenmill.config.prompt import Prompt
 from tokenmill.config.section import Section
+from tokenmill.config.strict_yaml import dump_yaml
 from tokenmill.job.dates import with_date
 from tokenmill.job.sections import Input, Model, Notify, Output
-from tokenmill.job.strict_yaml import Dumper, represent_text
 from tokenmill.plan.units import Units
 from tokenmill.prompt.cleaning.clean import Clean
 from tokenmill.request import Params
@@ -260,11 +259,7 @@ class Job(Section):
 
     def to_yaml(self) -> str:
         """The resolved job as YAML, as it is stored with the output."""
-        data = self.model_dump(mode="json", exclude_none=True)
-        return yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True)
-
-
-Dumper.add_representer(str, represent_text)
+        return dump_yaml(self.model_dump(mode="json", exclude_none=True))
 
 
 def differing_fields(one: dict[str, Any], other: dict[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ from tokenmill.output.plan_file import read_job
 from tokenmill.output.rejects import Selection, rejected_rows
 from tokenmill.output.schema import added_fields
 from tokenmill.row_columns import SOURCE_ROW
-from tokenmill.run.checks import check_job
+from tokenmill.run.checks import check_job, check_params
 from tokenmill.run.run import Run
 from tokenmill.run.summary import Summary
 from tokenmill.stages.executor import Executor, RepairSpec
@@ -40,6 +40,7 @@ def retry_rejects(
     if not rows:
         interface.say(f"{opened.store.url}: no rejected rows match. Nothing to do.")
         return None
+    check_params(job)
     units = tuple(unit for unit in opened.plan.units if unit.key in rows)
     num_rows = sum(map(len, rows.values()))
     interface.say(
