@@ -82,7 +82,7 @@ def export(  # noqa: PLR0913 - the options of the command
     rows = CountedRows(_read(opened, units, rejects=rejects))
     if format_ is ExportFormat.OPENAI_BATCH:
         # Before a file is opened: this raises for an output that the format cannot hold.
-        build_body = body_builder(opened.job.steps)
+        build_body = body_builder(opened.job)
         with answer_files(str(target), None if errors is None else str(errors)) as files:
             _write_answers(rows, build_body, *files)
     elif format_ in _TABLES:

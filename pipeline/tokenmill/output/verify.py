@@ -23,7 +23,7 @@ from tokenmill.output.commit import count_rejects
 from tokenmill.output.counts import Counts, sum_counts
 from tokenmill.output.output import OpenedOutput, missing_units
 from tokenmill.output.record import UnitRecord, body_sha256, record_from
-from tokenmill.output.schema import added_fields, output_schema
+from tokenmill.output.schema import output_schema
 from tokenmill.plan.keys import UNIT_KEY
 from tokenmill.plan.plan import Plan, Unit
 from tokenmill.row_columns import ROW_COLUMN, SOURCE_FILE, SOURCE_ROW
@@ -127,8 +127,8 @@ class ExpectedOutput:
 
 def expected_output(opened: OpenedOutput) -> ExpectedOutput:
     """What the output of a job must hold."""
-    schema = output_schema(opened.kept_schema, added_fields(opened.job))
-    return ExpectedOutput(opened.plan, schema, opened.job.input.keep, opened.source)
+    kept = opened.kept_schema
+    return ExpectedOutput(opened.plan, output_schema(opened.job, kept), kept.names, opened.source)
 
 
 def verify(store: Store, expected: ExpectedOutput, level: Level) -> Certificate:

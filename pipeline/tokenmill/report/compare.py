@@ -14,7 +14,7 @@ import pyarrow as pa
 from tokenmill.errors import UserError
 from tokenmill.formatting import did_you_mean
 from tokenmill.output.output import OpenedOutput, batches, committed_units
-from tokenmill.output.schema import added_fields
+from tokenmill.output.schema import added_fields, task_names
 from tokenmill.plan.plan import Unit
 from tokenmill.report.cells import finite, shorten, shown_cells
 from tokenmill.report.column_diff import (
@@ -118,7 +118,7 @@ def compare(
     """
     check_same_input(first, second)
     fields = _shared_fields(first, second)
-    gated = _gated_names(fields, on)
+    gated = _gated_names(fields, task_names(first.job), on)
     kept = [name for name in first.kept_schema.names if name in second.kept_schema.names]
     stats = _PairStats([column_pairs(field, field.name in gated) for field in fields], kept)
     for one, other in _matched_rows(first, second, [*kept, *(field.name for field in fields)]):
@@ -187,7 +187,9 @@ def _shared_fields(first: OpenedOutput, second: OpenedOutput) -> list[pa.Field]:
     ]
 
 
-def _gated_names(fields: Sequence[pa.Field], on: Sequence[str] | None) -> set[str]:
+def _gated_names(
+    fields: Sequence[pa.Field], task_names: Mapping[str, str], on: Sequence[str] | None
+) -> set[str]:
     names = [field.name for field in fields]
     for name in on or ():
         if name not in names:
@@ -197,7 +199,8 @@ def _gated_names(fields: Sequence[pa.Field], on: Sequence[str] | None) -> set[st
     return {
         field.name
         for field in fields
-        if not has_fractions(field.type) and not field.name.endswith(_INCIDENTAL_COLUMNS)
+        if not has_fractions(field.type)
+        and not task_names[field.name].endswith(_INCIDENTAL_COLUMNS)
     }
 
 

@@ -6,7 +6,7 @@ Nothing is written, no row is read, and neither Ray nor an engine is started.
 from dataclasses import dataclass
 
 from tokenmill.job.job import Job
-from tokenmill.output.schema import added_fields, output_schema
+from tokenmill.output.schema import output_schema
 from tokenmill.run.checks import check_params, check_tasks, models_by_key
 from tokenmill.run.planning import plan_ahead
 from tokenmill.stages.backend import backend_of
@@ -57,7 +57,7 @@ def validate(job: Job, *, is_quick: bool = False) -> Validation:
         check_params(opened.job)
         if all(model.is_fetched for model in models):
             check_tasks(opened.job)
-    schema = output_schema(opened.kept_schema, added_fields(opened.job))
+    schema = output_schema(opened.job, opened.kept_schema)
     return Validation(
         rows=plan.num_rows,
         shards=plan.num_shards,

@@ -23,7 +23,7 @@ from tokenmill.output.commit import (
     count_rejects,
 )
 from tokenmill.output.record import UnitRecord
-from tokenmill.output.schema import added_fields, output_rows, output_schema
+from tokenmill.output.schema import counts_column, output_rows, output_schema
 from tokenmill.plan.plan import Unit
 from tokenmill.row_columns import NUM_GENERATED_TOKENS, NUM_INPUT_TOKENS, ROW_COLUMN
 from tokenmill.scheduling.replica import AnsweredUnit
@@ -36,7 +36,7 @@ from tokenmill.tasks.row_tasks import RowTasks
 
 def render_unit(spec: RunSpec, position: int, tasks: RowTasks) -> pa.Table:
     """Read the unit at `position` of the run and prepare its rows for the engine."""
-    renderer = Renderer(tasks, spec.job.input.keep, spec.job.clean)
+    renderer = Renderer(tasks, spec.kept_schema.names, spec.job.clean, counts_column(spec.job))
     unit = spec.units[position]
     began_at = time.time()
     rows = spec.source.read(unit)
@@ -76,7 +76,7 @@ def commit_unit(spec: RunSpec, position: int, answered: pa.Table) -> Commit:
 
 
 def _write_unit(spec: RunSpec, unit: Unit, answered: pa.Table, notes: AnswerNotes) -> Commit:
-    schema = output_schema(spec.kept_schema, added_fields(spec.job))
+    schema = output_schema(spec.job, spec.kept_schema)
     rows = output_rows(answered, unit.shard, schema)
     if spec.repair is not None:
         repair = Repair(spec.run, uuid.uuid4().hex, spec.repair.changes)
