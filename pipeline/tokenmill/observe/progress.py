@@ -34,14 +34,15 @@ class Progress:
 
     def add(self, commit: Commit) -> None:
         """Count a commit; if another driver made it, the unit counts but its tokens do not."""
-        record = commit.record
-        for name in record.rejects:
+        record, counts = commit.record, commit.counts
+        for name in counts.rejects:
             self.first_rejects.setdefault(name, record.unit)
         if commit.is_ours:
-            self.counts += record.counts
-            self.reused += record.num_reused
+            self.counts += counts
+            # The record of a repaired object counts the requests of the run that made it.
+            self.reused += record.num_reused if commit.repaired is None else 0
         else:
-            self.counts += replace(record.counts, input_tokens=0, generated_tokens=0)
+            self.counts += replace(counts, input_tokens=0, generated_tokens=0)
             self.lost_races += 1
 
     def observe(self, pool: PoolState, now: float) -> None:

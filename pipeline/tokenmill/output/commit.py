@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tokenmill.errors import RunFailed, UserError
+from tokenmill.output.counts import Counts
 from tokenmill.output.record import METADATA_KEY, UnitRecord, body_sha256, read_record, record_from
 from tokenmill.plan.plan import Unit
 from tokenmill.storage.base import Store
@@ -50,12 +51,19 @@ class Commit:
     """The outcome of a commit: the record of the unit's object, and whether this attempt wrote it.
 
     `stage_times` holds the start and the end of each stage in Unix seconds, by the clock of the
-    machine that ran it.
+    machine that ran it. `repaired` counts the rows that a repair has answered again; it is None if
+    all rows of the unit were answered.
     """
 
     record: UnitRecord
     is_ours: bool
     stage_times: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    repaired: Counts | None = None
+
+    @property
+    def counts(self) -> Counts:
+        """What the attempt adds to the counts of its run."""
+        return self.record.counts if self.repaired is None else self.repaired
 
 
 def encode(table: pa.Table, record: UnitRecord) -> bytes:
@@ -124,18 +132,19 @@ def commit_repair(store: Store, unit: Unit, answered: pa.Table, repair: Repair) 
 def _repaired_record(
     before: UnitRecord, rows: pa.Table, answered: pa.Table, repair: Repair
 ) -> UnitRecord:
+    counts = answered_counts(answered)
     entry = {
         "run": repair.run,
         "attempt": repair.attempt,
         "changes": dict(repair.changes),
-        "num_rows": answered.num_rows,
+        "num_rows": counts.rows,
     }
     return replace(
         before,
         attempt=repair.attempt,
         rejects=count_rejects(rows),
-        input_tokens=before.input_tokens + column_sum(answered, "num_input_tokens"),
-        generated_tokens=before.generated_tokens + column_sum(answered, "num_generated_tokens"),
+        input_tokens=before.input_tokens + counts.input_tokens,
+        generated_tokens=before.generated_tokens + counts.generated_tokens,
         repairs=(*before.repairs, entry),
     )
 
@@ -157,6 +166,18 @@ def count_rejects(rows: pa.Table) -> dict[str, int]:
     """The number of rejected rows of an output table, by class."""
     classes = pc.struct_field(rows.column("error"), "class").drop_null()
     return {entry["values"]: entry["counts"] for entry in pc.value_counts(classes).to_pylist()}
+
+
+def answered_counts(rows: pa.Table) -> Counts:
+    """The counts of some rows of a unit, as they were just answered."""
+    return Counts(
+        units=1,
+        rows=rows.num_rows,
+        filtered=0,
+        rejects=count_rejects(rows),
+        input_tokens=column_sum(rows, "num_input_tokens"),
+        generated_tokens=column_sum(rows, "num_generated_tokens"),
+    )
 
 
 def column_sum(table: pa.Table, column: str) -> int:

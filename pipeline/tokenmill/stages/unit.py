@@ -17,6 +17,7 @@ from tokenmill.output.commit import (
     Commit,
     Repair,
     Stage,
+    answered_counts,
     column_sum,
     commit,
     commit_repair,
@@ -80,7 +81,8 @@ def _write_unit(spec: RunSpec, unit: Unit, answered: pa.Table, notes: AnswerNote
     rows = output_rows(answered, unit.shard, schema)
     if spec.repair is not None:
         repair = Repair(spec.run, uuid.uuid4().hex, spec.repair.changes)
-        return persist(lambda: commit_repair(spec.output, unit, rows, repair))
+        repaired = persist(lambda: commit_repair(spec.output, unit, rows, repair))
+        return replace(repaired, repaired=answered_counts(rows))
     record = _record(spec, unit, answered, notes)
     return persist(lambda: commit(spec.output, unit, rows, record))
 
