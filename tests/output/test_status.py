@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -134,7 +135,7 @@ def test_a_process_that_was_killed_is_not_running(store: LocalStore) -> None:
     """
     unfinished(store)
     reader = StatusReader(open_output(store))
-    with subprocess.Popen(["sleep", "600"]) as process:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         heartbeat = heartbeat_of(process, store, "a")
         key = f"{run_folder('a')}/{ALIVE_NAME}"
 

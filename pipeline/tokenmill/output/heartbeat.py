@@ -78,7 +78,8 @@ def is_alive(heartbeat: Mapping[str, Any], now: float) -> bool:
     machine = heartbeat.get("machine")
     if machine is None or machine != _machine():
         return True
-    return _started(heartbeat["pid"]) == heartbeat["started"]
+    started: int | None = heartbeat["started"]
+    return _started(heartbeat["pid"]) == started
 
 
 def _machine() -> str | None:

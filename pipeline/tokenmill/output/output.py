@@ -18,7 +18,7 @@ from tokenmill.input.reader import Source
 from tokenmill.job.job import Job
 from tokenmill.output.plan_file import check_same_job, read_job, read_plan
 from tokenmill.output.record import UnitRecord, record_from
-from tokenmill.plan.keys import UNIT_KEY
+from tokenmill.plan.keys import UNIT_KEY, is_stray
 from tokenmill.plan.plan import Plan, Unit
 from tokenmill.storage.base import Store
 from tokenmill.storage.open import open_store
@@ -60,16 +60,17 @@ def open_output(store: Store) -> OpenedOutput:
 
 def has_results(store: Store) -> bool:
     """Whether any unit is committed, of this plan or another."""
-    return next(iter(store.list("data")), None) is not None
+    return any(not is_stray(item.key) for item in store.list("data"))
 
 
 def committed_keys(store: Store, plan: Plan) -> frozenset[str]:
     """The keys of the committed units, from one listing.
 
-    Raises `UserError` for an object below `data/` that does not belong to this plan.
+    Raises `UserError` for an object below `data/` that does not belong to this plan. Objects that
+    other programs write and Parquet readers skip are ignored.
     """
     planned = {unit.key for unit in plan.units}
-    committed = frozenset(item.key for item in store.list("data"))
+    committed = frozenset(item.key for item in store.list("data") if not is_stray(item.key))
     for key in sorted(committed - planned):
         is_unit = UNIT_KEY.fullmatch(key) is not None
         problem = "belongs to another plan" if is_unit else "was not written by tokenmill"

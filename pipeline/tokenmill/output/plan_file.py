@@ -7,6 +7,7 @@ from tokenmill.errors import RunFailed, UserError
 from tokenmill.job.job import Job, differing_fields
 from tokenmill.job.loader import stored_job
 from tokenmill.output.success import SUCCESS_KEY
+from tokenmill.plan.keys import is_by_product
 from tokenmill.plan.plan import Plan, plan_from_bytes, plan_to_bytes
 from tokenmill.storage.base import Store
 
@@ -49,8 +50,8 @@ def check_same_job(store: Store, plan: Plan, job: Job) -> None:
 
 
 def check_no_foreign_files(store: Store) -> None:
-    """Raise `UserError` if a folder without a plan is not empty."""
-    first = next(iter(store.list()), None)
+    """Raise `UserError` if a folder without a plan holds more than a file manager's files."""
+    first = next((item for item in store.list() if not is_by_product(item.key)), None)
     if first is not None:
         raise UserError(
             f"{store.url} is not empty and not a tokenmill output (it contains "
