@@ -3,8 +3,11 @@
 import base64
 import json
 import math
+import threading
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import deltalake
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers.inprocess import drive, job_over
+from helpers.inprocess import drive, job_over, write_corpus
 from helpers.stores import ON_S3, refusal
 from pyiceberg.table import StaticTable
 from tokenmill.cli import app
@@ -21,7 +24,7 @@ from tokenmill.errors import ExitCode, UserError
 from tokenmill.exchange.export import ExportFormat, export
 from tokenmill.job.job import Job
 from tokenmill.output.json_lines import as_json
-from tokenmill.output.output import OpenedOutput, open_output
+from tokenmill.output.output import OpenedOutput, all_batches, committed_objects, open_output
 from tokenmill.output.record import read_record
 from tokenmill.storage.local import LocalStore
 from tokenmill.storage.open import open_object
@@ -302,6 +305,124 @@ def test_an_unknown_format_is_an_error(tmp_path: Path) -> None:
     (line,) = done.stderr.splitlines()
     assert all(format_ in line for format_ in ExportFormat)
     assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "format_"),
+    [
+        ("all.jsonl", ExportFormat.JSONL),
+        ("all.NDJSON", ExportFormat.JSONL),
+        ("all", ExportFormat.JSONL),
+        ("all.parquet", ExportFormat.PARQUET),
+    ],
+)
+def test_a_suffix_says_the_format(tmp_path: Path, name: str, format_: ExportFormat) -> None:
+    """Without `--to` the target's suffix decides, and JSON lines are the default."""
+    opened, target = output_of(tmp_path, keep=["big"]), tmp_path / name
+    done = CliRunner().invoke(app, ["export", opened.store.url, str(target)])
+    assert done.exit_code == ExitCode.FINISHED, done.stderr
+    assert [row["source_row"] for row in read_back(target, format_)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "parts"),
+    [
+        ("all.csv", [], [".csv", *ExportFormat]),
+        ("all.json", [], [".json", *ExportFormat]),
+        ("all.jsonl.gz", [], ["| gzip"]),
+        ("all.jsonl.gz", ["--to", "jsonl"], ["| gzip"]),
+        ("all.parquet.zst", ["--to", "parquet"], ["| gzip"]),
+        ("-", ["--to", "parquet"], ["standard output", "jsonl"]),
+        ("-", ["--to", "delta"], ["standard output", "jsonl"]),
+        ("same", ["--to", "openai-batch", "--errors", "./same"], ["--errors"]),
+        ("-", ["--to", "openai-batch", "--errors", "-"], ["--errors"]),
+    ],
+)
+def test_a_target_that_does_not_fit_its_format_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    options: list[str],
+    parts: list[str],
+) -> None:
+    """The error names the formats or the way out, and nothing is written."""
+    opened = output_of(tmp_path, keep=["big"])
+    (tmp_path / "exports").mkdir()
+    monkeypatch.chdir(tmp_path / "exports")
+    done = CliRunner().invoke(app, ["export", opened.store.url, name, *options])
+    assert (done.exit_code, done.stdout) == (ExitCode.USER_ERROR, "")
+    (line,) = done.stderr.splitlines()
+    assert all(part in line for part in parts)
+    assert list((tmp_path / "exports").iterdir()) == []
+
+
+@pytest.mark.parametrize("format_", ["jsonl", "openai-batch"])
+def test_lines_can_be_written_to_standard_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format_: str
+) -> None:
+    """Standard output has the rows only; their number is on stderr, and no file is made."""
+    opened = output_of(tmp_path, keep=["big"])
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.iterdir())
+    done = CliRunner().invoke(app, ["export", opened.store.url, "-", "--to", format_])
+    assert done.exit_code == ExitCode.FINISHED, done.stderr
+    assert len([json.loads(line) for line in done.stdout.splitlines()]) == len(ROWS)
+    assert "3 rows" in done.stderr
+    assert set(tmp_path.iterdir()) == before
+
+
+class _CountingStore(LocalStore):
+    """A store that counts its reads; while `together` is set, each waits for that many others."""
+
+    def __init__(self, url: str, together: int = 1) -> None:
+        super().__init__(url)
+        self.num_reads = 0
+        self._barrier = threading.Barrier(together, timeout=60)
+
+    def read(self, key: str) -> bytes:
+        if key.startswith("data/"):
+            self.num_reads += 1
+            self._barrier.wait()
+        return super().read(key)
+
+
+def many_units(folder: Path) -> OpenedOutput:
+    """An output of 64 units of one row."""
+    corpus = write_corpus(folder / "corpus", {"a.parquet": [f"text {n}" for n in range(64)]})
+    job = Job.model_validate(job_over(corpus, folder / "out", units={"rows": 1}))
+    drive(job, LocalStore(str(folder / "out")))
+    return open_output(LocalStore(str(folder / "out")))
+
+
+def test_units_are_read_together_and_written_in_order(tmp_path: Path) -> None:
+    """Eight reads wait for each other, so an export that reads one by one would never end."""
+    opened = many_units(tmp_path)
+    waiting = replace(opened, store=_CountingStore(opened.store.url, together=8))
+    assert export(waiting, tmp_path / "all.jsonl", ExportFormat.JSONL) == 64
+    assert [row["source_row"] for row in lines(tmp_path / "all.jsonl")] == list(range(64))
+
+
+def test_few_units_are_held_at_a_time(tmp_path: Path) -> None:
+    """However slowly the rows are taken, a bounded number of units is read ahead."""
+    opened = many_units(tmp_path)
+    counting = _CountingStore(opened.store.url)
+    objects = committed_objects(counting, opened.plan).values()
+    rows = all_batches(replace(opened, store=counting), objects, ["source_row"])
+    for taken, _ in enumerate(islice(rows, 40), start=1):
+        assert counting.num_reads <= taken + 16
+    rows.close()
+
+
+def test_large_units_are_not_read_ahead(tmp_path: Path) -> None:
+    """An object of more than four megabytes is opened when its turn comes."""
+    opened = many_units(tmp_path)
+    counting = _CountingStore(opened.store.url)
+    objects = [
+        replace(item, size=2**23) for item in committed_objects(counting, opened.plan).values()
+    ]
+    rows = all_batches(replace(opened, store=counting), objects, ["source_row"])
+    assert [batch.column(0).to_pylist() for _, batch in rows] == [[row] for row in range(64)]
+    assert counting.num_reads == 0
 
 
 def test_values_become_json() -> None:

@@ -7,8 +7,14 @@ _tokenmill/runs/<run>/…          each run's summary and events, and its heartb
 _SUCCESS                         written last, once all units are committed and verified
 """
 
-from collections.abc import Collection, Iterator, Sequence
+import io
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,11 +26,15 @@ from tokenmill.output.plan_file import check_same_job, read_job, read_plan
 from tokenmill.output.record import UnitRecord, record_from
 from tokenmill.plan.keys import UNIT_KEY, is_stray
 from tokenmill.plan.plan import Plan, Unit
-from tokenmill.storage.base import Store
+from tokenmill.storage.base import ObjectInfo, Store
 from tokenmill.storage.open import open_store
 
 #: Largest number of rows that are held as Python objects at a time.
 BATCH_ROWS = 2048
+# Objects that are read ahead, in as many threads; a larger one is read when its turn comes. So they
+# take at most 64 MiB.
+_AHEAD = 16
+_SMALL_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +74,19 @@ def has_results(store: Store) -> bool:
 
 
 def committed_keys(store: Store, plan: Plan) -> frozenset[str]:
-    """The keys of the committed units, from one listing.
+    """The keys of the committed units. Raises as `committed_objects`."""
+    return frozenset(committed_objects(store, plan))
+
+
+def committed_objects(store: Store, plan: Plan) -> dict[str, ObjectInfo]:
+    """The objects of the committed units by their keys, from one listing.
 
     Raises `UserError` for an object below `data/` that does not belong to this plan. Objects that
     other programs write and Parquet readers skip are ignored.
     """
     planned = {unit.key for unit in plan.units}
-    committed = frozenset(item.key for item in store.list("data") if not is_stray(item.key))
-    for key in sorted(committed - planned):
+    committed = {item.key: item for item in store.list("data") if not is_stray(item.key)}
+    for key in sorted(committed.keys() - planned):
         is_unit = UNIT_KEY.fullmatch(key) is not None
         problem = "belongs to another plan" if is_unit else "was not written by tokenmill"
         raise UserError(f"{store.url}/{key} {problem}; remove it or use another output")
@@ -95,15 +110,51 @@ def batches(store: Store, unit: Unit, names: Sequence[str]) -> Iterator[pa.Recor
         yield from _batches_in(pq.ParquetFile(file), names)
 
 
-def batches_with_record(
-    store: Store, unit: Unit, names: Sequence[str]
+def all_batches(
+    opened: OpenedOutput, units: Iterable[ObjectInfo], names: Sequence[str]
 ) -> Iterator[tuple[UnitRecord, pa.RecordBatch]]:
-    """As `batches`, each with the unit's record. Opens the object once."""
-    with store.open(unit.key) as file:
-        parquet = pq.ParquetFile(file)
-        record = record_from(parquet.metadata)
-        for batch in _batches_in(parquet, names):
-            yield record, batch
+    """Some columns of several units' rows, in order and as `batches`, each with its unit's record.
+
+    Small objects are read ahead, so that a store's latency is not paid unit by unit. Raises
+    `UserError` for a damaged object.
+    """
+    for unit, open_object in _opened_ahead(opened.store, units):
+        try:
+            with open_object() as file:
+                parquet = pq.ParquetFile(file)
+                record = record_from(parquet.metadata)
+                for batch in _batches_in(parquet, names):
+                    yield record, batch
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+            # Arrow raises OSError for bytes that it cannot decompress.
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"{opened.store.url}/{unit.key}: {reason}; run tokenmill verify to find all damage"
+            ) from error
+
+
+def _opened_ahead(
+    store: Store, objects: Iterable[ObjectInfo]
+) -> Iterator[tuple[ObjectInfo, Callable[[], BinaryIO]]]:
+    """Each object, in order, with a function that opens it; at most `_AHEAD` are read before."""
+    remaining = iter(objects)
+    ahead: deque[tuple[ObjectInfo, Callable[[], BinaryIO]]] = deque()
+    with ThreadPoolExecutor(_AHEAD) as pool:
+
+        def start(item: ObjectInfo) -> Callable[[], BinaryIO]:
+            if item.size > _SMALL_BYTES:
+                return partial(store.open, item.key)
+            data = pool.submit(store.read, item.key)
+            return lambda: io.BytesIO(data.result())
+
+        try:
+            while True:
+                ahead.extend((item, start(item)) for item in islice(remaining, _AHEAD - len(ahead)))
+                if not ahead:
+                    return
+                yield ahead.popleft()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _batches_in(file: pq.ParquetFile, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
