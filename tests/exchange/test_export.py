@@ -3,13 +3,12 @@
 import base64
 import json
 import math
-import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import datasets
 import deltalake
@@ -26,6 +25,7 @@ from tokenmill.job.job import Job
 from tokenmill.output.json_lines import as_json
 from tokenmill.output.output import OpenedOutput, all_batches, committed_objects, open_output
 from tokenmill.output.record import read_record
+from tokenmill.storage.base import ObjectInfo
 from tokenmill.storage.local import LocalStore
 from tokenmill.storage.open import open_object
 from typer.testing import CliRunner
@@ -372,57 +372,56 @@ def test_lines_can_be_written_to_standard_output(
 
 
 class _CountingStore(LocalStore):
-    """A store that counts its reads; while `together` is set, each waits for that many others."""
+    """A store that counts how often it is asked for objects, and how many it has read."""
 
-    def __init__(self, url: str, together: int = 1) -> None:
+    def __init__(self, url: str) -> None:
         super().__init__(url)
-        self.num_reads = 0
-        self._barrier = threading.Barrier(together, timeout=60)
+        self.num_calls = 0
+        self.num_read = 0
 
-    def read(self, key: str) -> bytes:
-        if key.startswith("data/"):
-            self.num_reads += 1
-            self._barrier.wait()
-        return super().read(key)
+    def read_ends(self, items: Sequence[ObjectInfo], num_bytes: int) -> Sequence[bytes]:
+        self.num_calls += 1
+        self.num_read += len(items)
+        return super().read_ends(items, num_bytes)
+
+    def open(self, key: str) -> BinaryIO:
+        self.num_calls += 1
+        return super().open(key)
 
 
-def many_units(folder: Path) -> OpenedOutput:
-    """An output of 64 units of one row."""
-    corpus = write_corpus(folder / "corpus", {"a.parquet": [f"text {n}" for n in range(64)]})
+def many_units(folder: Path) -> tuple[OpenedOutput, _CountingStore]:
+    """An output of 200 units of one row, and its store."""
+    corpus = write_corpus(folder / "corpus", {"a.parquet": [f"text {n}" for n in range(200)]})
     job = Job.model_validate(job_over(corpus, folder / "out", units={"rows": 1}))
     drive(job, LocalStore(str(folder / "out")))
-    return open_output(LocalStore(str(folder / "out")))
+    counting = _CountingStore(str(folder / "out"))
+    return replace(open_output(counting), store=counting), counting
 
 
 def test_units_are_read_together_and_written_in_order(tmp_path: Path) -> None:
-    """Eight reads wait for each other, so an export that reads one by one would never end."""
-    opened = many_units(tmp_path)
-    waiting = replace(opened, store=_CountingStore(opened.store.url, together=8))
-    assert export(waiting, tmp_path / "all.jsonl", ExportFormat.JSONL) == 64
-    assert [row["source_row"] for row in lines(tmp_path / "all.jsonl")] == list(range(64))
+    """200 small units cost four calls of the store, not one each."""
+    opened, store = many_units(tmp_path)
+    assert export(opened, tmp_path / "all.jsonl", ExportFormat.JSONL) == 200
+    assert [row["source_row"] for row in lines(tmp_path / "all.jsonl")] == list(range(200))
+    assert (store.num_calls, store.num_read) == (4, 200)
 
 
 def test_few_units_are_held_at_a_time(tmp_path: Path) -> None:
     """However slowly the rows are taken, a bounded number of units is read ahead."""
-    opened = many_units(tmp_path)
-    counting = _CountingStore(opened.store.url)
-    objects = committed_objects(counting, opened.plan).values()
-    rows = all_batches(replace(opened, store=counting), objects, ["source_row"])
-    for taken, _ in enumerate(islice(rows, 40), start=1):
-        assert counting.num_reads <= taken + 16
-    rows.close()
+    opened, store = many_units(tmp_path)
+    objects = committed_objects(store, opened.plan).values()
+    rows = all_batches(opened, objects, ["source_row"])
+    for taken, _ in enumerate(rows, start=1):
+        assert store.num_read <= taken + 128
 
 
 def test_large_units_are_not_read_ahead(tmp_path: Path) -> None:
-    """An object of more than four megabytes is opened when its turn comes."""
-    opened = many_units(tmp_path)
-    counting = _CountingStore(opened.store.url)
-    objects = [
-        replace(item, size=2**23) for item in committed_objects(counting, opened.plan).values()
-    ]
-    rows = all_batches(replace(opened, store=counting), objects, ["source_row"])
-    assert [batch.column(0).to_pylist() for _, batch in rows] == [[row] for row in range(64)]
-    assert counting.num_reads == 0
+    """An object of more than 32 MiB is opened when its turn comes."""
+    opened, store = many_units(tmp_path)
+    objects = [replace(item, size=2**26) for item in committed_objects(store, opened.plan).values()]
+    rows = all_batches(opened, objects, ["source_row"])
+    assert [batch.column(0).to_pylist() for _, batch in rows] == [[row] for row in range(200)]
+    assert store.num_read == 0
 
 
 def test_values_become_json() -> None:

@@ -48,7 +48,7 @@ _TABLES: dict[ExportFormat, Callable[[Iterator[pa.RecordBatch], pa.Schema, str],
 }
 
 
-#: The target that stands for standard output.
+#: The name of standard output as a target.
 STDOUT = "-"
 _OF_SUFFIX = {"": ExportFormat.JSONL, ".jsonl": ExportFormat.JSONL, ".ndjson": ExportFormat.JSONL}
 _OF_SUFFIX[".parquet"] = ExportFormat.PARQUET

@@ -8,12 +8,10 @@ _SUCCESS                         written last, once all units are committed and 
 """
 
 import io
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -31,10 +29,10 @@ from tokenmill.storage.open import open_store
 
 #: Largest number of rows that are held as Python objects at a time.
 BATCH_ROWS = 2048
-# Objects that are read ahead, in as many threads; a larger one is read when its turn comes. So they
-# take at most 64 MiB.
-_AHEAD = 16
-_SMALL_BYTES = 4 * 2**20
+# Objects that are read together; a larger one is read when its turn comes. While their rows are
+# used, as many more are read, so that they take at most 64 MiB.
+_AHEAD_OBJECTS = 64
+_AHEAD_BYTES = 2**25
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,25 +134,44 @@ def all_batches(
 def _opened_ahead(
     store: Store, objects: Iterable[ObjectInfo]
 ) -> Iterator[tuple[ObjectInfo, Callable[[], BinaryIO]]]:
-    """Each object, in order, with a function that opens it; at most `_AHEAD` are read before."""
-    remaining = iter(objects)
-    ahead: deque[tuple[ObjectInfo, Callable[[], BinaryIO]]] = deque()
-    with ThreadPoolExecutor(_AHEAD) as pool:
+    """Each object, in order, with a function that opens it. The next ones are read meanwhile."""
 
-        def start(item: ObjectInfo) -> Callable[[], BinaryIO]:
-            if item.size > _SMALL_BYTES:
-                return partial(store.open, item.key)
-            data = pool.submit(store.read, item.key)
-            return lambda: io.BytesIO(data.result())
+    def read(together: Sequence[ObjectInfo]) -> list[tuple[ObjectInfo, Callable[[], BinaryIO]]]:
+        small = [item for item in together if item.size <= _AHEAD_BYTES]
+        data = iter(store.read_ends(small, _AHEAD_BYTES))
+        return [
+            (
+                item,
+                partial(io.BytesIO, next(data))
+                if item.size <= _AHEAD_BYTES
+                else partial(store.open, item.key),
+            )
+            for item in together
+        ]
 
-        try:
-            while True:
-                ahead.extend((item, start(item)) for item in islice(remaining, _AHEAD - len(ahead)))
-                if not ahead:
-                    return
-                yield ahead.popleft()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with ThreadPoolExecutor(1) as pool:
+        current: Future[list[tuple[ObjectInfo, Callable[[], BinaryIO]]]] | None = None
+        for together in _read_together(objects):
+            following = pool.submit(read, together)
+            if current is not None:
+                yield from current.result()
+            current = following
+        if current is not None:
+            yield from current.result()
+
+
+def _read_together(objects: Iterable[ObjectInfo]) -> Iterator[list[ObjectInfo]]:
+    """The objects in runs of at most `_AHEAD_OBJECTS` and `_AHEAD_BYTES`, or of one larger one."""
+    together: list[ObjectInfo] = []
+    num_bytes = 0
+    for item in objects:
+        if together and (len(together) == _AHEAD_OBJECTS or num_bytes + item.size > _AHEAD_BYTES):
+            yield together
+            together, num_bytes = [], 0
+        together.append(item)
+        num_bytes += item.size
+    if together:
+        yield together
 
 
 def _batches_in(file: pq.ParquetFile, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
