@@ -12,7 +12,7 @@ _MIN_RATE_S = 1.0
 
 @dataclass(slots=True)
 class Progress:
-    """Counts of one run. `units_before` and `rows_before` were committed by earlier runs.
+    """Counts of one run. `units_before` and `rows_before` were committed by other runs.
 
     Rows are input rows: a row that `input.where` leaves out is done when its unit is.
     `first_rejects` maps each reject class to the key of the first unit that has it. `pool` is the
@@ -33,8 +33,15 @@ class Progress:
     pool: PoolState = field(default_factory=PoolState)
 
     def add(self, commit: Commit) -> None:
-        """Count a commit; if another driver made it, the unit counts but its tokens do not."""
+        """Count a commit; if another driver made it, the unit counts but its tokens do not.
+
+        A unit that was skipped is none of this run's.
+        """
         record, counts = commit.record, commit.counts
+        if commit.was_skipped:
+            self.units_before += 1
+            self.rows_before += counts.input_rows
+            return
         for name in counts.rejects:
             self.first_rejects.setdefault(name, record.unit)
         if commit.is_ours:

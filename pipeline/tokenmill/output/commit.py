@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tokenmill.errors import RunFailed, UserError
+from tokenmill.errors import RunFailed, TokenmillError, UserError
 from tokenmill.output.counts import Counts
 from tokenmill.output.record import METADATA_KEY, UnitRecord, body_sha256, read_record, record_from
 from tokenmill.plan.plan import Unit
@@ -52,13 +52,15 @@ class Commit:
 
     `stage_times` holds the start and the end of each stage in Unix seconds, by the clock of the
     machine that ran it. `repaired` counts the rows that a repair has answered again; it is None if
-    all rows of the unit were answered.
+    all rows of the unit were answered. `was_skipped` if another run had committed the unit before
+    this attempt asked an engine.
     """
 
     record: UnitRecord
     is_ours: bool
     stage_times: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     repaired: Counts | None = None
+    was_skipped: bool = False
 
     @property
     def counts(self) -> Counts:
@@ -91,15 +93,30 @@ def commit(store: Store, unit: Unit, table: pa.Table, record: UnitRecord) -> Com
     data = encode(table, record)
     if store.put_if_absent(unit.key, data):
         return Commit(replace(record, body_sha256=body_sha256(data)), is_ours=True)
+    existing = committed_record(store, unit, record.fingerprint)
+    return Commit(existing, is_ours=existing.attempt == record.attempt)
+
+
+def is_committed(store: Store, unit: Unit) -> bool:
+    """Whether the unit's object exists. False too if the store does not answer: its write will."""
+    try:
+        store.info(unit.key)
+    except (FileNotFoundError, TokenmillError):
+        return False
+    return True
+
+
+def committed_record(store: Store, unit: Unit, fingerprint: str) -> UnitRecord:
+    """The record of a unit that another attempt has committed. Raises as `commit`."""
     try:
         existing = read_record(store, unit.key)
     except FileNotFoundError as error:
         raise RunFailed(
             f"{store.url}/{unit.key} was deleted during the run; run the command again"
         ) from error
-    if (existing.unit, existing.fingerprint) != (unit.key, record.fingerprint):
+    if (existing.unit, existing.fingerprint) != (unit.key, fingerprint):
         raise UserError(f"{store.url}/{unit.key} belongs to another job; use another output")
-    return Commit(existing, is_ours=existing.attempt == record.attempt)
+    return existing
 
 
 def commit_repair(store: Store, unit: Unit, answered: pa.Table, repair: Repair) -> Commit:

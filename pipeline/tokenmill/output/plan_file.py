@@ -79,12 +79,14 @@ def extend_plan(store: Store, plan: Plan, version: str, dropped: Collection[str]
     return store.put_if_match(PLAN_KEY, plan_to_bytes(plan), version)
 
 
-def publish_plan(store: Store, plan: Plan, job: Job) -> Plan:
-    """Write the plan unless one exists, and return the plan that the output then has.
+def publish_plan(store: Store, plan: Plan, job: Job) -> tuple[Plan, bool]:
+    """Write the plan unless one exists.
 
-    Raises `UserError` if the existing plan was made for another job.
+    Returns the plan that the output then has, and whether this call wrote it. Raises `UserError` if
+    the existing plan was made for another job.
     """
-    if not store.put_if_absent(PLAN_KEY, plan_to_bytes(plan)):
+    is_first = store.put_if_absent(PLAN_KEY, plan_to_bytes(plan))
+    if not is_first:
         existing = read_plan(store)
         if existing is None:
             raise RunFailed(
@@ -93,7 +95,7 @@ def publish_plan(store: Store, plan: Plan, job: Job) -> Plan:
         check_same_job(store, existing, job)
         plan = existing
     _write_job(store, job)
-    return plan
+    return plan, is_first
 
 
 def update_job(store: Store, job: Job) -> None:

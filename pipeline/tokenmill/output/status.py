@@ -73,7 +73,7 @@ class StatusReader:
         self._records.update(zip(new, read_records(store, new), strict=True))
         counts = sum_counts(record.counts for record in self._records.values())
         now = time.time()
-        running = tuple(_running(store, now))
+        running = running_runs(store, now)
         rows_per_s = _rows_per_s(self._records.values(), now) if running else None
         return Status(
             output=store.url,
@@ -103,8 +103,12 @@ def changes(statuses: Iterable[Status]) -> Iterator[Status]:
         before = now
 
 
+def running_runs(store: Store, now: float) -> tuple[str, ...]:
+    """The runs with a recent heartbeat and no summary at a Unix time, oldest first."""
+    return tuple(_running(store, now))
+
+
 def _running(store: Store, now: float) -> Iterator[str]:
-    """The runs with a recent heartbeat and no summary."""
     keys = {item.key for item in store.list(RUNS_FOLDER)}
     for key in sorted(keys):
         run = key.removeprefix(f"{RUNS_FOLDER}/").removesuffix(f"/{ALIVE_NAME}")

@@ -39,7 +39,7 @@ def follow(
         for commit in commits:
             if commit is not None:
                 progress.add(commit)
-                for listener in listeners:
+                for listener in () if commit.was_skipped else listeners:
                     listener.committed(commit, progress)
             if time.monotonic() >= next_tick_at:
                 next_tick_at = time.monotonic() + _TICK_S

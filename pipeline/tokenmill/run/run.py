@@ -72,7 +72,7 @@ def run_job(
         return None
     prepared = prepare(job, store, executor.has_gpus)
     _announce(prepared, interface)
-    run = Run(prepared.opened, job, prepared.missing, interface)
+    run = Run(prepared.opened, job, prepared.in_order(), interface)
     return run.execute(executor, listeners)
 
 
