@@ -50,7 +50,7 @@ def _print_rejects(tables: list[pa.Table], num_examples: int) -> None:
     for table in tables:
         columns = table.select([ERROR, SOURCE_FILE, SOURCE_ROW])
         for row in columns.to_pylist():
-            by_class[row["error"]["class"]].append(row)
+            by_class[row[ERROR]["class"]].append(row)
     shown = plain_table("class", "rows", "examples", numbers=("rows",))
     for name, rows in sorted(by_class.items(), key=lambda item: -len(item[1])):
         shown.add_row(name, f"{len(rows):,}", "")
