@@ -36,7 +36,7 @@ from tokenmill.estimate.statistics import Interval
 from tokenmill.estimate.throughput_table import CPU, DEVICES
 from tokenmill.formatting import duration, plural
 from tokenmill.job.loader import load_job
-from tokenmill.models import cache
+from tokenmill.models.cache import log_file
 from tokenmill.observe.screen import redirected_output
 
 # Longer prompts are cut on the screen; --json prints them whole.
@@ -89,7 +89,7 @@ def plan_command(  # noqa: PLR0913, PLR0917 - options of a command
         settings = job_settings(overrides, input_path, limit=limit, date=date)
         if price is not None:
             settings.append(f"model.price_per_gpu_hour={price}")
-        with redirected_output(cache.cache_folder() / "logs" / "plan.log"):
+        with redirected_output(log_file("plan.log")):
             result = estimate(load_job(job_file, settings), sample, seed, previous, device)
         text = json.dumps(asdict(result), indent=2)
         if save is not None:

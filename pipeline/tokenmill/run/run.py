@@ -14,7 +14,7 @@ from tokenmill import __version__
 from tokenmill.errors import ExitCode, TokenmillError, root_cause
 from tokenmill.formatting import plural
 from tokenmill.job.job import Job
-from tokenmill.models.cache import cache_folder
+from tokenmill.models.cache import log_file
 from tokenmill.models.code_safety import trust_warnings
 from tokenmill.observe.events import EventLog, EventName
 from tokenmill.observe.listener import RunListener
@@ -134,7 +134,7 @@ class Run:
         self._interface = interface
         self._repair = repair
         self._run_id = new_run_id()
-        self._log = cache_folder() / "logs" / f"{self._run_id}.log"
+        self._log = log_file(f"{self._run_id}.log")
         self._events = EventLog(self._run_id, interface.event)
         num_rows = sum(unit.num_rows for unit in units) if repair is None else repair.num_rows
         self._progress = initial_progress(opened.plan.units, len(units), num_rows)
