@@ -1,7 +1,7 @@
 """The Ray that a run starts on this machine: reachable from here only, and started fast.
 
-Ray's dashboard, its autoscaler and the actors that it uses on clusters are left out, by patches of
-private names (`ray_patches`). `tests/end_to_end/test_security.py` checks the processes and ports.
+Ray's dashboard and its autoscaler are left out, by patches of private names (`ray_patches`).
+`tests/end_to_end/test_security.py` checks the processes and ports.
 """
 
 import gc
@@ -36,31 +36,27 @@ def local_ray(
     _set_token()
     if metrics_port is not None:
         _check_port_is_free(metrics_port)
-    with RayPatches() as run:
-        with RayPatches() as start:
-            start.listen_on_loopback()
-            start.enable_tokens()
-            start.start_no_dashboard()
-            if metrics_port is None:
-                start.start_small_agents()
-            else:
-                metrics = start.export_metrics(metrics_port, _REPORT_INTERVAL_MS)
-                options = {**options, **metrics}
-            ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                include_dashboard=False,
-                object_store_memory=_object_store_bytes(),
-                **options,
-            )
-        try:
-            _require_private()
-            run.keep_no_statistics()
-            run.skip_autoscaling_actor()
-            run.skip_location_tracker()
-            yield
-        finally:
-            shut_down()
+    with RayPatches() as start:
+        start.listen_on_loopback()
+        start.enable_tokens()
+        start.start_no_dashboard()
+        if metrics_port is None:
+            start.start_small_agents()
+        else:
+            metrics = start.export_metrics(metrics_port, _REPORT_INTERVAL_MS)
+            options = {**options, **metrics}
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            object_store_memory=_object_store_bytes(),
+            **options,
+        )
+    try:
+        _require_private()
+        yield
+    finally:
+        shut_down()
 
 
 def shut_down() -> None:

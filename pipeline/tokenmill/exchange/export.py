@@ -21,6 +21,7 @@ from tokenmill.output.output import OpenedOutput, batches_with_record, committed
 from tokenmill.output.record import UnitRecord
 from tokenmill.output.verify import expected_output
 from tokenmill.plan.plan import Unit
+from tokenmill.row_columns import ERROR, SOURCE_FILE, SOURCE_ROW
 from tokenmill.storage.open import open_object
 
 _CUSTOM_ID = "custom_id"
@@ -135,7 +136,7 @@ def _read(
     for unit in units:
         try:
             for record, batch in batches_with_record(opened.store, unit, names):
-                kept = batch if rejects else batch.filter(pc.is_null(batch.column("error")))
+                kept = batch if rejects else batch.filter(pc.is_null(batch.column(ERROR)))
                 yield record, kept
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             # Arrow raises OSError for bytes that it cannot decompress.
@@ -165,7 +166,7 @@ def _write_answers(
 ) -> None:
     for record, batch in rows:
         for row in batch.to_pylist():
-            request_id = f"{row['source_file']}:{row['source_row']}"
+            request_id = f"{row[SOURCE_FILE]}:{row[SOURCE_ROW]}"
             custom_id = row.get(_CUSTOM_ID)
             line = answer_line(
                 row,

@@ -10,6 +10,7 @@ from tokenmill.job.job import Job
 from tokenmill.output.json_lines import as_json
 from tokenmill.output.record import UnitRecord
 from tokenmill.output.schema import added_fields
+from tokenmill.row_columns import ERROR, NUM_GENERATED_TOKENS, NUM_INPUT_TOKENS
 from tokenmill.tasks.generation.generate import GENERATE
 from tokenmill.tasks.length.policy import fields_of
 from tokenmill.tasks.scoring.embed import EMBED
@@ -26,8 +27,8 @@ def answer_line(
     custom_id: str,
 ) -> dict[str, Any]:
     """A row of an output as a line of the answer file, or of the error file for a reject."""
-    if row["error"] is not None:
-        return _error_line(request_id, custom_id, row["error"]["class"], row["error"]["message"])
+    if row[ERROR] is not None:
+        return _error_line(request_id, custom_id, row[ERROR]["class"], row[ERROR]["message"])
     body = build_body(row, record, request_id)
     return {
         "id": f"batch_req_{request_id}",
@@ -148,7 +149,7 @@ def _chat(
         }
         for index, (text, reason) in enumerate(zip(texts, reasons, strict=True))
     ]
-    num_input, num_output = row["num_input_tokens"] or 0, row["num_generated_tokens"] or 0
+    num_input, num_output = row[NUM_INPUT_TOKENS] or 0, row[NUM_GENERATED_TOKENS] or 0
     return {
         "id": f"chatcmpl-{request_id}",
         "object": "chat.completion",
@@ -166,7 +167,7 @@ def _chat(
 def _embedding(
     row: Mapping[str, Any], record: UnitRecord, columns: Mapping[str, str]
 ) -> dict[str, Any]:
-    num_input = row["num_input_tokens"] or 0
+    num_input = row[NUM_INPUT_TOKENS] or 0
     vector = as_json(row[columns["embedding"]])
     return {
         "object": "list",

@@ -18,8 +18,8 @@ from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
+from tokenmill.config.strict_yaml import dump_yaml
 from tokenmill.errors import ExitCode, UserError
 from tokenmill.exchange.export import answer_files
 from tokenmill.exchange.openai_answers import (
@@ -238,7 +238,7 @@ def _job(work: Store, needs: JobNeeds, model: str, overrides: Sequence[str]) -> 
         "max_reject_rate": 1.0,
         **needs.job_keys,
     }
-    return stored_job(yaml.safe_dump(keys), "import-batch", overrides)
+    return stored_job(dump_yaml(dict(keys)), "import-batch", overrides)
 
 
 def _write_results(

@@ -17,6 +17,7 @@ from tokenmill.output.output import OpenedOutput, committed_units
 from tokenmill.output.record import read_records
 from tokenmill.output.schema import added_fields, task_names
 from tokenmill.plan.plan import Unit
+from tokenmill.row_columns import ERROR, SOURCE_FILE, SOURCE_ROW
 from tokenmill.storage.base import Store
 
 
@@ -54,7 +55,7 @@ def example_reject(store: Store, key: str, reject_class: str) -> str | None:
 
 def describe_reject(row: Mapping[str, Any]) -> str:
     """The file and row of the input that a rejected output row is from, and the reason."""
-    return f"{row['source_file']} row {row['source_row']:,}: {row['error']['message']}"
+    return f"{row[SOURCE_FILE]} row {row[SOURCE_ROW]:,}: {row[ERROR]['message']}"
 
 
 def _has_any(rejects: Collection[str], classes: frozenset[str] | None) -> bool:
@@ -66,7 +67,7 @@ def _read(store: Store, key: str) -> pa.Table:
 
 
 def _select(rows: pa.Table, selection: Selection, finish_reasons: Sequence[str] = ()) -> pa.Table:
-    error = rows.column("error")
+    error = rows.column(ERROR)
     is_selected = error.is_valid()
     if selection.classes is not None:
         classes = pa.array(sorted(selection.classes), pa.string())

@@ -12,7 +12,13 @@ from tokenmill.errors import UserError
 from tokenmill.formatting import did_you_mean
 from tokenmill.job.job import Job
 from tokenmill.prompt.cleaning.clean import CLEANED_FIELD
-from tokenmill.row_columns import INTERNAL_PREFIX, PROVENANCE_FIELDS, ROW_COLUMN
+from tokenmill.row_columns import (
+    INTERNAL_PREFIX,
+    PROVENANCE_FIELDS,
+    ROW_COLUMN,
+    SOURCE_FILE,
+    SOURCE_ROW,
+)
 from tokenmill.tasks.row_tasks import answer_fields, renamed
 
 
@@ -124,7 +130,7 @@ def output_rows(answered: pa.Table, shard: str, schema: pa.Schema) -> pa.Table:
     rows = answered.column(ROW_COLUMN)
     answered = answered.drop_columns([ROW_COLUMN])
     answered = answered.append_column(
-        "source_file", pa.array([shard] * answered.num_rows, pa.string())
+        SOURCE_FILE, pa.array([shard] * answered.num_rows, pa.string())
     )
-    answered = answered.append_column("source_row", rows)
+    answered = answered.append_column(SOURCE_ROW, rows)
     return answered.select(schema.names).cast(schema)

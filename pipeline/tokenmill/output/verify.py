@@ -26,7 +26,7 @@ from tokenmill.output.record import UnitRecord, body_sha256, record_from
 from tokenmill.output.schema import output_schema
 from tokenmill.plan.keys import UNIT_KEY
 from tokenmill.plan.plan import Plan, Unit
-from tokenmill.row_columns import ROW_COLUMN
+from tokenmill.row_columns import ROW_COLUMN, SOURCE_FILE, SOURCE_ROW
 from tokenmill.storage.base import Store
 
 # Reading footers is mostly waiting for the store; whole objects are held in memory.
@@ -290,11 +290,11 @@ def _check_object(store: Store, expected: ExpectedOutput, unit: Unit, level: Lev
 
 
 def _check_rows(unit: Unit, record: UnitRecord, rows: pa.Table) -> Iterator[Finding]:
-    positions = rows.column("source_row").to_pylist()
+    positions = rows.column(SOURCE_ROW).to_pylist()
     problem = _row_problem(unit, record, positions)
     if problem is not None:
         yield _finding(Damage.ROW_ORDER, unit.key, problem)
-    others = set(rows.column("source_file").to_pylist()) - {unit.shard}
+    others = set(rows.column(SOURCE_FILE).to_pylist()) - {unit.shard}
     if others:
         problem = f"some rows are from {min(others)}, not from {unit.shard}"
         yield _finding(Damage.ROW_ORDER, unit.key, problem)
@@ -332,7 +332,7 @@ def _check_input(expected: ExpectedOutput, unit: Unit, rows: pa.Table) -> Iterat
         yield _finding(Damage.INPUT_UNREADABLE, unit.key, str(error))
         return
     expected_rows = source.column(ROW_COLUMN).to_pylist()
-    present_rows = rows.column("source_row").to_pylist()
+    present_rows = rows.column(SOURCE_ROW).to_pylist()
     if expected_rows != present_rows:
         yield _finding(Damage.ROW_ORDER, unit.key, _row_difference(expected_rows, present_rows))
         return

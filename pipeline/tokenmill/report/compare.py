@@ -24,6 +24,7 @@ from tokenmill.report.column_diff import (
     has_fractions,
 )
 from tokenmill.report.streaming_stats import Reservoir
+from tokenmill.row_columns import ERROR, SOURCE_FILE, SOURCE_ROW
 
 _NUM_SAMPLES = 20
 # Columns that may change although the answer does not.
@@ -227,13 +228,13 @@ def _matched_rows(
 
 def _sort_key(row: _Row | None) -> tuple[bool, str, int]:
     """Orders rows by source; the end of an output (None) comes after all rows."""
-    return (True, "", 0) if row is None else (False, row["source_file"], row["source_row"])
+    return (True, "", 0) if row is None else (False, row[SOURCE_FILE], row[SOURCE_ROW])
 
 
 def _sorted_rows(opened: OpenedOutput, names: Sequence[str]) -> Iterator[_Row]:
     """An output's rows by shard and position."""
     units = sorted(committed_units(opened.store, opened.plan), key=_unit_sort_key)
-    columns = list(dict.fromkeys([*names, "error", "source_file", "source_row"]))
+    columns = list(dict.fromkeys([*names, ERROR, SOURCE_FILE, SOURCE_ROW]))
     for unit in units:
         for batch in batches(opened.store, unit, columns):
             yield from batch.to_pylist()
@@ -272,15 +273,15 @@ class _PairStats:
 
     def _differing(self, one: _Row, other: _Row) -> list[str]:
         """The gated columns in which the rows differ, or `error` if only one has an answer."""
-        if one["error"] is not None and other["error"] is not None:
+        if one[ERROR] is not None and other[ERROR] is not None:
             self.rejected_in_both += 1
             return []
-        if one["error"] is not None:
-            self.lost[one["error"]["class"]] += 1
-            return ["error"]
-        if other["error"] is not None:
-            self.gained[other["error"]["class"]] += 1
-            return ["error"]
+        if one[ERROR] is not None:
+            self.lost[one[ERROR]["class"]] += 1
+            return [ERROR]
+        if other[ERROR] is not None:
+            self.gained[other[ERROR]["class"]] += 1
+            return [ERROR]
         self.answered += 1
         return [
             column.name
@@ -291,8 +292,8 @@ class _PairStats:
     def _difference(self, one: _Row, other: _Row, differing: Sequence[str]) -> Difference:
         names = [*self._kept, *(column.name for column in self.columns if column.is_gated)]
         return Difference(
-            one["source_file"],
-            one["source_row"],
+            one[SOURCE_FILE],
+            one[SOURCE_ROW],
             tuple(differing),
             _shown(one, names),
             _shown(other, names),
@@ -301,6 +302,6 @@ class _PairStats:
 
 def _shown(row: _Row, names: Sequence[str]) -> dict[str, str]:
     cells = shown_cells(row, names)
-    if row["error"] is not None:
-        cells["error"] = shorten(f"{row['error']['class']}: {row['error']['message']}")
+    if row[ERROR] is not None:
+        cells[ERROR] = shorten(f"{row[ERROR]['class']}: {row[ERROR]['message']}")
     return cells

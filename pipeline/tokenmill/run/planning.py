@@ -29,7 +29,7 @@ from tokenmill.output.success import read_success
 from tokenmill.plan.diff import changes_since, dropped_keys, extended_plan
 from tokenmill.plan.plan import Plan, Unit
 from tokenmill.plan.units import first_rows, plan_units, unit_size
-from tokenmill.run.checks import check_formats, check_job
+from tokenmill.run.checks import check_job, check_without_gpu
 from tokenmill.stages.load import resolve
 from tokenmill.storage.base import Store
 from tokenmill.storage.open import open_store
@@ -149,7 +149,7 @@ def plan_ahead(job: Job) -> OpenedOutput:
     check_job(job)
     has_gpus = has_local_gpus()
     if not has_gpus:
-        check_formats(job)
+        check_without_gpu(job)
     job = resolve(job)
     listing = list_input(job.input.path, job.input.endpoint_url)
     store = open_store(job.output.path, job.output.endpoint_url)

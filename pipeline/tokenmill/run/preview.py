@@ -18,6 +18,7 @@ from tokenmill.input.reader import Source
 from tokenmill.job.job import Job
 from tokenmill.output.schema import counts_column, output_rows, output_schema
 from tokenmill.plan.plan import Plan
+from tokenmill.row_columns import SOURCE_FILE, SOURCE_ROW
 from tokenmill.run.planning import plan_ahead
 from tokenmill.stages.in_process import local_replica
 from tokenmill.stages.load import load_context
@@ -93,7 +94,7 @@ def _value(cell: pa.Scalar) -> Any:
 def _previewed(
     prompts: Mapping[str, str], read: Mapping[str, Any], written: dict[str, Any]
 ) -> PreviewedRow:
-    source_file, source_row = written.pop("source_file"), written.pop("source_row")
+    source_file, source_row = written.pop(SOURCE_FILE), written.pop(SOURCE_ROW)
     return PreviewedRow(source_file, source_row, prompts, read, written)
 
 

@@ -46,7 +46,7 @@ def load_engine(job: Job, resources: EngineResources) -> Engine:
     def load(side: AuxiliaryModel, key: str | None, adapters: Mapping[str, str]) -> Engine:
         backend = backend_of(side.source, key or "model")
         share = replace(resources, gpu_memory=memory[key])
-        return backend.load(side.runner, job.params, adapters, share)
+        return backend.load(side.runner, job.params, adapters, share, uses_seeds=job.uses_seeds)
 
     engine = load(AuxiliaryModel(job.model, job.runner), None, job.model.adapters)
     if not auxiliary:

@@ -25,7 +25,7 @@ from tokenmill.output.commit import (
 from tokenmill.output.record import UnitRecord
 from tokenmill.output.schema import counts_column, output_rows, output_schema
 from tokenmill.plan.plan import Unit
-from tokenmill.row_columns import ROW_COLUMN
+from tokenmill.row_columns import NUM_GENERATED_TOKENS, NUM_INPUT_TOKENS, ROW_COLUMN
 from tokenmill.scheduling.replica import AnsweredUnit
 from tokenmill.stages.executor import RunSpec
 from tokenmill.stages.notes import AnswerNotes, RenderNotes, StageTimes
@@ -100,8 +100,8 @@ def _record(spec: RunSpec, unit: Unit, answered: pa.Table, notes: AnswerNotes) -
         num_rows=answered.num_rows,
         num_filtered=unit.num_rows - answered.num_rows,
         rejects=count_rejects(answered),
-        input_tokens=column_sum(answered, "num_input_tokens"),
-        generated_tokens=column_sum(answered, "num_generated_tokens"),
+        input_tokens=column_sum(answered, NUM_INPUT_TOKENS),
+        generated_tokens=column_sum(answered, NUM_GENERATED_TOKENS),
         seconds=round(notes.seconds, 3),
         num_reused=notes.num_reused,
         replica=notes.replica,

@@ -172,6 +172,18 @@ class TaskStep(Generic[SectionT]):
         return self.kind.params(self)
 
     @property
+    def uses_seeds(self) -> bool:
+        """Whether a request may be sampled with a seed: the job's, the task's own or a row's."""
+        overrides = self.section.overrides or {}
+        return any(
+            ("seed" in overrides or params.values.get("seed") is not None)
+            # At temperature 0 vLLM ignores the seed.
+            and ("temperature" in overrides or params.values.get("temperature") != 0)
+            for params in self.params
+            if isinstance(params, Sampling)
+        )
+
+    @property
     def join(self) -> Join | None:
         """How chunks are joined without a second prompt, if they can be."""
         return self.kind.join(self.section)
