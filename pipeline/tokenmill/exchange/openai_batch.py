@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from tokenmill.config.strict_yaml import dump_yaml
 from tokenmill.errors import ExitCode, UserError
-from tokenmill.exchange.export import answer_files
+from tokenmill.exchange.export import STDOUT, answer_files, check_separate
 from tokenmill.exchange.openai_answers import (
     answer_columns,
     answered_line,
@@ -34,7 +34,7 @@ from tokenmill.job.job import Job
 from tokenmill.job.loader import stored_job
 from tokenmill.observe.screen import Interface
 from tokenmill.output.json_lines import write_line
-from tokenmill.output.output import OpenedOutput, batches_with_record, open_output
+from tokenmill.output.output import OpenedOutput, all_batches, committed_objects, open_output
 from tokenmill.output.record import UnitRecord
 from tokenmill.output.success import read_success
 from tokenmill.output.verify import expected_output
@@ -122,6 +122,10 @@ def run_batch(
     Raises as `run_job` does; then the same call resumes. If more rows were rejected than
     `overrides` allow, the summary says so and no result file is written.
     """
+    if STDOUT in (batch.answers, batch.errors):
+        raise UserError("--output and --errors must be files, which a rerun can find; name them")
+    if batch.errors is not None:
+        check_separate(batch.answers, batch.errors)
     work = open_store(batch.work)
     conversion = _stored_conversion(batch, work)
     if _exists(batch.answers):
@@ -280,8 +284,8 @@ def _results(lines: _Lines, opened: OpenedOutput | None) -> Iterator[dict[str, A
 
 
 def _output_rows(opened: OpenedOutput) -> _Rows:
-    names = expected_output(opened).schema.names
-    for unit in opened.plan.units:
-        for record, batch in batches_with_record(opened.store, unit, names):
-            for row in batch.to_pylist():
-                yield record, row
+    committed = committed_objects(opened.store, opened.plan)
+    units = (committed[unit.key] for unit in opened.plan.units)
+    for record, batch in all_batches(opened, units, expected_output(opened).schema.names):
+        for row in batch.to_pylist():
+            yield record, row

@@ -3,6 +3,8 @@
 Reads the listing and the footers of the input, but no row. Starts neither Ray nor an engine.
 """
 
+import random
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -24,7 +26,9 @@ from tokenmill.output.plan_file import (
     replace_plan,
     update_job,
 )
+from tokenmill.output.runs import count_runs
 from tokenmill.output.schema import check_columns
+from tokenmill.output.status import running_runs
 from tokenmill.output.success import read_success
 from tokenmill.plan.diff import changes_since, dropped_keys, extended_plan
 from tokenmill.plan.plan import Plan, Unit
@@ -43,17 +47,34 @@ _CHARACTERS_PER_TOKEN = 4
 class PreparedRun:
     """A job checked against its input and output: its plan, and what is committed.
 
-    `new_shards` counts shards of the input that are not in the plan and are left out.
+    `new_shards` counts shards of the input that are not in the plan and are left out. `is_first` if
+    this run has made the plan.
     """
 
     opened: OpenedOutput
     committed: frozenset[str]
     new_shards: int
+    is_first: bool
 
     @property
     def missing(self) -> tuple[Unit, ...]:
         """The units that are still to run."""
         return missing_units(self.opened.plan, self.committed)
+
+    def in_order(self) -> tuple[Unit, ...]:
+        """The missing units in an order in which another run hardly meets this one.
+
+        A unit is skipped if it is committed, so only runs that take the same units at the same time
+        do work twice. The first run takes them in the plan's order, a second one begins at the
+        end, and any other takes them at random.
+        """
+        if self.is_first:
+            return self.missing
+        store = self.opened.store
+        num_runs = count_runs(store)
+        if num_runs <= 1 and num_runs == len(running_runs(store, time.time())):
+            return self.missing[::-1]
+        return tuple(random.sample(self.missing, len(self.missing)))
 
 
 def finished_before(job: Job, store: Store) -> Counts | None:
@@ -87,17 +108,19 @@ def prepare(job: Job, store: Store, has_gpus: bool) -> PreparedRun:
     """
     # Before the listing: a shard that another run plans in between would seem to be gone.
     plan = read_plan(store)
+    is_first = False
     listing = list_input(job.input.path, job.input.endpoint_url)
     check_output_outside(listing, store.url)
     if plan is None:
         check_no_foreign_files(store)
-        plan = publish_plan(store, _make_plan(job, listing, has_gpus), job)
+        plan, is_first = publish_plan(store, _make_plan(job, listing, has_gpus), job)
     elif plan.fingerprint == job.fingerprint:
         update_job(store, job)
     else:
         plan = _replan(job, store, plan, _make_plan(job, listing, has_gpus))
     plan, new_shards = _follow_changes(job, store, plan, listing, has_gpus)
-    return PreparedRun(OpenedOutput(store, plan, job), committed_keys(store, plan), new_shards)
+    opened = OpenedOutput(store, plan, job)
+    return PreparedRun(opened, committed_keys(store, plan), new_shards, is_first)
 
 
 def _follow_changes(

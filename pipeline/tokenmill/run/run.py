@@ -72,7 +72,7 @@ def run_job(
         return None
     prepared = prepare(job, store, executor.has_gpus)
     _announce(prepared, interface)
-    run = Run(prepared.opened, job, prepared.missing, interface)
+    run = Run(prepared.opened, job, prepared.in_order(), interface)
     return run.execute(executor, listeners)
 
 
@@ -136,7 +136,8 @@ class Run:
         self._run_id = new_run_id()
         self._log = cache_folder() / "logs" / f"{self._run_id}.log"
         self._events = EventLog(self._run_id, interface.event)
-        self._progress = initial_progress(opened.plan.units, units)
+        num_rows = sum(unit.num_rows for unit in units) if repair is None else repair.num_rows
+        self._progress = initial_progress(opened.plan.units, len(units), num_rows)
         self._events.add(EventName.START, tokenmill=__version__, missing=len(units))
 
     def execute(self, executor: Executor, listeners: Sequence[RunListener] = ()) -> Summary:
