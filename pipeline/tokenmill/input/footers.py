@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from tokenmill.errors import UserError
+from tokenmill.formatting import listed
 from tokenmill.input.listing import Listing
 from tokenmill.input.parquet_footer import END_BYTES, num_end_bytes, read_footer
 from tokenmill.plan.plan import BadShard, RowGroup, Shard
@@ -173,7 +174,7 @@ def _wrong_column(name: str, columns: Mapping[str, str], schema: pa.Schema) -> s
         return f"{columns[name]} names the column {name}, which occurs more than once"
     return (
         f"{columns[name]} names the column {name}, which does not exist; "
-        f"the shard has: {', '.join(schema.names)}"
+        f"the shard has: {listed(name, schema.names)}"
     )
 
 
