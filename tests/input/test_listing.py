@@ -1,5 +1,8 @@
 """The shards of an input, and the content of their footers."""
 
+import bz2
+import gzip
+import lzma
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -236,6 +239,50 @@ def test_a_file_that_is_not_parquet_is_a_bad_shard(tmp_path: Path, data: bytes) 
     assert [shard.path for shard in read.bad] == ["bad.parquet"]
     assert "not a readable Parquet file" in read.bad[0].reason
     assert data or "0 bytes" in read.bad[0].reason
+
+
+TEXT = b"id,text\n1,caf\xc3\xa9\n" * 9
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (gzip.compress(TEXT), "gzip"),
+        (bz2.compress(TEXT), "bzip2"),
+        (lzma.compress(TEXT), "xz"),
+        (TEXT, "text, such as CSV"),
+        (b"\xef\xbb\xbf" + TEXT, "text, such as CSV"),
+        (b'{"text": "a"}\n', "JSON"),
+        (b"\n  [1]", "JSON"),
+        (b"<!doctype html>", "HTML"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
+        (b"ORC" + bytes(range(64)), "ORC"),
+        (b"PAR1" + bytes(range(64)), "end is missing"),
+        (bytes(range(128, 256)), "no format"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_reason_says_what_another_file_looks_like(
+    tmp_path: Path, data: bytes, kind: str
+) -> None:
+    """A file that does not end in PAR1 is recognized by its beginning, however long it is."""
+    for length in (1, 2_000):
+        (tmp_path / "bad.parquet").write_bytes(data * length)
+        message = refusal(tmp_path)
+        assert "PAR1" in message and kind in message
+        assert "longer than the file" not in message
+
+
+def test_a_column_of_thousands_is_measured_by_its_name(tmp_path: Path) -> None:
+    """The bytes of a column are found among the leaves of all others, nested ones included."""
+    columns: dict[str, Any] = {f"c{number}": [number] for number in range(500)}
+    columns |= {"s": [{"text": "x" * 999, "y": 1}], "text": ["abc"]}
+    write(tmp_path / "a.parquet", columns)
+    sizes = {
+        name: footers(tmp_path, {}, frozenset({name})).shards[0].row_groups[0].num_bytes
+        for name in ("s", "text", "c7")
+    }
+    assert sizes["text"] < 200 and sizes["c7"] < 200 < sizes["s"]
 
 
 @pytest.mark.parametrize("kept", [0.5, 0.98])
