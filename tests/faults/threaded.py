@@ -35,6 +35,7 @@ class ThreadedExecutor:
     folder: Path
     draw: random.Random
     is_local = True
+    start_stage = "starting"
     has_gpus = False
 
     def warnings(self) -> Sequence[str]:

@@ -37,7 +37,6 @@ from tokenmill.plan.units import UnitSize, plan_units
 from tokenmill.reject import Reject, RejectClass, error_array
 from tokenmill.row_columns import ROW_COLUMN
 from tokenmill.storage.local import LocalStore
-from tokenmill.tasks.row_tasks import answer_fields
 
 JOB = job({"input.keep": ("doc_id", "weight"), "input.where": "NOT doc_id = 'out'"})
 REJECT = Reject(RejectClass.EMPTY_INPUT, "the column text is empty")
@@ -67,7 +66,7 @@ class World:
             units=plan_units(footers.shards, UnitSize(rows=3), 0),
         )
         self.source = Source(listing.store, self.plan.schema, JOB.input.where)
-        self.schema = output_schema(footers.schema, answer_fields(JOB.steps))
+        self.schema = output_schema(JOB, footers.schema)
         self.store = LocalStore(str(folder / "out"))
         for unit in self.plan.units:
             commit(self.store, unit, self.rows(unit), self.record(unit))

@@ -144,6 +144,7 @@ def test_a_job_that_cannot_be_run_is_refused(job_file: Path, corpus: Path) -> No
         ("prompt.user={{ body }}", "body"),
         ("model.engine.step_seconds=1", "step_s"),
         ("input.keep=[error]", "rename"),
+        ("sampling.max_token=5", "max_tokens"),
         ("task={kind: classify, choices: [a, a]}", "choices"),
     ):
         done = invoke("validate", job_file, "--set", setting)

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import traceback
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +14,10 @@ from ray.exceptions import RayError
 
 from tokenmill.cluster.coordinator import ANSWER_TIMEOUT_S
 from tokenmill.cluster.ray_stages import PickledSpec, failures_reported, loaded_tasks, unpickled
-from tokenmill.engine.base import EngineResources
+from tokenmill.engine.base import Engine, EngineResources
+from tokenmill.errors import RunFailed, TokenmillError
 from tokenmill.job.job import Job
+from tokenmill.scheduling.crashes import crash_reason, remedy
 from tokenmill.scheduling.dedup.registry import PackedAnswer, RegistryUpdate
 from tokenmill.scheduling.load import ReplicaLoad
 from tokenmill.scheduling.poison_rows import RunAdvice
@@ -79,6 +82,19 @@ def _threads_per_replica(job: Job) -> int:
     return max(1, int(cores * nodes // max(nodes, job.model.max_replicas)))
 
 
+def _loaded(job: Job, resources: EngineResources) -> Engine:
+    """The job's engine. Raises `UserError`, and `RunFailed` if it crashes while it is loaded."""
+    try:
+        return load_engine(job, resources)
+    except TokenmillError:
+        raise
+    except Exception as error:
+        reason = crash_reason(error)
+        raise RunFailed(
+            f"the engine cannot be loaded: {reason}. {remedy(reason)}".strip()
+        ) from error
+
+
 class ReplicaActor:
     """One actor of the pool. Several units at a time are in `__call__`, each in its own thread."""
 
@@ -96,16 +112,18 @@ class ReplicaActor:
             coordinator.report.remote(name, load)
 
         def on_crash(error: BaseException) -> None:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            ray.get(coordinator.crashed.remote(name, reason))
+            # Ray forwards it into the run's log.
+            traceback.print_exception(error)
+            ray.get(coordinator.crashed.remote(name, crash_reason(error)))
             # Only a new process has a sound engine; Ray starts one and sends the units again.
             os._exit(1)
 
+        ray.get(coordinator.loading.remote(ray.get_runtime_context().get_actor_id(), name))
         with failures_reported(coordinator):
             num_threads = _threads_per_replica(job)
             resources = EngineResources(num_gpus, num_threads, exports_metrics=exports_metrics)
             self._replica = Replica(
-                load=lambda: load_engine(job, resources),
+                load=lambda: _loaded(job, resources),
                 tasks=loaded_tasks(job.model_dump_json(), self._spec.source.store.url),
                 timeout_s=job.model.request_timeout_s,
                 deduplicate=job.model.deduplicate,

@@ -15,7 +15,7 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
-from tokenmill.errors import ExitCode, TokenmillError, root_cause
+from tokenmill.errors import ExitCode, NoSpace, TokenmillError, root_cause
 from tokenmill.observe.events import EventName, new_event, progress_event
 from tokenmill.observe.screen import PlainScreen, Screen, make_screen, redirected_output
 
@@ -48,16 +48,32 @@ def one_line_errors(
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Make SIGTERM stop a run as Ctrl-C does."""
+    """Make SIGTERM and SIGHUP stop a run as Ctrl-C does; under `nohup`, SIGHUP stays ignored."""
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {
+        number: handler
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if (handler := signal.getsignal(number)) is not signal.SIG_IGN
+    }
     try:
+        for number in before:
+            signal.signal(number, stop)
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def optional_output() -> Iterator[None]:
+    """Print in this context what an exit code must not depend on, such as a run's summary."""
+    try:
+        yield
+    except NoSpace as error:
+        print_remark(str(error))
 
 
 def print_line(line: str) -> None:

@@ -21,6 +21,7 @@ from tokenmill.output.json_lines import json_rows, write_line
 from tokenmill.output.output import OpenedOutput, all_batches, committed_objects
 from tokenmill.output.record import UnitRecord
 from tokenmill.output.verify import expected_output
+from tokenmill.row_columns import ERROR, SOURCE_FILE, SOURCE_ROW
 from tokenmill.storage.base import ObjectInfo
 from tokenmill.storage.open import open_object
 
@@ -111,7 +112,7 @@ def export(  # noqa: PLR0913 - the options of the command
     rows = CountedRows(_read(opened, units, rejects=rejects))
     if format_ is ExportFormat.OPENAI_BATCH:
         # Before a file is opened: this raises for an output that the format cannot hold.
-        build_body = body_builder(opened.job.steps)
+        build_body = body_builder(opened.job)
         with answer_files(str(target), None if errors is None else str(errors)) as files:
             _write_answers(rows, build_body, *files)
     elif format_ in _TABLES:
@@ -177,7 +178,7 @@ def _read(
     opened: OpenedOutput, units: Sequence[ObjectInfo], *, rejects: bool
 ) -> Iterator[RecordedBatch]:
     for record, batch in all_batches(opened, units, expected_output(opened).schema.names):
-        yield record, batch if rejects else batch.filter(pc.is_null(batch.column("error")))
+        yield record, batch if rejects else batch.filter(pc.is_null(batch.column(ERROR)))
 
 
 def _write_parquet(rows: Iterable[RecordedBatch], file: IO[bytes], schema: pa.Schema) -> None:
@@ -200,7 +201,7 @@ def _write_answers(
 ) -> None:
     for record, batch in rows:
         for row in batch.to_pylist():
-            request_id = f"{row['source_file']}:{row['source_row']}"
+            request_id = f"{row[SOURCE_FILE]}:{row[SOURCE_ROW]}"
             custom_id = row.get(_CUSTOM_ID)
             line = answer_line(
                 row,

@@ -42,17 +42,27 @@ class Footers:
     schema: pa.Schema
 
 
-def read_footers(listing: Listing, columns: Mapping[str, str], measured: frozenset[str]) -> Footers:
+def read_footers(
+    listing: Listing,
+    columns: Mapping[str, str],
+    measured: frozenset[str],
+    *,
+    keeps_all: bool = False,
+) -> Footers:
     """Read the footers of all shards, concurrently.
 
-    `columns` maps each column that the job needs to the job key that names it. `measured` are the
-    columns whose text counts in the estimate. Raises `UserError` if no shard can be used or if a
-    column has different types in two shards.
+    `columns` maps each column that the job needs to the job key that names it; with `keeps_all` it
+    needs all columns. `measured` are the columns whose text counts in the estimate. Raises
+    `UserError` if no shard can be used, if a column has different types in two shards, and if all
+    columns are needed but the shards differ in which they have.
     """
     read, bad = _read_all(listing, measured)
+    if keeps_all:
+        columns = {**dict.fromkeys(_all_columns(read), "input.keep"), **columns}
     usable = []
     for shard, schema in read:
-        bad_names = [name for name in columns if schema.names.count(name) != 1]
+        counts = Counter(schema.names)
+        bad_names = [name for name in columns if counts[name] != 1]
         if bad_names:
             bad.append(BadShard(shard.path, _wrong_column(bad_names[0], columns, schema)))
         else:
@@ -63,6 +73,27 @@ def read_footers(listing: Listing, columns: Mapping[str, str], measured: frozens
     return Footers(
         tuple(shard for shard, _ in usable), tuple(sorted(bad, key=lambda item: item.path)), schema
     )
+
+
+def _all_columns(read: Sequence[tuple[Shard, pa.Schema]]) -> Sequence[str]:
+    """The columns of the shards, in the first one's order. Raises `UserError` if they differ."""
+    if not read:
+        return ()
+    first, schema = read[0]
+    names = frozenset(schema.names)
+    for shard, other in read[1:]:
+        if other is schema:
+            continue
+        for has, lacks, odd in (
+            (shard, first, frozenset(other.names) - names),
+            (first, shard, names - frozenset(other.names)),
+        ):
+            if odd:
+                raise UserError(
+                    f'input.keep: "*" needs the same columns in all shards, and {has.path} has a '
+                    f"column {min(odd)} that {lacks.path} lacks; list the columns to keep"
+                )
+    return tuple(dict.fromkeys(schema.names))
 
 
 def read_shared_columns(listing: Listing) -> Footers:

@@ -35,7 +35,7 @@ def with_date(data: Mapping[str, Any]) -> dict[str, Any]:
 def day_of(name: Any) -> dt.date:
     """The day of `today`, `yesterday` (in UTC) or YYYY-MM-DD. Raises `ValueError`."""
     if isinstance(name, dt.date):
-        # YAML reads an unquoted date as a date.
+        # PyYAML alone reads an unquoted date as a date.
         return dt.date(name.year, name.month, name.day)
     if name in _DAYS_AGO:
         today = dt.datetime.now(dt.UTC).date()

@@ -15,6 +15,7 @@ class Progress:
     """Counts of one run. `units_before` and `rows_before` were committed by other runs.
 
     Rows are input rows: a row that `input.where` leaves out is done when its unit is.
+    `start_stage` says what the executor does before it knows of replicas.
     `first_rejects` maps each reject class to the key of the first unit that has it. `pool` is the
     last state of the replicas, taken at `observed_at`; times are in seconds of the monotonic clock.
     """
@@ -24,6 +25,7 @@ class Progress:
     units_before: int
     rows_before: int
     started_at: float
+    start_stage: str = "starting"
     counts: Counts = NO_COUNTS
     first_rejects: dict[str, str] = field(default_factory=dict)
     reused: int = 0
@@ -58,6 +60,15 @@ class Progress:
         self.observed_at = now
         if pool.loads and self.first_load_at is None:
             self.first_load_at = now - pool.ready_s
+
+    @property
+    def stage(self) -> str | None:
+        """What the run is doing before a replica is ready; None while one is."""
+        if self.pool.loads:
+            return None
+        if not self.observed_at:
+            return self.start_stage
+        return "loading the model" if self.pool.num_loading else "starting replicas"
 
     @property
     def rows(self) -> int:
@@ -105,9 +116,14 @@ class Progress:
         return input_tokens / seconds, output_tokens / seconds
 
     def remaining_s(self, now: float) -> float | None:
-        """Seconds until the end at the present rate; None until the rate is known."""
+        """Seconds until the end at the present rate; None until the rate is known.
+
+        It is known when as many rows are answered as are running: the first answers come late,
+        because all rows of the first batch start together.
+        """
         seconds = self.engine_seconds(now)
         rows = self.rows_answered - self.rows_before
-        if not rows or seconds < _MIN_RATE_S:
+        num_running = sum(load.num_running for load in self.pool.loads.values())
+        if not rows or rows < num_running or seconds < _MIN_RATE_S:
             return None
         return (self.rows_total - self.rows_answered) * seconds / rows

@@ -20,6 +20,7 @@ from tokenmill.errors import RunFailed, UserError
 from tokenmill.output.counts import Counts
 from tokenmill.output.record import METADATA_KEY, UnitRecord, body_sha256, read_record, record_from
 from tokenmill.plan.plan import Unit
+from tokenmill.row_columns import ERROR, SOURCE_ROW
 from tokenmill.storage.base import Store
 
 # Large enough to compress well, small enough that readers can skip and split.
@@ -158,12 +159,12 @@ def _repaired_record(
 
 
 def _repaired_rows(existing: pa.Table, answered: pa.Table) -> pa.Table:
-    source_rows = existing.column("source_row").to_pylist()
+    source_rows = existing.column(SOURCE_ROW).to_pylist()
     positions = {row: position for position, row in enumerate(source_rows)}
-    had_answer = existing.column("error").is_null().to_pylist()
-    has_answer = answered.column("error").is_null().to_pylist()
+    had_answer = existing.column(ERROR).is_null().to_pylist()
+    has_answer = answered.column(ERROR).is_null().to_pylist()
     order = list(range(existing.num_rows))
-    for index, row in enumerate(answered.column("source_row").to_pylist()):
+    for index, row in enumerate(answered.column(SOURCE_ROW).to_pylist()):
         position = positions[row]
         if has_answer[index] or not had_answer[position]:
             order[position] = existing.num_rows + index
@@ -172,7 +173,7 @@ def _repaired_rows(existing: pa.Table, answered: pa.Table) -> pa.Table:
 
 def count_rejects(rows: pa.Table) -> dict[str, int]:
     """The number of rejected rows of an output table, by class."""
-    classes = pc.struct_field(rows.column("error"), "class").drop_null()
+    classes = pc.struct_field(rows.column(ERROR), "class").drop_null()
     return {entry["values"]: entry["counts"] for entry in pc.value_counts(classes).to_pylist()}
 
 
@@ -183,8 +184,8 @@ def answered_counts(rows: pa.Table) -> Counts:
         rows=rows.num_rows,
         filtered=0,
         rejects=count_rejects(rows),
-        input_tokens=column_sum(rows, "num_input_tokens"),
-        generated_tokens=column_sum(rows, "num_generated_tokens"),
+        input_tokens=column_sum(rows, NUM_INPUT_TOKENS),
+        generated_tokens=column_sum(rows, NUM_GENERATED_TOKENS),
     )
 
 

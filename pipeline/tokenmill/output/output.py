@@ -46,6 +46,8 @@ class OpenedOutput:
     @property
     def kept_schema(self) -> pa.Schema:
         """The kept input columns and their types."""
+        if self.job.input.keeps_all:
+            return self.plan.schema
         return pa.schema([self.plan.schema.field(name) for name in self.job.input.keep])
 
     @property

@@ -5,7 +5,7 @@ Reads the listing and the footers of the input, but no row. Starts neither Ray n
 
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tokenmill.errors import UserError
@@ -27,12 +27,13 @@ from tokenmill.output.plan_file import (
     update_job,
 )
 from tokenmill.output.runs import count_runs
+from tokenmill.output.schema import check_columns
 from tokenmill.output.status import running_runs
 from tokenmill.output.success import read_success
 from tokenmill.plan.diff import changes_since, dropped_keys, extended_plan
 from tokenmill.plan.plan import Plan, Unit
 from tokenmill.plan.units import first_rows, plan_units, unit_size
-from tokenmill.run.checks import check_formats, check_job
+from tokenmill.run.checks import check_job, check_without_gpu
 from tokenmill.stages.load import resolve
 from tokenmill.storage.base import Store
 from tokenmill.storage.open import open_store
@@ -138,7 +139,8 @@ def _follow_changes(
         # With an unchanged shard, because a plan needs a readable shard and none of the new ones
         # may be readable.
         objects = (*shards, *changes.unchanged[:1])
-        addition = _make_plan(job, replace(listing, objects=objects), has_gpus)
+        kept = plan.schema.names if job.input.keeps_all else job.input.keep
+        addition = _make_plan(job, replace(listing, objects=objects), has_gpus, kept)
         extended = extended_plan(plan, addition, shards)
         if extended == plan:
             # The new shards have no rows.
@@ -170,16 +172,29 @@ def plan_ahead(job: Job) -> OpenedOutput:
     check_job(job)
     has_gpus = has_local_gpus()
     if not has_gpus:
-        check_formats(job)
+        check_without_gpu(job)
     job = resolve(job)
     listing = list_input(job.input.path, job.input.endpoint_url)
     store = open_store(job.output.path, job.output.endpoint_url)
     return OpenedOutput(store, _make_plan(job, listing, has_gpus), job)
 
 
-def _make_plan(job: Job, listing: Listing, has_gpus: bool) -> Plan:
+def _make_plan(
+    job: Job, listing: Listing, has_gpus: bool, kept: Sequence[str] | None = None
+) -> Plan:
+    """Plan the listed shards. `kept` are the columns to keep; by default, those of the job."""
     read_columns = input_columns(job.steps)
-    footers = read_footers(listing, _needed_columns(job, read_columns), frozenset(read_columns))
+    keeps_all = kept is None and job.input.keeps_all
+    if kept is None:
+        kept = () if keeps_all else job.input.keep
+    footers = read_footers(
+        listing,
+        _needed_columns(job, read_columns, kept),
+        frozenset(read_columns),
+        keeps_all=keeps_all,
+    )
+    if keeps_all:
+        check_columns(job, footers.schema.names)
     if footers.bad and job.input.on_bad_shard == "stop":
         bad = footers.bad[0]
         raise UserError(
@@ -201,7 +216,9 @@ def _make_plan(job: Job, listing: Listing, has_gpus: bool) -> Plan:
     )
 
 
-def _needed_columns(job: Job, read_columns: Mapping[str, str]) -> dict[str, str]:
+def _needed_columns(
+    job: Job, read_columns: Mapping[str, str], kept: Sequence[str]
+) -> dict[str, str]:
     """The columns that the job needs, each with the key that names it.
 
     `read_columns` are those that its tasks read.
@@ -209,7 +226,7 @@ def _needed_columns(job: Job, read_columns: Mapping[str, str]) -> dict[str, str]
     columns = dict(read_columns)
     if job.input.where is not None:
         columns |= dict.fromkeys(sorted(where_columns(job.input.where)), "input.where")
-    return columns | dict.fromkeys(job.input.keep, "input.keep")
+    return columns | dict.fromkeys(kept, "input.keep")
 
 
 def _overhead_tokens(job: Job) -> int:

@@ -5,10 +5,9 @@ The rows go through the same stages as in a run, in this process and with its ow
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -17,8 +16,9 @@ from tokenmill.errors import UserError
 from tokenmill.formatting import plural
 from tokenmill.input.reader import Source
 from tokenmill.job.job import Job
-from tokenmill.output.schema import added_fields, output_rows, output_schema
+from tokenmill.output.schema import counts_column, output_rows, output_schema
 from tokenmill.plan.plan import Plan
+from tokenmill.row_columns import SOURCE_FILE, SOURCE_ROW
 from tokenmill.run.planning import plan_ahead
 from tokenmill.stages.in_process import local_replica
 from tokenmill.stages.load import load_tasks
@@ -48,17 +48,18 @@ def preview(job: Job, count: int, seed: int) -> list[PreviewedRow]:
     job, source = opened.job, opened.source
     drawn = _draw(opened.plan, source, count, random.Random(seed))  # noqa: S311 - no secret
     tasks = load_tasks(job, source.store)
-    shown = list(dict.fromkeys([*tasks.columns, *job.input.keep]))
-    renderer = Renderer(tasks, shown, job.clean)
+    shown = list(dict.fromkeys([*tasks.columns, *opened.kept_schema.names]))
+    # What is read is shown from the input: an answer may have the name of a column that is read.
+    renderer = Renderer(tasks, (), job.clean, counts_column(job))
+    schema = output_schema(job, pa.schema([]))
     rendered = [renderer.render(rows) for _, rows in drawn]
     replica = local_replica(job, tasks)
     with ThreadPoolExecutor(len(rendered)) as pool:
         answered = list(pool.map(replica.answer, rendered))
     previewed: list[PreviewedRow] = []
-    for (shard, _), rows, unit in zip(drawn, rendered, answered, strict=True):
-        schema = output_schema(rows.select(shown).schema, added_fields(job))
-        table = output_rows(unit.rows, shard, schema)
-        previewed += map(partial(_previewed, shown), _rows(table))
+    for (shard, rows), unit in zip(drawn, answered, strict=True):
+        written = _rows(output_rows(unit.rows, shard, schema))
+        previewed += map(_previewed, _rows(rows.select(shown)), written)
     return previewed
 
 
@@ -77,10 +78,9 @@ def _value(cell: pa.Scalar) -> Any:
         return "(text that is not UTF-8)"
 
 
-def _previewed(shown: Sequence[str], row: dict[str, Any]) -> PreviewedRow:
-    source_file, source_row = row.pop("source_file"), row.pop("source_row")
-    read = {name: row.pop(name) for name in shown}
-    return PreviewedRow(source_file, source_row, read, row)
+def _previewed(read: dict[str, Any], written: dict[str, Any]) -> PreviewedRow:
+    source_file, source_row = written.pop(SOURCE_FILE), written.pop(SOURCE_ROW)
+    return PreviewedRow(source_file, source_row, read, written)
 
 
 def _draw(

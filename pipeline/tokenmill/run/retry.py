@@ -10,7 +10,8 @@ from tokenmill.output.output import OpenedOutput, committed_keys, open_output
 from tokenmill.output.plan_file import read_job
 from tokenmill.output.rejects import Selection, rejected_rows
 from tokenmill.output.schema import added_fields
-from tokenmill.run.checks import check_job
+from tokenmill.row_columns import SOURCE_ROW
+from tokenmill.run.checks import check_job, check_params
 from tokenmill.run.run import Run
 from tokenmill.run.summary import Summary
 from tokenmill.stages.executor import Executor, RepairSpec
@@ -35,12 +36,13 @@ def retry_rejects(
     check_job(job)
     changes = _changes(opened, job)
     rows = {
-        unit.key: tuple(table.column("source_row").to_pylist())
+        unit.key: tuple(table.column(SOURCE_ROW).to_pylist())
         for unit, table in rejected_rows(opened, selection)
     }
     if not rows:
         interface.say(f"{opened.store.url}: no rejected rows match. Nothing to do.")
         return None
+    check_params(job)
     units = tuple(unit for unit in opened.plan.units if unit.key in rows)
     repair = RepairSpec(rows, changes)
     interface.say(

@@ -81,6 +81,10 @@ class Executor(Protocol):
     def has_gpus(self) -> bool:
         """Whether replicas may have GPUs, as far as is known before the start."""
 
+    @property
+    def start_stage(self) -> str:
+        """What `start` does, for the screen."""
+
     def warnings(self) -> Sequence[str]:
         """What the user should know before a start, one line each.
 

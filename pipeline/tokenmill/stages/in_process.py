@@ -29,6 +29,7 @@ class InProcessExecutor:
     """Runs units in this process, on all of its cores and the GPUs that the job asks for."""
 
     is_local = True
+    start_stage = "starting"
 
     @property
     def has_gpus(self) -> bool:
@@ -68,7 +69,7 @@ class InProcessExecution:
             yield commit
 
     def state(self) -> PoolState:
-        return PoolState(loads=dict(self._loads))
+        return PoolState(loads=dict(self._loads), num_loading=int(not self._loads))
 
     def stop(self) -> None:
         self._is_stopped = True

@@ -26,9 +26,9 @@ from tokenmill.output.commit import (
     count_rejects,
 )
 from tokenmill.output.record import UnitRecord
-from tokenmill.output.schema import added_fields, output_rows, output_schema
+from tokenmill.output.schema import counts_column, output_rows, output_schema
 from tokenmill.plan.plan import Unit
-from tokenmill.row_columns import ROW_COLUMN
+from tokenmill.row_columns import NUM_GENERATED_TOKENS, NUM_INPUT_TOKENS, ROW_COLUMN
 from tokenmill.scheduling.replica import AnsweredUnit
 from tokenmill.stages.executor import RunSpec
 from tokenmill.stages.notes import SKIPPED_UNIT, AnswerNotes, RenderNotes, StageTimes, is_skipped
@@ -44,7 +44,7 @@ def render_unit(spec: RunSpec, position: int, tasks: RowTasks) -> pa.Table:
     """
     if is_done_elsewhere(spec, position):
         return SKIPPED_UNIT
-    renderer = Renderer(tasks, spec.job.input.keep, spec.job.clean)
+    renderer = Renderer(tasks, spec.kept_schema.names, spec.job.clean, counts_column(spec.job))
     unit = spec.units[position]
     began_at = time.time()
     rows = spec.source.read(unit)
@@ -105,7 +105,7 @@ def commit_unit(spec: RunSpec, position: int, answered: pa.Table) -> Commit:
 
 
 def _write_unit(spec: RunSpec, unit: Unit, answered: pa.Table, notes: AnswerNotes) -> Commit:
-    schema = output_schema(spec.kept_schema, added_fields(spec.job))
+    schema = output_schema(spec.job, spec.kept_schema)
     rows = output_rows(answered, unit.shard, schema)
     if spec.repair is not None:
         repair = Repair(spec.run, uuid.uuid4().hex, spec.repair.changes)
@@ -130,8 +130,8 @@ def _record(spec: RunSpec, unit: Unit, answered: pa.Table, notes: AnswerNotes) -
         num_rows=answered.num_rows,
         num_filtered=unit.num_rows - answered.num_rows,
         rejects=count_rejects(answered),
-        input_tokens=column_sum(answered, "num_input_tokens"),
-        generated_tokens=column_sum(answered, "num_generated_tokens"),
+        input_tokens=column_sum(answered, NUM_INPUT_TOKENS),
+        generated_tokens=column_sum(answered, NUM_GENERATED_TOKENS),
         seconds=round(notes.seconds, 3),
         num_reused=notes.num_reused,
         replica=notes.replica,
