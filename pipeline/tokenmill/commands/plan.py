@@ -105,7 +105,7 @@ def _print_estimate(result: Estimate) -> None:
     console = table_console()
     console.print(facts_table(dict(_facts(result))))
     for note in result.notes:
-        console.print(visible(note), markup=False)
+        print_line(note)
     for prompts in result.prompts:
         for task, prompt in prompts.prompts.items():
             console.print(_panel(prompts, task, prompt))

@@ -20,7 +20,7 @@ from tokenmill.errors import RunFailed, UserError
 from tokenmill.output.counts import Counts
 from tokenmill.output.record import METADATA_KEY, UnitRecord, body_sha256, read_record, record_from
 from tokenmill.plan.plan import Unit
-from tokenmill.row_columns import ERROR, SOURCE_ROW
+from tokenmill.row_columns import ERROR, NUM_GENERATED_TOKENS, NUM_INPUT_TOKENS, SOURCE_ROW
 from tokenmill.storage.base import Store
 
 # Large enough to compress well, small enough that readers can skip and split.
