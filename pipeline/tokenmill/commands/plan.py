@@ -27,7 +27,6 @@ from tokenmill.commands.terminal import (
     print_line,
     print_prompts,
     table_console,
-    visible,
 )
 from tokenmill.estimate.estimate import Estimate, estimate
 from tokenmill.estimate.statistics import Interval
@@ -104,7 +103,7 @@ def _print_estimate(result: Estimate) -> None:
         print_prompts(console, shown.prompts, f"{shown.source_file} row {shown.source_row:,}")
     console.print(facts_table(dict(_facts(result))))
     for note in result.notes:
-        console.print(visible(note), markup=False)
+        print_line(note)
 
 
 def _facts(result: Estimate) -> Iterator[tuple[str, str]]:

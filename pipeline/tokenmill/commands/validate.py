@@ -70,6 +70,8 @@ def _print_validation(job_file: Path, validation: Validation) -> None:
     }
     print_line(f"{job_file} is valid")
     table_console().print(facts_table(facts))
+    for note in validation.notes:
+        print_line(note)
     if missing:
         print_line("Some checks need a model's tokenizer: fetch the models and validate again.")
     command = f"models fetch {missing[0]}" if missing else f"preview {job_file}"

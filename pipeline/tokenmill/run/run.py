@@ -83,6 +83,8 @@ def _announce(prepared: PreparedRun, interface: Interface) -> None:
         f"{plural(plan.num_shards, 'shard')}, {plural(len(plan.units), 'unit')}, "
         f"to {prepared.opened.store.url}"
     )
+    for note in prepared.notes:
+        interface.say(note)
     for bad in plan.skipped:
         interface.say(f"Skipped {bad.path}: {bad.reason}")
     if prepared.new_shards:
