@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 import pytest
-from tokenmill.plan.column_types import as_read, as_text, common_type, fits
+from tokenmill.plan.column_types import as_read, as_strings, common_type, fits
 
 VIEW = pa.string_view()
 LABEL = pa.dictionary(pa.int32(), pa.string())
@@ -47,7 +47,7 @@ def test_views_are_read_as_plain_types(type_: pa.DataType, read: pa.DataType | N
 )
 def test_bytes_become_strings(type_: pa.DataType, text: pa.DataType) -> None:
     """At any depth. UUIDs and decimals, which Parquet stores as bytes, are not bytes."""
-    assert as_text(type_) == text
+    assert as_strings(type_) == text
 
 
 @pytest.mark.parametrize(

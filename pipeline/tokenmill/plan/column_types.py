@@ -20,7 +20,7 @@ def as_read(type_: pa.DataType) -> pa.DataType:
     return _changed(type_, _without_views)
 
 
-def as_text(type_: pa.DataType) -> pa.DataType:
+def as_strings(type_: pa.DataType) -> pa.DataType:
     """The type with strings in place of bytes.
 
     Impala, Hive and old versions of Spark store texts without their annotation.
@@ -43,7 +43,7 @@ def holds_chats(type_: pa.DataType) -> bool:
 
 
 def _is_text(type_: pa.DataType) -> bool:
-    plain = as_text(_plain(type_))
+    plain = as_strings(_plain(type_))
     texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)
     return any(is_of(plain) for is_of in texts)
 

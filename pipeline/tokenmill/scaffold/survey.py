@@ -1,7 +1,7 @@
 """Surveys an input before there is a job: its size, its columns and some of their values."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from statistics import mean
@@ -13,8 +13,8 @@ from tokenmill.errors import UserError
 from tokenmill.input.footers import read_shared_columns
 from tokenmill.input.listing import list_input
 from tokenmill.input.reader import Source
-from tokenmill.input.values import python_values, readable_values
-from tokenmill.plan.column_types import as_text
+from tokenmill.input.values import python_value, readable_values
+from tokenmill.plan.column_types import as_strings
 from tokenmill.plan.plan import Shard, Unit
 from tokenmill.row_columns import PROVENANCE_FIELDS
 from tokenmill.storage.base import Store
@@ -141,12 +141,20 @@ def _first_rows(store: Store, shard: Shard, schema: pa.Schema) -> pa.Table:
 
 
 def _column(field: pa.Field, sample: pa.Table | None) -> Column:
-    """The column as a prompt has it: bytes that are text are text."""
+    """The column as a prompt has it: bytes are text if most of them are UTF-8."""
     if sample is None:
         return Column(field.name, field.type, [])
     values = sample.column(field.name).drop_null()
-    text = as_text(field.type)
-    if text != field.type and len(values):
-        with suppress(UnicodeDecodeError):
-            return Column(field.name, text, python_values(values.cast(text, safe=False)))
+    text = as_strings(field.type)
+    is_media = _IMAGE_NAME.fullmatch(field.name) or _AUDIO_NAME.fullmatch(field.name)
+    if text != field.type and not is_media:
+        readable = list(_readable(values.cast(text, safe=False)))
+        if 2 * len(readable) > len(values):
+            return Column(field.name, text, readable)
     return Column(field.name, field.type, readable_values(values))
+
+
+def _readable(texts: pa.ChunkedArray) -> Iterator[Any]:
+    for cell in texts:
+        with suppress(UnicodeDecodeError):
+            yield python_value(cell)

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from tokenmill.input.values import python_value, python_values
-from tokenmill.plan.column_types import as_text
+from tokenmill.plan.column_types import as_strings
 from tokenmill.prompt.cleaning.clean import CLEANED_FIELD, Clean
 from tokenmill.reject import Reject, RejectClass
 from tokenmill.row_columns import ROW_COLUMN
@@ -21,11 +21,15 @@ from tokenmill.tasks.unit_tables import rendered_table
 
 @dataclass(frozen=True, slots=True)
 class Renderer:
-    """Renders rows for one job: its tasks, the columns to keep, and how texts are cleaned."""
+    """Renders rows for one job: its tasks, the columns to keep, and how texts are cleaned.
+
+    `counts_column` receives the counts of changes by cleaning.
+    """
 
     tasks: RowTasks
     keep: Sequence[str]
     clean: Clean | None = None
+    counts_column: str = CLEANED_FIELD.name
 
     def render(self, rows: pa.Table) -> pa.Table:
         """The unit as `rendered_table` describes it; kept columns are unchanged."""
@@ -35,7 +39,7 @@ class Renderer:
         values = self._values(rows)
         if self.clean is not None:
             values, counts = _cleaned(self.clean, values)
-            kept = kept.append_column(CLEANED_FIELD, pa.array(counts, CLEANED_FIELD.type))
+            kept = kept.append_column(self.counts_column, pa.array(counts, CLEANED_FIELD.type))
             late = _with_cleaned(late, self.clean, values)
         return rendered_table(kept, self._entries(values), late)
 
@@ -43,7 +47,7 @@ class Renderer:
         """The columns that tasks read, with bytes as text, except for those of media."""
         read = rows.select(list(self.tasks.columns))
         types = [
-            field.type if field.name in self.tasks.media_columns else as_text(field.type)
+            field.type if field.name in self.tasks.media_columns else as_strings(field.type)
             for field in read.schema
         ]
         if types == read.schema.types:

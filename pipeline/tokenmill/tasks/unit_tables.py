@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from tokenmill.reject import Reject, RejectClass, error_array, reject_from_cell
 from tokenmill.request import Media
-from tokenmill.row_columns import INTERNAL_PREFIX, PROVENANCE_FIELDS, TOKEN_FIELDS
+from tokenmill.row_columns import ERROR, INTERNAL_PREFIX, PROVENANCE_FIELDS, TOKEN_FIELDS
 from tokenmill.tasks.row_tasks import AnsweredRow, RowResult
 from tokenmill.tasks.task import PreparedRow
 
@@ -62,7 +62,7 @@ def _answered_table(
         counts = [answer.token_counts and answer.token_counts[field.name] for answer in answers]
         table = table.append_column(field, pa.array(counts, field.type))
     rejects = [result.reject for result in results]
-    return table.append_column(_PROVENANCE.field("error"), error_array(rejects))
+    return table.append_column(_PROVENANCE.field(ERROR), error_array(rejects))
 
 
 def _storable(result: RowResult, fields: Sequence[pa.Field]) -> RowResult:
