@@ -11,6 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenmill.errors import RunFailed, UserError
+from tokenmill.input.footers import read_shared_columns
+from tokenmill.input.listing import list_input
 from tokenmill.input.reader import Source
 from tokenmill.input.where import where_expression
 from tokenmill.plan.plan import Unit
@@ -308,3 +310,19 @@ def test_a_page_with_a_wrong_checksum_fails_the_run(tmp_path: Path) -> None:
     unit = replace(unit, size=info.size, version=info.version)
     with pytest.raises(RunFailed, match="checksum"):
         source(tmp_path, table.schema).read(unit)
+
+
+def test_timestamps_of_spark_keep_their_dates(folder: Path) -> None:
+    """Those stored as INT96 are read as microseconds, which reach beyond the year 2262."""
+    at = pa.array(["9999-12-31", "0001-01-01", None]).cast(pa.timestamp("us"))
+    table = pa.table({"at": at})
+    path = folder / "spark" / KEY
+    path.parent.mkdir(parents=True)
+    pq.write_table(table, path, use_deprecated_int96_timestamps=True)
+    footers = read_shared_columns(list_input(str(folder / "spark"), None))
+    assert footers.schema == table.schema
+    info = LocalStore(str(folder / "spark")).info(KEY)
+    unit = Unit(KEY, info.size, info.version, 0, 3, 0)
+    read = source(folder / "spark", footers.schema, "at >= '2026-01-01'").read(unit)
+    assert read.column("at").combine_chunks().equals(at.slice(0, 1))
+    assert source(folder / "spark", footers.schema).read(unit).equals(with_rows(table))
