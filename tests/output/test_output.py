@@ -29,7 +29,6 @@ from tokenmill.output.counts import Counts
 from tokenmill.output.output import committed_keys, has_results, missing_units
 from tokenmill.output.plan_file import (
     JOB_KEY,
-    PLAN_KEY,
     check_no_foreign_files,
     check_same_job,
     publish_plan,
@@ -38,6 +37,7 @@ from tokenmill.output.plan_file import (
 )
 from tokenmill.output.success import SUCCESS_KEY, read_success, write_success
 from tokenmill.output.verify import ExpectedOutput, Level, require_whole, verify
+from tokenmill.plan.keys import PLAN_KEY
 from tokenmill.plan.plan import Plan, Unit, plan_to_bytes
 from tokenmill.plan.units import UnitSize, plan_units
 from tokenmill.storage.base import Store

@@ -27,14 +27,13 @@ from tokenmill.commands.terminal import (
     print_line,
     print_prompts,
     table_console,
-    visible,
 )
 from tokenmill.estimate.estimate import Estimate, estimate
 from tokenmill.estimate.statistics import Interval
 from tokenmill.estimate.throughput_table import CPU, DEVICES
 from tokenmill.formatting import duration, plural
 from tokenmill.job.loader import load_job
-from tokenmill.models import cache
+from tokenmill.models.cache import log_file
 from tokenmill.observe.screen import redirected_output
 
 _DAY_S = 86_400
@@ -85,7 +84,7 @@ def plan_command(  # noqa: PLR0913, PLR0917 - options of a command
         settings = job_settings(overrides, input_path, limit=limit, date=date)
         if price is not None:
             settings.append(f"model.price_per_gpu_hour={price}")
-        with redirected_output(cache.cache_folder() / "logs" / "plan.log"):
+        with redirected_output(log_file("plan.log")):
             result = estimate(load_job(job_file, settings), sample, seed, previous, device)
         text = json.dumps(asdict(result), indent=2)
         if save is not None:
@@ -104,7 +103,7 @@ def _print_estimate(result: Estimate) -> None:
         print_prompts(console, shown.prompts, f"{shown.source_file} row {shown.source_row:,}")
     console.print(facts_table(dict(_facts(result))))
     for note in result.notes:
-        console.print(visible(note), markup=False)
+        print_line(note)
 
 
 def _facts(result: Estimate) -> Iterator[tuple[str, str]]:

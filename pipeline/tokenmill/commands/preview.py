@@ -28,7 +28,7 @@ from tokenmill.commands.terminal import (
     visible,
 )
 from tokenmill.job.loader import load_job
-from tokenmill.models import cache
+from tokenmill.models.cache import log_file
 from tokenmill.observe.screen import redirected_output
 from tokenmill.run.preview import PreviewedRow, preview
 
@@ -60,7 +60,7 @@ def preview_command(  # noqa: PLR0913, PLR0917 - options of a command
     with one_line_errors(debug):
         settings = job_settings(overrides, input_path, where=where, date=date)
         job = load_job(job_file, settings)
-        log = cache.cache_folder() / "logs" / "preview.log"
+        log = log_file("preview.log")
         with redirected_output(log) as console, stoppable():
             if not as_json:
                 console.print(f"loading {job.model.source}; log: {log}", markup=False)

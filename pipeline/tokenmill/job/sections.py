@@ -29,7 +29,10 @@ _ALL_COLUMNS = "*"
 class Input(Section):
     """The corpus to read."""
 
-    path: str = Field(description="A Parquet file, a folder or a glob pattern, local or on s3://.")
+    path: str = Field(
+        description="A Parquet file, a folder or a glob pattern, local or on s3://. A name that "
+        "exists is not a pattern; `[*]`, `[?]`, `[[]` and `[{]` match single characters."
+    )
     keep: tuple[str, ...] = Field(
         default=(),
         description='Input columns to copy to the output. `["*"]` copies all: those that the '

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tokenmill.errors import RunFailed, TokenmillError, UserError
+from tokenmill.errors import RunFailed, UserError
 from tokenmill.output.counts import Counts
 from tokenmill.output.record import METADATA_KEY, UnitRecord, body_sha256, read_record, record_from
 from tokenmill.plan.plan import Unit
@@ -97,15 +97,6 @@ def commit(store: Store, unit: Unit, table: pa.Table, record: UnitRecord) -> Com
         return Commit(replace(record, body_sha256=body_sha256(data)), is_ours=True)
     existing = committed_record(store, unit, record.fingerprint)
     return Commit(existing, is_ours=existing.attempt == record.attempt)
-
-
-def is_committed(store: Store, unit: Unit) -> bool:
-    """Whether the unit's object exists. False too if the store does not answer: its write will."""
-    try:
-        store.info(unit.key)
-    except (FileNotFoundError, TokenmillError):
-        return False
-    return True
 
 
 def committed_record(store: Store, unit: Unit, fingerprint: str) -> UnitRecord:

@@ -7,11 +7,10 @@ from tokenmill.errors import RunFailed, UserError
 from tokenmill.job.job import Job, differing_fields
 from tokenmill.job.loader import stored_job
 from tokenmill.output.success import SUCCESS_KEY
-from tokenmill.plan.keys import is_by_product
+from tokenmill.plan.keys import PLAN_KEY, is_by_product
 from tokenmill.plan.plan import Plan, plan_from_bytes, plan_to_bytes
 from tokenmill.storage.base import Store
 
-PLAN_KEY = "_tokenmill/plan.parquet"
 JOB_KEY = "_tokenmill/job.yaml"
 
 

@@ -4,6 +4,8 @@ import hashlib
 import re
 from urllib.parse import quote
 
+#: The key of an output's plan, by which an output is recognized.
+PLAN_KEY = "_tokenmill/plan.parquet"
 #: Matches the keys of units. Other keys below `data/` are not ours.
 UNIT_KEY = re.compile(r"data/(?:[A-Za-z0-9.=+-]|%[0-9A-F]{2}|[_/])+/rows-\d{12}-\d{12}\.parquet")
 # What file managers, Hadoop and EMR write into folders that they show or list.

@@ -17,7 +17,6 @@ from tokenmill.job.job import Job
 from tokenmill.output.counts import Counts
 from tokenmill.output.output import OpenedOutput, committed_keys, has_results, missing_units
 from tokenmill.output.plan_file import (
-    PLAN_KEY,
     check_no_foreign_files,
     check_same_job,
     extend_plan,
@@ -31,6 +30,7 @@ from tokenmill.output.schema import check_columns
 from tokenmill.output.status import running_runs
 from tokenmill.output.success import read_success
 from tokenmill.plan.diff import changes_since, dropped_keys, extended_plan
+from tokenmill.plan.keys import PLAN_KEY
 from tokenmill.plan.plan import Plan, Unit
 from tokenmill.plan.units import first_rows, plan_units, unit_size
 from tokenmill.run.checks import check_job, check_without_gpu
@@ -48,13 +48,14 @@ class PreparedRun:
     """A job checked against its input and output: its plan, and what is committed.
 
     `new_shards` counts shards of the input that are not in the plan and are left out. `is_first` if
-    this run has made the plan.
+    this run has made the plan. `notes` say what of the input is not read.
     """
 
     opened: OpenedOutput
     committed: frozenset[str]
     new_shards: int
     is_first: bool
+    notes: tuple[str, ...] = ()
 
     @property
     def missing(self) -> tuple[Unit, ...]:
@@ -120,7 +121,8 @@ def prepare(job: Job, store: Store, has_gpus: bool) -> PreparedRun:
         plan = _replan(job, store, plan, _make_plan(job, listing, has_gpus))
     plan, new_shards = _follow_changes(job, store, plan, listing, has_gpus)
     opened = OpenedOutput(store, plan, job)
-    return PreparedRun(opened, committed_keys(store, plan), new_shards, is_first)
+    committed = committed_keys(store, plan)
+    return PreparedRun(opened, committed, new_shards, is_first, listing.notes)
 
 
 def _follow_changes(
@@ -164,8 +166,10 @@ def _replan(job: Job, store: Store, stored: Plan, plan: Plan) -> Plan:
     return replace_plan(store, plan, job)
 
 
-def plan_ahead(job: Job) -> OpenedOutput:
+def plan_ahead(job: Job) -> tuple[OpenedOutput, tuple[str, ...]]:
     """The plan of a run on this machine with a new output; nothing is written.
+
+    Also returns notes on what of the input is not read.
 
     Raises `UserError` for what such a run would refuse.
     """
@@ -176,7 +180,7 @@ def plan_ahead(job: Job) -> OpenedOutput:
     job = resolve(job)
     listing = list_input(job.input.path, job.input.endpoint_url)
     store = open_store(job.output.path, job.output.endpoint_url)
-    return OpenedOutput(store, _make_plan(job, listing, has_gpus), job)
+    return OpenedOutput(store, _make_plan(job, listing, has_gpus), job), listing.notes
 
 
 def _make_plan(

@@ -52,7 +52,7 @@ def preview(job: Job, count: int, seed: int) -> list[PreviewedRow]:
     The seed determines which. Raises `UserError` for what a run would refuse, and if no row is
     found.
     """
-    opened = plan_ahead(job)
+    opened, _ = plan_ahead(job)
     job, source = opened.job, opened.source
     drawn = _draw(opened.plan, source, count, random.Random(seed))  # noqa: S311 - no secret
     context = load_context(job, source.store)

@@ -14,7 +14,7 @@ from tokenmill import __version__
 from tokenmill.errors import ExitCode, TokenmillError, root_cause
 from tokenmill.formatting import plural
 from tokenmill.job.job import Job
-from tokenmill.models.cache import cache_folder
+from tokenmill.models.cache import log_file
 from tokenmill.models.code_safety import trust_warnings
 from tokenmill.observe.events import EventLog, EventName
 from tokenmill.observe.listener import RunListener
@@ -84,6 +84,8 @@ def _announce(prepared: PreparedRun, interface: Interface) -> None:
         f"{plural(plan.num_shards, 'shard')}, {plural(len(plan.units), 'unit')}, "
         f"to {prepared.opened.store.url}"
     )
+    for note in prepared.notes:
+        interface.say(note)
     for bad in plan.skipped:
         interface.say(f"Skipped {bad.path}: {bad.reason}")
     if prepared.new_shards:
@@ -135,7 +137,7 @@ class Run:
         self._interface = interface
         self._repair = repair
         self._run_id = new_run_id()
-        self._log = cache_folder() / "logs" / f"{self._run_id}.log"
+        self._log = log_file(f"{self._run_id}.log")
         self._events = EventLog(self._run_id, interface.event)
         self._empty_answers = EmptyAnswers()
         num_rows = sum(unit.num_rows for unit in units) if repair is None else repair.num_rows
