@@ -296,6 +296,26 @@ def test_a_row_that_kills_engines_is_found_and_its_neighbours_are_answered(
     assert all(len(collector.below(span)) == 4 for span in spans)
 
 
+def test_an_engine_that_crashes_on_every_row_ends_the_run_with_the_reason(
+    corpus: Path, tmp_path: Path
+) -> None:
+    """In text: each crash has a line when it happens, and the last line says why the run ended."""
+    done = tokenmill(
+        *("run", SUMMARIZE, "--input", corpus, "--output", tmp_path / "out", *FAKE),
+        *("--set", "model.engine.crash_on=one-sentence"),
+    )
+    reason = "RuntimeError: the fake engine crashes on 'one-sentence'"
+    assert done.returncode == ExitCode.FAILED
+    lines = done.stderr.splitlines()
+    crashes = [line for line in lines if "crashed: " in line]
+    assert 3 <= len(crashes) <= 5
+    assert all(reason in line for line in crashes)
+    assert lines[-1].startswith("error: ")
+    assert reason in lines[-1]
+    (summary,) = (tmp_path / "out").glob("_tokenmill/runs/*/summary.json")
+    assert json.loads(summary.read_text())["engine_deaths"] == len(crashes)
+
+
 def test_another_job_on_the_same_output_is_refused(corpus: Path, tmp_path: Path) -> None:
     """A changed job names the fields that differ and leaves the output alone."""
     fake_run(corpus, tmp_path / "out")

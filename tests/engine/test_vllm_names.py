@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from tokenmill.engine.vllm_log import LOGGER, WEIGHT_WARNING
 from tokenmill.engine.vllm_params import require_vllm
 from tokenmill.request import FinishReason
 
@@ -120,6 +121,13 @@ def test_the_engine_can_be_stepped_in_our_own_thread(needs: Requirement) -> None
     needs.members(file, "LLMEngine", "vllm_config", "model_config")
 
 
+def test_the_warning_about_a_weights_type_is_recognized() -> None:
+    """Without its text the log of a start has the warning for each weight."""
+    file = LOGGER.removeprefix("vllm.").replace(".", "/") + ".py"
+    texts = [node.value for node in ast.walk(parse(file)) if isinstance(node, ast.Constant)]
+    assert any(str(text).startswith(WEIGHT_WARNING) for text in texts)
+
+
 def test_the_usage_context_sets_the_batch_limits(needs: Requirement) -> None:
     """Without `LLM_CLASS` vLLM takes a server's batch limits, which halves the throughput."""
     needs.members("usage/usage_lib.py", "UsageContext", "LLM_CLASS")
@@ -132,7 +140,7 @@ def test_the_usage_context_sets_the_batch_limits(needs: Requirement) -> None:
         *("model", "runner", "dtype", "max_model_len", "disable_log_stats"),
         *("max_num_seqs", "max_num_batched_tokens", "enforce_eager", "kv_cache_memory_bytes"),
         *("gpu_memory_utilization", "tensor_parallel_size", "structured_outputs_config"),
-        *("enable_lora", "max_loras", "max_lora_rank", "max_cpu_loras"),
+        *("enable_chunked_prefill", "enable_lora", "max_loras", "max_lora_rank", "max_cpu_loras"),
     ],
 )
 def test_the_engine_takes_the_arguments_that_we_set(needs: Requirement, argument: str) -> None:

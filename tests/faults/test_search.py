@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from helpers.stores import record
@@ -75,6 +76,7 @@ class Replicas:
         self.states.append((event, state))
 
 
+LOG = Path("run.log")
 COMMIT = Commit(record(unit_of(0, 10)), is_ours=True)
 
 
@@ -87,7 +89,7 @@ def going(state: PoolState) -> Progress:
 
 def given_up(replicas: Replicas, rows: int, num_replicas: int) -> bool:
     """Whether the crash limit would have stopped the run."""
-    limit = CrashLimit(rows, num_replicas)
+    limit = CrashLimit(rows, num_replicas, LOG)
     try:
         for event, state in replicas.states:
             progress = going(state)
@@ -164,7 +166,7 @@ def test_a_process_that_is_killed_counts_as_one_death() -> None:
 
 def test_engines_that_die_of_everything_are_given_up() -> None:
     """Crashes without a unit getting through end the run, whatever the search says."""
-    limit = CrashLimit(8, 1)
+    limit = CrashLimit(8, 1, LOG)
 
     def die(times: int) -> None:
         for deaths in range(times):

@@ -191,6 +191,65 @@ def test_a_plain_screen_writes_a_line_every_ten_seconds() -> None:
     assert written_at == [500, 510, 520, 530]
 
 
+def test_a_run_says_what_it_does_until_a_replica_is_ready() -> None:
+    """Each stage has its line at once; after a crash the model is loaded again."""
+    lines: list[str] = []
+    screen = PlainScreen(lambda *shown: lines.append(progress_line(*shown).partition("  ")[0]))
+    one = progress(start_stage="starting Ray")
+    states = [
+        (None, 1),
+        (PoolState(), 2),
+        (PoolState(num_loading=2), 3),
+        (PoolState(num_loading=2), 4),
+        (pool(ReplicaLoad(4, 1, 10, 10)), 5),
+        (PoolState(num_loading=1, crashes=1), 6),
+    ]
+    for state, now in states:
+        if state is not None:
+            one.observe(state, now)
+        screen.ticked(one, now)
+    screen.close()
+    assert lines == [
+        "starting Ray",
+        "starting replicas",
+        "loading the model",
+        "units 0/10",
+        "loading the model",
+    ]
+
+
+def test_there_is_no_time_left_until_a_batch_is_answered() -> None:
+    """All rows of the first batch start together, so its first answers say little."""
+    one = progress()
+    one.observe(pool(ReplicaLoad(64, 2, 10, 10, 0)), 1.0)
+    one.observe(pool(ReplicaLoad(60, 2, 500, 50, 4)), 11.0)
+    assert one.remaining_s(11.0) is None
+    one.observe(pool(ReplicaLoad(64, 2, 9000, 900, 100)), 21.0)
+    assert one.remaining_s(21.0) == 180.0
+
+
+def test_half_of_the_rows_are_enough_for_the_time_left() -> None:
+    """Rows of several tasks have several requests each, so few rows fill a batch."""
+    one = progress(rows_total=60)
+    one.observe(pool(ReplicaLoad(64, 2, 10, 10, 0)), 1.0)
+    one.observe(pool(ReplicaLoad(64, 2, 500, 50, 29)), 11.0)
+    assert one.remaining_s(11.0) is None
+    one.observe(pool(ReplicaLoad(64, 2, 9000, 900, 30)), 21.0)
+    assert one.remaining_s(21.0) == 20.0
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_a_crash_is_reported_with_its_reason(is_terminal: bool) -> None:
+    """In a pipe and above the live display, without markup and in one line."""
+    output = console(is_terminal)
+    screen = make_screen(output)
+    screen.ticked(progress(), 100.0)
+    screen.crashed("host-1", "RuntimeError: [bold]out of memory[/bold]")
+    screen.close()
+    shown = " ".join(written(output).split())
+    assert "replica host-1 crashed: RuntimeError: [bold]out of memory[/bold]." in shown
+
+
 def console(is_terminal: bool) -> Console:
     return Console(file=io.StringIO(), force_terminal=is_terminal, width=100)
 

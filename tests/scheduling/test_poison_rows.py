@@ -74,15 +74,66 @@ def test_a_unit_without_a_crash_never_runs_alone() -> None:
     assert not search.begin(2).is_alone
 
 
-def test_an_innocent_unit_runs_alone_once_and_in_one_group() -> None:
+def test_an_innocent_unit_runs_alone_once_in_a_probe_and_a_group() -> None:
     """A unit that was in the engine with a poison row is cleared by one run of its own."""
     search = PoisonSearch()
     search.begin(1)
     assert search.begin(1).is_alone
-    assert search.next_group(1, range(9)) == tuple(range(9))
+    assert search.next_group(1, range(9)) == (0,)
+    assert search.row_alone(1) == 0
     search.survived(1)
-    search.end(1)
+    assert search.next_group(1, range(1, 9)) == tuple(range(1, 9))
+    assert search.row_alone(1) is None
+    search.survived(1)
+    assert search.end(1)
     assert search.num_poison == 0
+
+
+def test_only_the_first_unit_after_a_crash_has_a_probe() -> None:
+    """Once an engine has answered a row it works, and the other units run in one group."""
+    search = PoisonSearch()
+    for unit in (1, 2, 1, 2):
+        search.begin(unit)
+    assert search.next_group(1, range(4)) == (0,)
+    search.survived(1)
+    assert search.next_group(2, range(4)) == (0, 1, 2, 3)
+
+
+def test_a_probe_is_none_of_the_suspects() -> None:
+    """So its crash shows that the suspects are not the cause."""
+    search = PoisonSearch()
+    for _ in range(2):
+        search.begin(1)
+    assert search.next_group(1, range(4)) == (0,)
+    search.begin(1)
+    assert search.next_group(1, range(4)) == (2,)
+    search.survived(1)
+    assert search.next_group(1, (0, 1, 3)) == (0,)
+
+
+def test_a_unit_of_which_no_row_was_answered_is_no_progress() -> None:
+    """Its only row was found to be poison."""
+    search = PoisonSearch()
+    for _ in range(4):
+        advice = search.begin(1)
+        if not advice.poison:
+            search.next_group(1, [0])
+    assert advice.poison == {0}
+    assert not search.end(1)
+
+
+def test_a_row_that_was_killed_from_outside_and_answered_since_is_not_accused() -> None:
+    """Its next crash is the first again."""
+    search = PoisonSearch()
+    for _ in range(2):
+        search.begin(1)
+    search.next_group(1, [0, 1])
+    search.begin(1)
+    for row in (1, 0):
+        assert search.next_group(1, [0, 1][: row + 1]) == (row,)
+        search.survived(1)
+    search.next_group(1, [0])
+    assert not search.begin(1).poison
 
 
 def test_a_unit_whose_answers_were_lost_after_its_end_is_not_suspected() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from tokenmill.errors import TokenmillError
+from tokenmill.scheduling.crashes import KILLED, KILLED_WHILE_LOADING, CrashHistory
 from tokenmill.scheduling.dedup.registry import InFlightRegistry, PackedAnswer, RegistryUpdate
 from tokenmill.scheduling.load import PoolState, ReplicaLoad
 from tokenmill.scheduling.poison_rows import PoisonSearch, RunAdvice
@@ -31,18 +32,33 @@ class Coordinator:
         self._crashed: set[str] = set()
         self._crash_reason = ""
         self._crashed_replica = ""
+        self._crash_history = CrashHistory()
+        self._replica_by_actor: dict[str, str] = {}
+        self._loading: set[str] = set()
+        self._load_crashes = 0
         self._failure: TokenmillError | None = None
         self._poison_search = PoisonSearch()
         self._ready_at: float | None = None
         self._registry = InFlightRegistry()
         self._waiting: dict[str, asyncio.Event] = {}
 
+    def loading(self, actor: str, replica: str) -> None:
+        """A replica starts to load its model; an actor that restarts is a new replica."""
+        previous = self._replica_by_actor.get(actor)
+        self._replica_by_actor[actor] = replica
+        self._loading.add(replica)
+        if previous in self._loading:
+            self._load_crashes += 1
+            self.crashed(previous, KILLED_WHILE_LOADING)
+        elif previous is not None:
+            # An engine that takes its process down with it cannot report the crash.
+            self.crashed(previous, KILLED)
+
     def begin(self, unit: int, replica: str) -> RunAdvice:
         """A replica starts a unit."""
         previous = self._running.get(unit, replica)
         if previous != replica:
-            # An engine that takes its process down with it cannot report the crash.
-            self.crashed(previous, "a killed process")
+            self.crashed(previous, KILLED)
         self._running[unit] = replica
         return self._poison_search.begin(unit)
 
@@ -53,27 +69,42 @@ class Coordinator:
     def survived(self, unit: int) -> None:
         """The last group of a unit that runs alone is answered."""
         self._poison_search.survived(unit)
+        self._crash_history.progressed()
 
     def end(self, unit: int) -> None:
         """All rows of a unit are answered."""
         self._running.pop(unit, None)
-        self._poison_search.end(unit)
+        if self._poison_search.end(unit):
+            self._crash_history.progressed()
 
     def report(self, replica: str, load: ReplicaLoad) -> None:
         """A replica's load, about once a second; the first report says that it is ready."""
         # Measured here: the driver asks once a second, which is too coarse for a short run.
         self._ready_at = self._ready_at or time.monotonic()
         self._loads[replica] = load
+        if replica in self._loading:
+            self._loading.remove(replica)
+            self._load_crashes = 0
 
     def crashed(self, replica: str, reason: str) -> None:
         """A replica's engine has crashed; reported twice, it counts once."""
         self._loads.pop(replica, None)
+        self._loading.discard(replica)
         self._registry.remove(replica)
         self._wake_waiting()
         if replica not in self._crashed:
             self._crashed.add(replica)
             self._crash_reason = reason
             self._crashed_replica = replica
+            self._crash_history.crashed(reason, self._row_alone(replica))
+
+    def _row_alone(self, replica: str) -> tuple[int, int] | None:
+        """The unit and the row that are alone in the replica's engine, if it tests one row."""
+        for unit in [unit for unit, owner in self._running.items() if owner == replica]:
+            row = self._poison_search.row_alone(unit)
+            if row is not None:
+                return unit, row
+        return None
 
     def failed(self, failure: TokenmillError) -> None:
         """A stage has failed; the first failure is the run's reason to end."""
@@ -121,4 +152,7 @@ class Coordinator:
             crashed_replica=self._crashed_replica,
             poison_rows=self._poison_search.num_poison,
             ready_s=ready_s,
+            crashed_rows=self._crash_history.num_rows,
+            num_loading=len(self._loading),
+            load_crashes=self._load_crashes,
         )

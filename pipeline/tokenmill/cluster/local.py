@@ -1,7 +1,7 @@
 """The Ray that a run starts on this machine: reachable from here only, and started fast.
 
-Ray's dashboard, its autoscaler and the actors that it uses on clusters are left out, by patches of
-private names (`ray_patches`). `tests/end_to_end/test_security.py` checks the processes and ports.
+Ray's dashboard and its autoscaler are left out, by patches of private names (`ray_patches`).
+`tests/end_to_end/test_security.py` checks the processes and ports.
 """
 
 import gc
@@ -45,7 +45,7 @@ def local_ray(
     _check_loopback()
     if metrics_port is not None:
         _check_port_is_free(metrics_port)
-    with ray_folder(), RayPatches() as run:
+    with ray_folder():
         with RayPatches() as start:
             start.listen_on_loopback()
             start.enable_tokens()
@@ -64,9 +64,6 @@ def local_ray(
             )
         try:
             _require_private()
-            run.keep_no_statistics()
-            run.skip_autoscaling_actor()
-            run.skip_location_tracker()
             yield
         finally:
             shut_down()

@@ -36,6 +36,10 @@ class RayExecutor:
         return self._address is None
 
     @property
+    def start_stage(self) -> str:
+        return "starting Ray" if self.is_local else "connecting to the Ray cluster"
+
+    @property
     def has_gpus(self) -> bool:
         return not self.is_local or has_local_gpus()
 

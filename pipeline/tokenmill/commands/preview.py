@@ -20,7 +20,13 @@ from tokenmill.commands.options import (
     SetOption,
     job_settings,
 )
-from tokenmill.commands.terminal import one_line_errors, stoppable, table_console, visible
+from tokenmill.commands.terminal import (
+    one_line_errors,
+    print_prompts,
+    stoppable,
+    table_console,
+    visible,
+)
 from tokenmill.job.loader import load_job
 from tokenmill.models.cache import log_file
 from tokenmill.observe.screen import redirected_output
@@ -45,7 +51,7 @@ def preview_command(  # noqa: PLR0913, PLR0917 - options of a command
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Run a few random rows and show their answers. Writes nothing.
+    """Run a few random rows and show their answers, and the prompts of one. Writes nothing.
 
     Example: tokenmill preview jobs/summarize.yaml -n 3 --where "language = 'en'"
 
@@ -66,8 +72,12 @@ def preview_command(  # noqa: PLR0913, PLR0917 - options of a command
 
 
 def _print_preview(previewed: list[PreviewedRow]) -> None:
-    """A table per row: the input columns on the left, the output columns on the right."""
+    """One row's prompts, and a table per row: input columns left, output columns right."""
     console = table_console()
+    prompted = next((row for row in previewed if row.prompts), None)
+    if prompted is not None:
+        title = f"{prompted.source_file} row {prompted.source_row:,}"
+        print_prompts(console, prompted.prompts, title)
     for row in previewed:
         title = visible(f"{row.source_file} row {row.source_row:,}")
         table = Table(box=HORIZONTALS, title=title, title_justify="left", expand=True)

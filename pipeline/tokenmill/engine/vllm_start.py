@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from tokenmill.engine.base import EngineResources
 from tokenmill.engine.vllm import StatLogger, VllmEngine
+from tokenmill.engine.vllm_log import weight_warning_once
 from tokenmill.engine.vllm_params import (
     check_grammar,
     grammar_backend,
@@ -66,12 +67,13 @@ def load_vllm(
         for task_params in checked:
             check_grammar(task_params, grammar_backend(arguments))
         statistics = None if engine_args.disable_log_stats else StatLogger()
-        engine = LLMEngine.from_engine_args(
-            engine_args,
-            # vLLM's limits of a batch depend on it: for a server they are far smaller.
-            usage_context=UsageContext.LLM_CLASS,
-            stat_loggers=_stat_loggers(statistics, resources),
-        )
+        with weight_warning_once():
+            engine = LLMEngine.from_engine_args(
+                engine_args,
+                # vLLM's limits of a batch depend on it: for a server they are far smaller.
+                usage_context=UsageContext.LLM_CLASS,
+                stat_loggers=_stat_loggers(statistics, resources),
+            )
     except refusal_types() as error:
         raise UserError(f"model.engine: vLLM refuses it: {refusal_message(error)}") from error
     return VllmEngine(engine, statistics)

@@ -32,7 +32,10 @@ def new_event(name: EventName) -> dict[str, Any]:
 
 
 def progress_event(progress: Progress, now: float) -> dict[str, Any]:
-    """The numbers of the live screen; `remaining_s` is None until the rate is known."""
+    """The numbers of the live screen.
+
+    `remaining_s` is None until the rate is known, and `stage` is None while a replica is ready.
+    """
     input_rate, output_rate = progress.rates(now)
     loads = progress.pool.loads.values()
     return {
@@ -44,6 +47,7 @@ def progress_event(progress: Progress, now: float) -> dict[str, Any]:
         "rejects": dict(progress.counts.rejects),
         "input_tokens_per_s": round(input_rate, 1),
         "output_tokens_per_s": round(output_rate, 1),
+        "stage": progress.stage,
         "replicas": len(loads),
         "requests_running": sum(load.num_running for load in loads),
         "engine_deaths": progress.engine_crashes,

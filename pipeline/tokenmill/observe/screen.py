@@ -33,20 +33,43 @@ class Screen(RunListener):
 
 
 class PlainScreen(Screen):
-    """Calls `show` every ten seconds, to print a line into a log or a pipe."""
+    """Calls `show` every ten seconds and for each new stage, to print a line into a log or a pipe.
 
-    def __init__(self, show: Callable[[Progress, float], None]) -> None:
+    `show_crash` is called with the line about an engine that crashed.
+    """
+
+    def __init__(
+        self,
+        show: Callable[[Progress, float], None],
+        show_crash: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._show = show
+        self._show_crash = show_crash
+        self._stage: str | None = None
         self._next_line_at = 0.0
 
+    def crashed(self, replica: str, reason: str) -> None:
+        self._show_crash(crash_line(replica, reason))
+
     def ticked(self, progress: Progress, now: float) -> None:
-        if now >= self._next_line_at:
+        if now >= self._next_line_at or progress.stage != self._stage:
             self._next_line_at = now + _LINE_INTERVAL_S
+            self._stage = progress.stage
             self._show(progress, now)
+
+
+def crash_line(replica: str, reason: str) -> str:
+    """The line that a screen shows when an engine has crashed."""
+    return f"The engine of replica {replica} crashed: {reason}. Its rows run again."
 
 
 def progress_line(progress: Progress, now: float) -> str:
     """The content of the live screen in one line."""
+    if progress.stage is not None:
+        return (
+            f"{progress.stage}  {duration(now - progress.started_at)}  "
+            f"units {progress.units_done:,}/{progress.units_total:,}"
+        )
     input_rate, output_rate = progress.rates(now)
     return (
         f"units {progress.units_done:,}/{progress.units_total:,}  "
@@ -101,7 +124,8 @@ def make_screen(console: Console) -> Screen:
     if console.is_terminal:
         return LiveScreen(console)
     return PlainScreen(
-        lambda progress, now: console.print(progress_line(progress, now), markup=False)
+        lambda progress, now: console.print(progress_line(progress, now), markup=False),
+        lambda line: console.print(line, markup=False),
     )
 
 
@@ -116,6 +140,10 @@ class LiveScreen(Screen):
             console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
         )
         self._live.start()
+
+    def crashed(self, replica: str, reason: str) -> None:
+        # Appears above the live display and stays there.
+        self._live.console.print(crash_line(replica, reason), markup=False, highlight=False)
 
     def ticked(self, progress: Progress, now: float) -> None:
         self._live.update(_facts(progress, now), refresh=True)
@@ -145,8 +173,8 @@ def _bar(done: int, total: int) -> Table:
 
 
 def _replicas(progress: Progress) -> str:
+    if progress.stage is not None:
+        return progress.stage
     loads = progress.pool.loads.values()
-    if not loads:
-        return "starting"
     rows, units = sum(load.num_running for load in loads), sum(load.num_units for load in loads)
     return f"{len(loads):,}, with {rows:,} rows of {units:,} units"

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from contextlib import suppress
+from pathlib import Path
 
 from tokenmill.errors import OverBudget, RunFailed, TokenmillError
 from tokenmill.formatting import plural
@@ -11,6 +12,8 @@ from tokenmill.observe.progress import Progress
 from tokenmill.output.commit import Commit
 from tokenmill.output.counts import Counts
 from tokenmill.output.rejects import example_reject
+from tokenmill.scheduling.crashes import remedy
+from tokenmill.scheduling.load import PoolState
 from tokenmill.storage.base import Store
 
 # Crashes without a completed unit. The search for one row that crashes engines takes at most
@@ -19,6 +22,8 @@ _MAX_OTHER_CRASHES = 3
 _EXTRA_CRASHES_PER_SEARCH = 3
 # Rows that crash engines are rare; more of them mean that the engine itself is broken.
 _MAX_POISON_ROWS = 8
+# Crashes for one reason after which the rows, or chance, are not to blame.
+_MAX_REPEATS = 3
 # In the one line that says why a run was stopped.
 _MAX_CLASSES = 3
 _MAX_EXAMPLE_CHARACTERS = 200
@@ -31,14 +36,27 @@ def over_budget(job: Job, totals: Counts) -> bool:
 
 
 class CrashLimit(RunListener):
-    """Stops a run if engines crash again and again and no unit is completed.
+    """Stops a run whose engines cannot work. `ticked` raises `RunFailed`, with a remedy.
 
-    `ticked` raises `RunFailed`.
+    A run is stopped if engines crashed
+
+    - for the same reason on three different rows, each alone in its engine, and no row was
+      answered in between. After a crash one row always runs alone first, so an engine that is
+      broken for all rows is recognized after four crashes, and one row that crashes engines never
+      counts as three.
+    - three times while they loaded their model, and none became ready in between.
+    - for whatever reasons, more often than a search for poison rows can take, and no unit was
+      completed in between.
+
+    With several replicas, each of the first two takes one crash more per replica: each of them may
+    be testing a row that crashes its engine. `log` is where the engines' output is.
     """
 
-    def __init__(self, rows_per_unit: int, replicas: int) -> None:
+    def __init__(self, rows_per_unit: int, replicas: int, log: Path) -> None:
         search = _EXTRA_CRASHES_PER_SEARCH + rows_per_unit.bit_length()
         self._max_crashes = _MAX_OTHER_CRASHES + replicas * search
+        self._max_repeats = _MAX_REPEATS + replicas - 1
+        self._log = log
         self._crashes_before = 0
         self._poison_rows = 0
 
@@ -56,12 +74,28 @@ class CrashLimit(RunListener):
             # A row that crashes engines was found, so the search makes progress.
             self._poison_rows = state.poison_rows
             self._crashes_before = state.crashes
+        problem = self._problem(state)
+        if problem is not None:
+            reason = state.crash_reason
+            sentences = (f"{problem}: {reason}.", remedy(reason), f"The log is {self._log}")
+            raise RunFailed(" ".join(filter(None, sentences)))
+
+    def _problem(self, state: PoolState) -> str | None:
+        """Why the run cannot go on; None if it can."""
+        if state.crashed_rows >= self._max_repeats:
+            return (
+                f"engines crashed on {state.crashed_rows} different rows, each alone, for the same "
+                "reason"
+            )
+        if state.load_crashes >= self._max_repeats:
+            return f"no replica could load its model, in {state.load_crashes} attempts"
         crashes = state.crashes - self._crashes_before
         if crashes >= self._max_crashes:
-            raise RunFailed(
+            return (
                 f"engines crashed {crashes} times and no unit was completed in between; the last "
-                f"reason: {state.crash_reason}"
+                "reason"
             )
+        return None
 
 
 class RejectBudget(RunListener):

@@ -30,13 +30,12 @@ from tokenmill.output.runs import SUMMARY_NAME, run_folder
 from tokenmill.output.success import write_success
 from tokenmill.output.verify import Level, expected_output, require_whole, verify
 from tokenmill.plan.plan import Unit
-from tokenmill.run.checks import check_formats, check_job, models_by_key
+from tokenmill.run.checks import check_job, check_params, check_without_gpu, models_by_key
 from tokenmill.run.follow import follow, initial_progress
 from tokenmill.run.limits import CrashLimit, RejectBudget, over_budget
 from tokenmill.run.notify import notify
 from tokenmill.run.planning import PreparedRun, finished_before, prepare
 from tokenmill.run.summary import Summary, new_run_id
-from tokenmill.stages.backend import backend_of
 from tokenmill.stages.executor import Executor, RepairSpec, RunSpec
 from tokenmill.stages.load import resolve
 from tokenmill.storage.base import Store
@@ -62,8 +61,9 @@ def run_job(
     survive; `KeyboardInterrupt` passes through. In each case the committed units are kept.
     """
     check_job(job)
+    check_params(job)
     if executor.is_local and not executor.has_gpus:
-        check_formats(job)
+        check_without_gpu(job)
     job = resolve(job)
     store = output or open_store(job.output.path, job.output.endpoint_url)
     totals = finished_before(job, store)
@@ -72,7 +72,7 @@ def run_job(
         return None
     prepared = prepare(job, store, executor.has_gpus)
     _announce(prepared, interface)
-    run = Run(prepared.opened, job, prepared.missing, interface)
+    run = Run(prepared.opened, job, prepared.in_order(), interface)
     return run.execute(executor, listeners)
 
 
@@ -83,6 +83,8 @@ def _announce(prepared: PreparedRun, interface: Interface) -> None:
         f"{plural(plan.num_shards, 'shard')}, {plural(len(plan.units), 'unit')}, "
         f"to {prepared.opened.store.url}"
     )
+    for note in prepared.notes:
+        interface.say(note)
     for bad in plan.skipped:
         interface.say(f"Skipped {bad.path}: {bad.reason}")
     if prepared.new_shards:
@@ -136,7 +138,8 @@ class Run:
         self._run_id = new_run_id()
         self._log = log_file(f"{self._run_id}.log")
         self._events = EventLog(self._run_id, interface.event)
-        self._progress = initial_progress(opened.plan.units, units)
+        num_rows = sum(unit.num_rows for unit in units) if repair is None else repair.num_rows
+        self._progress = initial_progress(opened.plan.units, len(units), num_rows)
         self._events.add(EventName.START, tokenmill=__version__, missing=len(units))
 
     def execute(self, executor: Executor, listeners: Sequence[RunListener] = ()) -> Summary:
@@ -152,12 +155,9 @@ class Run:
             raise
 
     def _run_units(self, executor: Executor, listeners: Sequence[RunListener]) -> None:
-        if not executor.is_local:
-            # Checked before a cluster starts machines. A local replica makes the same check before
-            # it loads anything, and here it would cost ten seconds of imports.
-            backend_of(self._job.model).check_params(self._job.params)
         traces = traces_of(self._run_id, self._opened.job.name, self._interface.say)
         observers = [self._events, traces, *listeners]
+        self._progress.start_stage = executor.start_stage
         error: BaseException | None = None
         try:
             with (
@@ -183,7 +183,7 @@ class Run:
     def _limits(self) -> tuple[RunListener, ...]:
         rows_per_unit = max(unit.num_rows for unit in self._units)
         return (
-            CrashLimit(rows_per_unit, self._job.model.max_replicas),
+            CrashLimit(rows_per_unit, self._job.model.max_replicas, self._log),
             RejectBudget(self._job, self._opened.store),
         )
 

@@ -29,8 +29,10 @@ class PoolState:
     """The replicas' last reports, by replica name, and what is known about engine crashes.
 
     `crashes` counts the engines that crashed. `crash_reason` and `crashed_replica` describe the
-    last crash. `poison_rows` counts the rows that were found to crash engines. `ready_s` is the
-    time in seconds since the first replica became ready.
+    last crash, and `crashed_rows` counts the rows on which engines crashed for that reason
+    (`CrashHistory`). `poison_rows` counts the rows that were found to crash engines. `ready_s` is
+    the time in seconds since the first replica became ready. `num_loading` counts the replicas that
+    load a model, and `load_crashes` those that were killed while loading since one became ready.
     """
 
     loads: Mapping[str, ReplicaLoad] = field(default_factory=dict)
@@ -39,3 +41,6 @@ class PoolState:
     poison_rows: int = 0
     ready_s: float = 0.0
     crashed_replica: str = ""
+    crashed_rows: int = 0
+    num_loading: int = 0
+    load_crashes: int = 0

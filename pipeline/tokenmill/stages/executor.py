@@ -30,6 +30,11 @@ class RepairSpec:
     rows: Mapping[str, tuple[int, ...]]
     changes: Mapping[str, Any]
 
+    @property
+    def num_rows(self) -> int:
+        """The number of rows to answer again."""
+        return sum(map(len, self.rows.values()))
+
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:
@@ -75,6 +80,10 @@ class Executor(Protocol):
     @property
     def has_gpus(self) -> bool:
         """Whether replicas may have GPUs, as far as is known before the start."""
+
+    @property
+    def start_stage(self) -> str:
+        """What `start` does, for the screen."""
 
     def warnings(self) -> Sequence[str]:
         """What the user should know before a start, one line each.

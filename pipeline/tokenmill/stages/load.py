@@ -46,7 +46,7 @@ def load_engine(job: Job, resources: EngineResources) -> Engine:
     def load(side: AuxiliaryModel, key: str | None, adapters: Mapping[str, str]) -> Engine:
         backend = backend_of(side.source, key or "model")
         share = replace(resources, gpu_memory=memory[key])
-        return backend.load(side.runner, job.params, adapters, share)
+        return backend.load(side.runner, job.params, adapters, share, uses_seeds=job.uses_seeds)
 
     engine = load(AuxiliaryModel(job.model, job.runner), None, job.model.adapters)
     if not auxiliary:
@@ -62,7 +62,7 @@ def resolve(job: Job) -> Job:
     """
 
     def resolved(section: TaskSection) -> TaskSection:
-        step = step_of(section)
+        step = step_of(section, is_only=job.tasks is None)
         backend = backend_of(section.model or job.model, step.model_key or "model")
         complete: TaskSection = step.kind.resolve(step, backend.config)
         return complete
@@ -77,7 +77,7 @@ def load_tasks(job: Job, storage: Store | None = None) -> RowTasks:
 
     Raises `UserError`.
     """
-    return RowTasks(job.steps, load_context(job, storage))
+    return RowTasks(job.steps, load_context(job, storage), job.output.columns)
 
 
 def load_context(job: Job, storage: Store | None = None) -> TaskContext:

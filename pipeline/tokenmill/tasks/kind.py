@@ -103,17 +103,20 @@ class TaskKind(Generic[SectionT]):
 class TaskStep(Generic[SectionT]):
     """One task of a job: its kind, and its section with the job's defaults filled in.
 
-    `is_join` marks the second prompt of a task that divides long texts.
+    `is_join` marks the second prompt of a task that divides long texts, `is_only` a task that is
+    not in a list: its keys are in the job's section `task`, whether it has a name or not.
     """
 
     kind: TaskKind[SectionT]
     section: SectionT
     is_join: bool = False
+    is_only: bool = False
 
     @property
     def key_prefix(self) -> str:
-        """Comes before keys in messages; empty if the job has one unnamed task."""
-        return "" if self.section.name is None else f"tasks.{self.section.name}."
+        """Comes before keys in messages; empty if the job has a single task."""
+        has_prefix = self.section.name is not None and not self.is_only
+        return f"tasks.{self.section.name}." if has_prefix else ""
 
     @property
     def prompt_prefix(self) -> str:
@@ -167,6 +170,18 @@ class TaskStep(Generic[SectionT]):
     def params(self) -> tuple[Params, ...]:
         """The parameters of the task's requests, as far as they are known without a model."""
         return self.kind.params(self)
+
+    @property
+    def uses_seeds(self) -> bool:
+        """Whether a request may be sampled with a seed: the job's, the task's own or a row's."""
+        overrides = self.section.overrides or {}
+        return any(
+            ("seed" in overrides or params.values.get("seed") is not None)
+            # At temperature 0 vLLM ignores the seed.
+            and ("temperature" in overrides or params.values.get("temperature") != 0)
+            for params in self.params
+            if isinstance(params, Sampling)
+        )
 
     @property
     def join(self) -> Join | None:

@@ -14,8 +14,8 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from helpers.command import ROOT, output_rows, tokenmill
-from helpers.fork_server import run_script
+from helpers.command import ROOT, output_rows
+from helpers.fork_server import run_script, tokenmill
 from helpers.inprocess import invoke
 from tokenmill.config.model_source import ModelSource
 from tokenmill.errors import ExitCode
