@@ -27,6 +27,7 @@ def with_date(data: Mapping[str, Any]) -> dict[str, Any]:
                 raise ValueError(
                     f"{section}.{key}: {_PLACEHOLDER} needs a day; pass --date yesterday or "
                     "--date 2026-01-31, or set the key date"
+                    + (" (a file's own {date} is [{]date})" if section == "input" else "")
                 )
             dated[section] = {**dated[section], key: path.replace(_PLACEHOLDER, day)}
     return dated

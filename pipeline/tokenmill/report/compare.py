@@ -14,8 +14,9 @@ import pyarrow as pa
 from tokenmill.errors import UserError
 from tokenmill.formatting import did_you_mean
 from tokenmill.output.output import OpenedOutput, batches, committed_units
-from tokenmill.output.schema import added_fields
+from tokenmill.output.schema import added_fields, task_names
 from tokenmill.plan.plan import Unit
+from tokenmill.prompt.cleaning.clean import CLEANED_FIELD
 from tokenmill.report.cells import finite, shorten, shown_cells
 from tokenmill.report.column_diff import (
     ColumnComparison,
@@ -101,6 +102,24 @@ class DriftLimits:
             return False
         return self.max_drift is None or comparison.largest_drift <= self.max_drift
 
+    def check(self, comparison: Comparison) -> None:
+        """Raise `UserError` if the outputs have nothing in common that the limits apply to."""
+        if not comparison.answered and not comparison.changed:
+            raise UserError(
+                f"cannot compare {comparison.output_a} and {comparison.output_b}: no row that both "
+                "contain has an answer in either of them"
+            )
+        is_drift_limited = self.max_drift is not None
+        if not any(
+            column.is_gated or (is_drift_limited and column.drift is not None)
+            for column in comparison.columns
+        ):
+            names = ", ".join(column.name for column in comparison.columns)
+            raise UserError(
+                f"changes in {names} are not counted by default; name columns with --on, or limit "
+                "the change of their means with --max-drift"
+            )
+
     def verdict(self, comparison: Comparison) -> dict[str, Any]:
         """The limits and whether the comparison is within them, as JSON fields."""
         return {**asdict(self), "within_limits": self.allows(comparison)}
@@ -114,11 +133,13 @@ def compare(
     By default they are all columns that both outputs have, except fractional numbers, finish
     reasons, stop reasons and numbers of attempts.
 
-    Raises `UserError` if the outputs were made from different rows.
+    Raises `UserError` if the outputs were made from different rows, or have no answer column in
+    common.
     """
     check_same_input(first, second)
     fields = _shared_fields(first, second)
-    gated = _gated_names(fields, on)
+    _require_shared_answers(first, second, fields)
+    gated = _gated_names(fields, task_names(first.job), on)
     kept = [name for name in first.kept_schema.names if name in second.kept_schema.names]
     stats = _PairStats([column_pairs(field, field.name in gated) for field in fields], kept)
     for one, other in _matched_rows(first, second, [*kept, *(field.name for field in fields)]):
@@ -187,7 +208,24 @@ def _shared_fields(first: OpenedOutput, second: OpenedOutput) -> list[pa.Field]:
     ]
 
 
-def _gated_names(fields: Sequence[pa.Field], on: Sequence[str] | None) -> set[str]:
+def _require_shared_answers(
+    first: OpenedOutput, second: OpenedOutput, fields: Sequence[pa.Field]
+) -> None:
+    answers, other_answers = (
+        [field.name for field in added_fields(opened.job) if field.name != CLEANED_FIELD.name]
+        for opened in (first, second)
+    )
+    if not any(field.name in answers for field in fields):
+        raise UserError(
+            f"cannot compare {first.store.url} and {second.store.url}: they have no answer column "
+            f"in common, other than vectors. A has {', '.join(answers)}; B has "
+            f"{', '.join(other_answers)}. Give their tasks the same names and kinds"
+        )
+
+
+def _gated_names(
+    fields: Sequence[pa.Field], task_names: Mapping[str, str], on: Sequence[str] | None
+) -> set[str]:
     names = [field.name for field in fields]
     for name in on or ():
         if name not in names:
@@ -197,7 +235,8 @@ def _gated_names(fields: Sequence[pa.Field], on: Sequence[str] | None) -> set[st
     return {
         field.name
         for field in fields
-        if not has_fractions(field.type) and not field.name.endswith(_INCIDENTAL_COLUMNS)
+        if not has_fractions(field.type)
+        and not task_names[field.name].endswith(_INCIDENTAL_COLUMNS)
     }
 
 

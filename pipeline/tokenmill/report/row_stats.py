@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from tokenmill.output.output import OpenedOutput, batches
 from tokenmill.output.rejects import describe_reject
-from tokenmill.output.schema import added_fields
+from tokenmill.output.schema import added_fields, task_names
 from tokenmill.plan.plan import Unit
 from tokenmill.report.cells import is_textual, is_unreadable, shorten, shown_cells, value_counts
 from tokenmill.report.streaming_stats import Histogram, Reservoir, ValueCounts
@@ -52,6 +52,7 @@ class RowStats:
 
     def __init__(self, opened: OpenedOutput) -> None:
         answers = added_fields(opened.job)
+        self._task_names = task_names(opened.job)
         columns = [*opened.kept_schema, *answers]
         self._shown = [field.name for field in columns if not is_unreadable(field.type)]
         needed = [*self._shown, *_LENGTH_NAMES, ERROR, SOURCE_FILE, SOURCE_ROW]
@@ -124,10 +125,10 @@ class RowStats:
         return {
             name: dict(values.counts.most_common())
             for name, values in self._values.items()
-            if name.endswith(_FINISH_NAMES) == is_finish
+            if self._task_names[name].endswith(_FINISH_NAMES) == is_finish
             and values.counts
             and (
-                name.endswith((*_LABEL_NAMES, *_FINISH_NAMES))
+                self._task_names[name].endswith((*_LABEL_NAMES, *_FINISH_NAMES))
                 or values.counts.total() >= 2 * len(values.counts)
             )
         }

@@ -4,16 +4,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-import pyarrow as pa
-
 from tokenmill.config.model_source import ModelSource
 from tokenmill.errors import UserError
+from tokenmill.input.where import where_columns
 from tokenmill.job.job import Job
 from tokenmill.models.code_safety import trusts_code
-from tokenmill.output.schema import added_fields, output_schema
+from tokenmill.output.schema import check_columns
 from tokenmill.prompt.without_torch import without_torch
 from tokenmill.reject import Reject
 from tokenmill.request import Params
+from tokenmill.row_columns import INTERNAL_PREFIX
 from tokenmill.stages.backend import backend_of
 from tokenmill.stages.load import load_context
 from tokenmill.storage.open import split_url
@@ -25,15 +25,9 @@ from tokenmill.tasks.task import TaskContext
 
 def check_job(job: Job) -> None:
     """Check what needs no input, output, Ray or engine. Raises `UserError`."""
-    names = output_schema(pa.schema([]), added_fields(job)).names
-    duplicates = sorted(set(names).intersection(job.input.keep))
-    if duplicates:
-        raise UserError(
-            f"input.keep: {duplicates[0]} is also the name of an output column; rename the column "
-            "in the input"
-        )
-    if len(set(job.input.keep)) != len(job.input.keep):
-        raise UserError("input.keep: a column is listed twice")
+    # The columns of `*` are checked when the input's are known.
+    check_columns(job, () if job.input.keeps_all else job.input.keep)
+    _check_read_columns(job)
     _check_cleaned(job, job.steps)
     if job.output.publish is not None:
         split_url(job.output.publish)
@@ -100,6 +94,19 @@ def _samplings(step: TaskStep[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{step.key_prefix}retries.sampling", section.retries.sampling
     if final is not None and final.section.sampling:
         yield f"{final.prompt_prefix}sampling", final.section.sampling
+
+
+def _check_read_columns(job: Job) -> None:
+    """Refuse input columns that have the name of a column that accompanies them in memory."""
+    columns = input_columns(job.steps)
+    if job.input.where is not None:
+        columns |= dict.fromkeys(where_columns(job.input.where), "input.where")
+    for name, key in columns.items():
+        if name.startswith(INTERNAL_PREFIX):
+            raise UserError(
+                f"{key}: {name} begins with {INTERNAL_PREFIX}, which tokenmill reserves for its "
+                "own columns; rename the column in the input"
+            )
 
 
 def _check_cleaned(job: Job, steps: Sequence[TaskStep[Any]]) -> None:

@@ -6,7 +6,7 @@ Nothing is written, no row is read, and neither Ray nor an engine is started.
 from dataclasses import dataclass
 
 from tokenmill.job.job import Job
-from tokenmill.output.schema import added_fields, output_schema
+from tokenmill.output.schema import output_schema
 from tokenmill.run.checks import check_params, check_tasks, models_by_key
 from tokenmill.run.planning import plan_ahead
 from tokenmill.stages.backend import backend_of
@@ -27,6 +27,7 @@ class Validation:
 
     `columns` maps the output's columns to their Arrow types. What depends on tokenizers (labels
     with the same beginning, prompts that are too long) is checked only if all models are fetched.
+    `notes` say what of the input is not read.
     """
 
     rows: int
@@ -35,6 +36,7 @@ class Validation:
     skipped_shards: tuple[str, ...]
     columns: dict[str, str]
     models: tuple[ModelState, ...]
+    notes: tuple[str, ...]
 
     @property
     def missing_models(self) -> tuple[ModelState, ...]:
@@ -47,7 +49,7 @@ def validate(job: Job, *, is_quick: bool = False) -> Validation:
 
     A quick check leaves out what needs a tokenizer or vLLM's classes.
     """
-    opened = plan_ahead(job)
+    opened, notes = plan_ahead(job)
     plan = opened.plan
     models = tuple(
         ModelState(key, model.source, backend_of(model, key).is_fetched)
@@ -57,7 +59,7 @@ def validate(job: Job, *, is_quick: bool = False) -> Validation:
         check_params(opened.job)
         if all(model.is_fetched for model in models):
             check_tasks(opened.job)
-    schema = output_schema(opened.kept_schema, added_fields(opened.job))
+    schema = output_schema(opened.job, opened.kept_schema)
     return Validation(
         rows=plan.num_rows,
         shards=plan.num_shards,
@@ -65,4 +67,5 @@ def validate(job: Job, *, is_quick: bool = False) -> Validation:
         skipped_shards=tuple(bad.path for bad in plan.skipped),
         columns={field.name: str(field.type) for field in schema},
         models=models,
+        notes=notes,
     )
