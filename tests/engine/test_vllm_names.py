@@ -181,6 +181,15 @@ def test_a_request_returns_one_output_at_its_end(needs: Requirement) -> None:
     needs.members("sampling_params.py", "SamplingParams", "output_kind")
 
 
+def test_parameters_are_checked_in_a_second(needs: Requirement) -> None:
+    """Without these names values that no request can have are found only when the engine starts."""
+    arguments = ("model_config", "speculative_config", "structured_outputs_config", "tokenizer")
+    needs.parameters("sampling_params.py", "SamplingParams.verify", *arguments)
+    needs.members("config/speculative.py", "SpeculativeConfig", "method")
+    needs.members("config/structured_outputs.py", "StructuredOutputsConfig", "backend")
+    needs.names("config/model.py", "ModelDType")
+
+
 def test_log_probabilities_come_in_flat_lists(needs: Requirement) -> None:
     """Without `FlatLogprobs` scores, label probabilities and token alternatives are lost."""
     needs.members("sampling_params.py", "SamplingParams", "flat_logprobs")

@@ -40,6 +40,7 @@ def test_parameters_that_vllm_takes_are_accepted() -> None:
         ({"logit_bias": {"100": 1}}, "a.sampling: "),
         ({"repetition_detection": {"max_pattern_size": 3}}, "a.sampling: "),
         ({"repetition_detection": {"max_size": 3}}, "a.sampling.repetition_detection.max_size: "),
+        ({"structured_outputs": {}}, "a.sampling: "),
         ({"structured_outputs": {"choise": ["a"]}}, "a.sampling.structured_outputs.choise: "),
         ({"ignore_eos": "yes"}, "a.sampling.ignore_eos: "),
         ({"logprobs": True}, "a.sampling.logprobs: "),

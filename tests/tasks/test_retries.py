@@ -120,7 +120,7 @@ def job(task: dict[str, Any], sampling: dict[str, Any]) -> Job:
         ({}, {"temperature": 0}, "retries: at temperature 0 the same request"),
         ({"sampling": {"seed": 3}}, {"temperature": 0}, "at temperature 0 the same request"),
         ({"times": 2, "sampling": {"max_tokens": 9}}, {"temperature": 0}, "retries.times"),
-        ({"sampling": {"max_tokens": 0}}, {}, "must be a positive number"),
+        ({"sampling": {"max_tokens": 0}}, {}, "max_tokens must be a whole number, 1 or more"),
         ({"sampling": {"seed": "x"}}, {}, "seed must be a whole number"),
         ({"sampling": {"n": 2}}, {}, "n must be 1"),
         ({"times": 0}, {}, "retries.times"),

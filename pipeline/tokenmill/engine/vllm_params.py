@@ -59,8 +59,10 @@ def _sampling_params(sampling: Sampling, key: str) -> "SamplingParams":
         values.setdefault("logprobs", 0)
     types = _sampling_types()
     check_names(values, key, types)
-    typed = {name: _typed(value, types[name], f"{key}.{name}") for name, value in values.items()}
     try:
+        typed = {
+            name: _typed(value, types[name], f"{key}.{name}") for name, value in values.items()
+        }
         return SamplingParams(**typed, output_kind=RequestOutputKind.FINAL_ONLY, flat_logprobs=True)
     except refusal_types() as error:
         raise UserError(f"{key}: vLLM refuses it: {refusal_message(error)}") from error

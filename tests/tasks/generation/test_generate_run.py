@@ -197,3 +197,26 @@ def bundled_tokenizer() -> Any:
     from transformers import AutoTokenizer  # noqa: PLC0415 - seconds
 
     return AutoTokenizer.from_pretrained(fetch_model(Model(source="bundled:smollm2-135m")))
+
+
+def test_parameters_that_are_mappings_reach_the_engine_as_its_classes(tmp_path: Path) -> None:
+    """Token ids are keys, a looping answer ends, and one of the choices is written."""
+    # The token 28 is a comma.
+    commas = {"logit_bias": {28: 100}}
+    parameters: dict[str, dict[str, Any]] = {
+        "bias": commas,
+        "loop": {**commas, "repetition_detection": {"max_pattern_size": 2, "min_count": 3}},
+        "pick": {"structured_outputs": {"choice": ["yes", "no"]}},
+    }
+    tasks = [
+        {"name": name, "kind": "generate", "sampling": {**GREEDY, **values}}
+        for name, values in parameters.items()
+    ]
+    answers = run(tmp_path / "job", pa.table({"question": QUESTIONS}), tasks=tasks)
+    for row in answers:
+        assert row["error"] is None
+        assert row["bias_generated_text"] == "," * GREEDY["max_tokens"]
+        assert row["bias_finish_reason"] == "length"
+        assert row["loop_generated_text"] == ",,,"
+        assert row["loop_finish_reason"] == "repetition"
+        assert row["pick_generated_text"] in {"yes", "no"}
