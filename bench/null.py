@@ -20,7 +20,7 @@ from tokenmill.engine.base import EngineResources
 from tokenmill.job.job import Job
 from tokenmill.output.commit import commit
 from tokenmill.output.record import UnitRecord
-from tokenmill.output.schema import added_fields, output_rows, output_schema
+from tokenmill.output.schema import output_rows, output_schema
 from tokenmill.run.planning import prepare
 from tokenmill.scheduling.dedup.registry import InFlightRegistry
 from tokenmill.scheduling.dedup.transport import LocalConnection
@@ -94,7 +94,7 @@ def cpu_by_stage(job: Job, tasks: RowTasks) -> dict[str, float]:
     one_of_many = _replica(
         job, tasks, LocalConnection(InFlightRegistry(), threading.Condition(), "one")
     )
-    schema = output_schema(opened.kept_schema, added_fields(job))
+    schema = output_schema(job, opened.kept_schema)
     collect_seldom()
     for position, unit in enumerate(prepared.missing):
         with stage("read"):

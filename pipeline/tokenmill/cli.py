@@ -1,6 +1,8 @@
 """The `tokenmill` command line: every command, grouped for `--help`."""
 
 import inspect
+import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
@@ -28,7 +30,9 @@ from tokenmill.commands.terminal import print_error
 from tokenmill.commands.validate import validate_command
 from tokenmill.commands.verify import verify_command
 from tokenmill.commands.version import version_command
-from tokenmill.errors import ExitCode
+from tokenmill.errors import TokenmillError, UserError
+from tokenmill.observe.streams import open_standard_streams
+from tokenmill.stages.executor import Executor
 
 
 class _Command(TyperCommand):
@@ -137,9 +141,28 @@ for _name, _command in _MODELS.items():
 app.add_typer(_models, name="models", rich_help_panel="Other")
 
 
-def main() -> None:
-    """The console script."""
+def main(executor: Executor | None = None) -> None:
+    """The console script. Units run on `executor` instead of Ray, if one is passed."""
+    open_standard_streams()
+    try:
+        _check_surroundings()
+        app(prog_name="tokenmill", obj=executor)
+    except TokenmillError as error:
+        # Commands report their own errors, except for `--debug` and what typer prints for them.
+        if "--debug" in sys.argv:
+            raise
+        print_error(str(error))
+        raise SystemExit(error.exit_code) from error
+
+
+def _check_surroundings() -> None:
+    """Raise `UserError` for a process in which no command can work."""
     if not __debug__:
-        print_error("python -O and PYTHONOPTIMIZE remove checks of Ray and vLLM; run without them")
-        raise SystemExit(ExitCode.USER_ERROR)
-    app(prog_name="tokenmill")
+        raise UserError("python -O and PYTHONOPTIMIZE remove checks of Ray and vLLM; run without")
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError(
+            f"the current folder cannot be used ({error.strerror}), it may have been deleted; "
+            "change to another folder"
+        ) from error

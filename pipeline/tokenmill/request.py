@@ -118,6 +118,11 @@ class Completion:
     stop_reason: str | int | None = None
     vector: npt.NDArray[np.float32] | None = None
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether the answer was cut off, at `max_tokens` or where it began to loop."""
+        return self.finish_reason in (FinishReason.LENGTH, FinishReason.REPETITION)
+
     def job_stop(self, stop_token_ids: Collection[int]) -> str | None:
         """The job's stop string or stop token that ended the answer, if one did.
 

@@ -25,6 +25,8 @@ PROVENANCE_FIELDS = (
     pa.field(SOURCE_FILE, pa.string(), nullable=False),
     pa.field(SOURCE_ROW, pa.int64(), nullable=False),
 )
+#: Names of columns that begin like this are tokenmill's own; neither inputs nor outputs have them.
+INTERNAL_PREFIX = "__tokenmill_"
 #: The row's position in its shard, counted from 0. It accompanies the input's columns in memory and
 #: becomes `source_row` in the output.
-ROW_COLUMN = "__tokenmill_row"
+ROW_COLUMN = f"{INTERNAL_PREFIX}row"

@@ -1,6 +1,5 @@
 """The private names of Ray: they exist in the installed version, and a missing one costs little."""
 
-import abc
 import dataclasses
 import importlib
 import logging
@@ -30,9 +29,6 @@ CALLS: dict[str, Callable[[RayPatches], object]] = {
     "start_no_dashboard": RayPatches.start_no_dashboard,
     "start_small_agents": RayPatches.start_small_agents,
     "export_metrics": lambda patches: patches.export_metrics(9464, 1000),
-    "keep_no_statistics": RayPatches.keep_no_statistics,
-    "skip_autoscaling_actor": RayPatches.skip_autoscaling_actor,
-    "skip_location_tracker": RayPatches.skip_location_tracker,
     "stop_on_request": lambda patches: patches.stop_on_request(SimpleNamespace()),
     "limit_waiting": lambda patches: patches.limit_waiting((1.0, 1.0)),
 }
@@ -119,55 +115,13 @@ def test_loopback_is_a_flag_that_is_put_back() -> None:
 
 
 def test_patches_are_undone() -> None:
-    """After the context the installed Ray has its own functions, static methods included."""
-    names = [
-        name
-        for title in ("start_no_dashboard", "keep_no_statistics", "skip_location_tracker")
-        for name in PATCHES[title].names
-        if name.is_in(INSTALLED)
-    ]
+    """After the context the installed Ray has its own functions."""
+    names = PATCHES["start_no_dashboard"].names
     before = [value_of(name) for name in names]
     with RayPatches() as patches:
         patches.start_no_dashboard()
-        patches.keep_no_statistics()
-        patches.skip_location_tracker()
         assert all(value_of(name) is not value for name, value in zip(names, before, strict=True))
     assert [value_of(name) for name in names] == before
-    for name in PATCHES["keep_no_statistics"].names:
-        owner, _, method = name.path.partition(".")
-        manager = value_of(PrivateName(name.module, owner))
-        assert isinstance(vars(manager)[method], staticmethod)
-
-
-@pytest.mark.parametrize(
-    ("version", "kind"), [("2.58.0", list), ("2.59.0", list), ("2.60.0", dict), ("2.61.0", dict)]
-)
-def test_reserved_resources_have_the_shape_that_each_version_reads(
-    version: str, kind: type
-) -> None:
-    """Ray 2.60 reads them by node, earlier versions as a list."""
-    machine = {"CPU": 4.0, "memory": 1e9}
-
-    class AutoscalingCoordinator(abc.ABC):
-        @abc.abstractmethod
-        def request_resources(self) -> None: ...
-
-        @abc.abstractmethod
-        def cancel_request(self) -> None: ...
-
-        @abc.abstractmethod
-        def get_reserved_resources(self) -> None: ...
-
-    module = SimpleNamespace(
-        AutoscalingCoordinator=AutoscalingCoordinator, DefaultAutoscalingCoordinator=print
-    )
-    with RayPatches(lambda _: module, version) as patches:
-        patches.skip_autoscaling_actor(lambda: machine)
-        coordinator: Any = module.DefaultAutoscalingCoordinator(requester_id="a-dataset")
-    reserved = coordinator.get_reserved_resources()
-    assert isinstance(reserved, kind)
-    assert [*(reserved.values() if isinstance(reserved, dict) else reserved)] == [machine]
-    assert module.DefaultAutoscalingCoordinator is print
 
 
 def test_the_settings_of_a_run_are_fields_of_rays_context() -> None:

@@ -10,28 +10,23 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers.command import ROOT, output_rows, program
+from helpers.command import ROOT, WITHOUT_RAY, output_rows, program
 from helpers.inprocess import CORPUS, job_over, write_corpus
 from tokenmill.errors import ExitCode
 from tokenmill.output.plan_file import SUCCESS_KEY
 
-#: The command line with units run in the same process, without Ray.
-WITHOUT_RAY = (
-    "from tokenmill.cli import app; from tokenmill.stages.in_process import InProcessExecutor; "
-    "app(obj=InProcessExecutor())"
-)
 NUM_ROWS = sum(map(len, CORPUS.values()))
 #: Names of ours or of a dependency, as folders of data without Python.
 DATA_FOLDERS = ("tokenmill", "ray", "vllm", "datasets")
-#: Python files of the user's; importing one of them is recorded, and fails.
+#: Python files of the user's; importing one of them is recorded, and ends the process.
 PYTHON_FILES = ("pipeline/__init__.py", "pipeline.py", "jobs/__init__.py", "tests/__init__.py")
 #: Python files with names of ours, of a dependency and of the standard library. Python itself finds
 #: them first if the folder is on its path, but the `tokenmill` script does not put it there.
 SHADOWING_FILES = ("tokenmill.py", "datasets.py", "secrets.py")
-RECORD_AND_FAIL = """\
+RECORD_AND_EXIT = """\
 with open({record!r}, "a") as record:
     record.write(__file__ + "\\n")
-raise ImportError(__file__)
+raise SystemExit(__file__)
 """
 
 
@@ -51,7 +46,7 @@ class Folder:
     def write_python(self, *names: str) -> None:
         for name in names:
             (self.path / name).parent.mkdir(exist_ok=True)
-            (self.path / name).write_text(RECORD_AND_FAIL.format(record=str(self._record)))
+            (self.path / name).write_text(RECORD_AND_EXIT.format(record=str(self._record)))
 
     def run(self, *command: str, is_on_path: bool) -> None:
         """Run a command in the folder; it must succeed and import none of the user's files."""
@@ -84,12 +79,11 @@ def test_commands_ignore_the_users_files(folder: Folder, is_on_path: bool) -> No
     """A job is validated, previewed, run, resumed and retried, also with the folder on the path."""
     for arguments in (["validate", "job.yaml"], ["preview", "job.yaml", "-n", "2"]):
         folder.run(sys.executable, "-m", "tokenmill", *arguments, is_on_path=is_on_path)
-    without_ray = (sys.executable, "-c", WITHOUT_RAY)
-    folder.run(*without_ray, "run", "job.yaml", is_on_path=is_on_path)
+    folder.run(*WITHOUT_RAY, "run", "job.yaml", is_on_path=is_on_path)
     folder.forget_a_unit("out")
-    folder.run(*without_ray, "run", "job.yaml", is_on_path=is_on_path)
+    folder.run(*WITHOUT_RAY, "run", "job.yaml", is_on_path=is_on_path)
     assert len(output_rows(folder.path / "out")) == NUM_ROWS
-    folder.run(*without_ray, "retry", "out", is_on_path=is_on_path)
+    folder.run(*WITHOUT_RAY, "retry", "out", is_on_path=is_on_path)
 
 
 @pytest.mark.integration

@@ -7,8 +7,6 @@ import tomllib
 import pytest
 from helpers.command import ROOT
 from tokenmill.engine.vllm_params import (
-    check_engine_names,
-    check_sampling_names,
     check_version,
     grammar_backend,
     require_vllm,
@@ -58,17 +56,6 @@ def test_every_version_that_pip_may_install_is_supported() -> None:
         major, minor, *_ = (*map(int, version.split(".")), 0)
         # The last release below an exclusive bound.
         check_version(f"{major}.{minor - (operator == '<')}.0")
-
-
-@needs_vllm
-def test_an_unknown_argument_is_named_with_the_nearest_one() -> None:
-    """Both for the engine's arguments and for sampling parameters, with their job keys."""
-    check_engine_names({"max_num_seqs": 4, "gpu_memory_utilization": 0.9}, "model.engine")
-    check_sampling_names({"temperature": 0, "top_p": 0.5}, "sampling")
-    with pytest.raises(UserError, match=r"^model\.engine\.max_num_seq: .*max_num_seqs\?"):
-        check_engine_names({"max_num_seq": 4}, "model.engine")
-    with pytest.raises(UserError, match=r"^tasks\.a\.sampling\.temprature: .*temperature\?"):
-        check_sampling_names({"temprature": 0}, "tasks.a.sampling")
 
 
 @pytest.mark.parametrize(

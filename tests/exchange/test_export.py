@@ -3,17 +3,19 @@
 import base64
 import json
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import datasets
 import deltalake
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers.inprocess import drive, job_over
+from helpers.inprocess import drive, job_over, write_corpus
 from helpers.stores import ON_S3, refusal
 from pyiceberg.table import StaticTable
 from tokenmill.cli import app
@@ -21,8 +23,9 @@ from tokenmill.errors import ExitCode, UserError
 from tokenmill.exchange.export import ExportFormat, export
 from tokenmill.job.job import Job
 from tokenmill.output.json_lines import as_json
-from tokenmill.output.output import OpenedOutput, open_output
+from tokenmill.output.output import OpenedOutput, all_batches, committed_objects, open_output
 from tokenmill.output.record import read_record
+from tokenmill.storage.base import ObjectInfo
 from tokenmill.storage.local import LocalStore
 from tokenmill.storage.open import open_object
 from typer.testing import CliRunner
@@ -302,6 +305,123 @@ def test_an_unknown_format_is_an_error(tmp_path: Path) -> None:
     (line,) = done.stderr.splitlines()
     assert all(format_ in line for format_ in ExportFormat)
     assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "format_"),
+    [
+        ("all.jsonl", ExportFormat.JSONL),
+        ("all.NDJSON", ExportFormat.JSONL),
+        ("all", ExportFormat.JSONL),
+        ("all.parquet", ExportFormat.PARQUET),
+    ],
+)
+def test_a_suffix_says_the_format(tmp_path: Path, name: str, format_: ExportFormat) -> None:
+    """Without `--to` the target's suffix decides, and JSON lines are the default."""
+    opened, target = output_of(tmp_path, keep=["big"]), tmp_path / name
+    done = CliRunner().invoke(app, ["export", opened.store.url, str(target)])
+    assert done.exit_code == ExitCode.FINISHED, done.stderr
+    assert [row["source_row"] for row in read_back(target, format_)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "parts"),
+    [
+        ("all.csv", [], [".csv", *ExportFormat]),
+        ("all.json", [], [".json", *ExportFormat]),
+        ("all.jsonl.gz", [], ["| gzip"]),
+        ("all.jsonl.gz", ["--to", "jsonl"], ["| gzip"]),
+        ("all.parquet.zst", ["--to", "parquet"], ["| gzip"]),
+        ("-", ["--to", "parquet"], ["standard output", "jsonl"]),
+        ("-", ["--to", "delta"], ["standard output", "jsonl"]),
+        ("same", ["--to", "openai-batch", "--errors", "./same"], ["--errors"]),
+        ("-", ["--to", "openai-batch", "--errors", "-"], ["--errors"]),
+    ],
+)
+def test_a_target_that_does_not_fit_its_format_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    options: list[str],
+    parts: list[str],
+) -> None:
+    """The error names the formats or the way out, and nothing is written."""
+    opened = output_of(tmp_path, keep=["big"])
+    (tmp_path / "exports").mkdir()
+    monkeypatch.chdir(tmp_path / "exports")
+    done = CliRunner().invoke(app, ["export", opened.store.url, name, *options])
+    assert (done.exit_code, done.stdout) == (ExitCode.USER_ERROR, "")
+    (line,) = done.stderr.splitlines()
+    assert all(part in line for part in parts)
+    assert list((tmp_path / "exports").iterdir()) == []
+
+
+@pytest.mark.parametrize("format_", ["jsonl", "openai-batch"])
+def test_lines_can_be_written_to_standard_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format_: str
+) -> None:
+    """Standard output has the rows only; their number is on stderr, and no file is made."""
+    opened = output_of(tmp_path, keep=["big"])
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.iterdir())
+    done = CliRunner().invoke(app, ["export", opened.store.url, "-", "--to", format_])
+    assert done.exit_code == ExitCode.FINISHED, done.stderr
+    assert len([json.loads(line) for line in done.stdout.splitlines()]) == len(ROWS)
+    assert "3 rows" in done.stderr
+    assert set(tmp_path.iterdir()) == before
+
+
+class _CountingStore(LocalStore):
+    """A store that counts how often it is asked for objects, and how many it has read."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.num_calls = 0
+        self.num_read = 0
+
+    def read_ends(self, items: Sequence[ObjectInfo], num_bytes: int) -> Sequence[bytes]:
+        self.num_calls += 1
+        self.num_read += len(items)
+        return super().read_ends(items, num_bytes)
+
+    def open(self, key: str) -> BinaryIO:
+        self.num_calls += 1
+        return super().open(key)
+
+
+def many_units(folder: Path) -> tuple[OpenedOutput, _CountingStore]:
+    """An output of 200 units of one row, and its store."""
+    corpus = write_corpus(folder / "corpus", {"a.parquet": [f"text {n}" for n in range(200)]})
+    job = Job.model_validate(job_over(corpus, folder / "out", units={"rows": 1}))
+    drive(job, LocalStore(str(folder / "out")))
+    counting = _CountingStore(str(folder / "out"))
+    return replace(open_output(counting), store=counting), counting
+
+
+def test_units_are_read_together_and_written_in_order(tmp_path: Path) -> None:
+    """200 small units cost four calls of the store, not one each."""
+    opened, store = many_units(tmp_path)
+    assert export(opened, tmp_path / "all.jsonl", ExportFormat.JSONL) == 200
+    assert [row["source_row"] for row in lines(tmp_path / "all.jsonl")] == list(range(200))
+    assert (store.num_calls, store.num_read) == (4, 200)
+
+
+def test_few_units_are_held_at_a_time(tmp_path: Path) -> None:
+    """However slowly the rows are taken, a bounded number of units is read ahead."""
+    opened, store = many_units(tmp_path)
+    objects = committed_objects(store, opened.plan).values()
+    rows = all_batches(opened, objects, ["source_row"])
+    for taken, _ in enumerate(rows, start=1):
+        assert store.num_read <= taken + 128
+
+
+def test_large_units_are_not_read_ahead(tmp_path: Path) -> None:
+    """An object of more than 32 MiB is opened when its turn comes."""
+    opened, store = many_units(tmp_path)
+    objects = [replace(item, size=2**26) for item in committed_objects(store, opened.plan).values()]
+    rows = all_batches(opened, objects, ["source_row"])
+    assert [batch.column(0).to_pylist() for _, batch in rows] == [[row] for row in range(200)]
+    assert store.num_read == 0
 
 
 def test_values_become_json() -> None:

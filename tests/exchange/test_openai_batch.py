@@ -53,6 +53,24 @@ def written(path: str | None) -> list[dict[str, Any]]:
     return [json.loads(text) for text in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.parametrize(
+    ("answers", "errors", "part"),
+    [
+        ("same.jsonl", "./same.jsonl", "--errors"),
+        ("-", None, "--output"),
+        ("a.jsonl", "-", "--errors"),
+    ],
+)
+def test_result_files_that_cannot_be_written_are_refused_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: str, errors: str | None, part: str
+) -> None:
+    """Nothing is converted or answered."""
+    monkeypatch.chdir(tmp_path)
+    batch = replace(batch_of(tmp_path, chats(2)), answers=answers, errors=errors)
+    assert part in refusal(UserError, lambda: run(batch))
+    assert [path.name for path in tmp_path.iterdir()] == ["requests.jsonl"]
+
+
 def test_each_line_gets_an_answer_or_an_error(tmp_path: Path) -> None:
     """Answers are in the order of the lines, errors name their line, blank lines are skipped."""
     lines = chats(5)

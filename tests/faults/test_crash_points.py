@@ -15,11 +15,12 @@ from helpers.stores import Crash, CrashingStore, StubS3, keys
 from tokenmill.errors import ExitCode
 from tokenmill.job.job import Job
 from tokenmill.output.output import open_output
-from tokenmill.output.plan_file import JOB_KEY, PLAN_KEY
+from tokenmill.output.plan_file import JOB_KEY
 from tokenmill.output.record import read_record
 from tokenmill.output.rejects import Selection
 from tokenmill.output.success import read_success
 from tokenmill.output.verify import Level, expected_output, verify
+from tokenmill.plan.keys import PLAN_KEY
 from tokenmill.storage.base import Store
 from tokenmill.storage.local import LocalStore
 

@@ -22,6 +22,7 @@ from tokenmill.scheduling.poison_rows import PoisonSearch
 from tokenmill.scheduling.replica import AnsweredUnit, Replica
 from tokenmill.stages.executor import RunSpec
 from tokenmill.stages.load import load_engine, load_tasks
+from tokenmill.stages.notes import is_skipped
 from tokenmill.stages.unit import commit_unit, render_unit, with_notes
 
 _THREADS = 3
@@ -96,6 +97,8 @@ class ThreadedExecution:
         if self._stopped.is_set():
             raise RunFailed("stopped")
         rendered = render_unit(spec, position, self._tasks)
+        if is_skipped(rendered):
+            return commit_unit(spec, position, rendered)
         answered = self._answer(position, rendered)
         with open(self._folder / "answered", "a") as file:
             file.write(f"{spec.units[position].key}\n")

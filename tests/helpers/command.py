@@ -17,6 +17,16 @@ import pyarrow.parquet as pq
 
 ROOT = Path(__file__).parents[2]
 
+#: The command line with units run in the same process, without Ray.
+WITHOUT_RAY = (
+    sys.executable,
+    "-c",
+    (
+        "from tokenmill.cli import main; from tokenmill.stages.in_process import InProcessExecutor;"
+        "main(InProcessExecutor())"
+    ),
+)
+
 _TIMEOUT_S = 600
 
 

@@ -10,7 +10,7 @@ from tokenmill.job.job import Job
 from tokenmill.output.commit import commit, count_rejects
 from tokenmill.output.output import OpenedOutput
 from tokenmill.output.record import UnitRecord
-from tokenmill.output.schema import added_fields, output_rows, output_schema
+from tokenmill.output.schema import counts_column, output_rows, output_schema
 from tokenmill.output.verify import Level, expected_output, verify
 from tokenmill.plan.keys import UNIT_KEY
 from tokenmill.plan.plan import Unit
@@ -33,13 +33,15 @@ def planned(job: Job) -> PreparedRun:
 def run_unit(opened: OpenedOutput, tasks: RowTasks, unit: Unit) -> None:
     """Read, render, answer and commit one unit."""
     job = opened.job
-    rendered = Renderer(tasks, job.input.keep).render(opened.source.read(unit))
+    kept = opened.kept_schema
+    renderer = Renderer(tasks, kept.names, job.clean, counts_column(job))
+    rendered = renderer.render(opened.source.read(unit))
     scheduler = Scheduler(FakeEngine(fake_settings(job.model.engine)), tasks)
     flight = scheduler.submit(rendered)
     while scheduler.has_work:
         scheduler.step()
     answers = [answer for answer in flight.answers if answer is not None]
-    schema = output_schema(opened.kept_schema, added_fields(job))
+    schema = output_schema(job, kept)
     rows = output_rows(answered_table(rendered, answers, tasks.fields), unit.shard, schema)
     facts: dict[str, Any] = dict.fromkeys(UnitRecord.__dataclass_fields__, "")
     facts |= {"unit": unit.key, "fingerprint": job.fingerprint, "shard_version": unit.version}
@@ -57,7 +59,7 @@ def run(job: Job, prepared: PreparedRun) -> pa.Table:
     proof = verify(prepared.opened.store, expected_output(prepared.opened), Level.INPUT)
     assert proof.is_whole, proof.findings
     assert all(UNIT_KEY.fullmatch(key) for key in proof.units)
-    schema = output_schema(prepared.opened.kept_schema, added_fields(job))
+    schema = output_schema(job, prepared.opened.kept_schema)
     if not prepared.missing:
         return schema.empty_table()
     return ds.dataset(Path(job.output.path) / "data", format="parquet").to_table()

@@ -1,5 +1,8 @@
 """The shards of an input, and the content of their footers."""
 
+import bz2
+import gzip
+import lzma
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -138,6 +141,92 @@ def test_a_pattern_without_shards_is_refused(corpus: Path, pattern: str) -> None
     assert "no file matches" in str(refused.value)
 
 
+@pytest.mark.parametrize("name", ["a[1].parquet", "a*.parquet", "a?.parquet", "{date}.parquet"])
+@pytest.mark.parametrize("folder", ["corpus", "corpus[x]*"])
+def test_a_path_that_exists_is_no_pattern(tmp_path: Path, folder: str, name: str) -> None:
+    """Wildcards in the name of a file or a folder are taken literally if it exists."""
+    write(tmp_path / folder / name)
+    write(tmp_path / folder / "a1.parquet")
+    write(tmp_path / "corpusx" / "b.parquet")
+    assert keys(tmp_path / folder / name) == [name]
+    assert keys(tmp_path / folder) == sorted([name, "a1.parquet"])
+    escaped = "".join(f"[{char}]" if char in "*?[{" else char for char in f"{folder}/{name}")
+    assert keys(f"{tmp_path}/{escaped}") in ([name], [f"{folder}/{name}"])
+
+
+@pytest.fixture
+def with_outputs(memory_store: Store, tmp_path: Path) -> str:
+    """The URL of an input with two shards, and with outputs at two depths below it."""
+    data = write(tmp_path / "one.parquet").read_bytes()
+    for key in (
+        "a.parquet",
+        "day=1/b.parquet",
+        "out/_tokenmill/plan.parquet",
+        "out/data/a/rows-000000000000-000000000002.parquet",
+        "out/data/b/rows-000000000000-000000000002.parquet",
+        "out/other.parquet",
+        "old/deep/out/_tokenmill/plan.parquet",
+        "old/deep/out/data/a/rows-000000000000-000000000002.parquet",
+        # A folder of the same name that is no output's.
+        "outer/data/c.parquet",
+    ):
+        memory_store.put_if_absent(f"in/{key}", data)
+    return f"{memory_store.url}/in"
+
+
+@pytest.mark.parametrize("pattern", ["", "/", "/**", "/**/*.parquet", "/*/**"])
+def test_outputs_below_the_input_are_not_read(with_outputs: str, pattern: str) -> None:
+    """Their units are left out at any depth, and one note says so; other files are read."""
+    listing = list_input(f"{with_outputs}{pattern}", None)
+    shards = {item.key for item in listing.objects}
+    assert shards - {"a.parquet"} == {
+        "day=1/b.parquet",
+        "out/other.parquet",
+        "outer/data/c.parquet",
+    }
+    (note,) = listing.notes
+    assert "3 files" in note and f"{with_outputs}/old/deep/out" in note and "1 other" in note
+
+
+@pytest.mark.parametrize(
+    ("path", "shards"),
+    [
+        ("/out", 3),
+        ("/out/data", 2),
+        ("/out/data/**", 2),
+        ("/out/data/a", 1),
+        ("/out/data/a/rows-000000000000-000000000002.parquet", 1),
+        ("/*/data/**/*.parquet", 3),
+        ("/old/deep/out", 1),
+    ],
+)
+def test_an_output_that_the_path_names_is_read(with_outputs: str, path: str, shards: int) -> None:
+    """Reading the rows of an output is a matter of its path."""
+    listing = list_input(f"{with_outputs}{path}", None)
+    assert (len(listing.objects), listing.notes) == (shards, ())
+
+
+def test_a_folder_of_outputs_only_is_refused(with_outputs: str) -> None:
+    """The error names one, and what to do."""
+    with pytest.raises(UserError, match=f"{with_outputs}/old/deep/out") as refused:
+        list_input(f"{with_outputs}/old", None)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_object_with_the_name_of_a_folder_is_noted(memory_store: Store, tmp_path: Path) -> None:
+    """In an object store both may exist; the folder is read. An empty object is only a marker."""
+    data = write(tmp_path / "one.parquet").read_bytes()
+    for key in ("corpus.parquet/a.parquet", "other/a.parquet", "corpus.parquet"):
+        memory_store.put_if_absent(key, data)
+    memory_store.put_if_absent("other", b"")
+    url = memory_store.url
+    listing = list_input(f"{url}/corpus.parquet", None)
+    assert [item.key for item in listing.objects] == ["a.parquet"]
+    (note,) = listing.notes
+    assert f"{url}/corpus.parquet," in note
+    assert list_input(f"{url}/other", None).notes == ()
+
+
 def test_a_file_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     """A name that is not UTF-8 is refused, since no output can be named after it."""
     write(tmp_path / "cafe.parquet").rename(tmp_path / os.fsdecode(b"caf\xe9.parquet"))
@@ -236,6 +325,50 @@ def test_a_file_that_is_not_parquet_is_a_bad_shard(tmp_path: Path, data: bytes) 
     assert [shard.path for shard in read.bad] == ["bad.parquet"]
     assert "not a readable Parquet file" in read.bad[0].reason
     assert data or "0 bytes" in read.bad[0].reason
+
+
+TEXT = b"id,text\n1,caf\xc3\xa9\n" * 9
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (gzip.compress(TEXT), "gzip"),
+        (bz2.compress(TEXT), "bzip2"),
+        (lzma.compress(TEXT), "xz"),
+        (TEXT, "text, such as CSV"),
+        (b"\xef\xbb\xbf" + TEXT, "text, such as CSV"),
+        (b'{"text": "a"}\n', "JSON"),
+        (b"\n  [1]", "JSON"),
+        (b"<!doctype html>", "HTML"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
+        (b"ORC" + bytes(range(64)), "ORC"),
+        (b"PAR1" + bytes(range(64)), "end is missing"),
+        (bytes(range(128, 256)), "no format"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_reason_says_what_another_file_looks_like(
+    tmp_path: Path, data: bytes, kind: str
+) -> None:
+    """A file that does not end in PAR1 is recognized by its beginning, however long it is."""
+    for length in (1, 2_000):
+        (tmp_path / "bad.parquet").write_bytes(data * length)
+        message = refusal(tmp_path)
+        assert "PAR1" in message and kind in message
+        assert "longer than the file" not in message
+
+
+def test_a_column_of_thousands_is_measured_by_its_name(tmp_path: Path) -> None:
+    """The bytes of a column are found among the leaves of all others, nested ones included."""
+    columns: dict[str, Any] = {f"c{number}": [number] for number in range(500)}
+    columns |= {"s": [{"text": "x" * 999, "y": 1}], "text": ["abc"]}
+    write(tmp_path / "a.parquet", columns)
+    sizes = {
+        name: footers(tmp_path, {}, frozenset({name})).shards[0].row_groups[0].num_bytes
+        for name in ("s", "text", "c7")
+    }
+    assert sizes["text"] < 200 and sizes["c7"] < 200 < sizes["s"]
 
 
 @pytest.mark.parametrize("kept", [0.5, 0.98])

@@ -42,7 +42,7 @@ def test_today_and_yesterday_are_days_of_utc(name: str, days_ago: int) -> None:
 
 
 def test_a_date_needs_no_quotes_in_yaml() -> None:
-    """YAML reads 2026-01-31 as a date, and with a time as a datetime; both are accepted."""
+    """PyYAML alone reads 2026-01-31 as a date, or with a time as a datetime; both are accepted."""
     assert day_of(dt.date(2026, 1, 31)) == dt.date(2026, 1, 31)
     assert day_of(dt.datetime(2026, 1, 31, 5, tzinfo=dt.UTC)) == dt.date(2026, 1, 31)
 

@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from tokenmill.cli import app
 from tokenmill.config.prompt import Message, Prompt
+from tokenmill.config.strict_yaml import load_yaml
+from tokenmill.engine.fake import SAMPLING_NAMES
 from tokenmill.errors import UserError
 from tokenmill.job.job import Job, differing_fields
-from tokenmill.job.loader import load_job
+from tokenmill.job.loader import load_job, stored_job
 from tokenmill.job.sections import ReplicaRange
 from typer.testing import CliRunner
 
@@ -131,7 +133,23 @@ MISTAKES: list[tuple[str, dict[str, Any], list[str]]] = [
     ("limit of zero", {"input.limit": 0}, ["input.limit", "greater than or equal to 1"]),
     ("limit that is no number", {"input.limit": "many"}, ["input.limit"]),
     ("bad shard policy", {"input.on_bad_shard": "skp"}, ["input.on_bad_shard", "skip"]),
-    ("columns that are no list", {"input.keep": "id"}, ["input.keep"]),
+    ("columns that are no list", {"input.keep": "id"}, ["input.keep", "[id]"]),
+    ("number as text", {"name": 2026}, ["name", '"2026"']),
+    ("value for a section", {"prompt": "text"}, ["prompt", "keys", "'text'"]),
+    ("true as a number", {"units.rows": True}, ["units.rows", "true is not a number"]),
+    ("false as a share", {"max_reject_rate": False}, ["max_reject_rate", "false is not a number"]),
+    ("true as replicas", {"model.replicas": True}, ["model.replicas", "true is not a number"]),
+    (
+        "true as replicas of a range",
+        {"model.replicas": {"max": True}},
+        ["model.replicas.max", "true is not a number"],
+    ),
+    ("true as an optional number", {"input.limit": True}, ["input.limit", "true is not a number"]),
+    (
+        "true as a task's number",
+        {"task": {"retries": {"times": True}}},
+        ["task.retries.times", "true is not a number"],
+    ),
     ("empty source", {"model.source": ""}, ["model.source"]),
     ("no replica", {"model.replicas": 0}, ["model.replicas"]),
     (
@@ -165,6 +183,21 @@ MISTAKES: list[tuple[str, dict[str, Any], list[str]]] = [
     ("output_kind", {"sampling.output_kind": 1}, ["sampling.output_kind", "remove it"]),
     ("detokenize", {"sampling.detokenize": False}, ["sampling.detokenize", "remove it"]),
     ("two answers", {"sampling.n": 2}, ["sampling.n must be 1"]),
+    *(
+        (f"{name} of {value}", {f"sampling.{name}": value}, [f"sampling.{name} must be a"])
+        for name, value in (
+            *(("max_tokens", value) for value in (True, 3.0, "5")),
+            *(("temperature", value) for value in (True, 3, "0.5", None)),
+            *(("seed", value) for value in (True, 1.0, 2**63)),
+            *(("top_k", value) for value in (False, -2, 1.0, None)),
+            *(("stop", value) for value in (5, [""], [True])),
+        )
+    ),
+    (
+        "a task's sampling",
+        {"tasks": [{"name": "a", "sampling": {"max_tokens": 1, "min_p": True}}]},
+        ["tasks.a.sampling.min_p must be a number"],
+    ),
     ("empty output", {"output.path": ""}, ["output.path"]),
     ("no unit size", {"units": {}}, ["units", "one of rows and tokens"]),
     ("two unit sizes", {"units": {"rows": 1, "tokens": 1}}, ["units", "one of rows and tokens"]),
@@ -233,7 +266,11 @@ def test_messages_use_the_words_of_the_job_file(load: Load, replicas: Any) -> No
 # Invalid YAML, or YAML that is not accepted, and the line that must be named, if any.
 NOT_YAML: list[tuple[str, str, list[str]]] = [
     ("unclosed list", JOB.replace("[id, title]", "[id, title"), ["line 5", "not valid YAML"]),
-    ("tab", JOB.replace("  source: fake", "\tsource: fake"), ["line 6", "not valid YAML"]),
+    (
+        "tab",
+        JOB.replace("  source: fake", "\tsource: fake"),
+        ["line 6", "not valid YAML", "use spaces"],
+    ),
     ("bad indentation", JOB.replace("  user:", "   user:"), ["line 9", "not valid YAML"]),
     ("control character", JOB + "\x01", ["not valid YAML"]),
     ("key twice", JOB + "name: other\n", ["line 14", "duplicate key 'name'"]),
@@ -257,7 +294,19 @@ NOT_YAML: list[tuple[str, str, list[str]]] = [
         ["line 9", "quote a value"],
     ),
     ("list as key", JOB + "? [a, b]\n: c\n", ["line 14", "key"]),
-    ("two documents", JOB + "---\n" + JOB, ["line 14"]),
+    ("two documents", JOB + "---\n" + JOB, ["line 14", "second document"]),
+    (
+        "variable in braces",
+        JOB.replace("max_tokens: 16", "max_tokens: 16\n  x: {a: ${B}/c}"),
+        ["line 12", "quote a value with ${NAME}"],
+    ),
+    (
+        "variable in a list",
+        JOB.replace("[id, title]", "[${A}, title]"),
+        ["line 4", "quote a value with ${NAME}"],
+    ),
+    ("merge of a value", JOB + "<<: 5\n", ["line 14", "mapping"]),
+    ("two merge keys", JOB + "<<: {}\n<<: {}\n", ["line 15", "duplicate key '<<'"]),
     ("empty file", "", ["job.yaml", "name, input and model"]),
     ("comment only", "# later\n", ["job.yaml", "name, input and model"]),
     ("list", "- name: a\n", ["job.yaml", "name, input and model"]),
@@ -277,11 +326,13 @@ def test_a_file_that_is_not_a_job_file_is_an_error_with_its_line(
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("value", ["2024-13-01", "!!int five", "0b_", "!!float x"])
+@pytest.mark.parametrize(
+    "value", ["!!int five", "!!float x", "!!timestamp 2024-13-01", "!!binary x"]
+)
 def test_a_value_that_yaml_cannot_construct_is_an_error_with_its_line(
     load: Load, value: str
 ) -> None:
-    """An impossible date, or an invalid number, is a mistake in the file."""
+    """An invalid number, or a type that YAML 1.2 does not have, is a mistake in the file."""
     assert "line 1" in error_of(load, JOB.replace("summaries", value, 1))
 
 
@@ -502,6 +553,17 @@ def test_an_override_can_make_a_file_valid(load: Load) -> None:
     assert load(job_data({"sampling": {}}), "sampling.max_tokens=4").sampling == {"max_tokens": 4}
 
 
+def test_an_override_reaches_a_task_by_its_name(load: Load) -> None:
+    """The other tasks of the list stay; the error names a task or a key that is missing."""
+    tasks = [{"name": "one", "kind": "generate"}, {"name": "two", "kind": "generate"}]
+    read = load(job_data({"tasks": tasks}), "tasks.two.sampling.max_tokens=4").tasks
+    assert read is not None
+    assert [task.sampling for task in read] == [None, {"max_tokens": 4}]
+    for override, part in (("tasks.three.complete=true", "three"), ("tasks.two=5", "list")):
+        with pytest.raises(UserError, match=rf"--set {override}: .*{part}"):
+            load(job_data({"tasks": tasks}), override)
+
+
 def test_an_override_may_name_a_variable(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     """A variable in an override is replaced as in the file."""
     monkeypatch.setenv("DAY", "monday")
@@ -532,8 +594,8 @@ def test_an_invalid_override_is_an_error(load: Load, override: str, parts: list[
 
 
 def test_an_override_that_yaml_cannot_construct_is_an_error(load: Load) -> None:
-    """An impossible date is an error in an override, too."""
-    assert "2024-13-01" in error_of(load, job_data(), "name=2024-13-01")
+    """An invalid number is an error in an override, too."""
+    assert "!!int five" in error_of(load, job_data(), "name=!!int five")
 
 
 def test_a_prompt_has_one_of_three_forms() -> None:
@@ -645,7 +707,7 @@ TASK_MISTAKES: list[tuple[str, dict[str, Any], list[str]]] = [
     (
         "bad max_tokens",
         {"tasks": [task("b", sampling={"max_tokens": 0})]},
-        ["tasks.b.sampling.max_tokens must be a positive number"],
+        ["tasks.b.sampling.max_tokens must be a whole number, 1 or more"],
     ),
 ]
 
@@ -844,6 +906,57 @@ def test_a_stored_job_has_its_tasks(load: Load, changes: dict[str, Any]) -> None
     written = job(changes)
     again = load(written.to_yaml())
     assert again == written
+    assert again.fingerprint == written.fingerprint
+
+
+# Sampling parameters in a job file, in all forms that vLLM takes.
+SAMPLINGS = """
+n: 1
+presence_penalty: 0.5
+frequency_penalty: -1
+repetition_penalty: 1.1
+temperature: 0.7
+watermarking: true
+top_p: 1
+top_k: -1
+min_p: 0
+seed: 5
+stop: ["yes", "1", "\u0085", "1e3", a]
+stop_token_ids: [1, 2]
+ignore_eos: false
+max_tokens: null
+min_tokens: 1
+logprobs: 0
+prompt_logprobs: null
+prompt_logprob_token_ids: [[1, 2], [3]]
+prompt_logprob_start: 1
+logprob_token_ids: [5]
+skip_special_tokens: true
+spaces_between_special_tokens: true
+include_stop_str_in_output: true
+stream_interval: 1
+structured_outputs: {json: {type: object, properties: {no: {enum: [yes, 1, null]}}}}
+logit_bias: {28: 100, 7: -0.5}
+allowed_token_ids: [1]
+extra_args: {a: {1: [true, null, 1e3]}}
+bad_words: [no, on, 010]
+skip_reading_prefix_cache: true
+thinking_token_budget: 8
+repetition_detection: {max_pattern_size: 8, min_count: 3}
+routed_experts_prompt_start: 0
+trace_decode_token_ids: [1]
+"""
+
+
+def test_every_sampling_parameter_is_stored_as_it_is(load: Load) -> None:
+    """The job that actors read has the values and the types of the file."""
+    sampling = load_yaml(SAMPLINGS)
+    assert sampling.keys() == SAMPLING_NAMES
+    inner = "".join(f"\n  {line}" for line in SAMPLINGS.strip().splitlines())
+    written = load(JOB.replace("\n  max_tokens: 16", inner))
+    again = stored_job(written.to_yaml(), "stored")
+    assert again == written
+    assert repr(again.sampling) == repr(written.sampling) == repr(sampling)
     assert again.fingerprint == written.fingerprint
 
 

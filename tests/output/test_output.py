@@ -29,7 +29,6 @@ from tokenmill.output.counts import Counts
 from tokenmill.output.output import committed_keys, has_results, missing_units
 from tokenmill.output.plan_file import (
     JOB_KEY,
-    PLAN_KEY,
     check_no_foreign_files,
     check_same_job,
     publish_plan,
@@ -38,6 +37,7 @@ from tokenmill.output.plan_file import (
 )
 from tokenmill.output.success import SUCCESS_KEY, read_success, write_success
 from tokenmill.output.verify import ExpectedOutput, Level, require_whole, verify
+from tokenmill.plan.keys import PLAN_KEY
 from tokenmill.plan.plan import Plan, Unit, plan_to_bytes
 from tokenmill.plan.units import UnitSize, plan_units
 from tokenmill.storage.base import Store
@@ -96,7 +96,7 @@ def test_a_new_output_has_no_plan(store: Store) -> None:
 
 def test_a_published_plan_can_be_read_by_others(store: Store, root: str) -> None:
     """Later drivers read the plan and the resolved job as they were written."""
-    assert publish_plan(store, PLAN, JOB) == PLAN
+    assert publish_plan(store, PLAN, JOB) == (PLAN, True)
     assert read_plan(open_store(root)) == PLAN
     assert keys(store) == [JOB_KEY, PLAN_KEY]
     text = store.read(JOB_KEY).decode()
@@ -107,7 +107,7 @@ def test_a_published_plan_can_be_read_by_others(store: Store, root: str) -> None
 def test_a_second_driver_uses_the_existing_plan(store: Store) -> None:
     """If a plan of the same job exists, another one with other units is discarded."""
     publish_plan(store, PLAN, JOB)
-    assert publish_plan(store, planned(rows=2), JOB) == PLAN
+    assert publish_plan(store, planned(rows=2), JOB) == (PLAN, False)
     assert read_plan(store) == PLAN
 
 
@@ -118,7 +118,7 @@ def test_concurrent_drivers_use_one_plan(store: Store, root: str) -> None:
 
     def drive(plan: Plan) -> Plan:
         start.wait()
-        return publish_plan(open_store(root), plan, JOB)
+        return publish_plan(open_store(root), plan, JOB)[0]
 
     with ThreadPoolExecutor(len(plans)) as pool:
         outcomes = list(pool.map(drive, plans))
@@ -147,7 +147,7 @@ def test_a_crashed_driver_leaves_a_whole_plan_or_none(
     existing = read_plan(store)
     assert existing in (None, PLAN)
     retried = planned(rows=2)
-    assert publish_plan(store, retried, JOB) == (existing or retried)
+    assert publish_plan(store, retried, JOB)[0] == (existing or retried)
     assert keys(store) == [JOB_KEY, PLAN_KEY]
 
 
@@ -155,7 +155,7 @@ def test_a_crashed_driver_leaves_a_whole_plan_or_none(
 def test_publishing_a_plan_survives_a_network_fault(stub_s3: StubS3, fault: Fault) -> None:
     """If the plan's PUT is refused, cut off or its reply is lost, the plan is still written."""
     stub_s3.faults.append(fault)
-    assert publish_plan(stub_s3.store, PLAN, JOB) == PLAN
+    assert publish_plan(stub_s3.store, PLAN, JOB)[0] == PLAN
     assert read_plan(stub_s3.store) == PLAN
 
 

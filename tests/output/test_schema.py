@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from helpers.factories import completion, rendered, row_tasks, token_counts
+from helpers.factories import completion, job, rendered, row_tasks, token_counts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenmill.output.schema import output_rows, output_schema
@@ -70,7 +70,7 @@ def output(answers: Sequence[Answer], kept: pa.Table | None = None) -> pa.Table:
     unit = rendered([[1]] * len(answers))
     if kept is not None:
         unit = with_columns(unit, kept)
-    schema = output_schema(NO_KEPT if kept is None else kept.schema, TASKS.fields)
+    schema = output_schema(job(), NO_KEPT if kept is None else kept.schema)
     return output_rows(answered_unit(unit, answers), SHARD, schema)
 
 
@@ -120,7 +120,7 @@ def test_the_schema_does_not_depend_on_the_answers(answers: list[Answer]) -> Non
 
 def test_the_columns_have_a_fixed_order() -> None:
     """Kept columns, answers, token counts, the error, and the row's source."""
-    names = output_schema(pa.schema([pa.field("id", pa.int8())]), TASKS.fields).names
+    names = output_schema(job(), pa.schema([pa.field("id", pa.int8())])).names
     assert names == ["id", *TASK_TYPES, *COST_TYPES, "error", "source_file", "source_row"]
 
 
@@ -227,7 +227,7 @@ def test_source_rows_are_positions_in_the_input() -> None:
     """If `input.where` leaves rows out, the others keep their positions in the shard."""
     unit = rendered([[1]] * 10).filter(pa.array([row in (3, 7) for row in range(10)]))
     answered = answered_unit(unit, [REJECT, completion()])
-    rows = output_rows(answered, SHARD, output_schema(NO_KEPT, TASKS.fields)).to_pylist()
+    rows = output_rows(answered, SHARD, output_schema(job(), NO_KEPT)).to_pylist()
     assert [(row["source_row"], row["error"] is None) for row in rows] == [(3, False), (7, True)]
 
 
@@ -235,7 +235,7 @@ def test_notes_in_the_metadata_are_not_stored() -> None:
     """What a stage notes in the schema's metadata is not part of the output's schema."""
     answered = answered_unit(rendered([[1]]), [completion()])
     answered = answered.replace_schema_metadata({b"a": b"b"})
-    stored = output_rows(answered, SHARD, output_schema(NO_KEPT, TASKS.fields))
+    stored = output_rows(answered, SHARD, output_schema(job(), NO_KEPT))
     assert stored.schema.metadata is None
 
 

@@ -1,18 +1,22 @@
 """The status of an output while a run is active, after it stopped, and when it is finished."""
 
 import json
+import os
+import subprocess
+import sys
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 from helpers.inprocess import drive, invoke, job_over, write_corpus
 from tokenmill.errors import ExitCode
 from tokenmill.job.job import Job
-from tokenmill.output.heartbeat import ALIVE_NAME, Heartbeat
+from tokenmill.output.heartbeat import ALIVE_NAME, Heartbeat, is_alive
 from tokenmill.output.output import open_output
 from tokenmill.output.runs import run_folder
-from tokenmill.output.status import StatusReader
+from tokenmill.output.status import StatusReader, changes
 from tokenmill.output.success import SUCCESS_KEY
 from tokenmill.storage.local import LocalStore
 
@@ -107,7 +111,68 @@ def test_a_heartbeat_is_written_while_its_context_is_open(tmp_path: Path) -> Non
         deadline = time.monotonic() + 30
         while not Path(store.url, key).exists():
             assert time.monotonic() < deadline
-    assert {"host", "pid", "at"} == json.loads(store.read(key)).keys()
+    heartbeat = json.loads(store.read(key))
+    assert {"host", "pid", "at"} <= heartbeat.keys()
+    assert is_alive(heartbeat, time.time())
+
+
+def heartbeat_of(process: "subprocess.Popen[bytes]", store: LocalStore, run: str) -> dict[str, Any]:
+    """A heartbeat of the run, as if `process` had written it."""
+    with Heartbeat(store, run, first_s=0.0):
+        key = f"{run_folder(run)}/{ALIVE_NAME}"
+        deadline = time.monotonic() + 30
+        while not Path(store.url, key).exists():
+            assert time.monotonic() < deadline
+    started = int(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19])
+    return {**json.loads(store.read(key)), "pid": process.pid, "started": started}
+
+
+def test_a_process_that_was_killed_is_not_running(store: LocalStore) -> None:
+    """Its end is seen at once on its machine, also before it is reaped; elsewhere its time counts.
+
+    A later process with the same id is not taken for it, and a heartbeat of an earlier version has
+    no more than its time.
+    """
+    unfinished(store)
+    reader = StatusReader(open_output(store))
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        heartbeat = heartbeat_of(process, store, "a")
+        key = f"{run_folder('a')}/{ALIVE_NAME}"
+
+        def running(**changes: Any) -> tuple[str, ...]:
+            store.replace(key, json.dumps({**heartbeat, **changes}).encode())
+            return reader.read().running
+
+        assert running() == ("a",)
+        assert running(started=heartbeat["started"] - 1) == ()
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert running() == ()
+        process.wait()
+        assert running() == ()
+        assert reader.read().state == "stopped"
+        assert running(machine="another machine") == ("a",)
+        assert running(machine=None) == ("a",)
+
+
+def test_a_watch_ends_with_the_output_and_can_be_read_by_its_changes(store: LocalStore) -> None:
+    """Every reading is yielded once; what only changes the speed is no change."""
+    key = unfinished(store)
+    reader = StatusReader(open_output(store))
+    waits: list[int] = []
+
+    def wait() -> None:
+        waits.append(len(waits))
+        if len(waits) == 3:
+            job = open_output(store).job
+            drive(job, store)
+
+    statuses = list(reader.until_finished(wait))
+    assert [status.state for status in statuses] == ["stopped"] * 3 + ["finished"]
+    assert [status.rows_done for status in changes(statuses)] == [6, 8]
+    faster = replace(statuses[0], rows_per_s=3.0, remaining_s=1.0)
+    assert list(changes([statuses[0], faster, statuses[-1]])) == [statuses[0], statuses[-1]]
+    assert Path(store.url, key).exists()
 
 
 def test_the_command_prints_the_status_as_text_and_as_json(store: LocalStore) -> None:
@@ -117,6 +182,8 @@ def test_the_command_prints_the_status_as_text_and_as_json(store: LocalStore) ->
     assert "8 of 8" in done.stdout and "3 empty_input" in done.stdout
     facts = json.loads(invoke("status", store.url, "--json").stdout)
     assert (facts["state"], facts["rows_done"]) == ("finished", 8)
-    watched = invoke("status", store.url, "--watch")
-    assert "finished" in watched.stdout
+    (line,) = invoke("status", store.url, "--watch").stdout.splitlines()
+    assert line.startswith("finished") and "rows 8/8" in line
+    (line,) = invoke("status", store.url, "--watch", "--json").stdout.splitlines()
+    assert json.loads(line) == facts
     assert invoke("status", "/nowhere").exit_code == ExitCode.USER_ERROR

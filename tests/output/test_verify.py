@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.factories import job
-from helpers.inprocess import drive, job_over, write_corpus
-from helpers.stores import record
+from helpers.inprocess import drive, invoke, job_over, write_corpus
+from helpers.stores import record, refusal
+from tokenmill.errors import ExitCode, UserError
 from tokenmill.input.footers import read_footers
 from tokenmill.input.listing import list_input
 from tokenmill.input.reader import Source
@@ -36,7 +37,6 @@ from tokenmill.plan.units import UnitSize, plan_units
 from tokenmill.reject import Reject, RejectClass, error_array
 from tokenmill.row_columns import ROW_COLUMN
 from tokenmill.storage.local import LocalStore
-from tokenmill.tasks.row_tasks import answer_fields
 
 JOB = job({"input.keep": ("doc_id", "weight"), "input.where": "NOT doc_id = 'out'"})
 REJECT = Reject(RejectClass.EMPTY_INPUT, "the column text is empty")
@@ -66,7 +66,7 @@ class World:
             units=plan_units(footers.shards, UnitSize(rows=3), 0),
         )
         self.source = Source(listing.store, self.plan.schema, JOB.input.where)
-        self.schema = output_schema(footers.schema, answer_fields(JOB.steps))
+        self.schema = output_schema(JOB, footers.schema)
         self.store = LocalStore(str(folder / "out"))
         for unit in self.plan.units:
             commit(self.store, unit, self.rows(unit), self.record(unit))
@@ -130,6 +130,22 @@ class World:
 def world(tmp_path: Path) -> World:
     """A whole output."""
     return World(tmp_path)
+
+
+STRAYS = pytest.mark.parametrize(
+    "key",
+    [
+        "data/.DS_Store",
+        "data/a/._rows-000000000000-000000000003.parquet",
+        "data/b/Thumbs.db",
+        "data/a/.rows-000000000000-000000000003.parquet.crc",
+        "data/a/rows.parquet.crc",
+        "data/_metadata",
+        "data/.ipynb_checkpoints/a.parquet",
+        "data/_temporary/0/part.parquet",
+        "data/a_$folder$",
+    ],
+)
 
 
 @pytest.mark.parametrize("level", Level)
@@ -277,6 +293,46 @@ def test_every_damage_is_found_at_its_level(
     damage_it(world)
     assert damage in world.damages(level)
     assert world.damages(Level.INPUT)
+
+
+@STRAYS
+def test_files_that_other_programs_add_are_no_damage(world: World, key: str) -> None:
+    """They are listed in the certificate; a unit that is missing is still found."""
+    world.store.put_if_absent(key, b"")
+    certificate = world.verify(Level.INPUT)
+    assert (certificate.is_whole, certificate.ignored) == (True, (key,))
+    assert certificate.totals.rows == 5
+    lose_unit(world)
+    assert world.damages(Level.FOOTERS) == {Damage.MISSING}
+
+
+@STRAYS
+def test_commands_work_on_an_output_with_such_files(tmp_path: Path, key: str) -> None:
+    """A run resumes it, `verify` names the file in one line, and `export` leaves it out."""
+    job = Job.model_validate(job_over(write_corpus(tmp_path / "corpus"), tmp_path / "out"))
+    store = LocalStore(str(tmp_path / "out"))
+    # As if a file manager had shown the empty folder.
+    store.put_if_absent(".DS_Store", b"")
+    drive(job, store)
+    store.put_if_absent(key, b"")
+    store.delete(SUCCESS_KEY)
+    store.delete(open_output(store).plan.units[0].key)
+    summary = drive(job, store)
+    assert summary is not None and (summary.units, summary.exit_code) == (1, ExitCode.FINISHED)
+    proof = invoke("verify", store.url)
+    assert proof.exit_code == ExitCode.FINISHED
+    assert [line for line in proof.stdout.splitlines() if key in line] != []
+    exported = invoke("export", store.url, tmp_path / "all.jsonl")
+    assert exported.exit_code == ExitCode.FINISHED, exported.stderr
+
+
+@pytest.mark.parametrize("name", [".git/config", "_delta_log/0.json", "x.crc"])
+def test_a_folder_with_files_of_other_programs_is_not_empty(tmp_path: Path, name: str) -> None:
+    """Only the files of file managers do not count before the first run."""
+    job = Job.model_validate(job_over(write_corpus(tmp_path / "corpus"), tmp_path / "out"))
+    store = LocalStore(str(tmp_path / "out"))
+    store.put_if_absent(name, b"")
+    assert name in refusal(UserError, lambda: drive(job, store))
 
 
 @pytest.mark.parametrize(

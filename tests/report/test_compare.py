@@ -234,6 +234,80 @@ def test_the_exit_code_says_whether_the_limits_are_kept(
     assert run(app, ["compare", pair[0], str(tmp_path)]).exit_code == ExitCode.USER_ERROR
 
 
+def comparable(folder: Path, name: str, tasks: list[dict[str, Any]], **keys: Any) -> str:
+    """A finished output of the same 40 rows with other tasks."""
+    corpus = folder / "corpus"
+    if not corpus.exists():
+        write_corpus(corpus, TEXTS)
+    job = Job.model_validate(job_over(corpus, folder / name, tasks=tasks, **keys))
+    drive(job, LocalStore(str(folder / name)))
+    return str(folder / name)
+
+
+GENERATE = {"kind": "generate", "name": "sum"}
+RERANK = {"kind": "rerank", "name": "pair", "query": "a word", "document": "{{ text }}"}
+EMBED = {"kind": "embed", "name": "vector", "prompt": {"text": "{{ text }}"}}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "keys"),
+    [
+        (GENERATE, {**GENERATE, "name": "title"}, {}),
+        # Both have the column `cleaned`, which is no answer.
+        (
+            GENERATE,
+            {**GENERATE, "name": "title"},
+            {"clean": {"columns": ["text"], "steps": ["nfc"]}},
+        ),
+        (GENERATE, {**GENERATE, "n": 2}, {"sampling": {"max_tokens": 16, "seed": 1}}),
+        (EMBED, EMBED, {"sampling": None}),
+    ],
+    ids=["names", "cleaned", "fields", "vectors"],
+)
+def test_outputs_without_a_common_answer_are_refused(
+    tmp_path: Path, one: dict[str, Any], other: dict[str, Any], keys: dict[str, Any]
+) -> None:
+    """A gate must not pass because there was nothing to compare: exit code 2, and no page."""
+    pair = comparable(tmp_path, "one", [one], **keys), comparable(tmp_path, "two", [other], **keys)
+    page = tmp_path / "page.html"
+    done = CliRunner().invoke(app, ["compare", *pair, "--to", str(page)])
+    assert done.exit_code == ExitCode.USER_ERROR, done.stdout
+    assert all(path in done.stderr for path in pair)
+    assert not page.exists()
+
+
+def test_scores_are_compared_only_if_a_limit_applies_to_them(tmp_path: Path) -> None:
+    """Fractional numbers count with `--on`, and their means with `--max-drift`."""
+    keys: dict[str, Any] = {"sampling": None, "prompt": None}
+    one, two = (comparable(tmp_path, name, [RERANK], **keys) for name in ("one", "two"))
+    pair = one, two
+    done = CliRunner().invoke(app, ["compare", *pair])
+    assert done.exit_code == ExitCode.USER_ERROR
+    assert "--on" in done.stderr and "--max-drift" in done.stderr
+    for option, value in (("--on", "pair_relevance"), ("--max-drift", "0.1")):
+        done = CliRunner().invoke(app, ["compare", *pair, option, value])
+        assert done.exit_code == ExitCode.FINISHED, done.stderr
+
+
+@pytest.mark.parametrize("reason", ["other units", "other rows", "all rejected"])
+def test_outputs_without_a_common_answered_row_are_refused(tmp_path: Path, reason: str) -> None:
+    """Units that only one output has, filters that exclude each other, or only rejects."""
+    if reason == "all rejected":
+        model = {"source": "fake", "engine": {"error_rate": 1.0}}
+        pair = [comparable(tmp_path, name, [GENERATE], model=model) for name in ("one", "two")]
+    else:
+        filters = (
+            {"a": "id < 5", "b": "id > 5"} if reason == "other rows" else {"a": None, "b": None}
+        )
+        pair = [output(tmp_path, name, where=where) for name, where in filters.items()]
+        units = open_output(LocalStore(pair[0])).plan.units if reason == "other units" else ()
+        for number, unit in enumerate(units):
+            Path(pair[number % 2], unit.key).unlink()
+    done = CliRunner().invoke(app, ["compare", *pair, "--max-changed", "1"])
+    assert done.exit_code == ExitCode.USER_ERROR, done.stdout
+    assert all(path in done.stderr for path in pair)
+
+
 def test_rows_are_escaped_in_the_page(pair: tuple[str, str]) -> None:
     """Markup in the cells of either output stays text."""
     edit(pair[1], {("b.parquet", 0): {"sum_generated_text": "</td><script>alert(2)</script>"}})

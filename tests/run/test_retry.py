@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from helpers.inprocess import drive, drive_retry, job_over, write_corpus
+from helpers.inprocess import Quiet, drive, drive_retry, job_over, write_corpus
 from helpers.stores import RacingStore, contents, refusal
 from tokenmill.errors import ExitCode, OverBudget, RunFailed, UserError
 from tokenmill.job.job import Job
@@ -15,6 +15,8 @@ from tokenmill.output.record import UnitRecord, read_record
 from tokenmill.output.rejects import Selection
 from tokenmill.output.success import read_success
 from tokenmill.output.verify import Level, expected_output, verify
+from tokenmill.run.retry import retry_rejects
+from tokenmill.stages.in_process import InProcessExecutor
 from tokenmill.storage.local import LocalStore
 
 # Half of the requests fail; with a rate of 0 they are all answered.
@@ -54,6 +56,33 @@ class World:
     def assert_whole(self) -> None:
         opened = open_output(self.store)
         assert verify(opened.store, expected_output(opened), Level.INPUT).findings == ()
+
+
+TASKS = [
+    {"name": "one", "kind": "generate"},
+    {"name": "two", "kind": "generate", "sampling": {"max_tokens": 4}},
+]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["sampling.max_tokens=9"], ["tasks.two.sampling.max_tokens"]),
+        (["sampling.max_tokens=9", "tasks.two.sampling.max_tokens=9"], []),
+        (["model.engine.error_rate=0"], []),
+    ],
+    ids=["the job's", "the task's too", "another key"],
+)
+def test_a_default_that_a_task_replaces_is_named(
+    tmp_path: Path, overrides: list[str], told: list[str]
+) -> None:
+    """With the key that has an effect, unless that is set too."""
+    world = World(tmp_path, tasks=TASKS)
+    interface = Quiet()
+    retry_rejects(world.store, Selection(None, True), overrides, InProcessExecutor(), interface)
+    lines = [line for line in interface.lines if line.startswith("--set")]
+    assert len(lines) == len(told)
+    assert all(key in line for key, line in zip(told, lines, strict=True))
 
 
 @pytest.fixture
@@ -196,16 +225,46 @@ def test_a_retry_has_its_own_budget(world: World) -> None:
     assert world.success().rejects == {"empty_input": 1}
 
 
-def test_rejects_of_an_incomplete_output_are_answered(world: World) -> None:
-    """The retry then fails and names the missing unit, which a run adds."""
+def test_an_unfinished_output_is_refused(world: World) -> None:
+    """Nothing is answered, and the error says to run the job; after that the retry works."""
     (world.folder / "_SUCCESS").unlink()
-    missing = open_output(world.store).plan.units[0]
-    (world.folder / missing.key).unlink()
-    message = refusal(RunFailed, lambda: drive_retry(world.store, FAILED, SOUND))
-    assert missing.key in message
-    assert "engine_error" not in map(error_class, world.rows().values())
+    (world.folder / open_output(world.store).plan.units[0].key).unlink()
+    before = contents(world.store)
+    message = refusal(UserError, lambda: drive_retry(world.store, FAILED, SOUND))
+    assert f"1 of {len(open_output(world.store).plan.units)} units" in message
+    assert "tokenmill run" in message
+    assert contents(world.store) == before
+    world.run()
+    assert drive_retry(world.store, FAILED, SOUND) is not None
+    world.assert_whole()
+
+
+def test_a_unit_that_is_deleted_during_a_retry_fails_it(world: World) -> None:
+    """The error names it, the output is not finished, and a run adds the unit."""
+    (world.folder / "_SUCCESS").unlink()
+    key = next(record.unit for record in world.records() if "engine_error" not in record.rejects)
+    racing = RacingStore(world.store, lambda _: (world.folder / key).unlink(missing_ok=True))
+    assert key in refusal(RunFailed, lambda: drive_retry(racing, FAILED, SOUND))
+    assert read_success(world.store) is None
     world.run()
     world.assert_whole()
+
+
+def test_the_summary_counts_the_rows_that_were_asked_again(world: World) -> None:
+    """Rows, rejects and tokens are those of the retry; the totals are those of the output."""
+    before = world.rows()
+    failed = {key for key, row in before.items() if error_class(row) == "engine_error"}
+    summary = drive_retry(world.store, FAILED, SOUND, "sampling.max_tokens=7")
+    assert summary is not None
+    again = [row for key, row in world.rows().items() if key in failed]
+    assert (summary.rows, summary.rejected, summary.reused) == (len(failed), 0, 0)
+    assert summary.input_tokens == sum(row["num_input_tokens"] for row in again) > 0
+    assert summary.generated_tokens == sum(row["num_generated_tokens"] for row in again) > 0
+    assert summary.totals == world.success()
+    assert world.success().rows == len(before)
+    failing = drive_retry(world.store, Selection(), "model.engine.error_rate=1")
+    assert failing is not None
+    assert (failing.units, failing.rows, failing.rejected) == (1, 1, 1)
 
 
 def test_a_slow_retry_keeps_the_answers_of_a_faster_one(world: World) -> None:

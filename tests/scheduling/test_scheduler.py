@@ -1,6 +1,7 @@
 """The scheduler: every row is answered once, in its own position, and the engine never waits."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 
 import pyarrow as pa
@@ -337,6 +338,26 @@ def test_a_request_that_the_engine_cannot_answer_is_an_engine_error(
     assert reject is not None
     assert (reject.reject_class, reject.attempts) == (RejectClass.ENGINE_ERROR, 1)
     assert words in reject.message
+
+
+@pytest.mark.parametrize(
+    ("reason", "is_answered"),
+    [
+        *((reason, True) for reason in ("stop", "length", "repetition")),
+        *((reason, False) for reason in ("abort", "error")),
+    ],
+)
+def test_an_answer_that_was_cut_off_is_an_answer(reason: str, is_answered: bool) -> None:
+    """Also one that the engine ended because it loops (`repetition_detection`)."""
+
+    class Ending(FakeEngine):
+        def step(self) -> Sequence[Completion]:
+            return [replace(ended, finish_reason=FinishReason(reason)) for ended in super().step()]
+
+    scheduler = Scheduler(Ending(FakeSettings()), answering(MAX_TOKENS))
+    unit = scheduler.submit(rendered([[1, 2, 3]]))
+    finish(scheduler)
+    assert (rejects_of(unit) == [None]) == is_answered
 
 
 def test_a_crash_of_the_engine_is_an_exception() -> None:

@@ -15,11 +15,13 @@ def backend(source: str, key: str = "model", **engine: Any) -> Backend:
 
 
 def test_the_fake_engine_needs_no_model() -> None:
-    """It can start at once, on any machine, with any sampling parameters and adapters."""
+    """It can start at once, on any machine, with any adapters; sampling has the names of vLLM."""
     fake = backend("fake", max_num_seqs=3, num_labels=2)
     assert fake.is_fetched and fake.folder is None
     fake.check({"style": "no/such/folder"})
-    fake.check_sampling({"sampling": {"no_such_parameter": 1}})
+    fake.check_sampling({"sampling": {"repetition_detection": {}}})
+    with pytest.raises(UserError, match=r"^sampling\.max_token: .*max_tokens"):
+        fake.check_sampling({"sampling": {"max_token": 1}})
     fake.check_on_cpu(uses_seeds=True)
     engine = fake.load("generate", [], {}, EngineResources(0, 1), uses_seeds=True)
     assert (engine.info.name, engine.info.max_num_seqs) == ("fake", 3)

@@ -75,7 +75,11 @@ GOOD = {
     "frequency_penalty": [-2, 2.0],
     "repetition_penalty": [0.1, 5],
     "stop": ["a", ["a", "b"], []],
-    "structured_outputs": ['{"json": {"type": "object"}}', '{"json_object": true}'],
+    "structured_outputs": [
+        '{"json": {"type": "object"}}',
+        '{"json_object": true}',
+        '{"choice": ["a", "b"]}',
+    ],
 }
 BAD = {
     "temperature": [-0.1, 2.1, math.nan, math.inf, "0.5", True],
@@ -89,13 +93,17 @@ BAD = {
     "frequency_penalty": [-2.1, 2.1],
     "repetition_penalty": [0, -1, math.inf],
     "stop": ["", ["a", ""], [None], 5],
-    "structured_outputs": ["", "{", "[1]", '{"json": "a"}', '{"regex": "a"}', "[" * 10**5, {}],
+    "structured_outputs": [
+        *("", "{", "[1]", '{"json": "a"}', '{"regex": "a"}', "[" * 10**5, {}),
+        *('{"choice": []}', '{"choice": [""]}', '{"choice": [1]}', '{"choice": "a"}'),
+    ],
 }
 #: What a value is called in the request, where that is not the value itself.
 IN_REQUEST: dict[str, Any] = {
     "a": ["a"],
     '{"json": {"type": "object"}}': {"json": '{"type": "object"}'},
     '{"json_object": true}': {"json_object": True},
+    '{"choice": ["a", "b"]}': {"choice": ["a", "b"]},
 }
 
 

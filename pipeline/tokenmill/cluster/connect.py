@@ -12,7 +12,7 @@ import ray
 from ray.data import DataContext
 
 import tokenmill
-from tokenmill.cluster.auth_check import check_gcs, require_closed
+from tokenmill.cluster.address import require_cluster
 from tokenmill.cluster.local import local_ray, shut_down
 from tokenmill.cluster.ray_patches import RayPatches
 from tokenmill.errors import RunFailed
@@ -33,7 +33,7 @@ def connected(address: str | None, replicas: int, metrics_port: int | None) -> I
     on_sigterm = signal.getsignal(signal.SIGTERM)
     with ExitStack() as stack:
         try:
-            with RayPatches() as start:
+            with RayPatches() as start, _processes_that_outlive_a_terminal():
                 if not _is_source_folder(os.getcwd()):
                     start.hide_working_directory()
                 if address is None:
@@ -41,19 +41,30 @@ def connected(address: str | None, replicas: int, metrics_port: int | None) -> I
                     num_cpus = (os.cpu_count() or 1) + CPUS_PER_REPLICA * replicas
                     stack.enter_context(local_ray(num_cpus, metrics_port, options))
                 else:
-                    ray.init(address=address, **options)
+                    ray.init(address=require_cluster(address), **options)
                     stack.callback(shut_down)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             name = address or "a local cluster"
             reason = " ".join(str(error).split())
             raise RunFailed(f"Ray at {name} did not answer: {reason}") from error
-        if address is not None:
-            gcs_address = ray.get_runtime_context().gcs_address
-            require_closed(gcs_address, lambda: check_gcs(gcs_address))
         # Ray installs a handler that ends the process at once.
         signal.signal(signal.SIGTERM, on_sigterm)
         stack.enter_context(_data_context())
         yield
+
+
+@contextmanager
+def _processes_that_outlive_a_terminal() -> Iterator[None]:
+    """Make processes that start in this context ignore SIGHUP, which a closed terminal sends.
+
+    Otherwise Ray would be gone before the run can stop. A signal that arrives meanwhile is handled
+    at the end of the context.
+    """
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _is_source_folder(folder: str) -> bool:

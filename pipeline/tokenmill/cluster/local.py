@@ -1,11 +1,12 @@
 """The Ray that a run starts on this machine: reachable from here only, and started fast.
 
-Ray's dashboard, its autoscaler and the actors that it uses on clusters are left out, by patches of
-private names (`ray_patches`). `tests/end_to_end/test_security.py` checks the processes and ports.
+Ray's dashboard and its autoscaler are left out, by patches of private names (`ray_patches`).
+`tests/end_to_end/test_security.py` checks the processes and ports.
 """
 
 import gc
 import os
+import resource
 import secrets
 import socket
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from typing import Any
 import ray
 
 from tokenmill.cluster.auth_check import check_gcs
+from tokenmill.cluster.ray_folder import ray_folder
 from tokenmill.cluster.ray_patches import LOOPBACK, RayPatches
 from tokenmill.errors import UserError
 
@@ -22,6 +24,10 @@ from tokenmill.errors import UserError
 _OBJECT_STORE_BYTES = 2 * 2**30
 # Ray's default of 10 s is longer than many local runs.
 _REPORT_INTERVAL_MS = 1000
+# Connecting takes microseconds, unless packets are dropped.
+_LOOPBACK_S = 5.0
+# With 256 a small run works, with 64 its processes wait for each other forever.
+_MIN_OPEN_FILES = 256
 
 
 @contextmanager
@@ -30,13 +36,16 @@ def local_ray(
 ) -> Iterator[None]:
     """A Ray with this number of CPUs and these options of `ray.init`, until the context ends.
 
-    With `metrics_port` its agent exports metrics there. Raises `UserError` for a port that is not
-    available and for a Ray that others could use, and what `ray.init` raises.
+    With `metrics_port` its agent exports metrics there. Raises `UserError` for a machine on which
+    Ray cannot run, for a port that is not available and for a Ray that others could use, and what
+    `ray.init` raises.
     """
     _set_token()
+    _check_open_files()
+    _check_loopback()
     if metrics_port is not None:
         _check_port_is_free(metrics_port)
-    with RayPatches() as run:
+    with ray_folder():
         with RayPatches() as start:
             start.listen_on_loopback()
             start.enable_tokens()
@@ -55,9 +64,6 @@ def local_ray(
             )
         try:
             _require_private()
-            run.keep_no_statistics()
-            run.skip_autoscaling_actor()
-            run.skip_location_tracker()
             yield
         finally:
             shut_down()
@@ -73,6 +79,31 @@ def shut_down() -> None:
         ray.shutdown()
     finally:
         gc.enable()
+
+
+def _check_open_files() -> None:
+    """Raise `UserError` for a limit on open files with which Ray would hang.
+
+    Ray raises the soft limit to the hard one.
+    """
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit < _MIN_OPEN_FILES:
+        raise UserError(
+            f"the limit on open files is {limit}, and Ray needs {_MIN_OPEN_FILES} or more; raise "
+            "it, as with ulimit -n 4096"
+        )
+
+
+def _check_loopback() -> None:
+    """Raise `UserError` if processes of this machine cannot reach each other: Ray would hang."""
+    try:
+        with socket.create_server((LOOPBACK, 0)) as server:
+            socket.create_connection(server.getsockname(), _LOOPBACK_S).close()
+    except OSError as error:
+        raise UserError(
+            f"{LOOPBACK} cannot be reached on this machine ({error.strerror or error}), which Ray "
+            "needs; turn the loopback interface on (ip link set lo up)"
+        ) from error
 
 
 def _check_port_is_free(port: int) -> None:

@@ -108,8 +108,7 @@ class RayExecution:
             ReplicaActor,
             **_BATCHES,
             fn_constructor_args=(
-                spec.job,
-                spec.source.store.url,
+                arguments["spec"],
                 num_gpus,
                 self._coordinator,
                 self._exports_metrics,

@@ -21,7 +21,9 @@ class RayExecutor:
     """
 
     def __init__(self, address: str | None = None, metrics_port: int | None = None) -> None:
-        self._address = address or os.environ.get("RAY_ADDRESS") or None
+        given = (address or os.environ.get("RAY_ADDRESS") or "").strip()
+        # `local` is Ray's own word for a Ray that is started here.
+        self._address = given if given not in {"", "local"} else None
         self._metrics_port = metrics_port
         if metrics_port is not None and not self.is_local:
             raise UserError(

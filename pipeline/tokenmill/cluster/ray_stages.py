@@ -17,6 +17,7 @@ import ray
 from tokenmill.errors import RunFailed, TokenmillError, root_cause
 from tokenmill.job.job import Job
 from tokenmill.output.commit import Commit
+from tokenmill.output.counts import Counts
 from tokenmill.output.record import UnitRecord
 from tokenmill.stages.block import from_block, to_block
 from tokenmill.stages.executor import RunSpec
@@ -99,4 +100,6 @@ def commits_of(batch: pa.Table) -> Iterator[Commit]:
     """The commits in a batch that `write_units` has made."""
     for text in batch.column(_COMMIT_COLUMN).to_pylist():
         values = json.loads(text)
-        yield Commit(**{**values, "record": UnitRecord.from_facts(values["record"])})
+        repaired = None if values["repaired"] is None else Counts(**values["repaired"])
+        record = UnitRecord.from_facts(values["record"])
+        yield Commit(**{**values, "record": record, "repaired": repaired})

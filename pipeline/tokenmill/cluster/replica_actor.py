@@ -13,7 +13,7 @@ import ray
 from ray.exceptions import RayError
 
 from tokenmill.cluster.coordinator import ANSWER_TIMEOUT_S
-from tokenmill.cluster.ray_stages import failures_reported, loaded_tasks
+from tokenmill.cluster.ray_stages import PickledSpec, failures_reported, loaded_tasks, unpickled
 from tokenmill.engine.base import Engine, EngineResources
 from tokenmill.errors import RunFailed, TokenmillError
 from tokenmill.job.job import Job
@@ -24,7 +24,8 @@ from tokenmill.scheduling.poison_rows import RunAdvice
 from tokenmill.scheduling.replica import AnsweredUnit, Replica
 from tokenmill.stages.block import from_block, to_block
 from tokenmill.stages.load import load_engine
-from tokenmill.stages.unit import with_notes
+from tokenmill.stages.notes import SKIPPED_UNIT, is_skipped
+from tokenmill.stages.unit import is_done_elsewhere, with_notes
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +99,10 @@ class ReplicaActor:
     """One actor of the pool. Several units at a time are in `__call__`, each in its own thread."""
 
     def __init__(
-        self, job: Job, storage_url: str, num_gpus: int, coordinator: Any, exports_metrics: bool
+        self, spec: PickledSpec, num_gpus: int, coordinator: Any, exports_metrics: bool
     ) -> None:
+        self._spec = unpickled(spec)
+        job = self._spec.job
         # A process id alone is not unique: another machine, or a later process, may have it too.
         self._name = name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._coordinator = coordinator
@@ -121,7 +124,7 @@ class ReplicaActor:
             resources = EngineResources(num_gpus, num_threads, exports_metrics=exports_metrics)
             self._replica = Replica(
                 load=lambda: _loaded(job, resources),
-                tasks=loaded_tasks(job.model_dump_json(), storage_url),
+                tasks=loaded_tasks(job.model_dump_json(), self._spec.source.store.url),
                 timeout_s=job.model.request_timeout_s,
                 deduplicate=job.model.deduplicate,
                 registry=RayRegistryConnection(coordinator, name) if shares_answers else None,
@@ -131,12 +134,16 @@ class ReplicaActor:
         on_load(ReplicaLoad(0, 0, 0, 0))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        blocks = []
-        for position, rendered in from_block(batch):
-            answered = self._answer(position, rendered)
-            rows = with_notes(answered, rendered, self._replica.info, self._name)
-            blocks.append(to_block(position, rows))
-        return pa.concat_tables(blocks)
+        return pa.concat_tables(
+            [to_block(position, self._rows(position, unit)) for position, unit in from_block(batch)]
+        )
+
+    def _rows(self, position: int, rendered: pa.Table) -> pa.Table:
+        """The unit's answered rows. It waited since it was rendered, so it may be done by now."""
+        if is_skipped(rendered) or is_done_elsewhere(self._spec, position):
+            return SKIPPED_UNIT
+        answered = self._answer(position, rendered)
+        return with_notes(answered, rendered, self._replica.info, self._name)
 
     def _answer(self, position: int, rendered: pa.Table) -> AnsweredUnit:
         advice: RunAdvice = ray.get(self._coordinator.begin.remote(position, self._name))

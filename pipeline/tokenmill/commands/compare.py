@@ -62,12 +62,14 @@ def compare_command(  # noqa: PLR0913, PLR0917 - options of a command
 
     Example: tokenmill compare out/monday out/tuesday --on label --max-changed 0.01 --to diff.html
 
-    Exit codes: 0 within the limits, 1 over a limit, 2 no output, or outputs of different inputs.
+    Exit codes: 0 within the limits, 1 over a limit, 2 no output, outputs of different inputs, or
+    nothing that both outputs have to compare.
     """
     with one_line_errors(debug):
         limits = DriftLimits(max_changed, max_drift)
         names = None if on is None else [name.strip() for name in on.split(",")]
         comparison = compare(open_output(open_store(first)), open_output(open_store(second)), names)
+        limits.check(comparison)
         if to is not None:
             write_file("--to", to, comparison_page(comparison, limits))
         if as_json:

@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 
 from tokenmill.commands.options import DebugOption, OutputArgument
-from tokenmill.commands.terminal import one_line_errors
-from tokenmill.exchange.export import ExportFormat, export, format_of
+from tokenmill.commands.terminal import one_line_errors, print_remark
+from tokenmill.exchange.export import STDOUT, ExportFormat, export, format_of
 from tokenmill.formatting import plural
 from tokenmill.output.output import open_output
 from tokenmill.storage.open import open_store
@@ -15,11 +15,19 @@ from tokenmill.storage.open import open_store
 def export_command(  # noqa: PLR0913, PLR0917 - options of a command
     output: OutputArgument,
     target: Annotated[
-        str, typer.Argument(metavar="TARGET", help="What to write: a path or an s3:// URL.")
+        str,
+        typer.Argument(
+            metavar="TARGET", help="What to write: a path, an s3:// URL, or - for standard output."
+        ),
     ],
     to: Annotated[
-        str, typer.Option("--to", metavar="FORMAT", help=f"Format: {', '.join(ExportFormat)}.")
-    ] = ExportFormat.JSONL,
+        str | None,
+        typer.Option(
+            "--to",
+            metavar="FORMAT",
+            help=f"Format: {', '.join(ExportFormat)}. Default: by the target's suffix, or jsonl.",
+        ),
+    ] = None,
     without_rejects: Annotated[
         bool, typer.Option("--without-rejects", help="Leave out rejected rows.")
     ] = False,
@@ -44,9 +52,12 @@ def export_command(  # noqa: PLR0913, PLR0917 - options of a command
         num_rows = export(
             open_output(open_store(output)),
             target,
-            format_of(to),
+            format_of(to, target),
             rejects=not without_rejects,
             partial=partial,
             errors=errors,
         )
-        typer.echo(f"{target}: {plural(num_rows, 'row')}")
+        if target == STDOUT:
+            print_remark(plural(num_rows, "row"))
+        else:
+            typer.echo(f"{target}: {plural(num_rows, 'row')}")

@@ -5,8 +5,14 @@ from typing import Annotated
 import typer
 
 from tokenmill.commands.options import AddressOption, DebugOption, SetOption, executor_of
-from tokenmill.commands.run import print_summary
-from tokenmill.commands.terminal import Terminal, one_line_errors, stoppable
+from tokenmill.commands.run import print_outcome
+from tokenmill.commands.terminal import (
+    LogFormat,
+    Terminal,
+    one_line_errors,
+    optional_output,
+    stoppable,
+)
 from tokenmill.errors import ExitCode
 from tokenmill.exchange.openai_batch import Batch, run_batch
 from tokenmill.formatting import plural
@@ -56,8 +62,9 @@ def import_batch_command(  # noqa: PLR0913, PLR0917 - options of a command
         if outcome is None:
             return
         if outcome.summary is not None:
-            print_summary(outcome.summary)
+            print_outcome(outcome.summary, LogFormat.TEXT)
             if outcome.summary.exit_code != ExitCode.FINISHED:
                 raise typer.Exit(outcome.summary.exit_code)
-        typer.echo(f"{output}: {plural(outcome.answered, 'answer')}")
-        typer.echo(f"{errors or output}: {plural(outcome.failed, 'error')}")
+        with optional_output():
+            typer.echo(f"{output}: {plural(outcome.answered, 'answer')}")
+            typer.echo(f"{errors or output}: {plural(outcome.failed, 'error')}")

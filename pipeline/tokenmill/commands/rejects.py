@@ -13,6 +13,7 @@ from tokenmill.commands.options import ClassOption, DebugOption, OutputArgument,
 from tokenmill.commands.terminal import one_line_errors, plain_table, visible
 from tokenmill.output.output import open_output
 from tokenmill.output.rejects import Selection, describe_reject, export_rows, rejected_rows
+from tokenmill.row_columns import ERROR, SOURCE_FILE, SOURCE_ROW
 from tokenmill.storage.open import open_store
 
 
@@ -47,9 +48,9 @@ def rejects_command(
 def _print_rejects(tables: list[pa.Table], num_examples: int) -> None:
     by_class: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for table in tables:
-        columns = table.select(["error", "source_file", "source_row"])
+        columns = table.select([ERROR, SOURCE_FILE, SOURCE_ROW])
         for row in columns.to_pylist():
-            by_class[row["error"]["class"]].append(row)
+            by_class[row[ERROR]["class"]].append(row)
     shown = plain_table("class", "rows", "examples", numbers=("rows",))
     for name, rows in sorted(by_class.items(), key=lambda item: -len(item[1])):
         shown.add_row(name, f"{len(rows):,}", "")

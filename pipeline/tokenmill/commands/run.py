@@ -20,7 +20,13 @@ from tokenmill.commands.options import (
     executor_of,
     job_settings,
 )
-from tokenmill.commands.terminal import LogFormat, interface_of, one_line_errors, stoppable
+from tokenmill.commands.terminal import (
+    LogFormat,
+    interface_of,
+    one_line_errors,
+    optional_output,
+    stoppable,
+)
 from tokenmill.errors import ExitCode
 from tokenmill.formatting import duration, plural
 from tokenmill.job.loader import load_job
@@ -46,7 +52,8 @@ def run_command(  # noqa: PLR0913, PLR0917 - options of a command
     Example: tokenmill run jobs/summarize.yaml --limit 20 --output out/try
 
     Exit codes: 0 finished, 1 failed (rerun to resume), 2 a mistake in the job, the input or the
-    output, 3 more rejects than the job allows, 4 stopped by Ctrl-C or SIGTERM (rerun to resume).
+    output, 3 more rejects than the job allows, 4 stopped by a signal, such as Ctrl-C (rerun to
+    resume).
     """
     interface = interface_of(log_format)
     with one_line_errors(debug, interface.fail):
@@ -61,13 +68,14 @@ def run_command(  # noqa: PLR0913, PLR0917 - options of a command
 
 def print_outcome(summary: Summary, log_format: LogFormat) -> None:
     """Print the summary in the format of the log: text or JSON."""
-    if log_format is LogFormat.JSON:
-        typer.echo(json.dumps(asdict(summary)))
-    else:
-        print_summary(summary)
+    with optional_output():
+        if log_format is LogFormat.JSON:
+            typer.echo(json.dumps(asdict(summary)))
+        else:
+            _print_summary(summary)
 
 
-def print_summary(summary: Summary) -> None:
+def _print_summary(summary: Summary) -> None:
     """Print what a run did, one fact per line."""
     lines = list(_summary_lines(summary))
     width = max(len(name) for name, _ in lines)
@@ -97,6 +105,8 @@ def _summary_lines(summary: Summary) -> Iterator[tuple[str, str]]:
         yield name, f"{tokens:,} ({tokens / seconds:,.0f}/s)" if seconds >= 1 else f"{tokens:,}"
     if summary.reused:
         yield "reused", f"{plural(summary.reused, 'answer')} of identical requests"
+    for warning in summary.warnings:
+        yield "warning", warning
     yield "output", summary.output
     yield "log", summary.log
     if summary.exit_code == ExitCode.OVER_REJECT_BUDGET and totals is not None:

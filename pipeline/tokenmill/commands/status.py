@@ -2,18 +2,25 @@
 
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from tokenmill.commands.options import DebugOption, JsonOption, OutputArgument
-from tokenmill.commands.terminal import facts_table, one_line_errors, table_console
+from tokenmill.commands.terminal import (
+    facts_table,
+    one_line_errors,
+    print_line,
+    table_console,
+)
 from tokenmill.formatting import duration
 from tokenmill.output.output import open_output
-from tokenmill.output.status import Status, StatusReader
+from tokenmill.output.status import Status, StatusReader, changes
 from tokenmill.storage.open import open_store
 
 _REFRESH_S = 5.0
@@ -22,7 +29,12 @@ _REFRESH_S = 5.0
 def status_command(
     output: OutputArgument,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Refresh every few seconds until it is finished.")
+        bool,
+        typer.Option(
+            "--watch",
+            help="Refresh every few seconds until it is finished; in a pipe or file, one line per "
+            "change.",
+        ),
     ] = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -36,18 +48,37 @@ def status_command(
     with one_line_errors(debug):
         reader = StatusReader(open_output(open_store(output)))
         console = table_console()
-        status = reader.read()
-        if not watch:
-            if as_json:
-                typer.echo(json.dumps({**asdict(status), "state": status.state}, indent=2))
+        if watch:
+            statuses = reader.until_finished(lambda: time.sleep(_REFRESH_S))
+            if console.is_terminal and not as_json:
+                _show_live(statuses, console)
             else:
-                console.print(_status_table(status))
-            return
-        with Live(_status_table(status), console=console, auto_refresh=False) as live:
-            while not status.is_finished:
-                time.sleep(_REFRESH_S)
-                status = reader.read()
-                live.update(_status_table(status), refresh=True)
+                for status in changes(statuses):
+                    print_line(json.dumps(_facts(status)) if as_json else _status_line(status))
+        elif as_json:
+            typer.echo(json.dumps(_facts(reader.read()), indent=2))
+        else:
+            console.print(_status_table(reader.read()))
+
+
+def _show_live(statuses: Iterable[Status], console: Console) -> None:
+    with Live(console=console, auto_refresh=False) as live:
+        for status in statuses:
+            live.update(_status_table(status), refresh=True)
+
+
+def _facts(status: Status) -> dict[str, Any]:
+    return {**asdict(status), "state": status.state}
+
+
+def _status_line(status: Status) -> str:
+    """The status in one line, for a pipe or a file."""
+    speed = "-" if status.rows_per_s is None else f"{status.rows_per_s:,.1f}"
+    return (
+        f"{status.state}  units {status.units_done:,}/{status.units:,}  "
+        f"rows {status.rows_done:,}/{status.rows:,}  rejects {sum(status.rejects.values()):,}  "
+        f"rows/s {speed}  ETA {duration(status.remaining_s)}"
+    )
 
 
 def _status_table(status: Status) -> Table:

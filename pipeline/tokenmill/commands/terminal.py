@@ -12,15 +12,20 @@ from typing import IO, Any
 
 import typer
 from rich.console import Console, JustifyMethod
+from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from tokenmill.errors import ExitCode, TokenmillError, root_cause
+from tokenmill.errors import ExitCode, NoSpace, TokenmillError, root_cause
 from tokenmill.observe.events import EventName, new_event, progress_event
 from tokenmill.observe.screen import PlainScreen, Screen, make_screen, redirected_output
 
 #: Tables are no wider than this, even on a wider terminal.
 WIDTH = 100
+
+
+# Longer prompts are cut on the screen; --json prints them whole.
+_MAX_PROMPT_CHARACTERS = 1200
 
 
 @contextmanager
@@ -48,16 +53,32 @@ def one_line_errors(
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Make SIGTERM stop a run as Ctrl-C does."""
+    """Make SIGTERM and SIGHUP stop a run as Ctrl-C does; under `nohup`, SIGHUP stays ignored."""
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {
+        number: handler
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if (handler := signal.getsignal(number)) is not signal.SIG_IGN
+    }
     try:
+        for number in before:
+            signal.signal(number, stop)
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def optional_output() -> Iterator[None]:
+    """Print in this context what an exit code must not depend on, such as a run's summary."""
+    try:
+        yield
+    except NoSpace as error:
+        print_remark(str(error))
 
 
 def print_line(line: str) -> None:
@@ -89,6 +110,19 @@ def table_console() -> Console:
     console = Console(highlight=False)
     console.width = min(console.width, WIDTH) if console.is_terminal else WIDTH
     return console
+
+
+def print_prompts(console: Console, prompts: Mapping[str, str], row: str) -> None:
+    """Print a row's prompts by task, each in a box; tasks with the same prompt share one."""
+    tasks: dict[str, list[str]] = {}
+    for task, prompt in prompts.items():
+        tasks.setdefault(prompt, []).append(task)
+    for prompt, names in tasks.items():
+        is_long = len(prompt) > _MAX_PROMPT_CHARACTERS
+        text = f"{prompt[:_MAX_PROMPT_CHARACTERS]} …" if is_long else prompt
+        lines = "\n".join(map(visible, text.split("\n")))
+        title = Text(visible(f"{', '.join(names)}: {row}"))
+        console.print(Panel(Text(lines), title=title, title_align="left"))
 
 
 def plain_table(*headings: str, numbers: Collection[str] = ()) -> Table:

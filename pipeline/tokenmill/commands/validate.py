@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -20,9 +21,13 @@ from tokenmill.commands.options import (
 from tokenmill.commands.terminal import facts_table, one_line_errors, print_line, table_console
 from tokenmill.formatting import plural
 from tokenmill.job.loader import load_job
-from tokenmill.models import cache
+from tokenmill.models.cache import log_file
 from tokenmill.observe.screen import redirected_output
 from tokenmill.run.validate import Validation, validate
+
+QuickOption = Annotated[
+    bool, typer.Option("--quick", help="Skip what needs a model's tokenizer or vLLM.")
+]
 
 
 def validate_command(  # noqa: PLR0913, PLR0917 - options of a command
@@ -32,6 +37,7 @@ def validate_command(  # noqa: PLR0913, PLR0917 - options of a command
     output_path: OutputOption = None,
     limit: LimitOption = None,
     overrides: SetOption = None,
+    is_quick: QuickOption = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -43,8 +49,8 @@ def validate_command(  # noqa: PLR0913, PLR0917 - options of a command
     """
     with one_line_errors(debug):
         settings = job_settings(overrides, input_path, output_path, limit, date=date)
-        with redirected_output(cache.cache_folder() / "logs" / "validate.log"):
-            validation = validate(load_job(job_file, settings))
+        with redirected_output(log_file("validate.log")):
+            validation = validate(load_job(job_file, settings), is_quick=is_quick)
         if as_json:
             typer.echo(json.dumps(asdict(validation), indent=2))
         else:
@@ -64,6 +70,8 @@ def _print_validation(job_file: Path, validation: Validation) -> None:
     }
     print_line(f"{job_file} is valid")
     table_console().print(facts_table(facts))
+    for note in validation.notes:
+        print_line(note)
     if missing:
         print_line("Some checks need a model's tokenizer: fetch the models and validate again.")
     command = f"models fetch {missing[0]}" if missing else f"preview {job_file}"

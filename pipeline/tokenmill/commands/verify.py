@@ -50,6 +50,10 @@ def _print_proof(proof: Certificate) -> None:
         print_line(f"{finding.damage}: {finding.key}: {finding.message}")
     if proof.findings[_MAX_FINDINGS:]:
         print_line(f"… and {len(proof.findings) - _MAX_FINDINGS:,} more")
+    if proof.ignored:
+        first, *others = proof.ignored
+        files = plural(len(proof.ignored), "file")
+        print_line(f"Ignored {files} of other programs: {first}{', …' if others else ''}")
     totals, problems = proof.totals, plural(len(proof.findings), "problem")
     print_line(
         f"{proof.output}: {'verified' if proof.is_whole else f'NOT verified, {problems}'}; "

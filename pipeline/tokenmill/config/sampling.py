@@ -21,6 +21,12 @@ from tokenmill.config.section import Section
 _MAX_SCHEMA_CHARACTERS = 2**16
 # The engine crashes on a larger seed.
 _MAX_INT64 = 2**63 - 1
+#: Sampling parameters of vLLM that tokenmill sets itself.
+RESERVED = frozenset(
+    {"detokenize", "flat_logprobs", "output_kind", "output_text_buffer_length", "skip_clone"}
+)
+# Parameters that may be null in vLLM, among those that a row may set.
+_NULLABLE = ("max_tokens", "seed", "stop", "structured_outputs")
 
 
 def _not_text_or_bool(value: Any) -> Any:
@@ -43,6 +49,9 @@ def _structured_outputs(value: Any) -> dict[str, Any]:
             return {"json": json.dumps(schema, ensure_ascii=False)}
         case {"json_object": True} if len(structured) == 1:
             return dict(structured)
+        case {"choice": [*texts]} if len(structured) == 1 and texts:
+            if all(isinstance(text, str) and text for text in texts):
+                return dict(structured)
     raise ValueError
 
 
@@ -99,7 +108,7 @@ class RowSampling(Section):
         Field(
             default=None,
             description=f"JSON text of at most {_MAX_SCHEMA_CHARACTERS:,} characters, "
-            '{"json": SCHEMA} or {"json_object": true}',
+            '{"json": SCHEMA}, {"json_object": true} or {"choice": [TEXT, ...]}',
         )
     )
 
@@ -152,9 +161,7 @@ class Retries(Section):
 def check_retries(retries: Retries, sampling: dict[str, Any]) -> None:
     """Raise `ValueError` for retries that a task cannot use, or that repeat the same answer."""
     changed = {**sampling, **retries.sampling}
-    check_sampling(changed)
-    if not isinstance(changed.get("seed", 0), int):
-        raise ValueError("retries: the sampling's seed must be a whole number")  # noqa: TRY004
+    check_sampling(changed, "retries.")
     if changed.get("temperature", 1) != 0:
         return
     if {**changed, "seed": None} == {**sampling, "seed": None}:
@@ -179,18 +186,25 @@ def check_sampling(sampling: dict[str, Any], prefix: str = "") -> None:
         raise ValueError(
             f"{prefix}sampling.max_tokens is missing; set the largest number of tokens of an answer"
         )
-    limit = sampling["max_tokens"]
-    if limit is not None and (not isinstance(limit, int) or limit < 1):
-        raise ValueError(
-            f"{prefix}sampling.max_tokens must be a positive number, or null for no limit"
-        )
-    seed = sampling.get("seed")
-    if isinstance(seed, int) and not -_MAX_INT64 - 1 <= seed <= _MAX_INT64:
-        raise ValueError(f"{prefix}sampling.seed must fit into 64 bits")
-    for key in ("output_kind", "detokenize"):
-        if key in sampling:
-            raise ValueError(f"{prefix}sampling.{key} is set by tokenmill; remove it")
+    for name, value in sampling.items():
+        if name in RESERVED:
+            raise ValueError(f"{prefix}sampling.{name} is set by tokenmill; remove it")
+        # A row's schema is text and has a limited size, a job's is not.
+        if name in OVERRIDABLE and name != "structured_outputs":
+            _check_value(name, value, f"{prefix}sampling.{name}")
     if sampling.get("n", 1) != 1:
         raise ValueError(
             f"{prefix}sampling.n must be 1; for several answers a row, set n or best_of in the task"
         )
+
+
+def _check_value(name: str, value: Any, key: str) -> None:
+    """Raise `ValueError` for a value of the job, at `key`, that vLLM would refuse."""
+    if value is None and name in _NULLABLE:
+        return
+    try:
+        checked = OVERRIDABLE[name](value)
+    except ValueError as error:
+        raise ValueError(f"{key} {error}") from error
+    if value is None or (isinstance(value, float) and isinstance(checked, int)):
+        raise ValueError(f"{key} must be {RowSampling.model_fields[name].description}")

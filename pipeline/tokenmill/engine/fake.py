@@ -36,6 +36,46 @@ _EXAMPLES_BY_FORMAT = {
 #: Dimensions of the fake engine's embeddings.
 FAKE_DIMENSIONS = 8
 
+#: The sampling parameters of vLLM that a job may set.
+SAMPLING_NAMES = frozenset(
+    {
+        "allowed_token_ids",
+        "bad_words",
+        "extra_args",
+        "frequency_penalty",
+        "ignore_eos",
+        "include_stop_str_in_output",
+        "logit_bias",
+        "logprob_token_ids",
+        "logprobs",
+        "max_tokens",
+        "min_p",
+        "min_tokens",
+        "n",
+        "presence_penalty",
+        "prompt_logprob_start",
+        "prompt_logprob_token_ids",
+        "prompt_logprobs",
+        "repetition_detection",
+        "repetition_penalty",
+        "routed_experts_prompt_start",
+        "seed",
+        "skip_reading_prefix_cache",
+        "skip_special_tokens",
+        "spaces_between_special_tokens",
+        "stop",
+        "stop_token_ids",
+        "stream_interval",
+        "structured_outputs",
+        "temperature",
+        "thinking_token_budget",
+        "top_k",
+        "top_p",
+        "trace_decode_token_ids",
+        "watermarking",
+    }
+)
+
 
 class FakeSettings(BaseModel):
     """The settings of the fake engine, which a job puts into `model.engine`.

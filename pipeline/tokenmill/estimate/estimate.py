@@ -90,7 +90,7 @@ def estimate(
     """
     if device is not None and device not in DEVICES:
         raise UserError(f"--on {device}: unknown device; choose one of {', '.join(DEVICES)}")
-    opened = plan_ahead(job)
+    opened, input_notes = plan_ahead(job)
     job, plan = opened.job, opened.plan
     _require_models(job)
     previous_run = None if previous is None else read_previous_run(previous, job)
@@ -131,7 +131,7 @@ def estimate(
         cost=None if gpu_hours is None or price is None else round(gpu_hours * price, 2),
         previous=previous_run,
         prompts=sample.prompts,
-        notes=(*sample.notes, *_over_budget(job, rejects, rows)),
+        notes=(*input_notes, *sample.notes, *_over_budget(job, rejects, rows)),
     )
 
 

@@ -1,12 +1,13 @@
 """Exports an output as one file or as a table of another format.
 
-The committed units are read one after another, in the plan's order, a few thousand rows at a time.
+The committed units are written in the plan's order, a few thousand rows at a time.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO
 
 import pyarrow as pa
@@ -17,10 +18,11 @@ from tokenmill.errors import UserError
 from tokenmill.exchange.openai_answers import BodyBuilder, answer_line, body_builder
 from tokenmill.exchange.table_formats import write_dataset, write_delta, write_iceberg
 from tokenmill.output.json_lines import json_rows, write_line
-from tokenmill.output.output import OpenedOutput, batches_with_record, committed_units
+from tokenmill.output.output import OpenedOutput, all_batches, committed_objects
 from tokenmill.output.record import UnitRecord
 from tokenmill.output.verify import expected_output
-from tokenmill.plan.plan import Unit
+from tokenmill.row_columns import ERROR, SOURCE_FILE, SOURCE_ROW
+from tokenmill.storage.base import ObjectInfo
 from tokenmill.storage.open import open_object
 
 _CUSTOM_ID = "custom_id"
@@ -39,6 +41,7 @@ class ExportFormat(StrEnum):
     ICEBERG = "iceberg"
 
 
+_LINES = (ExportFormat.JSONL, ExportFormat.OPENAI_BATCH)
 _TABLES: dict[ExportFormat, Callable[[Iterator[pa.RecordBatch], pa.Schema, str], None]] = {
     ExportFormat.HF_DATASET: write_dataset,
     ExportFormat.DELTA: write_delta,
@@ -46,11 +49,33 @@ _TABLES: dict[ExportFormat, Callable[[Iterator[pa.RecordBatch], pa.Schema, str],
 }
 
 
-def format_of(name: str) -> ExportFormat:
-    """The format with this name. Raises `UserError` for an unknown name."""
-    if name not in list(ExportFormat):
-        raise UserError(f"--to {name}: unknown format; known: {', '.join(ExportFormat)}")
-    return ExportFormat(name)
+#: The name of standard output as a target.
+STDOUT = "-"
+_OF_SUFFIX = {"": ExportFormat.JSONL, ".jsonl": ExportFormat.JSONL, ".ndjson": ExportFormat.JSONL}
+_OF_SUFFIX[".parquet"] = ExportFormat.PARQUET
+_COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".zip")
+
+
+def format_of(name: str | None, target: str) -> ExportFormat:
+    """The format with this name or, without one, that of the target's suffix.
+
+    Raises `UserError` for an unknown name or suffix, and for the suffix of a compressed file.
+    """
+    known = ", ".join(ExportFormat)
+    if name is not None and name not in list(ExportFormat):
+        raise UserError(f"--to {name}: unknown format; known: {known}")
+    suffix = PurePosixPath(target).suffix.lower()
+    if suffix in _COMPRESSED and name not in _TABLES:
+        raise UserError(
+            f"{target}: exports are not compressed; write to standard output and pipe it to a "
+            "program: tokenmill export OUTPUT - | gzip > FILE"
+        )
+    if name is None and suffix not in _OF_SUFFIX:
+        raise UserError(
+            f"{target}: no format has the suffix {suffix}; pass --to with one of {known}, or end "
+            f"the name in .jsonl or .parquet"
+        )
+    return _OF_SUFFIX[suffix] if name is None else ExportFormat(name)
 
 
 def export(  # noqa: PLR0913 - the options of the command
@@ -62,7 +87,7 @@ def export(  # noqa: PLR0913 - the options of the command
     partial: bool = False,
     errors: str | Path | None = None,
 ) -> int:
-    """Write an output's rows to a file or a table, and return their number.
+    """Write an output's rows to a file, `STDOUT` or a table, and return their number.
 
     Without `rejects` only answered rows are written. With `errors` the rejected rows of an
     openai-batch export are written to that file. A file appears under its name only when it is
@@ -71,7 +96,13 @@ def export(  # noqa: PLR0913 - the options of the command
     """
     if errors is not None and (format_ is not ExportFormat.OPENAI_BATCH or not rejects):
         raise UserError("--errors needs --to openai-batch, and excludes --without-rejects")
-    units = committed_units(opened.store, opened.plan)
+    if str(target) == STDOUT and format_ not in _LINES:
+        raise UserError(
+            f"--to {format_}: only {' and '.join(_LINES)} can be written to standard output; name "
+            "a target"
+        )
+    committed = committed_objects(opened.store, opened.plan)
+    units = [committed[unit.key] for unit in opened.plan.units if unit.key in committed]
     missing = len(opened.plan.units) - len(units)
     if missing and not partial:
         raise UserError(
@@ -81,15 +112,14 @@ def export(  # noqa: PLR0913 - the options of the command
     rows = CountedRows(_read(opened, units, rejects=rejects))
     if format_ is ExportFormat.OPENAI_BATCH:
         # Before a file is opened: this raises for an output that the format cannot hold.
-        build_body = body_builder(opened.job.steps)
+        build_body = body_builder(opened.job)
         with answer_files(str(target), None if errors is None else str(errors)) as files:
             _write_answers(rows, build_body, *files)
     elif format_ in _TABLES:
         batches = (batch for _, batch in rows)
         _TABLES[format_](batches, expected_output(opened).schema, str(target))
     else:
-        store, key = open_object(str(target))
-        with store.open_new(key) as file:
+        with _new_file(str(target)) as file:
             if format_ is ExportFormat.JSONL:
                 _write_json_lines(rows, file)
             else:
@@ -116,33 +146,39 @@ def answer_files(target: str, errors: str | None) -> Iterator[tuple[IO[bytes], I
 
     The files appear when the context ends without an error: first that of the errors.
     """
-    if errors == target:
-        raise UserError(f"--errors {errors}: this is the file of the answers; choose another one")
-    store, key = open_object(target)
-    with store.open_new(key) as answer_file:
+    if errors is not None:
+        check_separate(target, errors)
+    with _new_file(target) as answer_file:
         if errors is None:
             yield answer_file, answer_file
             return
-        store, key = open_object(errors)
-        with store.open_new(key) as error_file:
+        with _new_file(errors) as error_file:
             yield answer_file, error_file
 
 
+def check_separate(target: str, errors: str) -> None:
+    """Raise `UserError` if the files of answers and errors are the same, however they are named."""
+    (store, key), (other_store, other_key) = open_object(target), open_object(errors)
+    if (store.url, key) == (other_store.url, other_key):
+        raise UserError(f"--errors {errors}: this is the file of the answers; choose another one")
+
+
+@contextmanager
+def _new_file(target: str) -> Iterator[IO[bytes]]:
+    """A new file that appears when the context ends without an error, or standard output."""
+    if target == STDOUT:
+        yield sys.stdout.buffer
+        return
+    store, key = open_object(target)
+    with store.open_new(key) as file:
+        yield file
+
+
 def _read(
-    opened: OpenedOutput, units: tuple[Unit, ...], *, rejects: bool
+    opened: OpenedOutput, units: Sequence[ObjectInfo], *, rejects: bool
 ) -> Iterator[RecordedBatch]:
-    names = expected_output(opened).schema.names
-    for unit in units:
-        try:
-            for record, batch in batches_with_record(opened.store, unit, names):
-                kept = batch if rejects else batch.filter(pc.is_null(batch.column("error")))
-                yield record, kept
-        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-            # Arrow raises OSError for bytes that it cannot decompress.
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"{opened.store.url}/{unit.key}: {reason}; run tokenmill verify to find all damage"
-            ) from error
+    for record, batch in all_batches(opened, units, expected_output(opened).schema.names):
+        yield record, batch if rejects else batch.filter(pc.is_null(batch.column(ERROR)))
 
 
 def _write_parquet(rows: Iterable[RecordedBatch], file: IO[bytes], schema: pa.Schema) -> None:
@@ -165,7 +201,7 @@ def _write_answers(
 ) -> None:
     for record, batch in rows:
         for row in batch.to_pylist():
-            request_id = f"{row['source_file']}:{row['source_row']}"
+            request_id = f"{row[SOURCE_FILE]}:{row[SOURCE_ROW]}"
             custom_id = row.get(_CUSTOM_ID)
             line = answer_line(
                 row,

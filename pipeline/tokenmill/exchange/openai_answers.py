@@ -6,12 +6,12 @@ from typing import Any
 from tokenmill.errors import UserError
 from tokenmill.exchange.openai_bodies import Endpoint, RefusedLine
 from tokenmill.exchange.openai_requests import BatchRequest
+from tokenmill.job.job import Job
 from tokenmill.output.json_lines import as_json
 from tokenmill.output.record import UnitRecord
+from tokenmill.output.schema import task_columns
+from tokenmill.row_columns import ERROR, NUM_GENERATED_TOKENS, NUM_INPUT_TOKENS
 from tokenmill.tasks.generation.generate import GENERATE
-from tokenmill.tasks.kind import TaskStep
-from tokenmill.tasks.length.policy import fields_of
-from tokenmill.tasks.row_tasks import answer_fields
 from tokenmill.tasks.scoring.embed import EMBED
 
 #: Builds the response body of a row of an output, from its unit's record and the request's id.
@@ -26,8 +26,8 @@ def answer_line(
     custom_id: str,
 ) -> dict[str, Any]:
     """A row of an output as a line of the answer file, or of the error file for a reject."""
-    if row["error"] is not None:
-        return _error_line(request_id, custom_id, row["error"]["class"], row["error"]["message"])
+    if row[ERROR] is not None:
+        return _error_line(request_id, custom_id, row[ERROR]["class"], row[ERROR]["message"])
     body = build_body(row, record, request_id)
     return {
         "id": f"batch_req_{request_id}",
@@ -47,8 +47,12 @@ def answered_line(
     request: BatchRequest,
     rows: Sequence[tuple[UnitRecord, Mapping[str, Any]]],
     build_body: BodyBuilder,
+    columns: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The answer to a request from all its rows, or the first error of any row."""
+    """The answer to a request from all its rows, or the first error of any row.
+
+    `columns` are the output's columns by the names of the task's fields.
+    """
     request_id = str(request.line)
     lines = [
         answer_line(row, record, build_body, request_id, request.custom_id) for record, row in rows
@@ -73,7 +77,7 @@ def answered_line(
         ]
     elif request.top_logprobs is not None:
         ((_, row),) = rows
-        body["choices"][0]["logprobs"] = _logprobs(row["tokens"], request.top_logprobs)
+        body["choices"][0]["logprobs"] = _logprobs(row[columns["tokens"]], request.top_logprobs)
     return answer
 
 
@@ -103,17 +107,14 @@ def _logprob(token: Mapping[str, Any]) -> dict[str, Any]:
     return {"token": text, "logprob": as_json(token["logprob"]), "bytes": list(text.encode())}
 
 
-def body_builder(steps: tuple[TaskStep[Any], ...]) -> BodyBuilder:
+def body_builder(job: Job) -> BodyBuilder:
     """The builder for a job's only task. Raises `UserError` for a job that the format cannot hold.
 
     Only generate and embed have a response body in OpenAI's format.
     """
-    if len(steps) == 1:
-        (step,) = steps
-        columns = {
-            field.name: column.name
-            for field, column in zip(fields_of(step), answer_fields(steps), strict=True)
-        }
+    if len(job.steps) == 1:
+        (step,) = job.steps
+        (columns,) = task_columns(job)
         if step.kind is EMBED:
             return lambda row, record, _: _embedding(row, record, columns)
         if step.kind is GENERATE:
@@ -139,7 +140,7 @@ def _chat(
         }
         for index, (text, reason) in enumerate(zip(texts, reasons, strict=True))
     ]
-    num_input, num_output = row["num_input_tokens"] or 0, row["num_generated_tokens"] or 0
+    num_input, num_output = row[NUM_INPUT_TOKENS] or 0, row[NUM_GENERATED_TOKENS] or 0
     return {
         "id": f"chatcmpl-{request_id}",
         "object": "chat.completion",
@@ -157,7 +158,7 @@ def _chat(
 def _embedding(
     row: Mapping[str, Any], record: UnitRecord, columns: Mapping[str, str]
 ) -> dict[str, Any]:
-    num_input = row["num_input_tokens"] or 0
+    num_input = row[NUM_INPUT_TOKENS] or 0
     vector = as_json(row[columns["embedding"]])
     return {
         "object": "list",

@@ -18,19 +18,24 @@ from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
+from tokenmill.config.strict_yaml import dump_yaml
 from tokenmill.errors import ExitCode, UserError
-from tokenmill.exchange.export import answer_files
-from tokenmill.exchange.openai_answers import answered_line, body_builder, refused_line
+from tokenmill.exchange.export import STDOUT, answer_files, check_separate
+from tokenmill.exchange.openai_answers import (
+    answered_line,
+    body_builder,
+    refused_line,
+)
 from tokenmill.exchange.openai_bodies import Endpoint, RefusedLine
 from tokenmill.exchange.openai_requests import SCHEMAS, BatchRequest, JobNeeds, RequestReader
 from tokenmill.job.job import Job
 from tokenmill.job.loader import stored_job
 from tokenmill.observe.screen import Interface
 from tokenmill.output.json_lines import write_line
-from tokenmill.output.output import OpenedOutput, batches_with_record, open_output
+from tokenmill.output.output import OpenedOutput, all_batches, committed_objects, open_output
 from tokenmill.output.record import UnitRecord
+from tokenmill.output.schema import task_columns
 from tokenmill.output.success import read_success
 from tokenmill.output.verify import expected_output
 from tokenmill.run.run import run_job
@@ -117,6 +122,10 @@ def run_batch(
     Raises as `run_job` does; then the same call resumes. If more rows were rejected than
     `overrides` allow, the summary says so and no result file is written.
     """
+    if STDOUT in (batch.answers, batch.errors):
+        raise UserError("--output and --errors must be files, which a rerun can find; name them")
+    if batch.errors is not None:
+        check_separate(batch.answers, batch.errors)
     work = open_store(batch.work)
     conversion = _stored_conversion(batch, work)
     if _exists(batch.answers):
@@ -233,7 +242,7 @@ def _job(work: Store, needs: JobNeeds, model: str, overrides: Sequence[str]) -> 
         "max_reject_rate": 1.0,
         **needs.job_keys,
     }
-    return stored_job(yaml.safe_dump(keys), "import-batch", overrides)
+    return stored_job(dump_yaml(dict(keys)), "import-batch", overrides)
 
 
 def _write_results(
@@ -262,7 +271,8 @@ def _write_results(
 def _results(lines: _Lines, opened: OpenedOutput | None) -> Iterator[dict[str, Any]]:
     """The result of each line. The output's rows are in the order of the requests."""
     rows: _Rows = iter(()) if opened is None else _output_rows(opened)
-    build_body = None if opened is None else body_builder(opened.job.steps)
+    build_body = None if opened is None else body_builder(opened.job)
+    columns = {} if opened is None else task_columns(opened.job)[0]
     for number, line in lines:
         if isinstance(line, RefusedLine):
             yield refused_line(number, line)
@@ -270,12 +280,12 @@ def _results(lines: _Lines, opened: OpenedOutput | None) -> Iterator[dict[str, A
         answers = list(islice(rows, len(line.rows)))
         if build_body is None or {row["line"] for _, row in answers} != {number}:
             raise UserError(f"line {number} has no row in the output; choose another --work")
-        yield answered_line(line, answers, build_body)
+        yield answered_line(line, answers, build_body, columns)
 
 
 def _output_rows(opened: OpenedOutput) -> _Rows:
-    names = expected_output(opened).schema.names
-    for unit in opened.plan.units:
-        for record, batch in batches_with_record(opened.store, unit, names):
-            for row in batch.to_pylist():
-                yield record, row
+    committed = committed_objects(opened.store, opened.plan)
+    units = (committed[unit.key] for unit in opened.plan.units)
+    for record, batch in all_batches(opened, units, expected_output(opened).schema.names):
+        for row in batch.to_pylist():
+            yield record, row

@@ -4,16 +4,20 @@ A shard that cannot be read or that lacks a column becomes a `BadShard`; the cal
 it.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from tokenmill.errors import UserError
+from tokenmill.formatting import listed
+from tokenmill.input.file_kinds import HEAD_BYTES, appearance
 from tokenmill.input.listing import Listing
-from tokenmill.input.parquet_footer import END_BYTES, num_end_bytes, read_footer
+from tokenmill.input.parquet_footer import END_BYTES, has_magic, num_end_bytes, read_footer
 from tokenmill.plan.plan import BadShard, RowGroup, Shard
 from tokenmill.storage.base import ObjectInfo, Store
 
@@ -39,17 +43,27 @@ class Footers:
     schema: pa.Schema
 
 
-def read_footers(listing: Listing, columns: Mapping[str, str], measured: frozenset[str]) -> Footers:
+def read_footers(
+    listing: Listing,
+    columns: Mapping[str, str],
+    measured: frozenset[str],
+    *,
+    keeps_all: bool = False,
+) -> Footers:
     """Read the footers of all shards, concurrently.
 
-    `columns` maps each column that the job needs to the job key that names it. `measured` are the
-    columns whose text counts in the estimate. Raises `UserError` if no shard can be used or if a
-    column has different types in two shards.
+    `columns` maps each column that the job needs to the job key that names it; with `keeps_all` it
+    needs all columns. `measured` are the columns whose text counts in the estimate. Raises
+    `UserError` if no shard can be used, if a column has different types in two shards, and if all
+    columns are needed but the shards differ in which they have.
     """
     read, bad = _read_all(listing, measured)
+    if keeps_all:
+        columns = {**dict.fromkeys(_all_columns(read), "input.keep"), **columns}
     usable = []
     for shard, schema in read:
-        bad_names = [name for name in columns if schema.names.count(name) != 1]
+        counts = Counter(schema.names)
+        bad_names = [name for name in columns if counts[name] != 1]
         if bad_names:
             bad.append(BadShard(shard.path, _wrong_column(bad_names[0], columns, schema)))
         else:
@@ -62,6 +76,27 @@ def read_footers(listing: Listing, columns: Mapping[str, str], measured: frozens
     )
 
 
+def _all_columns(read: Sequence[tuple[Shard, pa.Schema]]) -> Sequence[str]:
+    """The columns of the shards, in the first one's order. Raises `UserError` if they differ."""
+    if not read:
+        return ()
+    first, schema = read[0]
+    names = frozenset(schema.names)
+    for shard, other in read[1:]:
+        if other is schema:
+            continue
+        for has, lacks, odd in (
+            (shard, first, frozenset(other.names) - names),
+            (first, shard, names - frozenset(other.names)),
+        ):
+            if odd:
+                raise UserError(
+                    f'input.keep: "*" needs the same columns in all shards, and {has.path} has a '
+                    f"column {min(odd)} that {lacks.path} lacks; list the columns to keep"
+                )
+    return tuple(dict.fromkeys(schema.names))
+
+
 def read_shared_columns(listing: Listing) -> Footers:
     """Read all footers; `schema` has the columns that every shard has once, with one type.
 
@@ -70,9 +105,10 @@ def read_shared_columns(listing: Listing) -> Footers:
     read, bad = _read_all(listing, frozenset())
     if not read:
         raise UserError(f"{listing.store.url}/{bad[0].path}: {bad[0].reason}")
+    unique = {id(schema): Counter(schema.names) for _, schema in read}.values()
     fields = []
-    for name in dict.fromkeys(read[0][1].names):
-        if all(schema.names.count(name) == 1 for _, schema in read):
+    for name in read[0][1].names:
+        if all(counts[name] == 1 for counts in unique):
             with suppress(UserError):
                 fields.append(_common_schema(read, (name,)).field(0))
     return Footers(tuple(shard for shard, _ in read), tuple(bad), pa.schema(fields))
@@ -110,6 +146,11 @@ def _read_batch(
 def _read_footer(
     store: Store, item: ObjectInfo, end: bytes, measured: frozenset[str]
 ) -> tuple[Shard | BadShard, pa.Schema]:
+    if item.size and not has_magic(end):
+        with store.open(item.key) as file:
+            kind = appearance(file.read(HEAD_BYTES))
+        reason = f"not a readable Parquet file: its end is not PAR1; it looks like {kind}"
+        return BadShard(item.key, reason), pa.schema([])
     try:
         num_bytes = num_end_bytes(end, item.size)
         if num_bytes > len(end):
@@ -118,11 +159,7 @@ def _read_footer(
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split()) if item.size else "it is empty (0 bytes)"
         return BadShard(item.key, f"not a readable Parquet file: {reason}"), pa.schema([])
-    chunks = [
-        index
-        for index in range(metadata.num_columns)
-        if _top_level(metadata.schema.column(index).path, schema) in measured
-    ]
+    chunks = _chunks_of(metadata, schema, measured) if measured else []
     groups = []
     for position in range(metadata.num_row_groups):
         group = metadata.row_group(position)
@@ -131,9 +168,16 @@ def _read_footer(
     return Shard(item.key, item.size, item.version, tuple(groups)), schema
 
 
-def _top_level(path: str, schema: pa.Schema) -> str:
-    """The column that a leaf belongs to. A column's name may contain a dot."""
-    return path if path in schema.names else path.split(".", maxsplit=1)[0]
+def _chunks_of(metadata: pq.FileMetaData, schema: pa.Schema, columns: frozenset[str]) -> list[int]:
+    """The positions of the leaves that belong to the columns."""
+    names = frozenset(schema.names)
+    paths = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
+    # A column's name may contain a dot.
+    return [
+        index
+        for index, path in enumerate(paths)
+        if (path if path in names else path.split(".", maxsplit=1)[0]) in columns
+    ]
 
 
 def _wrong_column(name: str, columns: Mapping[str, str], schema: pa.Schema) -> str:
@@ -141,7 +185,7 @@ def _wrong_column(name: str, columns: Mapping[str, str], schema: pa.Schema) -> s
         return f"{columns[name]} names the column {name}, which occurs more than once"
     return (
         f"{columns[name]} names the column {name}, which does not exist; "
-        f"the shard has: {', '.join(schema.names)}"
+        f"the shard has: {listed(name, schema.names)}"
     )
 
 

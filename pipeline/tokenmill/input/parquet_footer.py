@@ -61,6 +61,11 @@ class _FooterOnly(io.RawIOBase):
         return data
 
 
+def has_magic(end: bytes) -> bool:
+    """Whether a file with these last bytes ends like a Parquet file, with a plain footer or not."""
+    return end.endswith((b"PAR1", b"PARE"))
+
+
 def num_end_bytes(end: bytes, size: int) -> int:
     """The size of a file's footer, read from the file's last bytes.
 

@@ -27,6 +27,7 @@ def with_date(data: Mapping[str, Any]) -> dict[str, Any]:
                 raise ValueError(
                     f"{section}.{key}: {_PLACEHOLDER} needs a day; pass --date yesterday or "
                     "--date 2026-01-31, or set the key date"
+                    + (" (a file's own {date} is [{]date})" if section == "input" else "")
                 )
             dated[section] = {**dated[section], key: path.replace(_PLACEHOLDER, day)}
     return dated
@@ -35,7 +36,7 @@ def with_date(data: Mapping[str, Any]) -> dict[str, Any]:
 def day_of(name: Any) -> dt.date:
     """The day of `today`, `yesterday` (in UTC) or YYYY-MM-DD. Raises `ValueError`."""
     if isinstance(name, dt.date):
-        # YAML reads an unquoted date as a date.
+        # PyYAML alone reads an unquoted date as a date.
         return dt.date(name.year, name.month, name.day)
     if name in _DAYS_AGO:
         today = dt.datetime.now(dt.UTC).date()

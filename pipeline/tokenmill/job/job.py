@@ -11,15 +11,14 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
 from tokenmill.config.length import Length, RejectLong
 from tokenmill.config.prompt import Prompt
 from tokenmill.config.section import Section
+from tokenmill.config.strict_yaml import dump_yaml
 from tokenmill.job.dates import with_date
 from tokenmill.job.sections import Input, Model, Notify, Output
-from tokenmill.job.strict_yaml import Dumper, represent_text
 from tokenmill.plan.units import Units
 from tokenmill.prompt.cleaning.clean import Clean
 from tokenmill.request import Params
@@ -28,7 +27,8 @@ from tokenmill.tasks.kinds import DEFAULT_KIND, AnyTask, step_of
 from tokenmill.tasks.section import TaskSection, check_overrides
 from tokenmill.tasks.task import AuxiliaryModel, Runner
 
-# Keys that change no answer, so they may differ between a run and its resumption.
+# Keys that change no answer, so they may differ between a run and its resumption. Of `output`, only
+# `columns` is added again: it changes the objects.
 _SAME_ANSWERS = ("name", "date", "output", "units", "max_reject_rate", "max_rejects", "notify")
 # Keys that change the speed and the cost of answers, but not the answers.
 _SPEED_ONLY_ENGINE_ARGUMENTS = frozenset(
@@ -53,6 +53,9 @@ _SPEED_ONLY_MODEL_KEYS = (
 )
 # Keys that `_answered_tasks` replaces by the sections of `Job.steps`.
 _TASK_KEYS = ("prompt", "sampling", "length", "task", "tasks")
+
+#: Keys of the job that tasks without their own use.
+TASK_DEFAULTS = ("prompt", "sampling", "length", "overrides", "adapter")
 
 
 class Job(Section):
@@ -174,7 +177,8 @@ class Job(Section):
     def steps(self) -> tuple[TaskStep[Any], ...]:
         """The tasks, with the job's values for the keys that they leave out."""
         sections = self.tasks or (self.task or DEFAULT_KIND.section(),)
-        return tuple(step_of(self._with_defaults(section)) for section in sections)
+        is_only = self.tasks is None
+        return tuple(step_of(self._with_defaults(item), is_only=is_only) for item in sections)
 
     def _with_defaults(self, section: TaskSection) -> TaskSection:
         kind = step_of(section).kind
@@ -237,6 +241,9 @@ class Job(Section):
         _drop_speed(data["model"])
         for key in ("endpoint_url", "on_bad_shard", "on_new_shard", "on_changed_shard"):
             data["input"].pop(key)
+        if self.output.columns:
+            # Without it, the fingerprint is that of versions that did not have the key.
+            data["output"] = {"columns": self.output.columns}
         return dict(_flatten(data | self._answered_tasks()))
 
     def _answered_tasks(self) -> dict[str, Any]:
@@ -260,11 +267,7 @@ class Job(Section):
 
     def to_yaml(self) -> str:
         """The resolved job as YAML, as it is stored with the output."""
-        data = self.model_dump(mode="json", exclude_none=True)
-        return yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True)
-
-
-Dumper.add_representer(str, represent_text)
+        return dump_yaml(self.model_dump(mode="json", exclude_none=True))
 
 
 def differing_fields(one: dict[str, Any], other: dict[str, Any]) -> list[str]:

@@ -12,10 +12,10 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from tokenmill.config.strict_yaml import load_yaml, parse_yaml, read_text
 from tokenmill.errors import UserError
 from tokenmill.job.job import Job
 from tokenmill.job.messages import check_known_keys, validation_message
-from tokenmill.job.strict_yaml import StrictLoader, construct_mapping, parse_yaml, read_text
 
 # An environment variable with such a name holds a secret, and jobs are stored with their output.
 _SECRET_NAME = re.compile(r"SECRET|PASSW|CREDENTIAL|ACCESS_?KEY|API_?KEY|PRIVATE|_TOKEN$|^TOKEN$")
@@ -70,31 +70,42 @@ def _validated(data: dict[str, Any], where: str) -> Job:
         raise UserError(f"{where}: {validation_message(error)}") from error
 
 
-StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, construct_mapping)
-
-
 def _apply_override(data: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     if not equals or not name:
         raise UserError(f"--set {override}: use the form key.path=value")
     *parents, last = name.split(".")
-    section = data
+    section: Any = data
     for parent in parents:
-        inner = section.setdefault(parent, {})
-        if not isinstance(inner, dict):
-            raise UserError(f"--set {override}: {parent} is a value and has no keys")
-        section = inner
-    section[last] = _override_value(text)
+        section = _inner(section, parent, override)
+    if isinstance(section, list):
+        raise UserError(f"--set {override}: set the whole list, or a key of one of its tasks")
+    section[last] = _value(text, "--set")
 
 
-def _override_value(text: str) -> Any:
+def _inner(section: Any, name: str, override: str) -> Any:
+    """The section below another one by its key, or by its name in the list of tasks."""
+    if isinstance(section, list):
+        named = (item for item in section if isinstance(item, dict) and item.get("name") == name)
+        inner = next(named, None)
+        if inner is None:
+            raise UserError(f"--set {override}: no task in the list is called {name}")
+        return inner
+    inner = section.setdefault(name, {})
+    if not isinstance(inner, dict | list):
+        raise UserError(f"--set {override}: {name} is a value and has no keys")
+    return inner
+
+
+def _value(text: str, where: str) -> Any:
+    """What YAML reads in a text that is not in the file. `where` is where it comes from."""
     if text.lstrip().startswith(("{{", "{%")):
         # YAML would read a template as a mapping.
         return text
     try:
-        return yaml.load(text, Loader=StrictLoader)  # noqa: S506 - a SafeLoader
+        return load_yaml(text)
     except yaml.YAMLError as error:
-        raise UserError(f"--set: {text!r} is not valid YAML; quote it") from error
+        raise UserError(f"{where}: {text!r} is not valid YAML; quote it") from error
 
 
 def _environment_value(match: re.Match[str], key: str) -> str:
@@ -133,4 +144,4 @@ def _resolve_environment(
     # The arguments of vLLM have no types here, so ${N} becomes what YAML reads: a number. All other
     # keys have a type, and a path may be any text.
     is_untyped = _UNTYPED.match(key) and _ENVIRONMENT.fullmatch(value)
-    return yaml.safe_load(resolved) if is_untyped else resolved
+    return _value(resolved, key) if is_untyped else resolved

@@ -5,9 +5,10 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from tokenmill.config.length import Length
 from tokenmill.errors import UserError
@@ -16,7 +17,13 @@ from tokenmill.tasks.kinds import DEFAULT_KIND, TASK_KINDS
 
 
 def check_known_keys(data: Any, annotation: Any, where: str, path: str = "") -> None:
-    """Raise `UserError` for a key that its section does not have, with a suggestion."""
+    """Raise `UserError` for a key that its section does not have, with a suggestion.
+
+    Raises it too for true and false where a number is expected, which pydantic reads as 1 and 0.
+    """
+    if isinstance(data, bool) and _wants_number(annotation):
+        key = path.removesuffix(".")
+        raise UserError(f"{where}: {key}: {str(data).lower()} is not a number")
     if isinstance(data, list):
         for position, item in enumerate(data):
             check_known_keys(item, annotation, where, f"{path}{position}.")
@@ -61,14 +68,40 @@ def _sections_of(annotation: Any) -> list[type[BaseModel]]:
     return []
 
 
+def _wants_number(annotation: Any) -> bool:
+    """Whether a field's type has numbers in it and neither booleans nor untyped values."""
+    types = _leaf_types(annotation)
+    return not types.isdisjoint({int, float}) and types.isdisjoint({bool, Any})
+
+
+def _leaf_types(annotation: Any) -> set[Any]:
+    if typing.get_origin(annotation) is Annotated:
+        annotation = typing.get_args(annotation)[0]
+    members = () if typing.get_origin(annotation) is Literal else typing.get_args(annotation)
+    return set().union(*map(_leaf_types, members)) if members else {annotation}
+
+
 def validation_message(error: ValidationError) -> str:
     """All errors of pydantic in one line, with the keys of the job file."""
     parts = []
     for item in error.errors(include_url=False):
         name = ".".join(_keys(item["loc"]))
-        message = item["msg"].removeprefix("Value error, ")
+        message = _message(item)
         parts.append(f"{name}: {message}" if name else message)
     return "; ".join(parts)
+
+
+def _message(item: ErrorDetails) -> str:
+    """An error of pydantic, with what to write instead if a value has another form."""
+    value = item["input"]
+    match item["type"]:
+        case "tuple_type" | "list_type" if isinstance(value, str):
+            return f"must be a list: [{value}]"
+        case "model_type" | "dict_type" if value is not None:
+            return f"must have keys of its own, not the value {value!r:.40}"
+        case "string_type" if isinstance(value, bool | int | float):
+            return f'must be text; put quotes around it: "{str(value).lower()}"'
+    return item["msg"].removeprefix("Value error, ")
 
 
 def _keys(location: Sequence[str | int]) -> list[str]:

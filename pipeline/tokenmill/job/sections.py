@@ -3,7 +3,7 @@
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from tokenmill.config.model_source import ModelSource
 from tokenmill.config.section import Section
@@ -22,11 +22,22 @@ def _without_credentials(url: str) -> str:
 EndpointUrl = Annotated[str, AfterValidator(_without_credentials)]
 
 
+#: As the only entry of `input.keep`: all columns.
+_ALL_COLUMNS = "*"
+
+
 class Input(Section):
     """The corpus to read."""
 
-    path: str = Field(description="A Parquet file, a folder or a glob pattern, local or on s3://.")
-    keep: tuple[str, ...] = Field(default=(), description="Input columns to copy to the output.")
+    path: str = Field(
+        description="A Parquet file, a folder or a glob pattern, local or on s3://. A name that "
+        "exists is not a pattern; `[*]`, `[?]`, `[[]` and `[{]` match single characters."
+    )
+    keep: tuple[str, ...] = Field(
+        default=(),
+        description='Input columns to copy to the output. `["*"]` copies all: those that the '
+        "shards have when the plan is made.",
+    )
     where: str | None = Field(
         default=None, description="An SQL condition, e.g. section = 'games' AND lang IS NULL."
     )
@@ -50,6 +61,13 @@ class Input(Section):
         default=None, description="The URL of the S3 service. Default: AWS_ENDPOINT_URL."
     )
 
+    @field_validator("keep")
+    @classmethod
+    def _all_or_some(cls, keep: tuple[str, ...]) -> tuple[str, ...]:
+        if _ALL_COLUMNS in keep and len(keep) > 1:
+            raise ValueError('"*" includes all columns; remove the others')
+        return keep
+
     @model_validator(mode="after")
     def _limit_or_follow(self) -> "Input":
         if self.limit is not None and self.follows:
@@ -58,6 +76,11 @@ class Input(Section):
                 "one of them"
             )
         return self
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether all columns are kept; the plan says which these are."""
+        return self.keep == (_ALL_COLUMNS,)
 
     @property
     def change_policy(self) -> ChangePolicy:
@@ -125,6 +148,11 @@ class Output(Section):
 
     path: str = Field(
         min_length=1, description="A folder or an s3:// prefix: new, or that of a run to resume."
+    )
+    columns: dict[str, Annotated[str, Field(min_length=1)]] | None = Field(
+        default=None,
+        description="Other names for answer columns, by the tasks' names for them. Example: "
+        "{translation: text_fr}.",
     )
     publish: str | None = Field(
         default=None,

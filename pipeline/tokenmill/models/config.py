@@ -66,6 +66,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     return derived | config
 
 
+def vocab_size(config: Mapping[str, Any]) -> int | None:
+    """The number of token ids of a model, from its config; None if the config does not say it."""
+    text = config.get("text_config") or config
+    size = text.get("vocab_size")
+    return size if isinstance(size, int) else None
+
+
 def _dense_size(folder: Path) -> int | None:
     """The output size of sentence-transformers' last dense layer, if the model has one."""
     file = folder / "modules.json"

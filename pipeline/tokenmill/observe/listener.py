@@ -15,7 +15,10 @@ class RunListener:
         """The first call, before an executor is started."""
 
     def committed(self, commit: Commit, progress: Progress) -> None:
-        """A unit was committed, by this run or by another driver; `progress` includes it."""
+        """A unit was committed; `progress` includes it.
+
+        If `commit` is not ours, another run committed it while this one answered it, too.
+        """
 
     def crashed(self, replica: str, reason: str) -> None:
         """An engine has crashed since the last tick; if several have, this is the last one."""

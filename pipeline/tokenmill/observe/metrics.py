@@ -120,11 +120,11 @@ class RunMetrics(RunListener):
         del progress
         if not commit.is_ours:
             return
-        record = commit.record
+        counts = commit.counts
         self._add(UNITS, 1)
-        self._add(ROWS, record.num_rows, replica=record.replica)
-        self._add(FILTERED_ROWS, record.num_filtered)
-        for name, count in record.rejects.items():
+        self._add(ROWS, counts.rows, replica=commit.record.replica)
+        self._add(FILTERED_ROWS, counts.filtered)
+        for name, count in counts.rejects.items():
             self._add(REJECTS, count, **{"class": name})
         for stage, (began_at, ended_at) in commit.stage_times.items():
             # Units overlap in an engine, so its time comes from the replicas' reports.

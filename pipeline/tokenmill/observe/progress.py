@@ -12,7 +12,7 @@ _MIN_RATE_S = 1.0
 
 @dataclass(slots=True)
 class Progress:
-    """Counts of one run. `units_before` and `rows_before` were committed by earlier runs.
+    """Counts of one run. `units_before` and `rows_before` were committed by other runs.
 
     Rows are input rows: a row that `input.where` leaves out is done when its unit is.
     `start_stage` says what the executor does before it knows of replicas.
@@ -35,15 +35,23 @@ class Progress:
     pool: PoolState = field(default_factory=PoolState)
 
     def add(self, commit: Commit) -> None:
-        """Count a commit; if another driver made it, the unit counts but its tokens do not."""
-        record = commit.record
-        for name in record.rejects:
+        """Count a commit; if another driver made it, the unit counts but its tokens do not.
+
+        A unit that was skipped is none of this run's.
+        """
+        record, counts = commit.record, commit.counts
+        if commit.was_skipped:
+            self.units_before += 1
+            self.rows_before += counts.input_rows
+            return
+        for name in counts.rejects:
             self.first_rejects.setdefault(name, record.unit)
         if commit.is_ours:
-            self.counts += record.counts
-            self.reused += record.num_reused
+            self.counts += counts
+            # The record of a repaired object counts the requests of the run that made it.
+            self.reused += record.num_reused if commit.repaired is None else 0
         else:
-            self.counts += replace(record.counts, input_tokens=0, generated_tokens=0)
+            self.counts += replace(counts, input_tokens=0, generated_tokens=0)
             self.lost_races += 1
 
     def observe(self, pool: PoolState, now: float) -> None:

@@ -16,6 +16,7 @@ from rich.table import Table
 from tokenmill.formatting import duration
 from tokenmill.observe.listener import RunListener
 from tokenmill.observe.progress import Progress
+from tokenmill.observe.streams import outliving
 
 _BAR_WIDTH = 40
 _LINE_INTERVAL_S = 10.0
@@ -99,14 +100,14 @@ def redirected_output(log: Path) -> Iterator[Console]:
 
     File descriptors are redirected, because C++ code and child processes of Ray and vLLM write too.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
     saved = [os.dup(1), os.dup(2)]
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    screen = os.fdopen(os.dup(saved[1]), "w", buffering=1)
+    # Progress is not worth a run: the terminal may be closed, or the reader of the pipe may end.
+    screen = outliving(os.dup(saved[1]), like=sys.stderr)
     try:
         yield Console(file=screen, highlight=False, soft_wrap=True)
     finally:

@@ -17,8 +17,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tokenmill.errors import RunFailed, UserError
+from tokenmill.output.counts import Counts
 from tokenmill.output.record import METADATA_KEY, UnitRecord, body_sha256, read_record, record_from
 from tokenmill.plan.plan import Unit
+from tokenmill.row_columns import ERROR, NUM_GENERATED_TOKENS, NUM_INPUT_TOKENS, SOURCE_ROW
 from tokenmill.storage.base import Store
 
 # Large enough to compress well, small enough that readers can skip and split.
@@ -50,12 +52,22 @@ class Commit:
     """The outcome of a commit: the record of the unit's object, and whether this attempt wrote it.
 
     `stage_times` holds the start and the end of each stage in Unix seconds, by the clock of the
-    machine that ran it.
+    machine that ran it. `repaired` counts the rows that a repair has answered again; it is None if
+    all rows of the unit were answered. `was_skipped` if another run had committed the unit before
+    this attempt asked an engine. `num_empty` counts, by task, the rows whose answer is empty.
     """
 
     record: UnitRecord
     is_ours: bool
     stage_times: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    repaired: Counts | None = None
+    was_skipped: bool = False
+    num_empty: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> Counts:
+        """What the attempt adds to the counts of its run."""
+        return self.record.counts if self.repaired is None else self.repaired
 
 
 def encode(table: pa.Table, record: UnitRecord) -> bytes:
@@ -83,15 +95,21 @@ def commit(store: Store, unit: Unit, table: pa.Table, record: UnitRecord) -> Com
     data = encode(table, record)
     if store.put_if_absent(unit.key, data):
         return Commit(replace(record, body_sha256=body_sha256(data)), is_ours=True)
+    existing = committed_record(store, unit, record.fingerprint)
+    return Commit(existing, is_ours=existing.attempt == record.attempt)
+
+
+def committed_record(store: Store, unit: Unit, fingerprint: str) -> UnitRecord:
+    """The record of a unit that another attempt has committed. Raises as `commit`."""
     try:
         existing = read_record(store, unit.key)
     except FileNotFoundError as error:
         raise RunFailed(
             f"{store.url}/{unit.key} was deleted during the run; run the command again"
         ) from error
-    if (existing.unit, existing.fingerprint) != (unit.key, record.fingerprint):
+    if (existing.unit, existing.fingerprint) != (unit.key, fingerprint):
         raise UserError(f"{store.url}/{unit.key} belongs to another job; use another output")
-    return Commit(existing, is_ours=existing.attempt == record.attempt)
+    return existing
 
 
 def commit_repair(store: Store, unit: Unit, answered: pa.Table, repair: Repair) -> Commit:
@@ -124,29 +142,30 @@ def commit_repair(store: Store, unit: Unit, answered: pa.Table, repair: Repair) 
 def _repaired_record(
     before: UnitRecord, rows: pa.Table, answered: pa.Table, repair: Repair
 ) -> UnitRecord:
+    counts = answered_counts(answered)
     entry = {
         "run": repair.run,
         "attempt": repair.attempt,
         "changes": dict(repair.changes),
-        "num_rows": answered.num_rows,
+        "num_rows": counts.rows,
     }
     return replace(
         before,
         attempt=repair.attempt,
         rejects=count_rejects(rows),
-        input_tokens=before.input_tokens + column_sum(answered, "num_input_tokens"),
-        generated_tokens=before.generated_tokens + column_sum(answered, "num_generated_tokens"),
+        input_tokens=before.input_tokens + counts.input_tokens,
+        generated_tokens=before.generated_tokens + counts.generated_tokens,
         repairs=(*before.repairs, entry),
     )
 
 
 def _repaired_rows(existing: pa.Table, answered: pa.Table) -> pa.Table:
-    source_rows = existing.column("source_row").to_pylist()
+    source_rows = existing.column(SOURCE_ROW).to_pylist()
     positions = {row: position for position, row in enumerate(source_rows)}
-    had_answer = existing.column("error").is_null().to_pylist()
-    has_answer = answered.column("error").is_null().to_pylist()
+    had_answer = existing.column(ERROR).is_null().to_pylist()
+    has_answer = answered.column(ERROR).is_null().to_pylist()
     order = list(range(existing.num_rows))
-    for index, row in enumerate(answered.column("source_row").to_pylist()):
+    for index, row in enumerate(answered.column(SOURCE_ROW).to_pylist()):
         position = positions[row]
         if has_answer[index] or not had_answer[position]:
             order[position] = existing.num_rows + index
@@ -155,8 +174,20 @@ def _repaired_rows(existing: pa.Table, answered: pa.Table) -> pa.Table:
 
 def count_rejects(rows: pa.Table) -> dict[str, int]:
     """The number of rejected rows of an output table, by class."""
-    classes = pc.struct_field(rows.column("error"), "class").drop_null()
+    classes = pc.struct_field(rows.column(ERROR), "class").drop_null()
     return {entry["values"]: entry["counts"] for entry in pc.value_counts(classes).to_pylist()}
+
+
+def answered_counts(rows: pa.Table) -> Counts:
+    """The counts of some rows of a unit, as they were just answered."""
+    return Counts(
+        units=1,
+        rows=rows.num_rows,
+        filtered=0,
+        rejects=count_rejects(rows),
+        input_tokens=column_sum(rows, NUM_INPUT_TOKENS),
+        generated_tokens=column_sum(rows, NUM_GENERATED_TOKENS),
+    )
 
 
 def column_sum(table: pa.Table, column: str) -> int:

@@ -7,10 +7,10 @@ from tokenmill.errors import RunFailed, UserError
 from tokenmill.job.job import Job, differing_fields
 from tokenmill.job.loader import stored_job
 from tokenmill.output.success import SUCCESS_KEY
+from tokenmill.plan.keys import PLAN_KEY, is_by_product
 from tokenmill.plan.plan import Plan, plan_from_bytes, plan_to_bytes
 from tokenmill.storage.base import Store
 
-PLAN_KEY = "_tokenmill/plan.parquet"
 JOB_KEY = "_tokenmill/job.yaml"
 
 
@@ -49,8 +49,8 @@ def check_same_job(store: Store, plan: Plan, job: Job) -> None:
 
 
 def check_no_foreign_files(store: Store) -> None:
-    """Raise `UserError` if a folder without a plan is not empty."""
-    first = next(iter(store.list()), None)
+    """Raise `UserError` if a folder without a plan holds more than a file manager's files."""
+    first = next((item for item in store.list() if not is_by_product(item.key)), None)
     if first is not None:
         raise UserError(
             f"{store.url} is not empty and not a tokenmill output (it contains "
@@ -78,12 +78,14 @@ def extend_plan(store: Store, plan: Plan, version: str, dropped: Collection[str]
     return store.put_if_match(PLAN_KEY, plan_to_bytes(plan), version)
 
 
-def publish_plan(store: Store, plan: Plan, job: Job) -> Plan:
-    """Write the plan unless one exists, and return the plan that the output then has.
+def publish_plan(store: Store, plan: Plan, job: Job) -> tuple[Plan, bool]:
+    """Write the plan unless one exists.
 
-    Raises `UserError` if the existing plan was made for another job.
+    Returns the plan that the output then has, and whether this call wrote it. Raises `UserError` if
+    the existing plan was made for another job.
     """
-    if not store.put_if_absent(PLAN_KEY, plan_to_bytes(plan)):
+    is_first = store.put_if_absent(PLAN_KEY, plan_to_bytes(plan))
+    if not is_first:
         existing = read_plan(store)
         if existing is None:
             raise RunFailed(
@@ -92,7 +94,7 @@ def publish_plan(store: Store, plan: Plan, job: Job) -> Plan:
         check_same_job(store, existing, job)
         plan = existing
     _write_job(store, job)
-    return plan
+    return plan, is_first
 
 
 def update_job(store: Store, job: Job) -> None:

@@ -11,10 +11,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tokenmill.errors import UserError
+from tokenmill.job.job import Job
 from tokenmill.output.json_lines import json_rows, write_line
 from tokenmill.output.output import OpenedOutput, committed_units
 from tokenmill.output.record import read_records
+from tokenmill.output.schema import added_fields, task_names
 from tokenmill.plan.plan import Unit
+from tokenmill.row_columns import ERROR, SOURCE_FILE, SOURCE_ROW
 from tokenmill.storage.base import Store
 
 
@@ -34,11 +37,12 @@ def rejected_rows(opened: OpenedOutput, selection: Selection) -> Iterator[tuple[
 
     Reads the footers of all units, and whole objects only where the footer shows such rows.
     """
+    finish_reasons = _finish_reasons(opened.job) if selection.truncated else []
     units = committed_units(opened.store, opened.plan)
     records = read_records(opened.store, [unit.key for unit in units])
     for unit, record in zip(units, records, strict=True):
         if selection.truncated or _has_any(record.rejects, selection.classes):
-            rows = _select(_read(opened.store, unit.key), selection)
+            rows = _select(_read(opened.store, unit.key), selection, finish_reasons)
             if rows.num_rows:
                 yield unit, rows
 
@@ -51,7 +55,7 @@ def example_reject(store: Store, key: str, reject_class: str) -> str | None:
 
 def describe_reject(row: Mapping[str, Any]) -> str:
     """The file and row of the input that a rejected output row is from, and the reason."""
-    return f"{row['source_file']} row {row['source_row']:,}: {row['error']['message']}"
+    return f"{row[SOURCE_FILE]} row {row[SOURCE_ROW]:,}: {row[ERROR]['message']}"
 
 
 def _has_any(rejects: Collection[str], classes: frozenset[str] | None) -> bool:
@@ -62,22 +66,32 @@ def _read(store: Store, key: str) -> pa.Table:
     return pq.read_table(io.BytesIO(store.read(key)))
 
 
-def _select(rows: pa.Table, selection: Selection) -> pa.Table:
-    error = rows.column("error")
+def _select(rows: pa.Table, selection: Selection, finish_reasons: Sequence[str] = ()) -> pa.Table:
+    error = rows.column(ERROR)
     is_selected = error.is_valid()
     if selection.classes is not None:
         classes = pa.array(sorted(selection.classes), pa.string())
         is_selected = pc.is_in(pc.struct_field(error, "class"), classes)
     if selection.truncated:
-        is_selected = pc.or_(is_selected, _is_truncated(rows))
+        is_selected = pc.or_(is_selected, _is_truncated(rows, finish_reasons))
     return rows.filter(is_selected)
 
 
-def _is_truncated(rows: pa.Table) -> pa.ChunkedArray:
-    """Whether any answer of each row stopped at its maximum length."""
-    reasons = [name for name in rows.schema.names if name.endswith("finish_reason")]
+def _finish_reasons(job: Job) -> list[str]:
+    """The output's columns with finish reasons. Raises `UserError` if there are none."""
+    names = task_names(job)
+    reasons = [
+        field.name
+        for field in added_fields(job)
+        if names[field.name].endswith("finish_reason") and field.type == pa.string()
+    ]
     if not reasons:
         raise UserError("--truncated: no task of this output writes a finish_reason; omit it")
+    return reasons
+
+
+def _is_truncated(rows: pa.Table, reasons: Sequence[str]) -> pa.ChunkedArray:
+    """Whether any answer of each row stopped at its maximum length."""
     is_truncated = pc.fill_null(pc.equal(rows.column(reasons[0]), "length"), False)
     for name in reasons[1:]:
         is_other = pc.fill_null(pc.equal(rows.column(name), "length"), False)

@@ -1,7 +1,7 @@
 """The folders of runs below `_tokenmill/runs/`: each run's summary, events and heartbeat."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,8 +31,16 @@ def run_folder(run: str) -> str:
 def list_runs(store: Store) -> tuple[RunFacts, ...]:
     """The runs that wrote to an output, oldest first."""
     keys = {item.key for item in store.list(RUNS_FOLDER)}
-    names = sorted({key.removeprefix(f"{RUNS_FOLDER}/").split("/")[0] for key in keys})
-    return tuple(RunFacts(name, _summary(store, name, keys)) for name in names)
+    return tuple(RunFacts(name, _summary(store, name, keys)) for name in _names(keys))
+
+
+def count_runs(store: Store) -> int:
+    """The number of runs that wrote to an output, from one listing."""
+    return len(_names(item.key for item in store.list(RUNS_FOLDER)))
+
+
+def _names(keys: Iterable[str]) -> list[str]:
+    return sorted({key.removeprefix(f"{RUNS_FOLDER}/").split("/")[0] for key in keys})
 
 
 def _summary(store: Store, run: str, keys: set[str]) -> Mapping[str, Any] | None:

@@ -2,11 +2,11 @@
 
 import json
 import time
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from tokenmill.output.counts import sum_counts
-from tokenmill.output.heartbeat import ALIVE_NAME, alive_until
+from tokenmill.output.heartbeat import ALIVE_NAME, is_alive
 from tokenmill.output.output import OpenedOutput, committed_keys
 from tokenmill.output.record import UnitRecord, read_records
 from tokenmill.output.runs import RUNS_FOLDER, SUMMARY_NAME, run_folder
@@ -21,7 +21,8 @@ _RECENT_S = 600.0
 class Status:
     """The state of an output at one moment. Rows are input rows, filtered ones included.
 
-    `running` names the runs with a recent heartbeat. `rows_per_s` is the speed of the commits of
+    `running` names the runs with a recent heartbeat, except processes of this machine that have
+    ended. `rows_per_s` is the speed of the commits of
     the last ten minutes, and `remaining_s` follows from it; both are null if no run is active.
     """
 
@@ -55,6 +56,15 @@ class StatusReader:
         self._opened = opened
         self._records: dict[str, UnitRecord] = {}
 
+    def until_finished(self, wait: Callable[[], object]) -> Iterator[Status]:
+        """The status again and again until the output is finished; `wait` is called in between."""
+        status = self.read()
+        yield status
+        while not status.is_finished:
+            wait()
+            status = self.read()
+            yield status
+
     def read(self) -> Status:
         """The output's current status. Raises `UserError` for foreign objects below `data/`."""
         store, plan = self._opened.store, self._opened.plan
@@ -63,7 +73,7 @@ class StatusReader:
         self._records.update(zip(new, read_records(store, new), strict=True))
         counts = sum_counts(record.counts for record in self._records.values())
         now = time.time()
-        running = tuple(_running(store, now))
+        running = running_runs(store, now)
         rows_per_s = _rows_per_s(self._records.values(), now) if running else None
         return Status(
             output=store.url,
@@ -83,15 +93,29 @@ class StatusReader:
         )
 
 
+def changes(statuses: Iterable[Status]) -> Iterator[Status]:
+    """Each status that differs from the one before it in more than its speed."""
+    before: Status | None = None
+    for status in statuses:
+        now = replace(status, rows_per_s=None, remaining_s=None)
+        if now != before:
+            yield status
+        before = now
+
+
+def running_runs(store: Store, now: float) -> tuple[str, ...]:
+    """The runs with a recent heartbeat and no summary at a Unix time, oldest first."""
+    return tuple(_running(store, now))
+
+
 def _running(store: Store, now: float) -> Iterator[str]:
-    """The runs with a recent heartbeat and no summary."""
     keys = {item.key for item in store.list(RUNS_FOLDER)}
     for key in sorted(keys):
         run = key.removeprefix(f"{RUNS_FOLDER}/").removesuffix(f"/{ALIVE_NAME}")
         folder = run_folder(run)
         if key != f"{folder}/{ALIVE_NAME}" or f"{folder}/{SUMMARY_NAME}" in keys:
             continue
-        if alive_until(json.loads(store.read(key))) >= now:
+        if is_alive(json.loads(store.read(key)), now):
             yield run
 
 

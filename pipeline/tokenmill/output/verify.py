@@ -23,10 +23,10 @@ from tokenmill.output.commit import count_rejects
 from tokenmill.output.counts import Counts, sum_counts
 from tokenmill.output.output import OpenedOutput, missing_units
 from tokenmill.output.record import UnitRecord, body_sha256, record_from
-from tokenmill.output.schema import added_fields, output_schema
-from tokenmill.plan.keys import UNIT_KEY
+from tokenmill.output.schema import output_schema
+from tokenmill.plan.keys import UNIT_KEY, is_stray
 from tokenmill.plan.plan import Plan, Unit
-from tokenmill.row_columns import ROW_COLUMN
+from tokenmill.row_columns import ROW_COLUMN, SOURCE_FILE, SOURCE_ROW
 from tokenmill.storage.base import Store
 
 # Reading footers is mostly waiting for the store; whole objects are held in memory.
@@ -93,7 +93,8 @@ class Certificate:
     """The result of a check: its level, what the output holds, and the findings.
 
     `units` maps each committed unit's key to its rows, rejects and body checksum. They are what its
-    footer says; from `Level.ROWS` on they have also been compared with its bytes.
+    footer says; from `Level.ROWS` on they have also been compared with its bytes. `ignored` are the
+    keys of files that other programs added and that readers skip.
     """
 
     tokenmill: str
@@ -104,6 +105,7 @@ class Certificate:
     totals: Counts
     units: dict[str, dict[str, object]]
     findings: tuple[Finding, ...]
+    ignored: tuple[str, ...] = ()
 
     @property
     def is_whole(self) -> bool:
@@ -127,14 +129,16 @@ class ExpectedOutput:
 
 def expected_output(opened: OpenedOutput) -> ExpectedOutput:
     """What the output of a job must hold."""
-    schema = output_schema(opened.kept_schema, added_fields(opened.job))
-    return ExpectedOutput(opened.plan, schema, opened.job.input.keep, opened.source)
+    kept = opened.kept_schema
+    return ExpectedOutput(opened.plan, output_schema(opened.job, kept), kept.names, opened.source)
 
 
 def verify(store: Store, expected: ExpectedOutput, level: Level) -> Certificate:
     """Compare an output's objects with its plan, as thoroughly as `level` says."""
     plan = expected.plan
-    keys = {item.key for item in store.list("data")}
+    listed = [item.key for item in store.list("data")]
+    ignored = tuple(filter(is_stray, listed))
+    keys = set(listed).difference(ignored)
     findings = list(_check_listing(keys, plan))
     present = [unit for unit in plan.units if unit.key in keys]
     records: dict[str, UnitRecord] = {}
@@ -158,6 +162,7 @@ def verify(store: Store, expected: ExpectedOutput, level: Level) -> Certificate:
         totals=sum_counts(record.counts for record in records.values()),
         units={key: _proof(record) for key, record in records.items()},
         findings=tuple(findings),
+        ignored=ignored,
     )
 
 
@@ -290,11 +295,11 @@ def _check_object(store: Store, expected: ExpectedOutput, unit: Unit, level: Lev
 
 
 def _check_rows(unit: Unit, record: UnitRecord, rows: pa.Table) -> Iterator[Finding]:
-    positions = rows.column("source_row").to_pylist()
+    positions = rows.column(SOURCE_ROW).to_pylist()
     problem = _row_problem(unit, record, positions)
     if problem is not None:
         yield _finding(Damage.ROW_ORDER, unit.key, problem)
-    others = set(rows.column("source_file").to_pylist()) - {unit.shard}
+    others = set(rows.column(SOURCE_FILE).to_pylist()) - {unit.shard}
     if others:
         problem = f"some rows are from {min(others)}, not from {unit.shard}"
         yield _finding(Damage.ROW_ORDER, unit.key, problem)
@@ -332,7 +337,7 @@ def _check_input(expected: ExpectedOutput, unit: Unit, rows: pa.Table) -> Iterat
         yield _finding(Damage.INPUT_UNREADABLE, unit.key, str(error))
         return
     expected_rows = source.column(ROW_COLUMN).to_pylist()
-    present_rows = rows.column("source_row").to_pylist()
+    present_rows = rows.column(SOURCE_ROW).to_pylist()
     if expected_rows != present_rows:
         yield _finding(Damage.ROW_ORDER, unit.key, _row_difference(expected_rows, present_rows))
         return

@@ -4,10 +4,28 @@ import hashlib
 import re
 from urllib.parse import quote
 
+#: The key of an output's plan, by which an output is recognized.
+PLAN_KEY = "_tokenmill/plan.parquet"
 #: Matches the keys of units. Other keys below `data/` are not ours.
 UNIT_KEY = re.compile(r"data/(?:[A-Za-z0-9.=+-]|%[0-9A-F]{2}|[_/])+/rows-\d{12}-\d{12}\.parquet")
+# What file managers, Hadoop and EMR write into folders that they show or list.
+_BY_PRODUCT = re.compile(r"\._.*|\.DS_Store|Thumbs\.db|desktop\.ini", re.IGNORECASE)
+_READER_SKIPS = re.compile(r"[._].*|.*\.crc|.*_\$folder\$", re.IGNORECASE)
 # Most file systems allow names of 255 bytes, and percent-encoding lengthens most of Unicode.
 _MAX_NAME_BYTES = 200
+
+
+def is_by_product(key: str) -> bool:
+    """Whether a file manager has written the object, which says nothing about its folder."""
+    return _BY_PRODUCT.fullmatch(key.rpartition("/")[2]) is not None
+
+
+def is_stray(key: str) -> bool:
+    """Whether an object below `data/` is one that other programs write and Parquet readers skip.
+
+    No part of a unit's key looks like one.
+    """
+    return is_by_product(key) or any(_READER_SKIPS.fullmatch(part) for part in key.split("/"))
 
 
 def output_folder(shard: str) -> str:

@@ -14,8 +14,9 @@ import pyarrow as pa
 from tokenmill.errors import UserError
 from tokenmill.formatting import did_you_mean
 from tokenmill.output.output import OpenedOutput, batches, committed_units
-from tokenmill.output.schema import added_fields
+from tokenmill.output.schema import added_fields, task_names
 from tokenmill.plan.plan import Unit
+from tokenmill.prompt.cleaning.clean import CLEANED_FIELD
 from tokenmill.report.cells import finite, shorten, shown_cells
 from tokenmill.report.column_diff import (
     ColumnComparison,
@@ -24,6 +25,7 @@ from tokenmill.report.column_diff import (
     has_fractions,
 )
 from tokenmill.report.streaming_stats import Reservoir
+from tokenmill.row_columns import ERROR, SOURCE_FILE, SOURCE_ROW
 
 _NUM_SAMPLES = 20
 # Columns that may change although the answer does not.
@@ -100,6 +102,24 @@ class DriftLimits:
             return False
         return self.max_drift is None or comparison.largest_drift <= self.max_drift
 
+    def check(self, comparison: Comparison) -> None:
+        """Raise `UserError` if the outputs have nothing in common that the limits apply to."""
+        if not comparison.answered and not comparison.changed:
+            raise UserError(
+                f"cannot compare {comparison.output_a} and {comparison.output_b}: no row that both "
+                "contain has an answer in either of them"
+            )
+        is_drift_limited = self.max_drift is not None
+        if not any(
+            column.is_gated or (is_drift_limited and column.drift is not None)
+            for column in comparison.columns
+        ):
+            names = ", ".join(column.name for column in comparison.columns)
+            raise UserError(
+                f"changes in {names} are not counted by default; name columns with --on, or limit "
+                "the change of their means with --max-drift"
+            )
+
     def verdict(self, comparison: Comparison) -> dict[str, Any]:
         """The limits and whether the comparison is within them, as JSON fields."""
         return {**asdict(self), "within_limits": self.allows(comparison)}
@@ -113,11 +133,13 @@ def compare(
     By default they are all columns that both outputs have, except fractional numbers, finish
     reasons, stop reasons and numbers of attempts.
 
-    Raises `UserError` if the outputs were made from different rows.
+    Raises `UserError` if the outputs were made from different rows, or have no answer column in
+    common.
     """
     check_same_input(first, second)
     fields = _shared_fields(first, second)
-    gated = _gated_names(fields, on)
+    _require_shared_answers(first, second, fields)
+    gated = _gated_names(fields, task_names(first.job), on)
     kept = [name for name in first.kept_schema.names if name in second.kept_schema.names]
     stats = _PairStats([column_pairs(field, field.name in gated) for field in fields], kept)
     for one, other in _matched_rows(first, second, [*kept, *(field.name for field in fields)]):
@@ -186,7 +208,24 @@ def _shared_fields(first: OpenedOutput, second: OpenedOutput) -> list[pa.Field]:
     ]
 
 
-def _gated_names(fields: Sequence[pa.Field], on: Sequence[str] | None) -> set[str]:
+def _require_shared_answers(
+    first: OpenedOutput, second: OpenedOutput, fields: Sequence[pa.Field]
+) -> None:
+    answers, other_answers = (
+        [field.name for field in added_fields(opened.job) if field.name != CLEANED_FIELD.name]
+        for opened in (first, second)
+    )
+    if not any(field.name in answers for field in fields):
+        raise UserError(
+            f"cannot compare {first.store.url} and {second.store.url}: they have no answer column "
+            f"in common, other than vectors. A has {', '.join(answers)}; B has "
+            f"{', '.join(other_answers)}. Give their tasks the same names and kinds"
+        )
+
+
+def _gated_names(
+    fields: Sequence[pa.Field], task_names: Mapping[str, str], on: Sequence[str] | None
+) -> set[str]:
     names = [field.name for field in fields]
     for name in on or ():
         if name not in names:
@@ -196,7 +235,8 @@ def _gated_names(fields: Sequence[pa.Field], on: Sequence[str] | None) -> set[st
     return {
         field.name
         for field in fields
-        if not has_fractions(field.type) and not field.name.endswith(_INCIDENTAL_COLUMNS)
+        if not has_fractions(field.type)
+        and not task_names[field.name].endswith(_INCIDENTAL_COLUMNS)
     }
 
 
@@ -224,13 +264,13 @@ def _matched_rows(
 
 def _sort_key(row: _Row | None) -> tuple[bool, str, int]:
     """Orders rows by source; the end of an output (None) comes after all rows."""
-    return (True, "", 0) if row is None else (False, row["source_file"], row["source_row"])
+    return (True, "", 0) if row is None else (False, row[SOURCE_FILE], row[SOURCE_ROW])
 
 
 def _sorted_rows(opened: OpenedOutput, names: Sequence[str]) -> Iterator[_Row]:
     """An output's rows by shard and position."""
     units = sorted(committed_units(opened.store, opened.plan), key=_unit_sort_key)
-    columns = list(dict.fromkeys([*names, "error", "source_file", "source_row"]))
+    columns = list(dict.fromkeys([*names, ERROR, SOURCE_FILE, SOURCE_ROW]))
     for unit in units:
         for batch in batches(opened.store, unit, columns):
             yield from batch.to_pylist()
@@ -269,15 +309,15 @@ class _PairStats:
 
     def _differing(self, one: _Row, other: _Row) -> list[str]:
         """The gated columns in which the rows differ, or `error` if only one has an answer."""
-        if one["error"] is not None and other["error"] is not None:
+        if one[ERROR] is not None and other[ERROR] is not None:
             self.rejected_in_both += 1
             return []
-        if one["error"] is not None:
-            self.lost[one["error"]["class"]] += 1
-            return ["error"]
-        if other["error"] is not None:
-            self.gained[other["error"]["class"]] += 1
-            return ["error"]
+        if one[ERROR] is not None:
+            self.lost[one[ERROR]["class"]] += 1
+            return [ERROR]
+        if other[ERROR] is not None:
+            self.gained[other[ERROR]["class"]] += 1
+            return [ERROR]
         self.answered += 1
         return [
             column.name
@@ -288,8 +328,8 @@ class _PairStats:
     def _difference(self, one: _Row, other: _Row, differing: Sequence[str]) -> Difference:
         names = [*self._kept, *(column.name for column in self.columns if column.is_gated)]
         return Difference(
-            one["source_file"],
-            one["source_row"],
+            one[SOURCE_FILE],
+            one[SOURCE_ROW],
             tuple(differing),
             _shown(one, names),
             _shown(other, names),
@@ -298,6 +338,6 @@ class _PairStats:
 
 def _shown(row: _Row, names: Sequence[str]) -> dict[str, str]:
     cells = shown_cells(row, names)
-    if row["error"] is not None:
-        cells["error"] = shorten(f"{row['error']['class']}: {row['error']['message']}")
+    if row[ERROR] is not None:
+        cells[ERROR] = shorten(f"{row[ERROR]['class']}: {row[ERROR]['message']}")
     return cells

@@ -23,6 +23,7 @@ from tokenmill.report.cells import finite
 from tokenmill.report.row_stats import RowStats, ShownRow
 from tokenmill.report.streaming_stats import Histogram, Reservoir
 from tokenmill.report.throughput import ReplicaThroughput, busy_seconds, replica_throughputs
+from tokenmill.row_columns import NUM_GENERATED_TOKENS, NUM_INPUT_TOKENS
 
 _SECONDS_PER_HOUR = 3600
 
@@ -155,8 +156,8 @@ def make_report(
         gpu_hours=usage.gpu_hours,
         cost=usage.cost,
         replicas=usage.replicas,
-        input_lengths=rows.lengths["num_input_tokens"],
-        output_lengths=rows.lengths["num_generated_tokens"],
+        input_lengths=rows.lengths[NUM_INPUT_TOKENS],
+        output_lengths=rows.lengths[NUM_GENERATED_TOKENS],
         finish_reasons=rows.finish_reasons,
         rejects=_rejects(counts.rejects, rows.examples),
         labels=rows.labels,

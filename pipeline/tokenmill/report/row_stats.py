@@ -12,10 +12,17 @@ import pyarrow.compute as pc
 
 from tokenmill.output.output import OpenedOutput, batches
 from tokenmill.output.rejects import describe_reject
-from tokenmill.output.schema import added_fields
+from tokenmill.output.schema import added_fields, task_names
 from tokenmill.plan.plan import Unit
 from tokenmill.report.cells import is_textual, is_unreadable, shorten, shown_cells, value_counts
 from tokenmill.report.streaming_stats import Histogram, Reservoir, ValueCounts
+from tokenmill.row_columns import (
+    ERROR,
+    NUM_GENERATED_TOKENS,
+    NUM_INPUT_TOKENS,
+    SOURCE_FILE,
+    SOURCE_ROW,
+)
 
 _NUM_SAMPLES = 20
 # Rejects among the samples, if there are that many.
@@ -27,7 +34,7 @@ _MAX_LABEL_LENGTH = 100
 # Columns that are known to hold labels, however few rows there are.
 _LABEL_NAMES = ("label", "tags", "language", "origin", "failed_checks", "stop_reason")
 _FINISH_NAMES = ("finish_reason", "finish_reasons")
-_LENGTH_NAMES = ("num_input_tokens", "num_generated_tokens")
+_LENGTH_NAMES = (NUM_INPUT_TOKENS, NUM_GENERATED_TOKENS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +52,10 @@ class RowStats:
 
     def __init__(self, opened: OpenedOutput) -> None:
         answers = added_fields(opened.job)
+        self._task_names = task_names(opened.job)
         columns = [*opened.kept_schema, *answers]
         self._shown = [field.name for field in columns if not is_unreadable(field.type)]
-        needed = [*self._shown, *_LENGTH_NAMES, "error", "source_file", "source_row"]
+        needed = [*self._shown, *_LENGTH_NAMES, ERROR, SOURCE_FILE, SOURCE_ROW]
         self.columns = list(dict.fromkeys(needed))
         self.lengths = {name: Histogram.of_integers() for name in _LENGTH_NAMES}
         floats = [field.name for field in answers if pa.types.is_floating(field.type)]
@@ -99,12 +107,12 @@ class RowStats:
         for name, values in self._values.items():
             if values.is_few:
                 values.add(value_counts(batch.column(name)))
-        is_answered = batch.column("error").is_null()
+        is_answered = batch.column(ERROR).is_null()
         self._sample(self._answered, batch.filter(is_answered))
         rejected = batch.filter(pc.invert(is_answered))
         self._sample(self._rejected, rejected)
-        for row in rejected.select(["error", "source_file", "source_row"]).to_pylist():
-            name = row["error"]["class"]
+        for row in rejected.select([ERROR, SOURCE_FILE, SOURCE_ROW]).to_pylist():
+            name = row[ERROR]["class"]
             self.examples.setdefault(name, Reservoir(_NUM_EXAMPLES, seed=2)).offer(
                 shorten(describe_reject(row))
             )
@@ -117,10 +125,10 @@ class RowStats:
         return {
             name: dict(values.counts.most_common())
             for name, values in self._values.items()
-            if name.endswith(_FINISH_NAMES) == is_finish
+            if self._task_names[name].endswith(_FINISH_NAMES) == is_finish
             and values.counts
             and (
-                name.endswith((*_LABEL_NAMES, *_FINISH_NAMES))
+                self._task_names[name].endswith((*_LABEL_NAMES, *_FINISH_NAMES))
                 or values.counts.total() >= 2 * len(values.counts)
             )
         }
@@ -133,8 +141,8 @@ class RowStats:
 
 def _shown_row(row: Mapping[str, Any], names: Sequence[str]) -> ShownRow:
     cells = shown_cells(row, names)
-    error = row["error"]
+    error = row[ERROR]
     if error is not None:
-        cells["error"] = shorten(error["message"])
+        cells[ERROR] = shorten(error["message"])
     rejected = None if error is None else error["class"]
-    return ShownRow(row["source_file"], row["source_row"], rejected, cells)
+    return ShownRow(row[SOURCE_FILE], row[SOURCE_ROW], rejected, cells)

@@ -18,14 +18,14 @@ _TICK_S = 1.0
 _STOP_S = 10.0
 
 
-def initial_progress(planned: Sequence[Unit], units: Sequence[Unit]) -> Progress:
-    """The progress at the start of a run that has `units` of the planned units to do."""
+def initial_progress(planned: Sequence[Unit], num_units: int, num_rows: int) -> Progress:
+    """The progress at the start of a run that has this many units and rows to do."""
     rows = sum(unit.num_rows for unit in planned)
     return Progress(
         units_total=len(planned),
         rows_total=rows,
-        units_before=len(planned) - len(units),
-        rows_before=rows - sum(unit.num_rows for unit in units),
+        units_before=len(planned) - num_units,
+        rows_before=rows - num_rows,
         started_at=time.monotonic(),
     )
 
@@ -39,7 +39,7 @@ def follow(
         for commit in commits:
             if commit is not None:
                 progress.add(commit)
-                for listener in listeners:
+                for listener in () if commit.was_skipped else listeners:
                     listener.committed(commit, progress)
             if time.monotonic() >= next_tick_at:
                 next_tick_at = time.monotonic() + _TICK_S

@@ -3,7 +3,9 @@
 Reads the listing and the footers of the input, but no row. Starts neither Ray nor an engine.
 """
 
-from collections.abc import Mapping
+import random
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tokenmill.errors import UserError
@@ -15,7 +17,6 @@ from tokenmill.job.job import Job
 from tokenmill.output.counts import Counts
 from tokenmill.output.output import OpenedOutput, committed_keys, has_results, missing_units
 from tokenmill.output.plan_file import (
-    PLAN_KEY,
     check_no_foreign_files,
     check_same_job,
     extend_plan,
@@ -24,8 +25,12 @@ from tokenmill.output.plan_file import (
     replace_plan,
     update_job,
 )
+from tokenmill.output.runs import count_runs
+from tokenmill.output.schema import check_columns
+from tokenmill.output.status import running_runs
 from tokenmill.output.success import read_success
 from tokenmill.plan.diff import changes_since, dropped_keys, extended_plan
+from tokenmill.plan.keys import PLAN_KEY
 from tokenmill.plan.plan import Plan, Unit
 from tokenmill.plan.units import first_rows, plan_units, unit_size
 from tokenmill.run.checks import check_job, check_without_gpu
@@ -42,17 +47,35 @@ _CHARACTERS_PER_TOKEN = 4
 class PreparedRun:
     """A job checked against its input and output: its plan, and what is committed.
 
-    `new_shards` counts shards of the input that are not in the plan and are left out.
+    `new_shards` counts shards of the input that are not in the plan and are left out. `is_first` if
+    this run has made the plan. `notes` say what of the input is not read.
     """
 
     opened: OpenedOutput
     committed: frozenset[str]
     new_shards: int
+    is_first: bool
+    notes: tuple[str, ...] = ()
 
     @property
     def missing(self) -> tuple[Unit, ...]:
         """The units that are still to run."""
         return missing_units(self.opened.plan, self.committed)
+
+    def in_order(self) -> tuple[Unit, ...]:
+        """The missing units in an order in which another run hardly meets this one.
+
+        A unit is skipped if it is committed, so only runs that take the same units at the same time
+        do work twice. The first run takes them in the plan's order, a second one begins at the
+        end, and any other takes them at random.
+        """
+        if self.is_first:
+            return self.missing
+        store = self.opened.store
+        num_runs = count_runs(store)
+        if num_runs <= 1 and num_runs == len(running_runs(store, time.time())):
+            return self.missing[::-1]
+        return tuple(random.sample(self.missing, len(self.missing)))
 
 
 def finished_before(job: Job, store: Store) -> Counts | None:
@@ -86,17 +109,20 @@ def prepare(job: Job, store: Store, has_gpus: bool) -> PreparedRun:
     """
     # Before the listing: a shard that another run plans in between would seem to be gone.
     plan = read_plan(store)
+    is_first = False
     listing = list_input(job.input.path, job.input.endpoint_url)
     check_output_outside(listing, store.url)
     if plan is None:
         check_no_foreign_files(store)
-        plan = publish_plan(store, _make_plan(job, listing, has_gpus), job)
+        plan, is_first = publish_plan(store, _make_plan(job, listing, has_gpus), job)
     elif plan.fingerprint == job.fingerprint:
         update_job(store, job)
     else:
         plan = _replan(job, store, plan, _make_plan(job, listing, has_gpus))
     plan, new_shards = _follow_changes(job, store, plan, listing, has_gpus)
-    return PreparedRun(OpenedOutput(store, plan, job), committed_keys(store, plan), new_shards)
+    opened = OpenedOutput(store, plan, job)
+    committed = committed_keys(store, plan)
+    return PreparedRun(opened, committed, new_shards, is_first, listing.notes)
 
 
 def _follow_changes(
@@ -115,7 +141,8 @@ def _follow_changes(
         # With an unchanged shard, because a plan needs a readable shard and none of the new ones
         # may be readable.
         objects = (*shards, *changes.unchanged[:1])
-        addition = _make_plan(job, replace(listing, objects=objects), has_gpus)
+        kept = plan.schema.names if job.input.keeps_all else job.input.keep
+        addition = _make_plan(job, replace(listing, objects=objects), has_gpus, kept)
         extended = extended_plan(plan, addition, shards)
         if extended == plan:
             # The new shards have no rows.
@@ -139,8 +166,10 @@ def _replan(job: Job, store: Store, stored: Plan, plan: Plan) -> Plan:
     return replace_plan(store, plan, job)
 
 
-def plan_ahead(job: Job) -> OpenedOutput:
+def plan_ahead(job: Job) -> tuple[OpenedOutput, tuple[str, ...]]:
     """The plan of a run on this machine with a new output; nothing is written.
+
+    Also returns notes on what of the input is not read.
 
     Raises `UserError` for what such a run would refuse.
     """
@@ -151,12 +180,25 @@ def plan_ahead(job: Job) -> OpenedOutput:
     job = resolve(job)
     listing = list_input(job.input.path, job.input.endpoint_url)
     store = open_store(job.output.path, job.output.endpoint_url)
-    return OpenedOutput(store, _make_plan(job, listing, has_gpus), job)
+    return OpenedOutput(store, _make_plan(job, listing, has_gpus), job), listing.notes
 
 
-def _make_plan(job: Job, listing: Listing, has_gpus: bool) -> Plan:
+def _make_plan(
+    job: Job, listing: Listing, has_gpus: bool, kept: Sequence[str] | None = None
+) -> Plan:
+    """Plan the listed shards. `kept` are the columns to keep; by default, those of the job."""
     read_columns = input_columns(job.steps)
-    footers = read_footers(listing, _needed_columns(job, read_columns), frozenset(read_columns))
+    keeps_all = kept is None and job.input.keeps_all
+    if kept is None:
+        kept = () if keeps_all else job.input.keep
+    footers = read_footers(
+        listing,
+        _needed_columns(job, read_columns, kept),
+        frozenset(read_columns),
+        keeps_all=keeps_all,
+    )
+    if keeps_all:
+        check_columns(job, footers.schema.names)
     if footers.bad and job.input.on_bad_shard == "stop":
         bad = footers.bad[0]
         raise UserError(
@@ -178,7 +220,9 @@ def _make_plan(job: Job, listing: Listing, has_gpus: bool) -> Plan:
     )
 
 
-def _needed_columns(job: Job, read_columns: Mapping[str, str]) -> dict[str, str]:
+def _needed_columns(
+    job: Job, read_columns: Mapping[str, str], kept: Sequence[str]
+) -> dict[str, str]:
     """The columns that the job needs, each with the key that names it.
 
     `read_columns` are those that its tasks read.
@@ -186,7 +230,7 @@ def _needed_columns(job: Job, read_columns: Mapping[str, str]) -> dict[str, str]
     columns = dict(read_columns)
     if job.input.where is not None:
         columns |= dict.fromkeys(sorted(where_columns(job.input.where)), "input.where")
-    return columns | dict.fromkeys(job.input.keep, "input.keep")
+    return columns | dict.fromkeys(kept, "input.keep")
 
 
 def _overhead_tokens(job: Job) -> int:

@@ -5,10 +5,9 @@ The rows go through the same stages as in a run, in this process and with its ow
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -17,12 +16,16 @@ from tokenmill.errors import UserError
 from tokenmill.formatting import plural
 from tokenmill.input.reader import Source
 from tokenmill.job.job import Job
-from tokenmill.output.schema import added_fields, output_rows, output_schema
+from tokenmill.output.schema import counts_column, output_rows, output_schema
 from tokenmill.plan.plan import Plan
+from tokenmill.row_columns import SOURCE_FILE, SOURCE_ROW
 from tokenmill.run.planning import plan_ahead
 from tokenmill.stages.in_process import local_replica
-from tokenmill.stages.load import load_tasks
+from tokenmill.stages.load import load_context
+from tokenmill.stages.prompt_texts import prompt_texts
 from tokenmill.stages.render import Renderer
+from tokenmill.tasks.row_tasks import RowTasks
+from tokenmill.tasks.unit_tables import RenderedRows
 
 # The search for rows must end even if hardly any row passes input.where.
 _MAX_UNITS_READ = 50
@@ -30,10 +33,15 @@ _MAX_UNITS_READ = 50
 
 @dataclass(frozen=True, slots=True)
 class PreviewedRow:
-    """A row of the input: where it is, what the job reads of it, and what a run would write."""
+    """A row of the input: where it is, what the job reads of it, and what a run would write.
+
+    `prompts` are the first prompts of the row as text, by task. A task that reads another's answer
+    has none here.
+    """
 
     source_file: str
     source_row: int
+    prompts: Mapping[str, str]
     read: Mapping[str, Any]
     written: Mapping[str, Any]
 
@@ -44,21 +52,27 @@ def preview(job: Job, count: int, seed: int) -> list[PreviewedRow]:
     The seed determines which. Raises `UserError` for what a run would refuse, and if no row is
     found.
     """
-    opened = plan_ahead(job)
+    opened, _ = plan_ahead(job)
     job, source = opened.job, opened.source
     drawn = _draw(opened.plan, source, count, random.Random(seed))  # noqa: S311 - no secret
-    tasks = load_tasks(job, source.store)
-    shown = list(dict.fromkeys([*tasks.columns, *job.input.keep]))
-    renderer = Renderer(tasks, shown, job.clean)
+    context = load_context(job, source.store)
+    tasks = RowTasks(job.steps, context, job.output.columns)
+    shown = list(dict.fromkeys([*tasks.columns, *opened.kept_schema.names]))
+    # What is read is shown from the input: an answer may have the name of a column that is read.
+    renderer = Renderer(tasks, (), job.clean, counts_column(job))
+    schema = output_schema(job, pa.schema([]))
     rendered = [renderer.render(rows) for _, rows in drawn]
     replica = local_replica(job, tasks)
     with ThreadPoolExecutor(len(rendered)) as pool:
         answered = list(pool.map(replica.answer, rendered))
     previewed: list[PreviewedRow] = []
-    for (shard, _), rows, unit in zip(drawn, rendered, answered, strict=True):
-        schema = output_schema(rows.select(shown).schema, added_fields(job))
-        table = output_rows(unit.rows, shard, schema)
-        previewed += map(partial(_previewed, shown), _rows(table))
+    for (shard, rows), unit, answers in zip(drawn, rendered, answered, strict=True):
+        entries = RenderedRows(unit)
+        prompts = (
+            prompt_texts(job.steps, context, entries.entries(row)) for row in range(len(entries))
+        )
+        written = _rows(output_rows(answers.rows, shard, schema))
+        previewed += map(_previewed, prompts, _rows(rows.select(shown)), written)
     return previewed
 
 
@@ -77,10 +91,11 @@ def _value(cell: pa.Scalar) -> Any:
         return "(text that is not UTF-8)"
 
 
-def _previewed(shown: Sequence[str], row: dict[str, Any]) -> PreviewedRow:
-    source_file, source_row = row.pop("source_file"), row.pop("source_row")
-    read = {name: row.pop(name) for name in shown}
-    return PreviewedRow(source_file, source_row, read, row)
+def _previewed(
+    prompts: Mapping[str, str], read: Mapping[str, Any], written: dict[str, Any]
+) -> PreviewedRow:
+    source_file, source_row = written.pop(SOURCE_FILE), written.pop(SOURCE_ROW)
+    return PreviewedRow(source_file, source_row, prompts, read, written)
 
 
 def _draw(

@@ -14,7 +14,7 @@ from tokenmill import __version__
 from tokenmill.errors import ExitCode, TokenmillError, root_cause
 from tokenmill.formatting import plural
 from tokenmill.job.job import Job
-from tokenmill.models.cache import cache_folder
+from tokenmill.models.cache import log_file
 from tokenmill.models.code_safety import trust_warnings
 from tokenmill.observe.events import EventLog, EventName
 from tokenmill.observe.listener import RunListener
@@ -30,13 +30,13 @@ from tokenmill.output.runs import SUMMARY_NAME, run_folder
 from tokenmill.output.success import write_success
 from tokenmill.output.verify import Level, expected_output, require_whole, verify
 from tokenmill.plan.plan import Unit
-from tokenmill.run.checks import check_job, check_without_gpu, models_by_key
+from tokenmill.run.checks import check_job, check_params, check_without_gpu, models_by_key
 from tokenmill.run.follow import follow, initial_progress
 from tokenmill.run.limits import CrashLimit, RejectBudget, over_budget
 from tokenmill.run.notify import notify
 from tokenmill.run.planning import PreparedRun, finished_before, prepare
 from tokenmill.run.summary import Summary, new_run_id
-from tokenmill.stages.backend import backend_of
+from tokenmill.run.warnings import EmptyAnswers
 from tokenmill.stages.executor import Executor, RepairSpec, RunSpec
 from tokenmill.stages.load import resolve
 from tokenmill.storage.base import Store
@@ -62,6 +62,7 @@ def run_job(
     survive; `KeyboardInterrupt` passes through. In each case the committed units are kept.
     """
     check_job(job)
+    check_params(job)
     if executor.is_local and not executor.has_gpus:
         check_without_gpu(job)
     job = resolve(job)
@@ -72,7 +73,7 @@ def run_job(
         return None
     prepared = prepare(job, store, executor.has_gpus)
     _announce(prepared, interface)
-    run = Run(prepared.opened, job, prepared.missing, interface)
+    run = Run(prepared.opened, job, prepared.in_order(), interface)
     return run.execute(executor, listeners)
 
 
@@ -83,6 +84,8 @@ def _announce(prepared: PreparedRun, interface: Interface) -> None:
         f"{plural(plan.num_shards, 'shard')}, {plural(len(plan.units), 'unit')}, "
         f"to {prepared.opened.store.url}"
     )
+    for note in prepared.notes:
+        interface.say(note)
     for bad in plan.skipped:
         interface.say(f"Skipped {bad.path}: {bad.reason}")
     if prepared.new_shards:
@@ -134,9 +137,11 @@ class Run:
         self._interface = interface
         self._repair = repair
         self._run_id = new_run_id()
-        self._log = cache_folder() / "logs" / f"{self._run_id}.log"
+        self._log = log_file(f"{self._run_id}.log")
         self._events = EventLog(self._run_id, interface.event)
-        self._progress = initial_progress(opened.plan.units, units)
+        self._empty_answers = EmptyAnswers()
+        num_rows = sum(unit.num_rows for unit in units) if repair is None else repair.num_rows
+        self._progress = initial_progress(opened.plan.units, len(units), num_rows)
         self._events.add(EventName.START, tokenmill=__version__, missing=len(units))
 
     def execute(self, executor: Executor, listeners: Sequence[RunListener] = ()) -> Summary:
@@ -152,12 +157,8 @@ class Run:
             raise
 
     def _run_units(self, executor: Executor, listeners: Sequence[RunListener]) -> None:
-        if not executor.is_local:
-            # Checked before a cluster starts machines. A local replica makes the same check before
-            # it loads anything, and here it would cost ten seconds of imports.
-            backend_of(self._job.model).check_params(self._job.params)
         traces = traces_of(self._run_id, self._opened.job.name, self._interface.say)
-        observers = [self._events, traces, *listeners]
+        observers = [self._events, traces, self._empty_answers, *listeners]
         self._progress.start_stage = executor.start_stage
         error: BaseException | None = None
         try:
@@ -300,6 +301,7 @@ class Run:
             seconds=round(now - progress.started_at, 3),
             engine_seconds=round(progress.engine_seconds(progress.observed_at), 3),
             skipped_shards=tuple(bad.path for bad in self._opened.plan.skipped),
+            warnings=tuple(self._empty_answers.warnings(self._job)),
             totals=totals,
             exit_code=int(exit_code),
             error=error,

@@ -356,7 +356,7 @@ class Scheduler:
 
 
 def _checked(completion: Completion) -> Answer:
-    if completion.finish_reason in (FinishReason.STOP, FinishReason.LENGTH):
+    if completion.finish_reason == FinishReason.STOP or completion.is_cut:
         return completion
     reason = f"the engine ended the request with {completion.finish_reason}"
     return Reject(RejectClass.ENGINE_ERROR, reason, attempts=1)

@@ -8,18 +8,31 @@ from typing import Any, Protocol
 from tokenmill.config.model_source import ModelSource
 from tokenmill.engine.base import Engine, EngineResources
 from tokenmill.engine.cpu_seeds import check_seed_arguments, seed_arguments
-from tokenmill.engine.fake import FakeEngine, FakeSettings, fake_config, fake_settings
-from tokenmill.engine.vllm_params import check_engine_names, check_sampling_names, vllm_params
+from tokenmill.engine.fake import (
+    SAMPLING_NAMES,
+    FakeEngine,
+    FakeSettings,
+    fake_config,
+    fake_settings,
+)
+from tokenmill.engine.vllm_params import require_vllm
+from tokenmill.engine.vllm_probe import ModelFacts, probe_params
+from tokenmill.engine.vllm_source import check_engine_arguments, check_names, check_sampling_names
 from tokenmill.engine.vllm_start import load_vllm
 from tokenmill.models.adapters import adapter_arguments, check_adapters, fetch_adapters
 from tokenmill.models.code_safety import check_not_pickled, trusts_code
-from tokenmill.models.config import max_model_len, read_config
+from tokenmill.models.config import max_model_len, read_config, vocab_size
 from tokenmill.models.fetch import check_source, fetch_config, fetch_model, local_path
 from tokenmill.models.quantization import check_not_gguf, check_on_cpu, cpu_arguments
 from tokenmill.prompt.fake_tokenizer import FakeTokenizer
 from tokenmill.prompt.tokenizer import ModelTokenizer
 from tokenmill.request import Params
 from tokenmill.tasks.task import Runner, TaskContext
+
+# As in vLLM.
+_MAX_LOGPROBS = 20
+# The engine arguments that turn speculative decoding on.
+_SPECULATION = ("speculative_config", "spec_method", "spec_model")
 
 
 class Backend(Protocol):
@@ -39,8 +52,8 @@ class Backend(Protocol):
     def check_sampling(self, sampling: Mapping[str, Mapping[str, Any]]) -> None:
         """Check the names of sampling parameters, which are grouped by job key."""
 
-    def check_params(self, params: Sequence[Params]) -> None:
-        """Check the parameters of requests; for vLLM this imports it, which takes ten seconds."""
+    def check_params(self, params: Mapping[str, Sequence[Params]]) -> None:
+        """Check the parameters of requests, which are grouped by job key."""
 
     def check_on_cpu(self, *, uses_seeds: bool) -> None:
         """Check that a machine without GPUs can run the model's format, and seeds if it must."""
@@ -73,7 +86,7 @@ def backend_of(model: ModelSource, key: str = "model") -> Backend:
 
 @dataclass(frozen=True, slots=True)
 class _FakeBackend:
-    """The fake engine: there is nothing to fetch, and any sampling parameter is accepted."""
+    """The fake engine: there is nothing to fetch, and sampling parameters are checked by name."""
 
     model: ModelSource
     key: str
@@ -89,10 +102,11 @@ class _FakeBackend:
         fake_settings(self.model.engine, self.key)
 
     def check_sampling(self, sampling: Mapping[str, Mapping[str, Any]]) -> None:
-        """Accept any name."""
+        for key, values in sampling.items():
+            check_names(values, key, SAMPLING_NAMES)
 
-    def check_params(self, params: Sequence[Params]) -> None:
-        """Accept any parameters."""
+    def check_params(self, params: Mapping[str, Sequence[Params]]) -> None:
+        """Accept any values."""
 
     def check_on_cpu(self, *, uses_seeds: bool) -> None:
         """Accept any machine."""
@@ -137,15 +151,21 @@ class _VllmBackend:
         check_not_gguf(self.model, self.key)
         check_source(self.model)
         check_adapters(adapters)
-        check_engine_names(self.model.engine, f"{self.key}.engine")
+        require_vllm()
+        check_engine_arguments(self.model.engine, f"{self.key}.engine")
 
     def check_sampling(self, sampling: Mapping[str, Mapping[str, Any]]) -> None:
         for key, values in sampling.items():
             check_sampling_names(values, key)
 
-    def check_params(self, params: Sequence[Params]) -> None:
-        for task_params in params:
-            vllm_params(task_params)
+    def check_params(self, params: Mapping[str, Sequence[Params]]) -> None:
+        folder, arguments = self.folder, self.model.engine
+        facts = ModelFacts(
+            vocab_size=None if folder is None else vocab_size(read_config(folder)),
+            max_logprobs=arguments.get("max_logprobs", _MAX_LOGPROBS),
+            speculates=any(arguments.get(name) for name in _SPECULATION),
+        )
+        probe_params(params, facts)
 
     def check_on_cpu(self, *, uses_seeds: bool) -> None:
         check_on_cpu(self.model, self.key)

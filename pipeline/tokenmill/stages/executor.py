@@ -30,6 +30,11 @@ class RepairSpec:
     rows: Mapping[str, tuple[int, ...]]
     changes: Mapping[str, Any]
 
+    @property
+    def num_rows(self) -> int:
+        """The number of rows to answer again."""
+        return sum(map(len, self.rows.values()))
+
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:

@@ -17,6 +17,7 @@ from tokenmill.scheduling.load import PoolState, ReplicaLoad
 from tokenmill.scheduling.replica import Replica
 from tokenmill.stages.executor import RunSpec
 from tokenmill.stages.load import load_engine, load_tasks
+from tokenmill.stages.notes import is_skipped
 from tokenmill.stages.unit import commit_unit, render_unit, with_notes
 from tokenmill.tasks.row_tasks import RowTasks
 
@@ -60,9 +61,10 @@ class InProcessExecution:
             with self._working:
                 if self._is_stopped:
                     return
-                rendered = render_unit(spec, position, tasks)
-                answered = replica.answer(rendered)
-                rows = with_notes(answered, rendered, replica.info, REPLICA_NAME)
+                rows = render_unit(spec, position, tasks)
+                if not is_skipped(rows):
+                    answered = replica.answer(rows)
+                    rows = with_notes(answered, rows, replica.info, REPLICA_NAME)
                 commit = commit_unit(spec, position, rows)
             yield commit
 

@@ -62,7 +62,7 @@ def resolve(job: Job) -> Job:
     """
 
     def resolved(section: TaskSection) -> TaskSection:
-        step = step_of(section)
+        step = step_of(section, is_only=job.tasks is None)
         backend = backend_of(section.model or job.model, step.model_key or "model")
         complete: TaskSection = step.kind.resolve(step, backend.config)
         return complete
@@ -77,7 +77,7 @@ def load_tasks(job: Job, storage: Store | None = None) -> RowTasks:
 
     Raises `UserError`.
     """
-    return RowTasks(job.steps, load_context(job, storage))
+    return RowTasks(job.steps, load_context(job, storage), job.output.columns)
 
 
 def load_context(job: Job, storage: Store | None = None) -> TaskContext:

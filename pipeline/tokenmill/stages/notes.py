@@ -10,6 +10,9 @@ import pyarrow as pa
 from tokenmill.engine.base import EngineInfo
 
 _METADATA_KEY = b"tokenmill"
+_SKIPPED_KEY = b"tokenmill_skipped"
+#: What passes through the stages in place of a unit that another run has committed.
+SKIPPED_UNIT = pa.schema([], metadata={_SKIPPED_KEY: b""}).empty_table()
 #: By stage (`Stage`), when it began and ended, in Unix seconds by the clock of its machine.
 StageTimes = Mapping[str, tuple[float, float]]
 
@@ -54,6 +57,11 @@ class AnswerNotes:
     def attach(self, rows: pa.Table) -> pa.Table:
         """The rows with these notes."""
         return _attach(rows, asdict(self))
+
+
+def is_skipped(rows: pa.Table) -> bool:
+    """Whether this is `SKIPPED_UNIT`."""
+    return _SKIPPED_KEY in (rows.schema.metadata or {})
 
 
 def _attach(rows: pa.Table, values: Mapping[str, Any]) -> pa.Table:

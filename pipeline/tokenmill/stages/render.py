@@ -19,11 +19,15 @@ from tokenmill.tasks.unit_tables import rendered_table
 
 @dataclass(frozen=True, slots=True)
 class Renderer:
-    """Renders rows for one job: its tasks, the columns to keep, and how texts are cleaned."""
+    """Renders rows for one job: its tasks, the columns to keep, and how texts are cleaned.
+
+    `counts_column` receives the counts of changes by cleaning.
+    """
 
     tasks: RowTasks
     keep: Sequence[str]
     clean: Clean | None = None
+    counts_column: str = CLEANED_FIELD.name
 
     def render(self, rows: pa.Table) -> pa.Table:
         """The unit as `rendered_table` describes it; kept columns are unchanged."""
@@ -32,7 +36,7 @@ class Renderer:
         values = self._values(rows)
         if self.clean is not None:
             values, counts = _cleaned(self.clean, values)
-            kept = kept.append_column(CLEANED_FIELD, pa.array(counts, CLEANED_FIELD.type))
+            kept = kept.append_column(self.counts_column, pa.array(counts, CLEANED_FIELD.type))
             late = _with_cleaned(late, self.clean, values)
         return rendered_table(kept, self._entries(values), late)
 

@@ -13,30 +13,39 @@ import pyarrow.compute as pc
 
 from tokenmill import __version__
 from tokenmill.engine.base import EngineInfo
+from tokenmill.errors import TokenmillError
 from tokenmill.output.commit import (
     Commit,
     Repair,
     Stage,
+    answered_counts,
     column_sum,
     commit,
     commit_repair,
+    committed_record,
     count_rejects,
 )
 from tokenmill.output.record import UnitRecord
-from tokenmill.output.schema import added_fields, output_rows, output_schema
+from tokenmill.output.schema import counts_column, output_rows, output_schema
 from tokenmill.plan.plan import Unit
-from tokenmill.row_columns import ROW_COLUMN
+from tokenmill.row_columns import NUM_GENERATED_TOKENS, NUM_INPUT_TOKENS, ROW_COLUMN
 from tokenmill.scheduling.replica import AnsweredUnit
+from tokenmill.stages.empty_answers import count_empty
 from tokenmill.stages.executor import RunSpec
-from tokenmill.stages.notes import AnswerNotes, RenderNotes, StageTimes
+from tokenmill.stages.notes import SKIPPED_UNIT, AnswerNotes, RenderNotes, StageTimes, is_skipped
 from tokenmill.stages.render import Renderer
 from tokenmill.storage.retry import persist
 from tokenmill.tasks.row_tasks import RowTasks
 
 
 def render_unit(spec: RunSpec, position: int, tasks: RowTasks) -> pa.Table:
-    """Read the unit at `position` of the run and prepare its rows for the engine."""
-    renderer = Renderer(tasks, spec.job.input.keep, spec.job.clean)
+    """Read the unit at `position` of the run and prepare its rows for the engine.
+
+    `SKIPPED_UNIT` if another run has committed the unit.
+    """
+    if is_done_elsewhere(spec, position):
+        return SKIPPED_UNIT
+    renderer = Renderer(tasks, spec.kept_schema.names, spec.job.clean, counts_column(spec.job))
     unit = spec.units[position]
     began_at = time.time()
     rows = spec.source.read(unit)
@@ -47,6 +56,21 @@ def render_unit(spec: RunSpec, position: int, tasks: RowTasks) -> pa.Table:
     rendered = renderer.render(rows)
     times: StageTimes = {Stage.READ: (began_at, read_at), Stage.RENDER: (read_at, time.time())}
     return RenderNotes(times).attach(rendered)
+
+
+def is_done_elsewhere(spec: RunSpec, position: int) -> bool:
+    """Whether another run has committed the unit since this one was planned.
+
+    One or two requests to the store, milliseconds for a unit that takes seconds. If the store does
+    not answer, the unit counts as missing: its write will report the error.
+    """
+    if spec.repair is not None:
+        return False
+    try:
+        spec.output.info(spec.units[position].key)
+    except (FileNotFoundError, TokenmillError):
+        return False
+    return True
 
 
 def with_notes(
@@ -66,21 +90,29 @@ def with_notes(
 
 
 def commit_unit(spec: RunSpec, position: int, answered: pa.Table) -> Commit:
-    """Write or repair the unit's object. Raises as `commit` and `commit_repair` do."""
+    """Write or repair the unit's object, unless the unit was skipped.
+
+    Raises as `commit` and `commit_repair` do.
+    """
     unit = spec.units[position]
+    if is_skipped(answered):
+        record = committed_record(spec.output, unit, spec.job.fingerprint)
+        return Commit(record, is_ours=False, was_skipped=True)
     notes = AnswerNotes.of(answered)
     began_at = time.time()
     written = _write_unit(spec, unit, answered, notes)
     times: StageTimes = {**notes.stage_times, Stage.WRITE: (began_at, time.time())}
-    return replace(written, stage_times=times)
+    num_empty = count_empty(spec.job, answered)
+    return replace(written, stage_times=times, num_empty=num_empty)
 
 
 def _write_unit(spec: RunSpec, unit: Unit, answered: pa.Table, notes: AnswerNotes) -> Commit:
-    schema = output_schema(spec.kept_schema, added_fields(spec.job))
+    schema = output_schema(spec.job, spec.kept_schema)
     rows = output_rows(answered, unit.shard, schema)
     if spec.repair is not None:
         repair = Repair(spec.run, uuid.uuid4().hex, spec.repair.changes)
-        return persist(lambda: commit_repair(spec.output, unit, rows, repair))
+        repaired = persist(lambda: commit_repair(spec.output, unit, rows, repair))
+        return replace(repaired, repaired=answered_counts(rows))
     record = _record(spec, unit, answered, notes)
     return persist(lambda: commit(spec.output, unit, rows, record))
 
@@ -100,8 +132,8 @@ def _record(spec: RunSpec, unit: Unit, answered: pa.Table, notes: AnswerNotes) -
         num_rows=answered.num_rows,
         num_filtered=unit.num_rows - answered.num_rows,
         rejects=count_rejects(answered),
-        input_tokens=column_sum(answered, "num_input_tokens"),
-        generated_tokens=column_sum(answered, "num_generated_tokens"),
+        input_tokens=column_sum(answered, NUM_INPUT_TOKENS),
+        generated_tokens=column_sum(answered, NUM_GENERATED_TOKENS),
         seconds=round(notes.seconds, 3),
         num_reused=notes.num_reused,
         replica=notes.replica,

@@ -53,6 +53,7 @@ else:
     ]
 
 
-def step_of(section: TaskSection) -> TaskStep[Any]:
-    """The section as a step of its kind."""
-    return TaskStep(next(kind for kind in TASK_KINDS if kind.name == section.kind), section)
+def step_of(section: TaskSection, *, is_only: bool = False) -> TaskStep[Any]:
+    """The section as a step of its kind. `is_only` says that it is not in a list of tasks."""
+    kind = next(kind for kind in TASK_KINDS if kind.name == section.kind)
+    return TaskStep(kind, section, is_only=is_only)

@@ -54,14 +54,15 @@ def check_whole_answers(step: TaskStep[Any], *, complete: bool) -> None:
 
 
 def cut_off(answer: Completion) -> Reject | None:
-    """The reject of an answer that was cut off at max_tokens; None for a complete answer."""
-    if answer.finish_reason != FinishReason.LENGTH:
+    """The reject of an answer that was cut off; None for a complete answer."""
+    if not answer.is_cut:
         return None
-    return Reject(
-        RejectClass.TRUNCATED_ANSWER,
-        f"the answer was cut off after {answer.num_generated_tokens} tokens; increase "
-        "sampling.max_tokens",
-    )
+    message = f"the answer was cut off after {answer.num_generated_tokens} tokens"
+    if answer.finish_reason == FinishReason.LENGTH:
+        message += "; increase sampling.max_tokens"
+    else:
+        message += ", where it began to loop"
+    return Reject(RejectClass.TRUNCATED_ANSWER, message)
 
 
 def shorten_answer(text: str) -> str:

@@ -55,13 +55,20 @@ class _RowTask:
 class RowTasks:
     """All tasks of a job.
 
-    `fields` are the output columns. `columns` maps the input columns that the tasks read to the job
-    keys that name them. `late_columns` are those that are read in the engine's process, after the
-    answers of an earlier task or of all chunks.
+    `fields` are the output columns; `renames` gives some of them other names than the tasks do.
+    `columns` maps the input columns that the tasks read to the job keys that name them.
+    `late_columns` are those that are read in the engine's process, after the answers of an earlier
+    task or of all chunks.
     """
 
-    def __init__(self, steps: Sequence[TaskStep[Any]], context: TaskContext) -> None:
-        self.fields = answer_fields(steps)
+    def __init__(
+        self,
+        steps: Sequence[TaskStep[Any]],
+        context: TaskContext,
+        renames: Mapping[str, str] | None = None,
+    ) -> None:
+        self._renames = renames or {}
+        self.fields = renamed(answer_fields(steps), self._renames)
         self.columns = input_columns(steps)
         self._tasks = [
             _row_task(step, context, follows)
@@ -141,6 +148,8 @@ class RowTasks:
                 cells |= outcome
             elif first is None:
                 first = _named(task, outcome)
+        if self._renames:
+            cells = {self._renames.get(name, name): cell for name, cell in cells.items()}
         return RowResult(cells, first)
 
 
@@ -190,10 +199,15 @@ def _follows(steps: Sequence[TaskStep[Any]]) -> list[list[int]]:
 
 
 def answer_fields(steps: Sequence[TaskStep[Any]]) -> tuple[pa.Field, ...]:
-    """The output columns of a job's tasks. Raises `UserError` if two have the same name."""
+    """The columns of a job's tasks, with the names that later tasks read them by.
+
+    Raises `UserError` if two have the same name.
+    """
     fields: dict[str, pa.Field] = {}
     for step in steps:
         names = _column_names(step)
+        if len(names) < len(fields_of(step)):
+            raise UserError(_policy_column_problem(step))
         for field in fields_of(step):
             name = names[field.name]
             if name in fields:
@@ -202,6 +216,21 @@ def answer_fields(steps: Sequence[TaskStep[Any]]) -> tuple[pa.Field, ...]:
                 )
             fields[name] = field.with_name(name)
     return tuple(fields.values())
+
+
+def _policy_column_problem(step: TaskStep[Any]) -> str:
+    """The message for a task with a column of the name that its length policy gives to its own."""
+    names = [field.name for field in fields_of(step)]
+    name = next(name for name in names if names.count(name) > 1)
+    return (
+        f"{step.key_prefix}length: the policy adds a column {name}, and the task has one of the "
+        "same name; rename the property or column of the task"
+    )
+
+
+def renamed(fields: Sequence[pa.Field], renames: Mapping[str, str]) -> tuple[pa.Field, ...]:
+    """The fields, with the new names of those in `renames`."""
+    return tuple(field.with_name(renames.get(field.name, field.name)) for field in fields)
 
 
 def _column_names(step: TaskStep[Any]) -> dict[str, str]:

@@ -18,7 +18,7 @@ class TaskSection(Section):
     name: str | None = Field(
         default=None,
         pattern=r"^[a-z][a-z0-9_]*$",
-        description="Required in a list of tasks. Prefixes the task's columns: topic_label.",
+        description="Prefixes the task's columns: topic_label. Required in a list of tasks.",
     )
     prompt: Prompt | None = Field(default=None, description="Default: the job's prompt.")
     sampling: dict[str, Any] | None = Field(

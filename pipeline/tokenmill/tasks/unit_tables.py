@@ -14,16 +14,16 @@ import pyarrow as pa
 
 from tokenmill.reject import Reject, RejectClass, error_array, reject_from_cell
 from tokenmill.request import Media
-from tokenmill.row_columns import PROVENANCE_FIELDS, TOKEN_FIELDS
+from tokenmill.row_columns import ERROR, INTERNAL_PREFIX, PROVENANCE_FIELDS, TOKEN_FIELDS
 from tokenmill.tasks.row_tasks import AnsweredRow, RowResult
 from tokenmill.tasks.task import PreparedRow
 
-PROMPTS_COLUMN = "__tokenmill_prompts"
-NOTES_COLUMN = "__tokenmill_notes"
+PROMPTS_COLUMN = f"{INTERNAL_PREFIX}prompts"
+NOTES_COLUMN = f"{INTERNAL_PREFIX}notes"
 #: A struct of the input values that a task reads after the answer of an earlier one.
-LATE_COLUMN = "__tokenmill_late"
+LATE_COLUMN = f"{INTERNAL_PREFIX}late"
 #: Only in units with media.
-MEDIA_COLUMN = "__tokenmill_media"
+MEDIA_COLUMN = f"{INTERNAL_PREFIX}media"
 _INTERNAL_COLUMNS = (PROMPTS_COLUMN, NOTES_COLUMN, LATE_COLUMN, MEDIA_COLUMN)
 # Large: a unit's media may exceed the 2 GiB of a plain binary column.
 _MEDIA_TYPE = pa.list_(
@@ -62,7 +62,7 @@ def _answered_table(
         counts = [answer.token_counts and answer.token_counts[field.name] for answer in answers]
         table = table.append_column(field, pa.array(counts, field.type))
     rejects = [result.reject for result in results]
-    return table.append_column(_PROVENANCE.field("error"), error_array(rejects))
+    return table.append_column(_PROVENANCE.field(ERROR), error_array(rejects))
 
 
 def _storable(result: RowResult, fields: Sequence[pa.Field]) -> RowResult:

@@ -199,11 +199,13 @@ def test_an_unknown_retry_parameter_is_rejected_before_the_run() -> None:
         check_job(job)
 
 
-def test_a_truncated_answer_is_always_rejected() -> None:
-    """Finish reason `length` has its own reject class, even if the answer is complete JSON."""
+@pytest.mark.parametrize(("reason", "cause"), [("length", "max_tokens"), ("repetition", "loop")])
+def test_a_truncated_answer_is_always_rejected(reason: str, cause: str) -> None:
+    """An answer that was cut off has its own reject class, even if it is complete JSON."""
     task = extract().build(TaskContext(FakeTokenizer(), 1000))
     for text in ('{"names": ["An', ANSWER):
-        reject, _ = hold(task.answer(PreparedRow([[1]])), [written(text, "length")])
+        reject, _ = hold(task.answer(PreparedRow([[1]])), [written(text, reason)])
+        assert cause in reject.message
         assert reject.reject_class == RejectClass.TRUNCATED_ANSWER
         assert reject.message.endswith(f"the last answer: {text}")
         assert reject.attempts == 1

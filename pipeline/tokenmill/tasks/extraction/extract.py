@@ -18,6 +18,7 @@ import pyarrow as pa
 import yaml
 from pydantic import BaseModel, Field, field_validator, model_validator
 
+from tokenmill.config.strict_yaml import load_yaml
 from tokenmill.prompt.encoder import PromptEncoder
 from tokenmill.reject import Reject, RejectClass
 from tokenmill.request import Completion, Sampling
@@ -148,6 +149,7 @@ EXTRACT = TaskKind(
     columns=_columns,
     params=_samplings,
     check=_check,
+    is_record=True,
     located_column=lambda section: None if section.locate is None else section.locate.column,
     starter=Starter(
         "fields",
@@ -177,7 +179,7 @@ def _load_schema(source: str) -> Any:
         return _model_schema(*source.split(":"))
     try:
         text = Path(source).read_text(encoding="utf-8")
-        schema = json.loads(text) if source.endswith(".json") else yaml.safe_load(text)
+        schema = json.loads(text) if source.endswith(".json") else load_yaml(text)
     except OSError as error:
         raise ValueError(f"{source}: cannot read the file ({error.strerror})") from error
     except (ValueError, yaml.YAMLError) as error:

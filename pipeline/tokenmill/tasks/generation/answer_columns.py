@@ -129,7 +129,8 @@ def _concatenated(lists: Sequence[list[Any] | None]) -> list[Any] | None:
 
 
 def _joined_reason(reasons: Sequence[FinishReason]) -> FinishReason:
-    return FinishReason.LENGTH if FinishReason.LENGTH in reasons else reasons[0]
+    cuts = (FinishReason.LENGTH, FinishReason.REPETITION)
+    return next((cut for cut in cuts if cut in reasons), reasons[0])
 
 
 # Joins the cells of chunks, by column.

@@ -14,6 +14,7 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, ConfigDict
 
 from tokenmill.config.prompt import Message, Prompt
+from tokenmill.config.strict_yaml import load_yaml
 from tokenmill.prompt.template import compile_prompt, literal_text_and_names
 
 #: The labels' name in templates.
@@ -66,7 +67,7 @@ def _read_file(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix in (".yaml", ".yml", ".json"):
-            return yaml.safe_load(text)
+            return load_yaml(text)
     except OSError as error:
         raise ValueError(f"cannot read the label file {path} ({error.strerror})") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
@@ -81,7 +82,7 @@ def _label_mapping(item: Any) -> Any:
     choice = dict(item) if isinstance(item, Mapping) else {"label": item}
     label = choice.get("label")
     if not isinstance(label, str):
-        # YAML reads yes and no as booleans, and 1 as a number.
+        # YAML reads true as a boolean, and 1 as a number.
         reason = f"the label {label!r} is not text; put quotes around it"
         raise ValueError(reason)  # noqa: TRY004 - what pydantic reports
     return choice

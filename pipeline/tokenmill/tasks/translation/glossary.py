@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from tokenmill.config.strict_yaml import load_yaml
+
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 # Scripts from here on are written without spaces, so a term may occur inside longer strings.
 _FIRST_UNSPACED = "\u2e80"
@@ -41,7 +43,7 @@ def read_glossary(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         if path.suffix in _DELIMITERS:
             return _read_columns(text, path, _DELIMITERS[path.suffix])
-        terms = yaml.safe_load(text)
+        terms = load_yaml(text)
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot read the glossary ({error})") from error
     except (csv.Error, yaml.YAMLError) as error:

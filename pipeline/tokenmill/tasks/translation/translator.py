@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from enum import StrEnum
 
 from tokenmill.reject import Reject, RejectClass
-from tokenmill.request import Completion, FinishReason, Request, Sampling
+from tokenmill.request import Completion, Request, Sampling
 from tokenmill.tasks.kind import TaskStep
 from tokenmill.tasks.task import Cells, Dialogue, PreparedRow, Row, TaskContext
 from tokenmill.tasks.translation.checks import (
@@ -223,8 +223,8 @@ class Translator:
 
     def _translated(self, source: str, completion: Completion) -> TranslatedSegment:
         text = one_paragraph(completion.text)
-        is_cut = completion.finish_reason == FinishReason.LENGTH
-        return TranslatedSegment(text, check_translation(source, text, is_cut, self._limits))
+        check = check_translation(source, text, completion.is_cut, self._limits)
+        return TranslatedSegment(text, check)
 
     def _best(
         self,
