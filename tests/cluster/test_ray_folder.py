@@ -30,7 +30,7 @@ def use_temporary(folder: str | Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def used() -> Path:
-    """The folder that Ray uses during a run."""
+    """The folder that Ray uses during a run, which puts nothing there."""
     with ray_folder():
         return Path(os.environ["RAY_TMPDIR"])
 
@@ -51,11 +51,22 @@ def ended_run(parent: Path, name: str, age_days: float) -> Path:
 
 def test_each_run_has_a_folder_of_its_own(temporary: Path) -> None:
     """It is in TMPDIR, other users cannot enter it, and the variable is unset afterwards."""
-    first, second = used(), used()
-    assert first.parent == second.parent == temporary
-    assert first != second
-    assert first.stat().st_mode & 0o777 == 0o700
-    assert "RAY_TMPDIR" not in os.environ
+    folders = []
+    for _ in range(2):
+        with ray_folder():
+            folders.append(Path(os.environ["RAY_TMPDIR"]))
+            assert folders[-1].stat().st_mode & 0o777 == 0o700
+            (folders[-1] / "ray").mkdir()
+        assert "RAY_TMPDIR" not in os.environ
+    assert folders[0] != folders[1]
+    assert sorted(folders) == sorted(temporary.iterdir())
+
+
+def test_a_run_that_does_not_start_leaves_nothing(temporary: Path) -> None:
+    """Also if it fails."""
+    with pytest.raises(UserError), ray_folder():
+        raise UserError("the port is taken")
+    assert not list(temporary.iterdir())
 
 
 def test_a_long_tmpdir_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

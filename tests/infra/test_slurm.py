@@ -47,8 +47,10 @@ def run(tmp_path: Path, tokenmill: str) -> tuple[int, list[str]]:
 def test_a_run_is_on_all_nodes(tmp_path: Path) -> None:
     """The first node has the head, the other joins it, and the run gets its options and address."""
     both_started = f"until [ $(grep -c ^srun {tmp_path}/calls) = 2 ]; do :; done"
-    code, calls = run(tmp_path, f"{both_started}; exit 0")
+    folder = f'echo "folder $RAY_TMPDIR" >> {tmp_path}/calls'
+    code, calls = run(tmp_path, f"{both_started}; {folder}; exit 0")
     assert code == 0
+    assert "folder /tmp/ray-7" in calls
     assert "tokenmill run job.yaml --limit 5 --address one:6379" in calls
     heads = [call for call in calls if call.startswith("srun") and "--head" in call]
     others = [call for call in calls if "ray start --address one:6379" in call]

@@ -10,7 +10,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tokenmill.errors import UserError
@@ -48,6 +48,9 @@ def ray_folder() -> Iterator[None]:
         yield
     finally:
         del os.environ["RAY_TMPDIR"]
+        # Empty if Ray was not started.
+        with suppress(OSError):
+            folder.rmdir()
         if handle is not None:
             os.close(handle)
 
