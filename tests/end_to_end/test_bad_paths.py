@@ -152,10 +152,10 @@ def test_a_job_that_may_not_be_read_is_named(job: Path) -> None:
 
 
 def test_a_cache_that_may_not_be_written_is_named(job: Path, tmp_path: Path) -> None:
-    """A folder for logs and models that is read-only ends the run with 1 and a line."""
+    """A folder for logs and models that is read-only is a mistake, in one line."""
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o555)
     prefix = [*as_a_user(), "/usr/bin/env", f"TOKENMILL_CACHE={locked}"]
     done = run(prefix, job)
-    assert done.returncode != ExitCode.FINISHED
+    assert done.returncode == ExitCode.USER_ERROR
     assert str(locked) in done.stderr.splitlines()[-1]

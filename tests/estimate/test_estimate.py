@@ -261,6 +261,20 @@ def test_the_printed_estimate_fits_the_screen(corpus: Path, tmp_path: Path) -> N
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_tasks_with_the_same_prompt_share_its_box(corpus: Path, tmp_path: Path) -> None:
+    """Four tasks on one prompt give a box a row, before the figures; another prompt has its own."""
+    path = write_job(tmp_path / "job.json", corpus, tmp_path / "out")
+    tasks = [{"name": name, "kind": "generate"} for name in ("one", "two", "three")]
+    tasks.append({"name": "other", "kind": "generate", "prompt": {"user": "Why? {{ text }}"}})
+    lines = plan(path, "--set", f"tasks={json.dumps(tasks)}").stdout.splitlines()
+    titles = [line for line in lines if line.startswith("╭")]
+    assert ["one, two, three: " in title for title in titles] == [True, False] * 3
+    assert all("other: " in title for title in titles[1::2])
+    last_box = max(number for number, line in enumerate(lines) if line.startswith("╰"))
+    assert all(not line.startswith("rows  ") for line in lines[:last_box])
+    assert any(line.startswith("rows  ") for line in lines[last_box:])
+
+
 def test_json_follows_its_schema_and_can_be_saved(corpus: Path, tmp_path: Path) -> None:
     """It has the keys that `report --plan` compares; --save writes the same JSON."""
     path = write_job(tmp_path / "job.json", corpus, tmp_path / "out")

@@ -38,6 +38,7 @@ MANY_NAMES = {
     "commands.options": "the options that several commands share",
     "commands.terminal": "how all commands write to the terminal",
     "observe.metrics": "a constant for each metric",
+    "row_columns": "a constant for each column that every output has",
     "tasks.task": "the protocols and type aliases of all tasks",
 }
 #: Modules of `commands` that are not a command; `models` is a group of three.

@@ -553,6 +553,17 @@ def test_an_override_can_make_a_file_valid(load: Load) -> None:
     assert load(job_data({"sampling": {}}), "sampling.max_tokens=4").sampling == {"max_tokens": 4}
 
 
+def test_an_override_reaches_a_task_by_its_name(load: Load) -> None:
+    """The other tasks of the list stay; the error names a task or a key that is missing."""
+    tasks = [{"name": "one", "kind": "generate"}, {"name": "two", "kind": "generate"}]
+    read = load(job_data({"tasks": tasks}), "tasks.two.sampling.max_tokens=4").tasks
+    assert read is not None
+    assert [task.sampling for task in read] == [None, {"max_tokens": 4}]
+    for override, part in (("tasks.three.complete=true", "three"), ("tasks.two=5", "list")):
+        with pytest.raises(UserError, match=rf"--set {override}: .*{part}"):
+            load(job_data({"tasks": tasks}), override)
+
+
 def test_an_override_may_name_a_variable(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     """A variable in an override is replaced as in the file."""
     monkeypatch.setenv("DAY", "monday")

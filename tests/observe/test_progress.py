@@ -228,6 +228,16 @@ def test_there_is_no_time_left_until_a_batch_is_answered() -> None:
     assert one.remaining_s(21.0) == 180.0
 
 
+def test_half_of_the_rows_are_enough_for_the_time_left() -> None:
+    """Rows of several tasks have several requests each, so few rows fill a batch."""
+    one = progress(rows_total=60)
+    one.observe(pool(ReplicaLoad(64, 2, 10, 10, 0)), 1.0)
+    one.observe(pool(ReplicaLoad(64, 2, 500, 50, 29)), 11.0)
+    assert one.remaining_s(11.0) is None
+    one.observe(pool(ReplicaLoad(64, 2, 9000, 900, 30)), 21.0)
+    assert one.remaining_s(21.0) == 20.0
+
+
 @pytest.mark.parametrize("is_terminal", [False, True])
 def test_a_crash_is_reported_with_its_reason(is_terminal: bool) -> None:
     """In a pipe and above the live display, without markup and in one line."""

@@ -344,6 +344,26 @@ def test_a_clash_of_one_of_all_columns_is_refused(tmp_path: Path, column: str) -
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"input": {"keep": ["Column_17"]}},
+        {"prompt": {"user": "{{ Column_17 }}"}},
+        {"input": {"where": '"Column_17" = 3'}},
+    ],
+    ids=["keep", "prompt", "where"],
+)
+def test_of_many_columns_the_similar_ones_are_named(
+    tmp_path: Path, changes: Mapping[str, Any]
+) -> None:
+    """For a column that does not exist, whichever key names it."""
+    many = {f"column_{number}": [1, 2, 3] for number in range(1_000)}
+    corpus = write_table(tmp_path / "corpus" / "a.parquet", **many)
+    done = invoke("validate", job_file(corpus, **changes))
+    assert done.exit_code == ExitCode.USER_ERROR
+    assert "column_17," in done.stderr and len(done.stderr) < 400
+
+
 def test_all_columns_must_be_the_same_in_all_shards(corpus: Path) -> None:
     """The message names a column that one shard lacks, whether it is the first or the last."""
     for name in ("0.parquet", "b.parquet"):

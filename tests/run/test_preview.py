@@ -90,13 +90,25 @@ def test_a_preview_is_shown_and_nothing_is_written(job_file: Path, tmp_path: Pat
     before = sorted(tmp_path.rglob("*"))
     shown = invoke("preview", job_file, "-n", "2", "--where", "id = 3")
     assert shown.exit_code == ExitCode.FINISHED, shown.stderr
-    assert shown.stdout.count("row 3") == 2
+    assert shown.stdout.count("row 3") == 3  # The prompt's title and two tables.
     assert max(map(len, shown.stdout.splitlines())) <= 100
     data = invoke("preview", job_file, "-n", "2", "--where", "id = 3", "--json")
     rows = json.loads(data.stdout)
     assert [row["source_row"] for row in rows] == [3, 3]
     assert all(row["written"]["generated_text"] in shown.stdout for row in rows)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_prompts_of_one_row_are_shown(job_file: Path) -> None:
+    """As the model reads them; the data has those of every row that has one."""
+    arguments = ("preview", job_file, "-n", "3", "--where", "id < 8")
+    shown = invoke(*arguments).stdout
+    assert shown.count("<|user|>") == 1
+    rows = json.loads(invoke(*arguments, "--json").stdout)
+    for row in rows:
+        prompt = row["prompts"].get("generate")
+        assert prompt is None if row["written"]["error"] else row["read"]["text"] in prompt
+    assert any(row["prompts"] for row in rows)
 
 
 def test_a_text_without_spaces_is_shown_completely(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from helpers.inprocess import drive, drive_retry, job_over, write_corpus
+from helpers.inprocess import Quiet, drive, drive_retry, job_over, write_corpus
 from helpers.stores import RacingStore, contents, refusal
 from tokenmill.errors import ExitCode, OverBudget, RunFailed, UserError
 from tokenmill.job.job import Job
@@ -15,6 +15,8 @@ from tokenmill.output.record import UnitRecord, read_record
 from tokenmill.output.rejects import Selection
 from tokenmill.output.success import read_success
 from tokenmill.output.verify import Level, expected_output, verify
+from tokenmill.run.retry import retry_rejects
+from tokenmill.stages.in_process import InProcessExecutor
 from tokenmill.storage.local import LocalStore
 
 # Half of the requests fail; with a rate of 0 they are all answered.
@@ -54,6 +56,33 @@ class World:
     def assert_whole(self) -> None:
         opened = open_output(self.store)
         assert verify(opened.store, expected_output(opened), Level.INPUT).findings == ()
+
+
+TASKS = [
+    {"name": "one", "kind": "generate"},
+    {"name": "two", "kind": "generate", "sampling": {"max_tokens": 4}},
+]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["sampling.max_tokens=9"], ["tasks.two.sampling.max_tokens"]),
+        (["sampling.max_tokens=9", "tasks.two.sampling.max_tokens=9"], []),
+        (["model.engine.error_rate=0"], []),
+    ],
+    ids=["the job's", "the task's too", "another key"],
+)
+def test_a_default_that_a_task_replaces_is_named(
+    tmp_path: Path, overrides: list[str], told: list[str]
+) -> None:
+    """With the key that has an effect, unless that is set too."""
+    world = World(tmp_path, tasks=TASKS)
+    interface = Quiet()
+    retry_rejects(world.store, Selection(None, True), overrides, InProcessExecutor(), interface)
+    lines = [line for line in interface.lines if line.startswith("--set")]
+    assert len(lines) == len(told)
+    assert all(key in line for key, line in zip(told, lines, strict=True))
 
 
 @pytest.fixture

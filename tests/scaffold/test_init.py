@@ -1,6 +1,7 @@
 """`init` writes a job file that fits the input and is valid; it never overwrites a file."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pyarrow as pa
@@ -104,6 +105,34 @@ def test_the_comments_describe_the_input(corpus: Path) -> None:
     assert "#   doc_id: string: '0-0', '0-1'" in text
     assert "#   image: binary: 10 bytes" in text
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_the_commands_in_the_comments_can_be_copied(corpus: Path, tmp_path: Path) -> None:
+    """What they do is a comment in the shell, however long the path of the file is."""
+    path = tmp_path / "a-folder-with-a-long-name" / "a-job-with-a-long-name.yaml"
+    path.parent.mkdir()
+    text = init_job(corpus, file=str(path)).read_text()
+    copied = re.findall(r"^#   (tokenmill .*)$", text, flags=re.MULTILINE)
+    words = [shlex.split(line, comments=True) for line in copied]
+    commands = ["validate", "preview", "plan", "run"]
+    assert words == [["tokenmill", name, str(path)] for name in commands]
+
+
+@pytest.mark.parametrize("kind", ["classify", "tag"])
+def test_the_values_of_a_column_of_labels_are_offered_as_choices(tmp_path: Path, kind: str) -> None:
+    """All that the first rows have, even if there are many; without the comment they are valid."""
+    sections = [f"section no. {number % 57}" for number in range(600)]
+    rows = {"id": range(600), "text": [PARAGRAPH] * 600, "section": sections}
+    rows["title"] = [f"title {number}" for number in range(600)]
+    rows["author"] = [f"author {number // 2}" for number in range(600)]
+    pq.write_table(pa.table(rows), tmp_path / "a.parquet")
+    path = init_job(tmp_path / "a.parquet", kind)
+    text = path.read_text()
+    assert max(map(len, text.splitlines())) <= 100
+    mine = re.sub(r"(?m)^  choices: .*\n(    .*\n)*", "", text)
+    assert "title 0" not in text.split("choices", 1)[1] and "author 0" not in mine.split("task:")[1]
+    path.write_text(re.sub(r"(?m)^  # (?=choices|  \S)", "  ", mine))
+    assert {choice.label for choice in load_job(path).steps[0].section.choices} == set(sections)
 
 
 def test_a_shard_without_rows_is_not_counted(corpus: Path) -> None:

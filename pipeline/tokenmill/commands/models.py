@@ -10,7 +10,8 @@ from tokenmill.commands.options import DebugOption
 from tokenmill.commands.terminal import one_line_errors, plain_table
 from tokenmill.errors import RunFailed, UserError
 from tokenmill.job.sections import Model
-from tokenmill.models import bundled, cache, fetch
+from tokenmill.models import bundled, fetch
+from tokenmill.models.cache import log_file
 from tokenmill.observe.screen import redirected_output
 
 SourceArgument = Annotated[
@@ -46,7 +47,7 @@ def models_fetch(
     """
     with one_line_errors(debug):
         model = _model(source, revision)
-        log = cache.cache_folder() / "logs" / "models.log"
+        log = log_file("models.log")
         with redirected_output(log) as console:
             if fetch.local_path(model) is None:
                 console.print(f"fetching {source}; log: {log}", markup=False)

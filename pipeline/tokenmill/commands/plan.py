@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.panel import Panel
-from rich.text import Text
 
 from tokenmill.commands.options import (
     DateOption,
@@ -27,20 +25,17 @@ from tokenmill.commands.terminal import (
     facts_table,
     one_line_errors,
     print_line,
+    print_prompts,
     table_console,
-    visible,
 )
 from tokenmill.estimate.estimate import Estimate, estimate
-from tokenmill.estimate.row_sample import ShownPrompt
 from tokenmill.estimate.statistics import Interval
 from tokenmill.estimate.throughput_table import CPU, DEVICES
 from tokenmill.formatting import duration, plural
 from tokenmill.job.loader import load_job
-from tokenmill.models import cache
+from tokenmill.models.cache import log_file
 from tokenmill.observe.screen import redirected_output
 
-# Longer prompts are cut on the screen; --json prints them whole.
-_MAX_CHARACTERS = 1200
 _DAY_S = 86_400
 
 
@@ -89,7 +84,7 @@ def plan_command(  # noqa: PLR0913, PLR0917 - options of a command
         settings = job_settings(overrides, input_path, limit=limit, date=date)
         if price is not None:
             settings.append(f"model.price_per_gpu_hour={price}")
-        with redirected_output(cache.cache_folder() / "logs" / "plan.log"):
+        with redirected_output(log_file("plan.log")):
             result = estimate(load_job(job_file, settings), sample, seed, previous, device)
         text = json.dumps(asdict(result), indent=2)
         if save is not None:
@@ -102,13 +97,13 @@ def plan_command(  # noqa: PLR0913, PLR0917 - options of a command
 
 
 def _print_estimate(result: Estimate) -> None:
+    """The prompts, and after them the figures, which are still in view at the end."""
     console = table_console()
+    for shown in result.prompts:
+        print_prompts(console, shown.prompts, f"{shown.source_file} row {shown.source_row:,}")
     console.print(facts_table(dict(_facts(result))))
     for note in result.notes:
         print_line(note)
-    for prompts in result.prompts:
-        for task, prompt in prompts.prompts.items():
-            console.print(_panel(prompts, task, prompt))
 
 
 def _facts(result: Estimate) -> Iterator[tuple[str, str]]:
@@ -197,11 +192,3 @@ def _size(num_bytes: int) -> str:
             break
         amount /= 1000
     return f"{num_bytes:,} B" if unit == "B" else f"{amount:,.1f} {unit}"
-
-
-def _panel(prompts: ShownPrompt, task: str, prompt: str) -> Panel:
-    if len(prompt) > _MAX_CHARACTERS:
-        prompt = f"{prompt[:_MAX_CHARACTERS]} …"
-    lines = "\n".join(map(visible, prompt.split("\n")))
-    title = visible(f"{task}: {prompts.source_file} row {prompts.source_row:,}")
-    return Panel(Text(lines), title=Text(title), title_align="left")

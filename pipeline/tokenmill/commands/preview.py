@@ -20,9 +20,15 @@ from tokenmill.commands.options import (
     SetOption,
     job_settings,
 )
-from tokenmill.commands.terminal import one_line_errors, stoppable, table_console, visible
+from tokenmill.commands.terminal import (
+    one_line_errors,
+    print_prompts,
+    stoppable,
+    table_console,
+    visible,
+)
 from tokenmill.job.loader import load_job
-from tokenmill.models import cache
+from tokenmill.models.cache import log_file
 from tokenmill.observe.screen import redirected_output
 from tokenmill.run.preview import PreviewedRow, preview
 
@@ -45,7 +51,7 @@ def preview_command(  # noqa: PLR0913, PLR0917 - options of a command
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Run a few random rows and show their answers. Writes nothing.
+    """Run a few random rows and show their answers, and the prompts of one. Writes nothing.
 
     Example: tokenmill preview jobs/summarize.yaml -n 3 --where "language = 'en'"
 
@@ -54,7 +60,7 @@ def preview_command(  # noqa: PLR0913, PLR0917 - options of a command
     with one_line_errors(debug):
         settings = job_settings(overrides, input_path, where=where, date=date)
         job = load_job(job_file, settings)
-        log = cache.cache_folder() / "logs" / "preview.log"
+        log = log_file("preview.log")
         with redirected_output(log) as console, stoppable():
             if not as_json:
                 console.print(f"loading {job.model.source}; log: {log}", markup=False)
@@ -66,8 +72,12 @@ def preview_command(  # noqa: PLR0913, PLR0917 - options of a command
 
 
 def _print_preview(previewed: list[PreviewedRow]) -> None:
-    """A table per row: the input columns on the left, the output columns on the right."""
+    """One row's prompts, and a table per row: input columns left, output columns right."""
     console = table_console()
+    prompted = next((row for row in previewed if row.prompts), None)
+    if prompted is not None:
+        title = f"{prompted.source_file} row {prompted.source_row:,}"
+        print_prompts(console, prompted.prompts, title)
     for row in previewed:
         title = visible(f"{row.source_file} row {row.source_row:,}")
         table = Table(box=HORIZONTALS, title=title, title_justify="left", expand=True)

@@ -105,6 +105,8 @@ def _summary_lines(summary: Summary) -> Iterator[tuple[str, str]]:
         yield name, f"{tokens:,} ({tokens / seconds:,.0f}/s)" if seconds >= 1 else f"{tokens:,}"
     if summary.reused:
         yield "reused", f"{plural(summary.reused, 'answer')} of identical requests"
+    for warning in summary.warnings:
+        yield "warning", warning
     yield "output", summary.output
     yield "log", summary.log
     if summary.exit_code == ExitCode.OVER_REJECT_BUDGET and totals is not None:

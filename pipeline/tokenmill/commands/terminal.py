@@ -12,6 +12,7 @@ from typing import IO, Any
 
 import typer
 from rich.console import Console, JustifyMethod
+from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
@@ -21,6 +22,10 @@ from tokenmill.observe.screen import PlainScreen, Screen, make_screen, redirecte
 
 #: Tables are no wider than this, even on a wider terminal.
 WIDTH = 100
+
+
+# Longer prompts are cut on the screen; --json prints them whole.
+_MAX_PROMPT_CHARACTERS = 1200
 
 
 @contextmanager
@@ -105,6 +110,19 @@ def table_console() -> Console:
     console = Console(highlight=False)
     console.width = min(console.width, WIDTH) if console.is_terminal else WIDTH
     return console
+
+
+def print_prompts(console: Console, prompts: Mapping[str, str], row: str) -> None:
+    """Print a row's prompts by task, each in a box; tasks with the same prompt share one."""
+    tasks: dict[str, list[str]] = {}
+    for task, prompt in prompts.items():
+        tasks.setdefault(prompt, []).append(task)
+    for prompt, names in tasks.items():
+        is_long = len(prompt) > _MAX_PROMPT_CHARACTERS
+        text = f"{prompt[:_MAX_PROMPT_CHARACTERS]} …" if is_long else prompt
+        lines = "\n".join(map(visible, text.split("\n")))
+        title = Text(visible(f"{', '.join(names)}: {row}"))
+        console.print(Panel(Text(lines), title=title, title_align="left"))
 
 
 def plain_table(*headings: str, numbers: Collection[str] = ()) -> Table:

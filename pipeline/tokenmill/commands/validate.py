@@ -21,7 +21,7 @@ from tokenmill.commands.options import (
 from tokenmill.commands.terminal import facts_table, one_line_errors, print_line, table_console
 from tokenmill.formatting import plural
 from tokenmill.job.loader import load_job
-from tokenmill.models import cache
+from tokenmill.models.cache import log_file
 from tokenmill.observe.screen import redirected_output
 from tokenmill.run.validate import Validation, validate
 
@@ -49,7 +49,7 @@ def validate_command(  # noqa: PLR0913, PLR0917 - options of a command
     """
     with one_line_errors(debug):
         settings = job_settings(overrides, input_path, output_path, limit, date=date)
-        with redirected_output(cache.cache_folder() / "logs" / "validate.log"):
+        with redirected_output(log_file("validate.log")):
             validation = validate(load_job(job_file, settings), is_quick=is_quick)
         if as_json:
             typer.echo(json.dumps(asdict(validation), indent=2))

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
@@ -32,8 +31,8 @@ from tokenmill.reject import Reject
 from tokenmill.request import Request
 from tokenmill.row_columns import ROW_COLUMN
 from tokenmill.stages.load import load_context
+from tokenmill.stages.prompt_texts import has_prompt, prompt_texts
 from tokenmill.stages.render import Renderer
-from tokenmill.tasks.kind import TaskStep
 from tokenmill.tasks.length.chunk import CHUNKS_NOTE
 from tokenmill.tasks.length.truncate import TRUNCATED_NOTE
 from tokenmill.tasks.row_tasks import RowTasks
@@ -192,27 +191,9 @@ def _shown_prompts(
     draw: random.Random,
 ) -> Iterator[ShownPrompt]:
     """The prompts of a few random rows; if a task has several for a row, the first."""
-    rows = [row for row in range(len(rendered)) if any(map(_has_prompt, rendered.entries(row)))]
+    rows = [row for row in range(len(rendered)) if any(map(has_prompt, rendered.entries(row)))]
     for row in sorted(draw.sample(rows, min(_NUM_SHOWN_ROWS, len(rows)))):
-        yield ShownPrompt(*sources[row], _texts(job.steps, context, rendered.entries(row)))
-
-
-def _has_prompt(entry: PreparedRow | Reject | None) -> bool:
-    return isinstance(entry, PreparedRow) and len(entry.prompts) > 0
-
-
-def _texts(
-    steps: Sequence[TaskStep[Any]],
-    context: TaskContext,
-    entries: Sequence[PreparedRow | Reject | None],
-) -> dict[str, str]:
-    texts = {}
-    for step, entry in zip(steps, entries, strict=True):
-        if isinstance(entry, PreparedRow) and _has_prompt(entry):
-            key = step.model_key
-            model = context if key is None else context.auxiliary[key]
-            texts[step.section.name or step.kind.name] = model.tokenizer.decode(entry.prompts[0])
-    return texts
+        yield ShownPrompt(*sources[row], prompt_texts(job.steps, context, rendered.entries(row)))
 
 
 def _not_counted(job: Job, tasks: RowTasks, *, has_media: bool) -> Iterator[str]:

@@ -9,11 +9,10 @@ from tokenmill.exchange.openai_requests import BatchRequest
 from tokenmill.job.job import Job
 from tokenmill.output.json_lines import as_json
 from tokenmill.output.record import UnitRecord
-from tokenmill.output.schema import added_fields
+from tokenmill.output.schema import task_columns
 from tokenmill.reject import RejectClass
 from tokenmill.row_columns import ERROR, NUM_GENERATED_TOKENS, NUM_INPUT_TOKENS
 from tokenmill.tasks.generation.generate import GENERATE
-from tokenmill.tasks.length.policy import fields_of
 from tokenmill.tasks.scoring.embed import EMBED
 
 _EMPTY = {
@@ -57,7 +56,7 @@ def answered_line(
 ) -> dict[str, Any]:
     """The answer to a request from all its rows, or the first error of any row.
 
-    `columns` are the `answer_columns` of the job.
+    `columns` are the output's columns by the names of the task's fields.
     """
     request_id = str(request.line)
     lines = [
@@ -123,7 +122,7 @@ def body_builder(job: Job) -> BodyBuilder:
     """
     if len(job.steps) == 1:
         (step,) = job.steps
-        columns = answer_columns(job)
+        (columns,) = task_columns(job)
         if step.kind is EMBED:
             return lambda row, record, _: _embedding(row, record, columns)
         if step.kind is GENERATE:
@@ -131,14 +130,6 @@ def body_builder(job: Job) -> BodyBuilder:
     raise UserError(
         "--to openai-batch: works for jobs with a single generate or embed task; use --to jsonl"
     )
-
-
-def answer_columns(job: Job) -> dict[str, str]:
-    """The output's columns of a job's only task, by the names of the task's fields."""
-    (step,) = job.steps
-    # The count of `clean` may follow.
-    columns = zip(fields_of(step), added_fields(job), strict=False)
-    return {field.name: column.name for field, column in columns}
 
 
 def _chat(

@@ -23,7 +23,6 @@ from tokenmill.config.strict_yaml import dump_yaml
 from tokenmill.errors import ExitCode, UserError
 from tokenmill.exchange.export import STDOUT, answer_files, check_separate
 from tokenmill.exchange.openai_answers import (
-    answer_columns,
     answered_line,
     body_builder,
     refused_line,
@@ -36,6 +35,7 @@ from tokenmill.observe.screen import Interface
 from tokenmill.output.json_lines import write_line
 from tokenmill.output.output import OpenedOutput, all_batches, committed_objects, open_output
 from tokenmill.output.record import UnitRecord
+from tokenmill.output.schema import task_columns
 from tokenmill.output.success import read_success
 from tokenmill.output.verify import expected_output
 from tokenmill.run.run import run_job
@@ -272,7 +272,7 @@ def _results(lines: _Lines, opened: OpenedOutput | None) -> Iterator[dict[str, A
     """The result of each line. The output's rows are in the order of the requests."""
     rows: _Rows = iter(()) if opened is None else _output_rows(opened)
     build_body = None if opened is None else body_builder(opened.job)
-    columns = {} if opened is None else answer_columns(opened.job)
+    columns = {} if opened is None else task_columns(opened.job)[0]
     for number, line in lines:
         if isinstance(line, RefusedLine):
             yield refused_line(number, line)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tokenmill.errors import UserError
+from tokenmill.formatting import listed
 from tokenmill.input.file_kinds import HEAD_BYTES, appearance
 from tokenmill.input.listing import Listing
 from tokenmill.input.parquet_footer import END_BYTES, has_magic, num_end_bytes, read_footer
@@ -184,7 +185,7 @@ def _wrong_column(name: str, columns: Mapping[str, str], schema: pa.Schema) -> s
         return f"{columns[name]} names the column {name}, which occurs more than once"
     return (
         f"{columns[name]} names the column {name}, which does not exist; "
-        f"the shard has: {', '.join(schema.names)}"
+        f"the shard has: {listed(name, schema.names)}"
     )
 
 

@@ -54,6 +54,9 @@ _SPEED_ONLY_MODEL_KEYS = (
 # Keys that `_answered_tasks` replaces by the sections of `Job.steps`.
 _TASK_KEYS = ("prompt", "sampling", "length", "task", "tasks")
 
+#: Keys of the job that tasks without their own use.
+TASK_DEFAULTS = ("prompt", "sampling", "length", "overrides", "adapter")
+
 
 class Job(Section):
     """One task, or several, for each row of a corpus."""

@@ -75,13 +75,26 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     if not equals or not name:
         raise UserError(f"--set {override}: use the form key.path=value")
     *parents, last = name.split(".")
-    section = data
+    section: Any = data
     for parent in parents:
-        inner = section.setdefault(parent, {})
-        if not isinstance(inner, dict):
-            raise UserError(f"--set {override}: {parent} is a value and has no keys")
-        section = inner
+        section = _inner(section, parent, override)
+    if isinstance(section, list):
+        raise UserError(f"--set {override}: set the whole list, or a key of one of its tasks")
     section[last] = _value(text, "--set")
+
+
+def _inner(section: Any, name: str, override: str) -> Any:
+    """The section below another one by its key, or by its name in the list of tasks."""
+    if isinstance(section, list):
+        named = (item for item in section if isinstance(item, dict) and item.get("name") == name)
+        inner = next(named, None)
+        if inner is None:
+            raise UserError(f"--set {override}: no task in the list is called {name}")
+        return inner
+    inner = section.setdefault(name, {})
+    if not isinstance(inner, dict | list):
+        raise UserError(f"--set {override}: {name} is a value and has no keys")
+    return inner
 
 
 def _value(text: str, where: str) -> Any:

@@ -118,12 +118,13 @@ class Progress:
     def remaining_s(self, now: float) -> float | None:
         """Seconds until the end at the present rate; None until the rate is known.
 
-        It is known when as many rows are answered as are running: the first answers come late,
-        because all rows of the first batch start together.
+        It is known when as many rows are answered as requests are running, or half of the rows: the
+        first answers come late, because all rows of the first batch start together.
         """
         seconds = self.engine_seconds(now)
         rows = self.rows_answered - self.rows_before
         num_running = sum(load.num_running for load in self.pool.loads.values())
-        if not rows or rows < num_running or seconds < _MIN_RATE_S:
+        enough = min(num_running, (self.rows_total - self.rows_before) / 2)
+        if not rows or rows < enough or seconds < _MIN_RATE_S:
             return None
         return (self.rows_total - self.rows_answered) * seconds / rows

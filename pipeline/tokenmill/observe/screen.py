@@ -100,7 +100,6 @@ def redirected_output(log: Path) -> Iterator[Console]:
 
     File descriptors are redirected, because C++ code and child processes of Ray and vLLM write too.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
     saved = [os.dup(1), os.dup(2)]

@@ -54,7 +54,7 @@ class Commit:
     `stage_times` holds the start and the end of each stage in Unix seconds, by the clock of the
     machine that ran it. `repaired` counts the rows that a repair has answered again; it is None if
     all rows of the unit were answered. `was_skipped` if another run had committed the unit before
-    this attempt asked an engine.
+    this attempt asked an engine. `num_empty` counts, by task, the rows whose answer is empty.
     """
 
     record: UnitRecord
@@ -62,6 +62,7 @@ class Commit:
     stage_times: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     repaired: Counts | None = None
     was_skipped: bool = False
+    num_empty: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def counts(self) -> Counts:

@@ -19,6 +19,7 @@ from tokenmill.row_columns import (
     SOURCE_FILE,
     SOURCE_ROW,
 )
+from tokenmill.tasks.length.policy import fields_of
 from tokenmill.tasks.row_tasks import answer_fields, renamed
 
 
@@ -44,6 +45,13 @@ def task_names(job: Job) -> dict[str, str]:
     """For each of `added_fields`, the name before `output.columns` changes it."""
     stored = [field.name for field in added_fields(job)]
     return dict(zip(stored, [field.name for field in _own_fields(job)], strict=True))
+
+
+def task_columns(job: Job) -> list[dict[str, str]]:
+    """For each of the job's tasks, the output's columns by the names of the task's fields."""
+    # The counts of `clean` come last and are no task's.
+    names = iter([field.name for field in added_fields(job)])
+    return [{field.name: next(names) for field in fields_of(step)} for step in job.steps]
 
 
 def counts_column(job: Job) -> str:

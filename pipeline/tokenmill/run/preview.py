@@ -21,8 +21,11 @@ from tokenmill.plan.plan import Plan
 from tokenmill.row_columns import SOURCE_FILE, SOURCE_ROW
 from tokenmill.run.planning import plan_ahead
 from tokenmill.stages.in_process import local_replica
-from tokenmill.stages.load import load_tasks
+from tokenmill.stages.load import load_context
+from tokenmill.stages.prompt_texts import prompt_texts
 from tokenmill.stages.render import Renderer
+from tokenmill.tasks.row_tasks import RowTasks
+from tokenmill.tasks.unit_tables import RenderedRows
 
 # The search for rows must end even if hardly any row passes input.where.
 _MAX_UNITS_READ = 50
@@ -30,10 +33,15 @@ _MAX_UNITS_READ = 50
 
 @dataclass(frozen=True, slots=True)
 class PreviewedRow:
-    """A row of the input: where it is, what the job reads of it, and what a run would write."""
+    """A row of the input: where it is, what the job reads of it, and what a run would write.
+
+    `prompts` are the first prompts of the row as text, by task. A task that reads another's answer
+    has none here.
+    """
 
     source_file: str
     source_row: int
+    prompts: Mapping[str, str]
     read: Mapping[str, Any]
     written: Mapping[str, Any]
 
@@ -47,7 +55,8 @@ def preview(job: Job, count: int, seed: int) -> list[PreviewedRow]:
     opened, _ = plan_ahead(job)
     job, source = opened.job, opened.source
     drawn = _draw(opened.plan, source, count, random.Random(seed))  # noqa: S311 - no secret
-    tasks = load_tasks(job, source.store)
+    context = load_context(job, source.store)
+    tasks = RowTasks(job.steps, context, job.output.columns)
     shown = list(dict.fromkeys([*tasks.columns, *opened.kept_schema.names]))
     # What is read is shown from the input: an answer may have the name of a column that is read.
     renderer = Renderer(tasks, (), job.clean, counts_column(job))
@@ -57,9 +66,13 @@ def preview(job: Job, count: int, seed: int) -> list[PreviewedRow]:
     with ThreadPoolExecutor(len(rendered)) as pool:
         answered = list(pool.map(replica.answer, rendered))
     previewed: list[PreviewedRow] = []
-    for (shard, rows), unit in zip(drawn, answered, strict=True):
-        written = _rows(output_rows(unit.rows, shard, schema))
-        previewed += map(_previewed, _rows(rows.select(shown)), written)
+    for (shard, rows), unit, answers in zip(drawn, rendered, answered, strict=True):
+        entries = RenderedRows(unit)
+        prompts = (
+            prompt_texts(job.steps, context, entries.entries(row)) for row in range(len(entries))
+        )
+        written = _rows(output_rows(answers.rows, shard, schema))
+        previewed += map(_previewed, prompts, _rows(rows.select(shown)), written)
     return previewed
 
 
@@ -78,9 +91,11 @@ def _value(cell: pa.Scalar) -> Any:
         return "(text that is not UTF-8)"
 
 
-def _previewed(read: dict[str, Any], written: dict[str, Any]) -> PreviewedRow:
+def _previewed(
+    prompts: Mapping[str, str], read: Mapping[str, Any], written: dict[str, Any]
+) -> PreviewedRow:
     source_file, source_row = written.pop(SOURCE_FILE), written.pop(SOURCE_ROW)
-    return PreviewedRow(source_file, source_row, read, written)
+    return PreviewedRow(source_file, source_row, prompts, read, written)
 
 
 def _draw(

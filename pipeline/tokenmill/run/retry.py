@@ -1,10 +1,10 @@
 """Answer rejected rows again: each unit's object is replaced in one conditional write."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from tokenmill.errors import UserError
 from tokenmill.formatting import plural
-from tokenmill.job.job import Job, differing_fields
+from tokenmill.job.job import TASK_DEFAULTS, Job, differing_fields
 from tokenmill.observe.screen import Interface
 from tokenmill.output.output import OpenedOutput, committed_keys, open_output
 from tokenmill.output.plan_file import read_job
@@ -43,6 +43,8 @@ def retry_rejects(
         interface.say(f"{opened.store.url}: no rejected rows match. Nothing to do.")
         return None
     check_params(job)
+    for line in _without_effect(job, overrides):
+        interface.say(line)
     units = tuple(unit for unit in opened.plan.units if unit.key in rows)
     repair = RepairSpec(rows, changes)
     interface.say(
@@ -50,6 +52,21 @@ def retry_rejects(
         f"{opened.store.url}"
     )
     return Run(opened, job, units, interface, repair).execute(executor)
+
+
+def _without_effect(job: Job, overrides: Sequence[str]) -> Iterator[str]:
+    """A line for each override of a key of the job that a task replaces by its own."""
+    keys = [override.partition("=")[0] for override in overrides]
+    sections = job.tasks or (() if job.task is None else (job.task,))
+    for key in keys:
+        default = key.partition(".")[0]
+        for section in sections if default in TASK_DEFAULTS else ():
+            own_key = f"task.{key}" if job.tasks is None else f"tasks.{section.name}.{key}"
+            if getattr(section, default) is not None and own_key not in keys:
+                yield (
+                    f"--set {key} does not change the task {section.name or section.kind}, which "
+                    f"has its own {default}; set {own_key} as well"
+                )
 
 
 def _require_complete(opened: OpenedOutput) -> None:

@@ -14,7 +14,7 @@ from tokenmill import __version__
 from tokenmill.errors import ExitCode, TokenmillError, root_cause
 from tokenmill.formatting import plural
 from tokenmill.job.job import Job
-from tokenmill.models.cache import cache_folder
+from tokenmill.models.cache import log_file
 from tokenmill.models.code_safety import trust_warnings
 from tokenmill.observe.events import EventLog, EventName
 from tokenmill.observe.listener import RunListener
@@ -36,6 +36,7 @@ from tokenmill.run.limits import CrashLimit, RejectBudget, over_budget
 from tokenmill.run.notify import notify
 from tokenmill.run.planning import PreparedRun, finished_before, prepare
 from tokenmill.run.summary import Summary, new_run_id
+from tokenmill.run.warnings import EmptyAnswers
 from tokenmill.stages.executor import Executor, RepairSpec, RunSpec
 from tokenmill.stages.load import resolve
 from tokenmill.storage.base import Store
@@ -136,8 +137,9 @@ class Run:
         self._interface = interface
         self._repair = repair
         self._run_id = new_run_id()
-        self._log = cache_folder() / "logs" / f"{self._run_id}.log"
+        self._log = log_file(f"{self._run_id}.log")
         self._events = EventLog(self._run_id, interface.event)
+        self._empty_answers = EmptyAnswers()
         num_rows = sum(unit.num_rows for unit in units) if repair is None else repair.num_rows
         self._progress = initial_progress(opened.plan.units, len(units), num_rows)
         self._events.add(EventName.START, tokenmill=__version__, missing=len(units))
@@ -156,7 +158,7 @@ class Run:
 
     def _run_units(self, executor: Executor, listeners: Sequence[RunListener]) -> None:
         traces = traces_of(self._run_id, self._opened.job.name, self._interface.say)
-        observers = [self._events, traces, *listeners]
+        observers = [self._events, traces, self._empty_answers, *listeners]
         self._progress.start_stage = executor.start_stage
         error: BaseException | None = None
         try:
@@ -299,6 +301,7 @@ class Run:
             seconds=round(now - progress.started_at, 3),
             engine_seconds=round(progress.engine_seconds(progress.observed_at), 3),
             skipped_shards=tuple(bad.path for bad in self._opened.plan.skipped),
+            warnings=tuple(self._empty_answers.warnings(self._job)),
             totals=totals,
             exit_code=int(exit_code),
             error=error,

@@ -10,7 +10,10 @@ from tokenmill.output.counts import Counts
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The result of a run: its own counts, and the `totals` of the output once it is finished."""
+    """The result of a run: its own counts, and the `totals` of the output once it is finished.
+
+    `warnings` are about answers that are likely to be wrong, one line each.
+    """
 
     job: str
     run: str
@@ -30,6 +33,7 @@ class Summary:
     seconds: float
     engine_seconds: float
     skipped_shards: tuple[str, ...]
+    warnings: tuple[str, ...]
     totals: Counts | None
     exit_code: int
     error: str | None

@@ -6,6 +6,7 @@ Each kind of task brings its part, a `Starter`; the parts that all jobs share ar
 import json
 import os
 import re
+import textwrap
 from collections.abc import Iterator
 from string import Template
 
@@ -23,6 +24,8 @@ _SHOWN_VALUES = 3
 _SHOWN_CHARACTERS = 40
 # Longer texts are likely to exceed a context of 2,048 tokens together with their answer.
 _LONG_CHARACTERS = 6_000
+# Marks a space in a value. YAML writes this character as an escape, so no value has it.
+_NO_BREAK = "\0"
 # Names with another meaning in templates: those of Jinja and of the tasks.
 _RESERVED = frozenset(
     {"and", "choices", "cycler", "dict", "else", "false", "for", "if", "in", "is", "joiner"}
@@ -41,7 +44,11 @@ def job_for(survey: Survey, kind: str, file: str) -> str:
         raise UserError(f"--task {kind}: {did_you_mean(kind, KINDS, 'kind of task')}")
     starter = _STARTERS[kind]
     column = column_for_task(survey, kind)
-    names = {"text": _quoted(_printing(column.name)), "column": _quoted(column.name)}
+    names = {
+        "text": _quoted(_printing(column.name)),
+        "column": _quoted(column.name),
+        "labels": "".join(f"{line}\n" for line in _labels(survey, column)),
+    }
     parts = [
         *_heading(survey, file),
         f"name: {starter.name}",
@@ -70,13 +77,15 @@ def column_for_task(survey: Survey, kind: str) -> Column:
 
 def _heading(survey: Survey, file: str) -> Iterator[str]:
     yield "# A tokenmill job. Edit it, then:"
+    width = len(f"tokenmill validate {file}")
     for command, purpose in (
         ("validate", "find mistakes, in seconds"),
         ("preview", "answer a few rows"),
         ("plan", "estimate time and cost"),
         ("run", "process all rows; run again to resume"),
     ):
-        yield f"#   {f'tokenmill {command} {file}':<36} {purpose}"
+        # The purpose is a comment of the shell's too, so that the line can be copied.
+        yield f"#   {f'tokenmill {command} {file}':<{width}}  # {purpose}"
     yield "#"
     rows, shards = plural(survey.rows, "row"), plural(survey.shards, "shard")
     yield f"# The input has {rows} in {shards}, and these columns:"
@@ -128,6 +137,25 @@ def _model(model: StarterModel) -> Iterator[str]:
     yield "  # replicas: 1                   # number of engines, or {min: 1, max: 16}"
     yield "  # gpus_per_replica: 1"
     yield "  # price_per_gpu_hour: 2.50      # for the cost in tokenmill plan"
+
+
+def _labels(survey: Survey, column: Column) -> Iterator[str]:
+    """Choices for a task with labels: the values of a column that holds labels, as a comment."""
+    others = (other for other in survey.labels if other not in (column, *survey.keys))
+    labeled = max(others, key=lambda other: len(other.labels), default=None)
+    if labeled is not None:
+        # Lines are broken between values, and not at the spaces inside of one.
+        values = (_quoted(value).replace(" ", _NO_BREAK) for value in labeled.labels)
+        lines = textwrap.wrap(
+            f"choices: [{', '.join(values)}]",
+            _WIDTH,
+            initial_indent="  # ",
+            subsequent_indent="  #   ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        yield f"  # Or the values of the column {_printable(labeled.name)} in the first rows:"
+        yield from (line.replace(_NO_BREAK, " ") for line in lines)
 
 
 def _length(column: Column) -> Iterator[str]:

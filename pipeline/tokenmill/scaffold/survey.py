@@ -7,6 +7,7 @@ from statistics import mean
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tokenmill.errors import UserError
 from tokenmill.input.footers import read_shared_columns
@@ -17,6 +18,10 @@ from tokenmill.row_columns import PROVENANCE_FIELDS
 from tokenmill.storage.base import Store
 
 _MAX_ROWS = 100
+# Rows in which the values of a column of labels are looked for.
+_MAX_LABEL_ROWS = 5_000
+_MAX_LABELS = 100
+_MAX_LABEL_CHARACTERS = 40
 # A column with such a name is chosen over another with texts up to _PREFERENCE times as long.
 _TEXT_NAME = re.compile(r"(?i)(.*_)?(text|content|body|document|article|abstract|message|review)s?")
 _PREFERENCE = 4.0
@@ -28,11 +33,16 @@ _AUDIO_NAME = re.compile(r"(?i)(.*_)?(audio|recording|speech|sound)s?(_.*)?")
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of the input, and its values in the first rows, without nulls."""
+    """A column of the input, and its values in the first rows, without nulls.
+
+    `labels` are the distinct values of more rows, the most frequent first, if they are few, short
+    and recur; otherwise it is empty.
+    """
 
     name: str
     type: pa.DataType
     values: Sequence[Any]
+    labels: Sequence[str] = ()
 
     @property
     def is_text(self) -> bool:
@@ -88,6 +98,11 @@ class Survey:
         return tuple(keys[:_MAX_KEYS])
 
     @property
+    def labels(self) -> tuple[Column, ...]:
+        """The columns that hold labels."""
+        return tuple(column for column in self.columns if column.labels)
+
+    @property
     def image(self) -> Column | None:
         """The first column that looks like images, as bytes or paths."""
         return _media(self.columns, _IMAGE_NAME)
@@ -117,7 +132,12 @@ def survey(path: str) -> Survey:
             f"{listing.store.url}: its shards have no column in common; choose one file"
         )
     filled = [shard for shard in footers.shards if _num_rows(shard)]
-    sample = _first_rows(listing.store, filled[0], footers.schema) if filled else None
+    sample, labels = None, {}
+    if filled:
+        sample = _first_rows(listing.store, filled[0], footers.schema, _MAX_ROWS)
+        short = [field for field in footers.schema if _is_short(field, sample)]
+        rows = _first_rows(listing.store, filled[0], pa.schema(short), _MAX_LABEL_ROWS)
+        labels = {field.name: _labels(rows.column(field.name)) for field in short}
     return Survey(
         path=path,
         root=listing.store.url,
@@ -125,7 +145,9 @@ def survey(path: str) -> Survey:
         rows=sum(map(_num_rows, footers.shards)),
         shards=len(filled),
         bad_shards=len(footers.bad),
-        columns=tuple(_column(field, sample) for field in footers.schema),
+        columns=tuple(
+            _column(field, sample, labels.get(field.name, ())) for field in footers.schema
+        ),
     )
 
 
@@ -133,13 +155,37 @@ def _num_rows(shard: Shard) -> int:
     return sum(group.num_rows for group in shard.row_groups)
 
 
-def _first_rows(store: Store, shard: Shard, schema: pa.Schema) -> pa.Table:
-    rows = min(_num_rows(shard), _MAX_ROWS)
+def _is_short(field: pa.Field, sample: pa.Table) -> bool:
+    """Whether the column holds short texts, some of which recur."""
+    if field.type not in (pa.string(), pa.large_string()):
+        return False
+    texts = sample.column(field.name).drop_null()
+    longest = pc.max(pc.binary_length(texts)).as_py() or 0
+    return 0 < longest <= _MAX_LABEL_CHARACTERS and len(texts.unique()) < len(texts)
+
+
+def _labels(column: pa.ChunkedArray) -> Sequence[str]:
+    """The column's values, the most frequent first, if there are few; otherwise none."""
+    counts = {item["values"]: item["counts"] for item in _value_counts(column)}
+    is_few = 1 < len(counts) <= _MAX_LABELS and sum(counts.values()) >= 2 * len(counts)
+    fits = all(value.strip() and len(value) <= _MAX_LABEL_CHARACTERS for value in counts)
+    return sorted(counts, key=lambda value: -counts[value]) if is_few and fits else ()
+
+
+def _value_counts(column: pa.ChunkedArray) -> list[dict[str, Any]]:
+    try:
+        return list(pc.value_counts(column.drop_null()).to_pylist())
+    except UnicodeDecodeError:
+        return []
+
+
+def _first_rows(store: Store, shard: Shard, schema: pa.Schema, max_rows: int) -> pa.Table:
+    rows = min(_num_rows(shard), max_rows)
     unit = Unit(shard.path, shard.size, shard.version, 0, rows, 0)
     return Source(store, schema, None).read(unit)
 
 
-def _column(field: pa.Field, sample: pa.Table | None) -> Column:
+def _column(field: pa.Field, sample: pa.Table | None, labels: Sequence[str]) -> Column:
     values: list[Any] = []
     if sample is not None:
         try:
@@ -147,4 +193,4 @@ def _column(field: pa.Field, sample: pa.Table | None) -> Column:
         except (ValueError, OverflowError):
             # Text that is not UTF-8, or dates outside of the calendar: a run rejects such rows.
             values = []
-    return Column(field.name, field.type, values)
+    return Column(field.name, field.type, values, labels)

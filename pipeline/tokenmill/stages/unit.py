@@ -30,6 +30,7 @@ from tokenmill.output.schema import counts_column, output_rows, output_schema
 from tokenmill.plan.plan import Unit
 from tokenmill.row_columns import NUM_GENERATED_TOKENS, NUM_INPUT_TOKENS, ROW_COLUMN
 from tokenmill.scheduling.replica import AnsweredUnit
+from tokenmill.stages.empty_answers import count_empty
 from tokenmill.stages.executor import RunSpec
 from tokenmill.stages.notes import SKIPPED_UNIT, AnswerNotes, RenderNotes, StageTimes, is_skipped
 from tokenmill.stages.render import Renderer
@@ -101,7 +102,8 @@ def commit_unit(spec: RunSpec, position: int, answered: pa.Table) -> Commit:
     began_at = time.time()
     written = _write_unit(spec, unit, answered, notes)
     times: StageTimes = {**notes.stage_times, Stage.WRITE: (began_at, time.time())}
-    return replace(written, stage_times=times)
+    num_empty = count_empty(spec.job, answered)
+    return replace(written, stage_times=times, num_empty=num_empty)
 
 
 def _write_unit(spec: RunSpec, unit: Unit, answered: pa.Table, notes: AnswerNotes) -> Commit:

@@ -22,6 +22,8 @@ from tokenmill.storage.base import (
 
 #: How names of temporary files begin. Readers of Parquet folders skip names with a leading dot.
 TEMPORARY_PREFIX = ".tokenmill-"
+# A read-only file system, a loop of symbolic links, a name that is too long.
+_WRONG_PATHS = (errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG)
 # The errors of `os.link` on FAT and on some network and user-space file systems.
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 
@@ -43,9 +45,29 @@ class LocalStore:
             return
         for entry in entries:
             if entry.is_dir():
+                _check_no_loop(entry)
                 yield from self._walk(Path(entry.path))
             elif not entry.name.startswith(TEMPORARY_PREFIX):
-                yield self.info(os.path.relpath(entry.path, self.url))
+                info = self._info_of(entry)
+                if info is not None:
+                    yield info
+
+    def _info_of(self, entry: os.DirEntry[str]) -> ObjectInfo | None:
+        """The object of a folder's entry; None for a hidden link to nothing, such as Emacs makes.
+
+        Raises `UserError` for another link to nothing, and `RunFailed` if the object is gone.
+        """
+        try:
+            return self.info(os.path.relpath(entry.path, self.url))
+        except FileNotFoundError as error:
+            if not entry.is_symlink():
+                with gone_as_run_failed(entry.path):
+                    raise
+            if entry.name.startswith("."):
+                return None
+            raise UserError(
+                f"{entry.path}: is a symbolic link to a file that does not exist; fix or remove it"
+            ) from error
 
     def info(self, key: str) -> ObjectInfo:
         path = self._path(key)
@@ -86,7 +108,7 @@ class LocalStore:
         with _local_errors(target):
             if os.path.lexists(target):
                 raise name_taken(target)
-            os.makedirs(os.path.dirname(target), exist_ok=True)
+            _make_folder_of(target)
             with _temporary_for(target) as temporary:
                 with open(temporary, "xb") as file:
                     yield file
@@ -124,15 +146,34 @@ class LocalStore:
         return os.path.join(self.url, key)
 
 
+def _check_no_loop(entry: os.DirEntry[str]) -> None:
+    """Raise `UserError` for a symbolic link to a folder above it, whose files have many names."""
+    if entry.is_symlink():
+        path = Path(entry.path)
+        if path.parent.resolve().is_relative_to(path.resolve()):
+            raise UserError(f"{entry.path}: is a symbolic link to a folder above it; remove it")
+
+
 def _sort_key(entry: os.DirEntry[str]) -> str:
     """Sorts a folder's entries in the order of the keys below them: `a-b` before `a/z`."""
     return f"{entry.name}/" if entry.is_dir() else entry.name
 
 
+def _make_folder_of(target: str) -> None:
+    """Make the folder of an object. Raises `UserError` if its path leads nowhere."""
+    try:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{target}: its folder cannot be made; look for a symbolic link in the path whose "
+            "target does not exist, or use another path"
+        ) from error
+
+
 @contextmanager
 def _temporary_with(target: str, data: bytes) -> Iterator[str]:
     """A synced file with `data` in `target`'s folder. It is deleted afterwards unless renamed."""
-    os.makedirs(os.path.dirname(target), exist_ok=True)
+    _make_folder_of(target)
     with _temporary_for(target) as path:
         with open(path, "xb") as file:
             file.write(data)
@@ -193,8 +234,11 @@ def _local_errors(where: str) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        if error.errno == errno.EROFS:
-            raise UserError(f"{where}: the file system is read-only; use another path") from error
+        if error.errno in _WRONG_PATHS:
+            path = error.filename or where
+            raise UserError(
+                f"{path}: {(error.strerror or '').lower()}; use another path"
+            ) from error
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise NoSpace(
                 f"{where}: no space left ({error.strerror}); free some and run the command again"

@@ -75,6 +75,8 @@ class TaskKind(Generic[SectionT]):
         auxiliary_models: The models that the task needs in addition to its own, by section key.
         override_problem: Why a row cannot have these overrides, though each is valid by itself.
         located_column: The column in whose text the answers have offsets, if they have.
+        is_record: Whether the answer is all fields together, and not the first one alone.
+        empty_advice: What to do if no row has an answer; empty if only the prompt can help.
     """
 
     name: str
@@ -97,6 +99,8 @@ class TaskKind(Generic[SectionT]):
     auxiliary_models: Callable[[SectionT], Mapping[str, AuxiliaryModel]] = lambda _: {}
     override_problem: Callable[[SectionT, Mapping[str, Any]], str | None] = lambda *_: None
     located_column: Callable[[SectionT], str | None] = lambda _: None
+    is_record: bool = False
+    empty_advice: str = ""
 
 
 @dataclass(frozen=True)
@@ -165,6 +169,12 @@ class TaskStep(Generic[SectionT]):
     def fields(self) -> tuple[pa.Field, ...]:
         """The task's output columns, without its name before them."""
         return self.kind.fields(self.section)
+
+    @property
+    def answer_names(self) -> tuple[str, ...]:
+        """The fields that hold the answer itself; the others describe it."""
+        names = tuple(str(field.name) for field in self.fields)
+        return names if self.kind.is_record else names[:1]
 
     @property
     def params(self) -> tuple[Params, ...]:

@@ -23,8 +23,9 @@ CHAT_MODEL = StarterModel(
 class Starter:
     """A kind's part of a new job file.
 
-    `body` is YAML in which `$text` becomes a template that prints the column, and `$column` its
-    name. `reads` is what the column holds. `cuts` says whether `length` may shorten its text.
+    `body` is YAML in which `$text` becomes a template that prints the column, `$column` its name,
+    and `$labels` the values of a column of labels, as comments. `reads` is what the column holds.
+    `cuts` says whether `length` may shorten its text.
     """
 
     name: str

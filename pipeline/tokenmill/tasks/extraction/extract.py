@@ -149,6 +149,7 @@ EXTRACT = TaskKind(
     columns=_columns,
     params=_samplings,
     check=_check,
+    is_record=True,
     located_column=lambda section: None if section.locate is None else section.locate.column,
     starter=Starter(
         "fields",

@@ -135,6 +135,7 @@ CLASSIFY = TaskKind(
     join=lambda section: Join("mean", LabelJudge(section.abstain_below).join),
     templates=_templates,
     params=_params,
+    empty_advice="lower abstain_below",
     starter=Starter(
         "labels",
         """\
@@ -147,7 +148,7 @@ task:
     positive: the writer is pleased
     neutral: a plain report or question
     negative: the writer is angry, sad or worried
-  # calibrate: true               # subtract what the model prefers without a text
+$labels  # calibrate: true               # subtract what the model prefers without a text
   # abstain_below: 0.4            # no label if the most likely one is less probable than this
 """,
     ),

@@ -134,6 +134,7 @@ TAG = TaskKind(
     templates=_templates,
     # Without a model, the answer words have no token ids yet.
     params=lambda _: (token_logprobs([]),),
+    empty_advice="lower threshold, or keep the likeliest tags with threshold: 0 and max_tags",
     starter=Starter(
         "tags",
         """\
@@ -146,8 +147,8 @@ task:
     business: companies, money and trade
     science: research, nature and health
     sports: matches, races and their results
-  threshold: 0.5                  # smallest probability of a tag
-  # max_tags: 2
+$labels  threshold: 0.5                  # smallest probability of a tag
+  # max_tags: 2                   # with threshold: 0, the likeliest two of every row
 """,
     ),
 )

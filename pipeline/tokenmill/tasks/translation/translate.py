@@ -117,6 +117,7 @@ task:
   from: en                        # a language code, {column: NAME} or null (unknown)
   to: fr
   column: $column
+  # target: text_fr               # a column with translations: its rows are kept, at no cost
   # glossary: {invoice: facture}  # or the path of a YAML, CSV or TSV file
 """,
         cuts=False,
