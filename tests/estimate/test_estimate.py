@@ -107,6 +107,49 @@ def test_a_sample_of_all_rows_equals_the_run(
     assert summary.generated_tokens <= result.output_tokens.most
 
 
+CHAIN: dict[str, Any] = {
+    "tasks": [
+        {"kind": "generate", "name": "topic"},
+        {"kind": "generate", "name": "title", "prompt": {"user": "{{ topic_generated_text }}"}},
+        {
+            "kind": "classify",
+            "name": "mood",
+            "choices": CHOICES,
+            "prompt": {"user": "{{ title_generated_text }} {{ text }}"},
+        },
+    ]
+}
+
+
+def test_a_chain_of_tasks_takes_its_tokens_from_a_previous_run(
+    corpus: Path, tmp_path: Path
+) -> None:
+    """Only the first task can be counted on a sample; the run of a part has the means of all."""
+    output = tmp_path / "out"
+    chain = job(corpus, output, **CHAIN)
+    summary = run_once(chain, output)
+    without = estimate(chain, 1000)
+    assert without.input_tokens.estimate < summary.input_tokens / 2
+    result = estimate(chain, 1000, previous=str(output))
+    assert result.input_tokens.estimate == summary.input_tokens
+    assert result.output_tokens.estimate == summary.generated_tokens
+    assert result.not_counted == without.not_counted != ()
+    assert all(name in result.not_counted[0] for name in ("title", "mood"))
+    path = write_job(tmp_path / "job.json", corpus, output, **CHAIN)
+    shown = " ".join(plan(path, "--from", output).stdout.split())
+    assert f"input tokens {summary.input_tokens:,}" in shown
+    assert "in first requests not counted title, mood" in shown
+
+
+def test_what_the_sample_counts_is_not_replaced(corpus: Path, tmp_path: Path) -> None:
+    """If nothing is left out, a previous run of other rows does not change the input tokens."""
+    part = job(corpus, tmp_path / "out", input={"path": str(corpus), "limit": 3})
+    run_once(part, tmp_path / "out")
+    whole = job(corpus, tmp_path / "whole")
+    with_previous = estimate(whole, 1000, previous=str(tmp_path / "out"))
+    assert with_previous.input_tokens == estimate(whole, 1000).input_tokens
+
+
 def test_an_interval_contains_what_the_run_counts(corpus: Path, tmp_path: Path) -> None:
     """A sample of a third of the rows is enough; another seed draws other rows."""
     estimated = job(corpus, tmp_path / "out")
@@ -134,7 +177,7 @@ def test_a_task_that_depends_on_another_is_named_in_the_notes(corpus: Path) -> N
     second = {"kind": "generate", "name": "two", "prompt": {"user": "{{ one_generated_text }}"}}
     result = estimate(job(corpus, tasks=[{"kind": "generate", "name": "one"}, second]), 1000)
     assert result.input_tokens == estimate(job(corpus), 1000).input_tokens
-    assert any("two" in note for note in result.notes)
+    assert any("two" in names for names in result.not_counted)
     assert set(result.prompts[0].prompts) == {"one"}
 
 

@@ -148,6 +148,7 @@ def test_completions_and_embeddings(tmp_path: Path) -> None:
     assert len(one["response"]["body"]["data"]) == 1
     (error,) = written(batch.errors)
     assert (error["custom_id"], error["error"]["code"]) == ("2", "empty_input")
+    assert "body." in error["error"]["message"] and "{%" not in error["error"]["message"]
 
 
 @dataclass

@@ -67,6 +67,9 @@ def test_a_chat_becomes_a_row() -> None:
             model="whatever",
             user="someone",
             tools=[],
+            tool_choice="auto",
+            parallel_tool_calls=True,
+            modalities=["text"],
             response_format={
                 "type": "json_schema",
                 "json_schema": {"name": "n", "schema": {"type": "object"}},
@@ -96,6 +99,15 @@ def test_a_prompt_becomes_a_row() -> None:
     """The prompt of a completion is not changed."""
     (row,) = read(line("/v1/completions", prompt="Once", max_tokens=3)).rows
     assert (row["prompt"], row["max_tokens"]) == ("Once", 3)
+
+
+def test_a_completion_may_set_what_changes_nothing() -> None:
+    """One prompt in a list is the prompt, and defaults may be given."""
+    (row,) = read(
+        line("/v1/completions", prompt=["Once"], echo=False, best_of=1, suffix="", n=1)
+    ).rows
+    assert row.keys() == {"line", "custom_id", "prompt"}
+    assert row["prompt"] == "Once"
 
 
 @pytest.mark.parametrize(
@@ -171,9 +183,19 @@ def test_a_prompt_becomes_a_row() -> None:
         ),
         (line(structured_outputs="{}"), "unsupported_parameter", "body.structured_outputs"),
         (line("/v1/completions", prompt=["a", "b"]), "invalid_prompt", "body.prompt must be"),
+        (line("/v1/completions", prompt=[1, 2]), "invalid_prompt", "token ids"),
+        (line("/v1/completions", prompt=[[1, 2]]), "invalid_prompt", "token ids"),
+        (line("/v1/completions", prompt=3), "invalid_prompt", "body.prompt must be"),
+        (line("/v1/completions", prompt="a", echo=True), "unsupported_parameter", "body.echo"),
+        (line("/v1/completions", prompt="a", best_of=2), "unsupported_parameter", "body.best_of"),
+        (line("/v1/completions", prompt="a", suffix="b"), "unsupported_parameter", "body.suffix"),
+        (line(echo=False), "unsupported_parameter", "body.echo"),
+        (line(modalities=["audio"]), "unsupported_parameter", "body.modalities"),
+        (line(tool_choice="required"), "invalid_value", "body.tool_choice"),
+        (line(parallel_tool_calls="yes"), "invalid_value", "body.parallel_tool_calls"),
         (line("/v1/completions", prompt="a", logprobs=2), "unsupported_parameter", "logprobs"),
         (line("/v1/embeddings", input=[]), "invalid_input", "body.input"),
-        (line("/v1/embeddings", input=[1, 2]), "invalid_input", "body.input.0"),
+        (line("/v1/embeddings", input=[1, 2]), "invalid_input", "token ids"),
         (line("/v1/embeddings", input=3), "invalid_input", "list of strings"),
         (line("/v1/embeddings", input="a", dimensions=0), "invalid_value", "body.dimensions"),
         (line("/v1/embeddings", input="a", dimensions=True), "invalid_value", "body.dimensions"),

@@ -121,6 +121,10 @@ def _facts(result: Estimate) -> Iterator[tuple[str, str]]:
         f"{_interval(result.input_tokens)}, {_per_row(result.input_tokens.estimate, rows)}",
     )
     yield "output tokens", _output_tokens(result)
+    if result.not_counted:
+        previous = result.previous
+        source = "" if previous is None else f" (taken from {previous.output} instead)"
+        yield "not counted", f"{'; '.join(result.not_counted)}{source}"
     yield "rejects", _interval(result.rejects, "row")
     for name, count in result.rejects_by_class.items():
         yield f"  {name}", _interval(count, "row")
@@ -142,15 +146,16 @@ def _time_and_cost(result: Estimate) -> Iterator[tuple[str, str]]:
             reason += f" ({previous.output} ran too briefly to measure it)"
         yield "engine time", f"unknown: {reason}; pass --from OUTPUT or --on {'|'.join(DEVICES)}"
         return
-    at_most = "" if result.output_tokens.is_measured else "at most "
+    # A limit of the tokens, not of the time: the speed may be lower.
+    longest = "" if result.output_tokens.is_measured else ", if answers reach max_tokens"
     time = _time(result.seconds_per_replica)
-    yield "engine time", f"{at_most}{time} on {plural(result.replicas, 'replica')}"
+    yield "engine time", f"about {time} on {plural(result.replicas, 'replica')}{longest}"
     tokens = f"{speed.input_tokens_per_s:,.0f} in, {speed.output_tokens_per_s:,.0f} out"
     yield "tokens/s", f"{tokens} ({speed.source})"
     if result.gpu_hours is not None:
-        yield "GPU-hours", f"{at_most}{result.gpu_hours:,.2f}"
+        yield "GPU-hours", f"{result.gpu_hours:,.2f}{longest}"
     if result.cost is not None:
-        yield "cost", f"{at_most}{result.cost:,.2f} ({result.price_per_gpu_hour:,.2f} a GPU-hour)"
+        yield "cost", f"{result.cost:,.2f} ({result.price_per_gpu_hour:,.2f} a GPU-hour){longest}"
     elif result.price_per_gpu_hour is not None:
         gpus = "|".join(device for device in DEVICES if device != CPU)
         yield "cost", f"unknown: this throughput is a CPU's; pass --on {gpus} or --from OUTPUT"
@@ -158,7 +163,7 @@ def _time_and_cost(result: Estimate) -> Iterator[tuple[str, str]]:
 
 def _output_tokens(result: Estimate) -> str:
     tokens = result.output_tokens
-    most = f"at most {tokens.most:,}"
+    most = f"at most {tokens.most:,}{' in first requests' if result.not_counted else ''}"
     if not tokens.is_measured or result.previous is None:
         return f"{most}, {_per_row(tokens.most, result.passing_rows)}"
     mean = f"{result.previous.output_tokens_per_row:,.1f} per row in {result.previous.output}"

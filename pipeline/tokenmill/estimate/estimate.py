@@ -28,8 +28,8 @@ _SECONDS_PER_HOUR = 3600
 class OutputTokens:
     """The tokens that the engine will generate.
 
-    `most` is the limit that `max_tokens` sets. `estimate` follows from the mean of a previous run
-    if there is one (`is_measured`); otherwise it equals `most`.
+    `most` is the limit that `max_tokens` sets for each row's first requests. `estimate` follows
+    from the mean of a previous run if there is one (`is_measured`); otherwise it equals `most`.
     """
 
     estimate: int
@@ -42,8 +42,9 @@ class Estimate:
     """The estimate of a run.
 
     `rows`, `units`, `shards` and `bytes` describe the input before `input.where`; everything else
-    refers to the `passing_rows`. Tokens are those of each row's first requests; `notes` says what
-    is not counted. `seconds_per_replica` is null if no speed is known, `gpu_hours` without a GPU,
+    refers to the `passing_rows`. Tokens are those of each row's first requests. `not_counted` names
+    the other ones; if there are any, a previous run's tokens per row count instead.
+    `seconds_per_replica` is null if no speed is known, `gpu_hours` without a GPU,
     and `cost` without a GPU or a price.
     """
 
@@ -72,6 +73,7 @@ class Estimate:
     cost: float | None
     previous: PreviousRun | None
     prompts: tuple[ShownPrompt, ...]
+    not_counted: tuple[str, ...]
     notes: tuple[str, ...]
 
 
@@ -96,7 +98,7 @@ def estimate(
     previous_run = None if previous is None else read_previous_run(previous, job)
     sample = take_sample(opened, num_rows, seed)
     rows = sample.passing
-    input_tokens = sample.sum(lambda row: row.input_tokens)
+    input_tokens = _input_tokens(sample, rows, previous_run)
     output_tokens = _output_tokens(sample, rows, previous_run)
     speed = _speed(job, previous_run, device)
     seconds = (
@@ -131,7 +133,8 @@ def estimate(
         cost=None if gpu_hours is None or price is None else round(gpu_hours * price, 2),
         previous=previous_run,
         prompts=sample.prompts,
-        notes=(*input_notes, *sample.notes, *_over_budget(job, rejects, rows)),
+        not_counted=sample.not_counted,
+        notes=(*input_notes, *_over_budget(job, rejects, rows)),
     )
 
 
@@ -161,6 +164,15 @@ def _rejects_by_class(sample: RowSample) -> dict[str, Interval]:
 
 def _is_of_class(name: str, row: SampledRow) -> bool:
     return row.reject == name
+
+
+def _input_tokens(sample: RowSample, rows: Interval, previous_run: PreviousRun | None) -> Interval:
+    """The tokens counted on the sample or, if it lacks requests, the mean of the previous run."""
+    counted = sample.sum(lambda row: row.input_tokens)
+    if previous_run is None or not sample.not_counted:
+        return counted
+    measured = round(previous_run.input_tokens_per_row * rows.estimate)
+    return counted.shifted(max(0, measured - counted.estimate))
 
 
 def _output_tokens(

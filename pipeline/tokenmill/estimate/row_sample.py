@@ -76,7 +76,7 @@ class RowSample:
     population: Population
     rows: Sequence[SampledRow]
     prompts: tuple[ShownPrompt, ...]
-    notes: tuple[str, ...]
+    not_counted: tuple[str, ...]
 
     def drawn(self, number: Callable[[SampledRow], float]) -> list[DrawnUnit]:
         """The drawn units, with one number per drawn row."""
@@ -133,7 +133,7 @@ def take_sample(opened: OpenedOutput, num_rows: int, seed: int) -> RowSample:
         Population(len(plan.units), plan.num_rows),
         rows,
         tuple(_shown_prompts(job, context, rendered, _sources(units, drawn), draw)),
-        tuple(_notes(job, tasks, has_media=MEDIA_COLUMN in table.schema.names)),
+        tuple(_not_counted(job, tasks, has_media=MEDIA_COLUMN in table.schema.names)),
     )
 
 
@@ -196,13 +196,13 @@ def _shown_prompts(
         yield ShownPrompt(*sources[row], prompt_texts(job.steps, context, rendered.entries(row)))
 
 
-def _notes(job: Job, tasks: RowTasks, *, has_media: bool) -> Iterator[str]:
-    """What the estimate does not count."""
+def _not_counted(job: Job, tasks: RowTasks, *, has_media: bool) -> Iterator[str]:
+    """What is not counted on a sample."""
     names = [step.section.name or step.kind.name for step in job.steps]
     waiting = [name for name, waits in zip(names, tasks.waiting, strict=True) if waits]
     if waiting:
-        yield f"Not counted: {', '.join(waiting)}, whose prompts contain another task's answer."
+        yield f"{', '.join(waiting)}, whose prompts contain another task's answer"
     if any(step.section.retries or step.final for step in job.steps) or job.auxiliary_models:
-        yield "Not counted: retries, second prompts, and requests to additional models."
+        yield "retries, second prompts, and requests to additional models"
     if has_media:
-        yield "Not counted: the tokens that the model makes of an image or a recording."
+        yield "the tokens that the model makes of an image or a recording"

@@ -38,6 +38,10 @@ class Interval:
             round(estimate), math.floor(round(low, 6)), math.ceil(round(estimate + half_width, 6))
         )
 
+    def shifted(self, number: int) -> "Interval":
+        """The interval of a number that is larger by a known one."""
+        return Interval(self.estimate + number, self.low + number, self.high + number)
+
 
 @dataclass(frozen=True, slots=True)
 class DrawnUnit:

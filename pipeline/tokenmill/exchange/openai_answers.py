@@ -10,10 +10,15 @@ from tokenmill.job.job import Job
 from tokenmill.output.json_lines import as_json
 from tokenmill.output.record import UnitRecord
 from tokenmill.output.schema import task_columns
+from tokenmill.reject import RejectClass
 from tokenmill.row_columns import ERROR, NUM_GENERATED_TOKENS, NUM_INPUT_TOKENS
 from tokenmill.tasks.generation.generate import GENERATE
 from tokenmill.tasks.scoring.embed import EMBED
 
+_EMPTY = {
+    Endpoint.COMPLETIONS: "body.prompt is empty or blank",
+    Endpoint.EMBEDDINGS: "a text of body.input is empty or blank",
+}
 #: Builds the response body of a row of an output, from its unit's record and the request's id.
 BodyBuilder = Callable[[Mapping[str, Any], UnitRecord, str], dict[str, Any]]
 
@@ -59,6 +64,9 @@ def answered_line(
     ]
     failed = next((line for line in lines if line["error"] is not None), None)
     if failed is not None:
+        if failed["error"]["code"] == RejectClass.EMPTY_INPUT and request.endpoint in _EMPTY:
+            # The row's message names a column and a template, which the request does not have.
+            failed["error"]["message"] = _EMPTY[request.endpoint]
         return _with_line_number(failed, request.line)
     answer, *others = lines
     body = answer["response"]["body"]

@@ -77,11 +77,20 @@ def _check_max_tokens(value: Any) -> int:
     return max_tokens
 
 
-def _as_list(value: Any) -> list[Any]:
+def _as_texts(value: Any) -> list[Any]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list):
         raise ValueError("must be a string or a list of strings")  # noqa: TRY004 - for pydantic
+    if any(isinstance(text, int | list) for text in texts):
+        raise ValueError("must be text, not token ids")
     return texts
+
+
+def _as_prompt(value: Any) -> Any:
+    texts = _as_texts(value)
+    if len(texts) != 1:
+        raise ValueError("must be a single text; write a line for each prompt")
+    return texts[0]
 
 
 def _as_parts(value: Any) -> list[Any]:
@@ -224,6 +233,10 @@ class ChatBody(_SamplingBody):
     messages: list[_Message]
     logprobs: StrictBool = False
     top_logprobs: Annotated[StrictInt | None, Field(ge=0, le=_MAX_TOP_LOGPROBS)] = None
+    modalities: Annotated[list[str], _only(["text"])] = ["text"]
+    # Without tools, which are not supported, these change nothing.
+    parallel_tool_calls: StrictBool = True
+    tool_choice: Literal["none", "auto"] = "auto"
 
     @model_validator(mode="after")
     def _check_logprobs(self) -> "ChatBody":
@@ -244,7 +257,10 @@ class ChatBody(_SamplingBody):
 class CompletionBody(_SamplingBody):
     """The body of a completion of one prompt."""
 
-    prompt: str
+    prompt: Annotated[str, BeforeValidator(_as_prompt)]
+    best_of: Annotated[int, _only(1)] = 1
+    echo: Annotated[bool, _only(False)] = False
+    suffix: Annotated[str, _only("")] = ""
 
     @property
     def columns(self) -> Sequence[Mapping[str, Any]]:
@@ -254,7 +270,7 @@ class CompletionBody(_SamplingBody):
 class EmbeddingBody(Body):
     """The body of a request for embeddings: one row per text."""
 
-    input: Annotated[list[str], BeforeValidator(_as_list)]
+    input: Annotated[list[str], BeforeValidator(_as_texts)]
     dimensions: Annotated[StrictInt | None, Field(ge=1, le=_MAX_INT)] = None
     encoding_format: Annotated[str, _only("float")] = "float"
 
