@@ -9,7 +9,6 @@ import pytest
 import yaml
 from helpers.command import ROOT, command
 from helpers.inprocess import job_over, write_corpus
-from helpers.ray_cluster import free_port
 from tokenmill.errors import ExitCode
 
 LONG = "/tmp/" + "x" * 60  # noqa: S108 - never created
@@ -54,7 +53,7 @@ def refused(
 @pytest.mark.parametrize(
     ("variable", "code", "words"),
     [
-        (f"RAY_ADDRESS=127.0.0.1:{free_port()}", ExitCode.FAILED, "RAY_ADDRESS"),
+        ("RAY_ADDRESS=127.0.0.1:1", ExitCode.FAILED, "RAY_ADDRESS"),
         ("RAY_ADDRESS=http://127.0.0.1:8265", ExitCode.USER_ERROR, "RAY_ADDRESS"),
         (f"RAY_TMPDIR={LONG}", ExitCode.USER_ERROR, f"RAY_TMPDIR={LONG}"),
         ("HOME=/dev/null", ExitCode.USER_ERROR, "TOKENMILL_CACHE"),

@@ -15,6 +15,7 @@ from tokenmill.storage.base import (
     name_taken,
     read_each,
 )
+from tokenmill.storage.s3_environment import check_s3_environment
 
 # S3's limit for one PUT: below it an object is one request, and so one atomic step.
 _SINGLE_PUT_BYTES = 5 * 2**30
@@ -36,6 +37,11 @@ class S3Store:
         self.url = f"s3://{self._root}"
         if not self._root.split("/")[0]:
             raise UserError(f"{url}: has no bucket; write s3://bucket/prefix")
+        if self._root.startswith("arn:"):
+            raise UserError(
+                f"{url}: an ARN is not taken as a bucket; write the bucket's name, or the alias of "
+                "the access point (s3://…-s3alias/prefix)"
+            )
         self.endpoint_url = endpoint_url
         self._max_retries = max_retries
         self._connected: Any = None
@@ -50,6 +56,7 @@ class S3Store:
             # Imported here, so that local jobs do not pay for it.
             import s3fs  # noqa: PLC0415
 
+            check_s3_environment()
             s3fs.core.set_custom_error_handler(_is_conflict)
             self._connected = s3fs.S3FileSystem(
                 endpoint_url=self.endpoint_url,
@@ -232,6 +239,18 @@ def _is_conflict(error: Exception) -> bool:
     return _answer_to(error) == ("ConditionalRequestConflict", HTTPStatus.CONFLICT)
 
 
+def _tls_error(where: str, reason: str) -> UserError | RunFailed:
+    """The error for a TLS connection that could not be made."""
+    if "CERTIFICATE_VERIFY_FAILED" in reason:
+        return UserError(
+            f"{where}: the store's certificate cannot be verified ({reason}); if you trust it, set "
+            "AWS_CA_BUNDLE to a file with the certificate of its issuer"
+        )
+    if "WRONG_VERSION_NUMBER" in reason:
+        return UserError(f"{where}: the endpoint does not speak https ({reason}); write http://")
+    return RunFailed(f"{where}: {reason}; check the store and run the command again")
+
+
 @contextmanager
 def _s3_errors(where: str) -> Iterator[None]:
     # botocore takes half a second to import.
@@ -241,6 +260,7 @@ def _s3_errors(where: str) -> Iterator[None]:
         ParamValidationError,
         PartialCredentialsError,
         ProfileNotFound,
+        SSLError,
     )
 
     try:
@@ -252,7 +272,7 @@ def _s3_errors(where: str) -> Iterator[None]:
     except PermissionError as error:
         raise UserError(
             f"{where}: access denied ({error}); check that the credentials allow this and have "
-            "not expired, and run the command again"
+            "not expired, and that the bucket is not Requester Pays, and run the command again"
         ) from error
     except FileNotFoundError as error:
         if _answer_to(error.__cause__)[0] == "NoSuchBucket":
@@ -261,6 +281,8 @@ def _s3_errors(where: str) -> Iterator[None]:
     except (ValueError, ParamValidationError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{where}: {reason}; fix the URL or the endpoint") from error
+    except SSLError as error:
+        raise _tls_error(where, str(error)) from error
     except (BotoCoreError, OSError) as error:
         if getattr(error, "errno", None) == errno.EBUSY:
             # s3fs raises this if the ETag has changed since reading began.
