@@ -20,7 +20,7 @@ class PreviousRun:
     """Means over an output's rows, rejects included.
 
     `speed` is that of one replica, or null if no run took long enough. `differs` names the fields
-    in which its job differs from the estimated one, without those of its input.
+    in which its job differs from the estimated one, without those of its input and output.
     """
 
     output: str
@@ -45,7 +45,7 @@ def read_previous_run(path: str, job: Job) -> PreviousRun:
         input_tokens_per_row=status.input_tokens / rows,
         output_tokens_per_row=status.generated_tokens / rows,
         speed=_speed(opened.store, opened.job.model.max_replicas),
-        differs=tuple(name for name in differing if not name.startswith("input.")),
+        differs=tuple(name for name in differing if not name.startswith(("input.", "output."))),
     )
 
 
