@@ -27,7 +27,16 @@ def job(tmp_path: Path) -> Path:
 
 def start(script: str, *arguments: str | Path) -> subprocess.Popen[str]:
     """Start a shell script with `tokenmill` and the arguments as its "$@", in its own group."""
-    shell = ["/usr/bin/env", "--default-signal=INT", "bash", "-o", "pipefail", "-c", script, "bash"]
+    shell = [
+        "/usr/bin/env",
+        "--default-signal=INT,HUP",
+        "bash",
+        "-o",
+        "pipefail",
+        "-c",
+        script,
+        "bash",
+    ]
     return subprocess.Popen(
         [*shell, *WITHOUT_RAY, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": str(ROOT / "pipeline")},
