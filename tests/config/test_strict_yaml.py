@@ -87,7 +87,7 @@ def test_merge_keys_add_keys_that_a_mapping_does_not_have(text: str, value: dict
         "a: !!timestamp 2026-01-31",
         "a: !!set {b}",
         "a: !!python/none x",
-        "a: &a [x, x]\nb: &b [*a, *a]\n" + "c: [" + "*b, " * 2**20 + "]",
+        "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 22)),
     ],
     ids=lambda text: text[:25],
 )
