@@ -5,7 +5,7 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import grpc
@@ -68,6 +68,7 @@ def aborting(status: grpc.StatusCode, details: str = "") -> Answer:
 @contextmanager
 def plain_server(serve: Callable[[socket.socket], None]) -> Iterator[str]:
     """A TCP server that calls `serve` for each connection; yields its address."""
+    connections: list[socket.socket] = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def accept() -> None:
@@ -76,6 +77,7 @@ def plain_server(serve: Callable[[socket.socket], None]) -> Iterator[str]:
                     connection, _ = listener.accept()
                 except OSError:
                     return
+                connections.append(connection)
                 with connection, ExitStack() as stack:
                     # The client may be gone before it is answered.
                     stack.push(lambda kind, *_: kind is not None and issubclass(kind, OSError))
@@ -87,6 +89,10 @@ def plain_server(serve: Callable[[socket.socket], None]) -> Iterator[str]:
             yield f"127.0.0.1:{listener.getsockname()[1]}"
         finally:
             listener.shutdown(socket.SHUT_RDWR)
+            # gRPC keeps a connection for 20 s if the server never began to speak HTTP/2.
+            for connection in connections:
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
             thread.join()
 
 
