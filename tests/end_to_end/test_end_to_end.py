@@ -308,9 +308,11 @@ def test_an_engine_that_crashes_on_every_row_ends_the_run_with_the_reason(
     assert done.returncode == ExitCode.FAILED
     lines = done.stderr.splitlines()
     crashes = [line for line in lines if "crashed: " in line]
-    assert 3 <= len(crashes) <= 5
+    # The driver asks once a second, and on a busy machine engines crash a little more often by then.
+    assert len(crashes) >= 3
     assert all(reason in line for line in crashes)
     assert lines[-1].startswith("error: ")
+    assert "different rows" in lines[-1]
     assert reason in lines[-1]
     (summary,) = (tmp_path / "out").glob("_tokenmill/runs/*/summary.json")
     assert json.loads(summary.read_text())["engine_deaths"] == len(crashes)

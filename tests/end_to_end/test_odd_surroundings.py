@@ -31,7 +31,7 @@ ONE_LINE = '"$@" 2>&1 | head -1'
 
 def on_a_small_machine() -> list[str]:
     """A prefix for few open files and, where that is permitted, little shared memory."""
-    prefix = ["/usr/bin/env", "--default-signal=INT", "prlimit", "--nofile=256"]
+    prefix = ["/usr/bin/env", "--default-signal=INT,HUP", "prlimit", "--nofile=256"]
     small = ["unshare", "-m", "bash", "-e", "-c", SMALL_SHARED_MEMORY, "bash"]
     tried = subprocess.run([*prefix, *small, "true"], capture_output=True, check=False)
     return prefix if tried.returncode else [*prefix, *small]
