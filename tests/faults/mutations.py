@@ -163,8 +163,8 @@ MUTATIONS = (
     Mutation(
         "forget the rejects of a repaired unit",
         "output/commit",
-        "        rejects=count_rejects(rows),\n",
-        "",
+        "        attempt=repair.attempt,\n        rejects=count_rejects(rows),\n",
+        "        attempt=repair.attempt,\n",
         ("output/test_repair", "run/test_retry"),
     ),
     Mutation(
@@ -230,7 +230,7 @@ def _mutate(folder: Path, mutation: Mutation) -> None:
     path = folder / "pipeline" / "tokenmill" / f"{mutation.module}.py"
     text = path.read_text()
     if text.count(mutation.before) != 1:
-        raise SystemExit(f"{mutation.name}: {path.name} holds its text not once; renew it")
+        raise SystemExit(f"{mutation.name}: {path.name} does not contain the text once; update it")
     path.write_text(text.replace(mutation.before, mutation.after))
 
 
