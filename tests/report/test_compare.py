@@ -234,12 +234,20 @@ def test_the_exit_code_says_whether_the_limits_are_kept(
     assert run(app, ["compare", pair[0], str(tmp_path)]).exit_code == ExitCode.USER_ERROR
 
 
-def comparable(folder: Path, name: str, tasks: list[dict[str, Any]], **keys: Any) -> str:
-    """A finished output of the same 40 rows with other tasks."""
+def comparable(
+    folder: Path,
+    name: str,
+    tasks: list[dict[str, Any]],
+    columns: dict[str, str] | None = None,
+    **keys: Any,
+) -> str:
+    """A finished output of the same 40 rows with other tasks, and other names for columns."""
     corpus = folder / "corpus"
     if not corpus.exists():
         write_corpus(corpus, TEXTS)
-    job = Job.model_validate(job_over(corpus, folder / name, tasks=tasks, **keys))
+    data = job_over(corpus, folder / name, tasks=tasks, **keys)
+    data["output"]["columns"] = columns
+    job = Job.model_validate(data)
     drive(job, LocalStore(str(folder / name)))
     return str(folder / name)
 
@@ -259,10 +267,18 @@ EMBED = {"kind": "embed", "name": "vector", "prompt": {"text": "{{ text }}"}}
             {**GENERATE, "name": "title"},
             {"clean": {"columns": ["text"], "steps": ["nfc"]}},
         ),
+        (
+            GENERATE,
+            {**GENERATE, "name": "title"},
+            {
+                "clean": {"columns": ["text"], "steps": ["nfc"]},
+                "columns": {"cleaned": "changes"},
+            },
+        ),
         (GENERATE, {**GENERATE, "n": 2}, {"sampling": {"max_tokens": 16, "seed": 1}}),
         (EMBED, EMBED, {"sampling": None}),
     ],
-    ids=["names", "cleaned", "fields", "vectors"],
+    ids=["names", "cleaned", "cleaned with another name", "fields", "vectors"],
 )
 def test_outputs_without_a_common_answer_are_refused(
     tmp_path: Path, one: dict[str, Any], other: dict[str, Any], keys: dict[str, Any]

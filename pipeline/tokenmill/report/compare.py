@@ -15,9 +15,8 @@ from tokenmill.errors import UserError
 from tokenmill.formatting import did_you_mean
 from tokenmill.input.values import readable_rows
 from tokenmill.output.output import OpenedOutput, batches, committed_units
-from tokenmill.output.schema import added_fields, task_names
+from tokenmill.output.schema import added_fields, task_columns, task_names
 from tokenmill.plan.plan import Unit
-from tokenmill.prompt.cleaning.clean import CLEANED_FIELD
 from tokenmill.report.cells import finite, shorten, shown_cells
 from tokenmill.report.column_diff import (
     ColumnComparison,
@@ -213,7 +212,7 @@ def _require_shared_answers(
     first: OpenedOutput, second: OpenedOutput, fields: Sequence[pa.Field]
 ) -> None:
     answers, other_answers = (
-        [field.name for field in added_fields(opened.job) if field.name != CLEANED_FIELD.name]
+        [name for columns in task_columns(opened.job) for name in columns.values()]
         for opened in (first, second)
     )
     if not any(field.name in answers for field in fields):
