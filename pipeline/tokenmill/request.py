@@ -81,6 +81,15 @@ class FinishReason(StrEnum):
     REPETITION = "repetition"
 
 
+# The reasons of answers that were cut off, the one to report first.
+_CUTS = (FinishReason.LENGTH, FinishReason.REPETITION)
+
+
+def joined_reason(reasons: Sequence[FinishReason]) -> FinishReason:
+    """The finish reason of an answer made of several completions: a cut, if one was cut off."""
+    return next((cut for cut in _CUTS if cut in reasons), reasons[0])
+
+
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
     """A generated token as text, its log-probability, and the likeliest tokens at its position."""
@@ -121,7 +130,7 @@ class Completion:
     @property
     def is_cut(self) -> bool:
         """Whether the answer was cut off, at `max_tokens` or where it began to loop."""
-        return self.finish_reason in (FinishReason.LENGTH, FinishReason.REPETITION)
+        return self.finish_reason in _CUTS
 
     def job_stop(self, stop_token_ids: Collection[int]) -> str | None:
         """The job's stop string or stop token that ended the answer, if one did.

@@ -140,12 +140,13 @@ def test_a_failed_window_rejects_its_row() -> None:
     assert asked(transcribe(), {"audio": data}, completion(), failure).reject == failure
 
 
-def test_a_window_that_is_cut_off_shows_in_the_row() -> None:
-    """The finish reason is `length` if any window's is; with `complete`, the row is rejected."""
+@pytest.mark.parametrize("reason", ["length", "repetition"])
+def test_a_window_that_is_cut_off_shows_in_the_row(reason: str) -> None:
+    """The finish reason is that of a window that was cut; with `complete`, the row is rejected."""
     data = wav(np.zeros(16_000 * 40))
-    answers = [completion(finish_reason="length"), completion()]
+    answers = [completion(finish_reason=reason), completion()]
     cells = asked(transcribe(), {"audio": data}, *answers).cells
-    assert cells["finish_reason"] == "length"
+    assert cells["finish_reason"] == reason
     step = transcribe(task={"complete": True})
     reject = asked(step, {"audio": data}, *answers).reject
     assert reject.reject_class is RejectClass.TRUNCATED_ANSWER

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from tokenmill.request import Completion, FinishReason, TokenLogprob
+from tokenmill.request import Completion, TokenLogprob, joined_reason
 from tokenmill.tasks.generation.reasoning import Thought
 from tokenmill.tasks.task import Cells
 
@@ -128,16 +128,11 @@ def _concatenated(lists: Sequence[list[Any] | None]) -> list[Any] | None:
     return [item for items in present for item in items] if len(present) == len(lists) else None
 
 
-def _joined_reason(reasons: Sequence[FinishReason]) -> FinishReason:
-    cuts = (FinishReason.LENGTH, FinishReason.REPETITION)
-    return next((cut for cut in cuts if cut in reasons), reasons[0])
-
-
 # Joins the cells of chunks, by column.
 _JOINS: Mapping[str, Callable[[Sequence[Any]], Any]] = {
     "generated_text": "".join,
     "reasoning_text": lambda texts: "\n\n".join(filter(None, texts)) or None,
-    "finish_reason": _joined_reason,
+    "finish_reason": joined_reason,
     "stop_reason": lambda reasons: reasons[-1],
     "cumulative_logprob": _sum_of_all,
     "mean_logprob": lambda _: None,

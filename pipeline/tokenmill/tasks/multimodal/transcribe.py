@@ -13,7 +13,7 @@ from tokenmill.errors import UserError
 from tokenmill.prompt.media.decode import SAMPLE_RATE, decode_audio
 from tokenmill.prompt.media.fetch import read_media
 from tokenmill.reject import Reject
-from tokenmill.request import Completion, FinishReason, Media
+from tokenmill.request import Completion, Media, joined_reason
 from tokenmill.tasks.kind import TaskKind, TaskStep
 from tokenmill.tasks.multimodal.media_section import MediaSection, check_media
 from tokenmill.tasks.retries import ask_until_valid, cut_off
@@ -130,7 +130,7 @@ class Transcriber:
             reasons.append(answer.finish_reason)
         return {
             "transcript": self._separator.join(filter(None, texts)),
-            "finish_reason": FinishReason.LENGTH if FinishReason.LENGTH in reasons else reasons[-1],
+            "finish_reason": joined_reason(reasons),
             "audio_seconds": prepared.notes[_SECONDS_NOTE],
         }
 
