@@ -46,7 +46,7 @@ def connected(address: str | None, replicas: int, metrics_port: int | None) -> I
         except (OSError, ValueError, RuntimeError) as error:
             name = address or "a local cluster"
             reason = " ".join(str(error).split())
-            # The cluster has just refused a request without a token.
+            # It has just answered the check, so it is likely to want a token.
             cure = "; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to its token" if address else ""
             raise RunFailed(f"Ray at {name} did not answer: {reason}{cure}") from error
         # Ray installs a handler that ends the process at once.

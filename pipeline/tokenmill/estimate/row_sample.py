@@ -198,7 +198,7 @@ def _shown_prompts(
 
 def _not_counted(job: Job, tasks: RowTasks, *, has_media: bool) -> Iterator[str]:
     """What is not counted on a sample."""
-    names = [step.section.name or step.kind.name for step in job.steps]
+    names = [step.name for step in job.steps]
     waiting = [name for name, waits in zip(names, tasks.waiting, strict=True) if waits]
     if waiting:
         yield f"{', '.join(waiting)}, whose prompts contain another task's answer"

@@ -52,8 +52,12 @@ _TABLES: dict[ExportFormat, Callable[[Iterator[pa.RecordBatch], pa.Schema, str],
 
 #: The name of standard output as a target.
 STDOUT = "-"
-_OF_SUFFIX = {"": ExportFormat.JSONL, ".jsonl": ExportFormat.JSONL, ".ndjson": ExportFormat.JSONL}
-_OF_SUFFIX[".parquet"] = ExportFormat.PARQUET
+_OF_SUFFIX = {
+    "": ExportFormat.JSONL,
+    ".jsonl": ExportFormat.JSONL,
+    ".ndjson": ExportFormat.JSONL,
+    ".parquet": ExportFormat.PARQUET,
+}
 _COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".zip")
 
 

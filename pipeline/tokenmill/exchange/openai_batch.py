@@ -22,11 +22,7 @@ import pyarrow.parquet as pq
 from tokenmill.config.strict_yaml import dump_yaml
 from tokenmill.errors import ExitCode, UserError
 from tokenmill.exchange.export import STDOUT, answer_files, check_separate
-from tokenmill.exchange.openai_answers import (
-    answered_line,
-    body_builder,
-    refused_line,
-)
+from tokenmill.exchange.openai_answers import answered_line, body_builder, refused_line
 from tokenmill.exchange.openai_bodies import Endpoint, RefusedLine
 from tokenmill.exchange.openai_requests import SCHEMAS, BatchRequest, JobNeeds, RequestReader
 from tokenmill.job.job import Job

@@ -185,11 +185,11 @@ def answered_counts(rows: pa.Table) -> Counts:
         rows=rows.num_rows,
         filtered=0,
         rejects=count_rejects(rows),
-        input_tokens=column_sum(rows, NUM_INPUT_TOKENS),
-        generated_tokens=column_sum(rows, NUM_GENERATED_TOKENS),
+        input_tokens=_column_sum(rows, NUM_INPUT_TOKENS),
+        generated_tokens=_column_sum(rows, NUM_GENERATED_TOKENS),
     )
 
 
-def column_sum(table: pa.Table, column: str) -> int:
+def _column_sum(table: pa.Table, column: str) -> int:
     """The sum of an integer column; nulls count as 0."""
     return pc.sum(table.column(column), min_count=0).as_py() or 0

@@ -26,11 +26,10 @@ class EmptyAnswers(RunListener):
     def warnings(self, job: Job) -> Iterator[str]:
         """One line for each task whose answers are all empty."""
         for step in job.steps:
-            name = step.section.name or step.kind.name
-            if not 0 < self._num_answered <= self._num_empty[name]:
+            if not 0 < self._num_answered <= self._num_empty[step.name]:
                 continue
             rows = plural(self._num_answered, "row")
             verb = "has" if self._num_answered == 1 else "have"
             advice = step.kind.empty_advice or "try the prompt with tokenmill preview"
             columns = ", ".join(step.answer_names)
-            yield f"{name}: {self._num_answered:,} of {rows} {verb} no {columns}; {advice}"
+            yield f"{step.name}: {self._num_answered:,} of {rows} {verb} no {columns}; {advice}"

@@ -21,7 +21,7 @@ def count_empty(job: Job, answered: pa.Table) -> dict[str, int]:
     counts = {}
     for step, columns in zip(job.steps, task_columns(job), strict=True):
         is_empty = _all_empty(rows.column(columns[name]) for name in step.answer_names)
-        counts[step.section.name or step.kind.name] = pc.sum(is_empty, min_count=0).as_py()
+        counts[step.name] = pc.sum(is_empty, min_count=0).as_py()
     return counts
 
 

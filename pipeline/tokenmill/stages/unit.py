@@ -19,16 +19,14 @@ from tokenmill.output.commit import (
     Repair,
     Stage,
     answered_counts,
-    column_sum,
     commit,
     commit_repair,
     committed_record,
-    count_rejects,
 )
 from tokenmill.output.record import UnitRecord
 from tokenmill.output.schema import counts_column, output_rows, output_schema
 from tokenmill.plan.plan import Unit
-from tokenmill.row_columns import NUM_GENERATED_TOKENS, NUM_INPUT_TOKENS, ROW_COLUMN
+from tokenmill.row_columns import ROW_COLUMN
 from tokenmill.scheduling.replica import AnsweredUnit
 from tokenmill.stages.empty_answers import count_empty
 from tokenmill.stages.executor import RunSpec
@@ -118,6 +116,7 @@ def _write_unit(spec: RunSpec, unit: Unit, answered: pa.Table, notes: AnswerNote
 
 
 def _record(spec: RunSpec, unit: Unit, answered: pa.Table, notes: AnswerNotes) -> UnitRecord:
+    counts = answered_counts(answered)
     return UnitRecord(
         version=__version__,
         run=spec.run,
@@ -129,11 +128,11 @@ def _record(spec: RunSpec, unit: Unit, answered: pa.Table, notes: AnswerNotes) -
         engine_version=notes.engine.version,
         unit=unit.key,
         shard_version=unit.version,
-        num_rows=answered.num_rows,
-        num_filtered=unit.num_rows - answered.num_rows,
-        rejects=count_rejects(answered),
-        input_tokens=column_sum(answered, NUM_INPUT_TOKENS),
-        generated_tokens=column_sum(answered, NUM_GENERATED_TOKENS),
+        num_rows=counts.rows,
+        num_filtered=unit.num_rows - counts.rows,
+        rejects=counts.rejects,
+        input_tokens=counts.input_tokens,
+        generated_tokens=counts.generated_tokens,
         seconds=round(notes.seconds, 3),
         num_reused=notes.num_reused,
         replica=notes.replica,

@@ -119,6 +119,11 @@ class TaskStep(Generic[SectionT]):
     is_only: bool = False
 
     @property
+    def name(self) -> str:
+        """What people call the task: its own name, or that of its kind."""
+        return self.section.name or self.kind.name
+
+    @property
     def key_prefix(self) -> str:
         """Comes before keys in messages; empty if the job has a single task."""
         has_prefix = self.section.name is not None and not self.is_only
