@@ -245,6 +245,20 @@ def test_types_are_widened_to_the_common_ones(tmp_path: Path) -> None:
     assert read.equals(with_rows(pa.table([[1], [[1.0, None]], ["a"]], schema=common)))
 
 
+def test_a_field_of_nulls_is_read_in_each_unit(tmp_path: Path) -> None:
+    """Polars and DuckDB write such a type for a struct's field without values."""
+    fields = [("tags", pa.list_(pa.int32())), ("note", pa.null())]
+    cells = [{"tags": [number], "note": None} for number in range(400)]
+    table = pa.table({"meta": pa.array(cells, pa.struct(fields))})
+    unit = part(write(tmp_path, table), 100, 200)
+    wide = pa.struct([("tags", pa.large_list(pa.int32())), ("note", pa.string())])
+    for type_ in (pa.struct(fields), wide):
+        read = source(tmp_path, pa.schema([("meta", type_)])).read(unit)
+        read.validate(full=True)
+        assert read.column("meta").type == type_
+        assert read.column("meta").to_pylist() == cells[100:200]
+
+
 @pytest.mark.parametrize("what", ["size", "version"])
 def test_a_changed_shard_is_refused(tmp_path: Path, what: str) -> None:
     """The error names a shard that has changed since it was planned."""

@@ -76,7 +76,7 @@ class Source:
                 position += batch.num_rows
                 if piece.num_rows:
                     # The Parquet reader returns columns in the file's order.
-                    piece = piece.select(schema.names).cast(schema)
+                    piece = _copied(piece.select(schema.names)).cast(schema)
                     pieces.append(piece if where is None else piece.filter(where))
                 if position >= unit.end_row:
                     break
@@ -116,3 +116,8 @@ def _slice(table: pa.Table, position: int, unit: Unit) -> pa.Table:
     piece = table.slice(first, max(end - first, 0))
     rows = pa.array(range(position + first, position + first + piece.num_rows), pa.int64())
     return piece.append_column(ROW_COLUMN, rows)
+
+
+def _copied(piece: pa.Table) -> pa.Table:
+    """The rows without the others of their batch: Arrow cannot cast slices of some nested types."""
+    return pa.concat_tables([piece.schema.empty_table(), piece]).combine_chunks()

@@ -16,8 +16,11 @@ import pyarrow.compute as pc
 
 from tokenmill.input.values import calendar_text, readable_rows
 
-# What Arrow writes for a year of more than 32,767.
-_NO_TEXT = "<value out of range"
+# For later times, and those as long before 1970, Arrow writes a message or, with a zone, another
+# year: the last second of the year 32,767.
+_MAX_ARROW_S = 971_890_963_199
+_TICKS_PER_S = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+_MAX_INT64 = 2**63 - 1
 
 
 def write_line(line: Mapping[str, Any], file: IO[bytes]) -> None:
@@ -46,13 +49,18 @@ def _times_as_text(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedA
     except pa.ArrowInvalid:
         # A time zone that is not known here.
         text = column.cast(pa.timestamp(column.type.unit, "UTC")).cast(pa.string())
-    if pc.any(pc.starts_with(text, _NO_TEXT)).as_py():
-        cells = zip(column, text.to_pylist(), strict=True)
-        text = pa.array(
-            calendar_text(cell) if shown is not None and shown.startswith(_NO_TEXT) else shown
-            for cell, shown in cells
-        )
+    is_far = _is_far(column)
+    if pc.any(is_far).as_py():
+        cells = zip(column, is_far.to_pylist(), text.to_pylist(), strict=True)
+        text = pa.array(calendar_text(cell) if far else shown for cell, far, shown in cells)
     return pc.replace_substring(text, " ", "T", max_replacements=1)
+
+
+def _is_far(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Whether each time is one for which Arrow has no text; null for a null."""
+    bound = min(_MAX_ARROW_S * _TICKS_PER_S[column.type.unit], _MAX_INT64)
+    ticks = column.cast(pa.int64())
+    return pc.or_(pc.greater(ticks, bound), pc.less(ticks, -bound))
 
 
 def as_json(value: Any) -> Any:
